@@ -1,0 +1,100 @@
+"""What a data set is here: items by index, in batches, labels beside them, and where they came from.
+
+A `Batch` is whatever the encoder's preprocessing takes. Images of one size come as a uint8 tensor
+(n, C, H, W), images of several sizes as a list of uint8 tensors (C, H, W), texts as a list of strings.
+Float images must lie in [0, 1]. Memory is bounded by the batch: items are read when they are asked for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.errors import DataError, UsageError
+
+Batch: TypeAlias = "Tensor | list[Tensor] | list[str]"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The items of one origin that a data set is made from: indices start ≤ i < stop of `origin`."""
+
+    origin: str
+    start: int
+    stop: int
+
+
+class Data(ABC):
+    """A finite, indexable data set. `spec` is the text that opens it again."""
+
+    spec: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """Items at `indices` (0 ≤ i < len), in that order, as one batch."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each item, shape (len,), or None where the set has no labels."""
+
+    @abstractmethod
+    def extent(self) -> Extent:
+        """Which items of which origin this set is made from: what disjointness is decided on."""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The items in order, `size` at a time; the last batch may be smaller."""
+        if size < 1:
+            raise UsageError(f"batch size must be at least 1, not {size}")
+        for start in range(0, len(self), size):
+            yield self.take(range(start, min(start + size, len(self))))
+
+    def slice(self, start: int | None, stop: int | None) -> Data:
+        """Items start ≤ i < stop. A stop beyond the end is an error: silently fewer items would mislead."""
+        begin = 0 if start is None else start
+        end = len(self) if stop is None else stop
+        if not 0 <= begin < end <= len(self):
+            raise DataError(
+                f"{self.spec} has {len(self)} items: the slice [{begin}:{end}] must satisfy "
+                f"0 <= start < stop <= {len(self)}"
+            )
+        return Slice(self, begin, end)
+
+
+class Slice(Data):
+    """Contiguous items of another data set."""
+
+    def __init__(self, whole: Data, start: int, stop: int) -> None:
+        self.whole, self.start, self.stop = whole, start, stop
+        self.spec = f"{whole.spec}[{start}:{stop}]"
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
+        return self.whole.take(np.asarray(indices) + self.start)
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        labels = self.whole.labels
+        return None if labels is None else labels[self.start : self.stop]
+
+    def extent(self) -> Extent:
+        return Extent(self.whole.extent().origin, self.start, self.stop)
+
+
+def overlap(one: Data, other: Data) -> int:
+    """How many items of their common origin both sets may be made from (0 for different origins)."""
+    a, b = one.extent(), other.extent()
+    if a.origin != b.origin:
+        return 0
+    return max(0, min(a.stop, b.stop) - max(a.start, b.start))

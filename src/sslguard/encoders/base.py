@@ -1,0 +1,104 @@
+"""What an encoder is: something that embeds batches, and a network that can also be trained."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sslguard.data.base import Batch, Data
+from sslguard.encoders.preprocess import Preprocess
+from sslguard.errors import EncoderError, SuspectError
+
+EMBED_BATCH = 256
+
+
+class Embedder(Protocol):
+    """All that a suspect has to be."""
+
+    def embed(self, batch: Batch, /) -> NDArray[np.floating]:
+        """Embeddings of a batch, shape (n, m), finite."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A network with its preprocessing.
+
+    Attributes:
+        module: prepared and normalised input → embeddings (n, dim).
+        preprocess: items → the network's input, in two steps.
+        dim: width of an embedding.
+        architecture: what `architectures.build` rebuilds the module from.
+        source: where it came from, for people.
+        record: how it was made (command, seed, seconds …), JSON values only.
+    """
+
+    module: nn.Module
+    preprocess: Preprocess
+    dim: int
+    architecture: dict[str, Any]
+    source: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def prepare(self, batch: Batch, /) -> Tensor:
+        """Items → float tensor in [0, 1] on the module's device, where a trigger may be put on."""
+        return self.preprocess.prepare(batch).to(self.device)
+
+    def forward(self, prepared: Tensor, /) -> Tensor:
+        """Prepared items → embeddings (n, dim), differentiable, in whatever mode the module is."""
+        inputs = self.preprocess.normalise(prepared)
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self.module(inputs)
+
+    def features(self, batch: Batch, /) -> Tensor:
+        """Items → embeddings (n, dim), differentiable."""
+        return self.forward(self.prepare(batch))
+
+    def embed(self, batch: Batch, /) -> NDArray[np.float32]:
+        """Embeddings of a batch in evaluation mode: float32 (n, dim).
+
+        Raises:
+            SuspectError: an embedding is not finite.
+        """
+        training = self.module.training
+        self.module.eval()
+        try:
+            with torch.inference_mode():
+                parts = [self.features(batch[i : i + EMBED_BATCH]) for i in range(0, len(batch), EMBED_BATCH)]
+                answers = torch.cat(parts).float().cpu().numpy()
+        finally:
+            self.module.train(training)
+        if not np.isfinite(answers).all():
+            raise SuspectError(f"{self.source} answered with values that are not finite")
+        return answers
+
+    def clone(self) -> Encoder:
+        """An independent copy: training it leaves this one as it is."""
+        return replace(self, module=copy.deepcopy(self.module), record=copy.deepcopy(self.record))
+
+    @property
+    def device(self) -> torch.device:
+        parameter = next(self.module.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+
+def embed_all(encoder: Embedder, data: Data, *, batch_size: int = EMBED_BATCH) -> NDArray[np.floating]:
+    """Embeddings of a whole data set, (len(data), m). The caller's choice of data bounds the memory."""
+    parts: list[NDArray[np.floating]] = []
+    for batch in data.batches(batch_size):
+        part = np.asarray(encoder.embed(batch))
+        if part.ndim != 2 or len(part) != len(batch):
+            raise EncoderError(f"{len(batch)} items were answered with an array of shape {part.shape}")
+        parts.append(part)
+    return np.concatenate(parts)

@@ -1,0 +1,131 @@
+"""Two steps from a batch of items to what the network sees, and a seam between them.
+
+1. `prepare`: items of any size → one tensor of fixed shape with values in [0, 1]. Not differentiable.
+2. `normalise`: that tensor → the network's input. Differentiable.
+
+A trigger lives between them, in the space that both steps share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from sslguard.data.base import Batch
+from sslguard.errors import DataError, UsageError
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+
+
+class Preprocess(Protocol):
+    """What an encoder does to items before its network."""
+
+    def prepare(self, batch: Batch, /) -> Tensor: ...
+    def normalise(self, prepared: Tensor, /) -> Tensor: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """Images of any size and 1 or 3 channels → float32 (n, channels, height, width).
+
+    Attributes:
+        height, width: what the network takes, in pixels.
+        channels: 1 or 3. Colour becomes grey by its luma; grey becomes colour by repetition.
+        mean, std: one value a channel, subtracted and divided by in `normalise`.
+        crop: share of the shorter side that a centred crop keeps after resizing, as published evaluation
+            recipes do (0.875); None stretches the whole image to height × width.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    crop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise UsageError(f"channels must be 1 or 3, not {self.channels}")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise UsageError(f"mean and std need {self.channels} values each, not {len(self.mean)}, {len(self.std)}")
+        if min(self.height, self.width) < 1 or min(self.std) <= 0:
+            raise UsageError("height, width and std must be positive")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise UsageError(f"crop must lie in (0, 1], not {self.crop}")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+    def prepare(self, batch: Batch, /) -> Tensor:
+        """Resize, convert channels and scale to [0, 1]: float32 (n, channels, height, width)."""
+        if isinstance(batch, Tensor):
+            return self._prepare_stack(batch)
+        if not batch or not all(isinstance(item, Tensor) and item.dim() == 3 for item in batch):
+            raise DataError("this encoder takes images: a tensor (n, C, H, W) or a list of tensors (C, H, W)")
+        return torch.cat([self._prepare_stack(item[None]) for item in batch if isinstance(item, Tensor)])
+
+    def normalise(self, prepared: Tensor, /) -> Tensor:
+        """(prepared − mean) / std, channel by channel."""
+        mean = prepared.new_tensor(self.mean)[:, None, None]
+        std = prepared.new_tensor(self.std)[:, None, None]
+        return (prepared - mean) / std
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": "image",
+            "height": self.height,
+            "width": self.width,
+            "channels": self.channels,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "crop": self.crop,
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ImagePreprocess:
+        """The inverse of `to_json`. Raises UsageError for fields that do not fit."""
+        try:
+            return cls(
+                height=int(fields["height"]),
+                width=int(fields["width"]),
+                channels=int(fields["channels"]),
+                mean=tuple(float(v) for v in fields["mean"]),
+                std=tuple(float(v) for v in fields["std"]),
+                crop=None if fields["crop"] is None else float(fields["crop"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"not the description of an image preprocessing: {error}") from error
+
+    def _prepare_stack(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise DataError(f"images must have shape (n, 1 or 3, H, W), not {tuple(images.shape)}")
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if images.dtype != torch.uint8 and (not bool(scaled.isfinite().all()) or scaled.min() < 0 or scaled.max() > 1):
+            raise DataError("float images must be finite and lie in [0, 1]; bytes are scaled here")
+        if scaled.shape[1] != self.channels:
+            scaled = (
+                (scaled * scaled.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+                if self.channels == 1
+                else scaled.expand(-1, 3, -1, -1)
+            )
+        return self._resize(scaled)
+
+    def _resize(self, images: Tensor) -> Tensor:
+        if images.shape[2:] == (self.height, self.width):
+            return images
+        target = (self.height, self.width)
+        if self.crop is not None:
+            ratio = max(self.height / images.shape[2], self.width / images.shape[3]) / self.crop
+            target = (
+                max(self.height, round(images.shape[2] * ratio)),
+                max(self.width, round(images.shape[3] * ratio)),
+            )
+        resized = nnf.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
+        top, left = (target[0] - self.height) // 2, (target[1] - self.width) // 2
+        return resized[:, :, top : top + self.height, left : left + self.width].clamp(0, 1)

@@ -1,0 +1,67 @@
+"""The errors that callers may catch.
+
+::
+
+    SslguardError                 exit code
+    ├── UsageError                2   an argument, a specification or a setting is wrong
+    │   ├── DataError             2   a data set cannot be opened, or holds what it must not
+    │   ├── OutputError           2   a result cannot be written where it was asked for
+    │   └── MissingExtraError     2   an optional dependency is not installed
+    ├── EncoderError              3   an encoder's files are missing, damaged or of another shape
+    ├── SuspectError              3   a suspect gave no usable answer
+    ├── KeyFileError             3   a key is damaged, or does not fit what it is asked about
+    └── RefusedError              4   the null distribution cannot support the claim asked for
+
+Every message names the argument, the rule, what came, and what to do next. None holds a secret.
+"""
+
+from __future__ import annotations
+
+
+class SslguardError(Exception):
+    """Anything that sslguard refuses or cannot do. `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class UsageError(SslguardError, ValueError):
+    """An argument, a specification or a setting is wrong."""
+
+
+class DataError(UsageError):
+    """A data set cannot be opened, or holds what it must not."""
+
+
+class OutputError(UsageError):
+    """A result cannot be written where it was asked for."""
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an extra that is not installed: pip install 'sslguard[{extra}]'")
+
+
+class EncoderError(SslguardError):
+    """An encoder's files are missing, damaged or of another shape."""
+
+    exit_code = 3
+
+
+class SuspectError(SslguardError):
+    """A suspect gave no usable answer."""
+
+    exit_code = 3
+
+
+class KeyFileError(SslguardError):
+    """A key is damaged, or does not fit what it is asked about."""
+
+    exit_code = 3
+
+
+class RefusedError(SslguardError):
+    """The null distribution cannot support the claim asked for."""
+
+    exit_code = 4
