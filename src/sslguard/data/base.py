@@ -51,6 +51,32 @@ class Data(ABC):
     def extent(self) -> Extent:
         """Which items of which origin this set is made from: what disjointness is decided on."""
 
+    def extent_of(self, start: int, stop: int) -> Extent:
+        """What items start ≤ i < stop are made from: as much as the whole set, unless a class knows better.
+
+        An overlap may be overstated, never missed: a set in an order of its own needs no code to be safe.
+        """
+        del start, stop
+        return self.extent()
+
+    def positions(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+        """`indices` as int64, each one checked to be an item: 0 ≤ i < len.
+
+        Without the check an index beyond a slice would quietly read its neighbour's items.
+
+        Raises:
+            UsageError: indices are not one row of whole numbers, or one lies outside.
+        """
+        index = np.asarray(indices)
+        if index.ndim != 1 or (len(index) and index.dtype.kind not in "iu"):
+            raise UsageError(f"indices must be one row of whole numbers, not {index.dtype} of shape {index.shape}")
+        index = index.astype(np.int64)
+        if len(index) and not 0 <= index.min() <= index.max() < len(self):
+            raise UsageError(
+                f"{self.spec} has the items 0 to {len(self) - 1}; asked for {index.min()} to {index.max()}"
+            )
+        return index
+
     def batches(self, size: int) -> Iterator[Batch]:
         """The items in order, `size` at a time; the last batch may be smaller."""
         if size < 1:
@@ -81,7 +107,7 @@ class Slice(Data):
         return self.stop - self.start
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
-        return self.whole.take(np.asarray(indices) + self.start)
+        return self.whole.take(self.positions(indices) + self.start)
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -89,11 +115,17 @@ class Slice(Data):
         return None if labels is None else labels[self.start : self.stop]
 
     def extent(self) -> Extent:
-        return Extent(self.whole.extent().origin, self.start, self.stop)
+        return self.whole.extent_of(self.start, self.stop)
+
+    def extent_of(self, start: int, stop: int) -> Extent:
+        return self.whole.extent_of(self.start + start, self.start + stop)
 
 
 def overlap(one: Data, other: Data) -> int:
-    """How many items of their common origin both sets may be made from (0 for different origins)."""
+    """How many items of their common origin both sets may be made from (0 for different origins).
+
+    An origin is a named set or a resolved path: copies of the same pictures under two paths are two origins.
+    """
     a, b = one.extent(), other.extent()
     if a.origin != b.origin:
         return 0

@@ -6,6 +6,9 @@ raw pixels and untrained networks lose their grip and learning pays.
 
 Item i is a function of i alone: its placement comes from a counter-based generator (SplitMix64), its clutter
 from other items of the same block of 1,000. So slices at multiples of 1,000 share nothing.
+
+One reservation: the resampling is float32, and where it ends on a rounding tie the grey level may differ by
+one between instruction sets (baseline x86 against AVX2: 119 pixels of 16,000 images).
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ def _uniform(index: NDArray[np.uint64], draws: int, seed: int) -> NDArray[np.flo
 
 
 class Cluttered(Data):
-    """`whole`'s pictures (uint8, one size of at most 48×48, one channel) placed among clutter.
+    """`whole`'s pictures (uint8, square, one size of 8 to 48 pixels, one channel) placed among clutter.
 
     Give it a whole split and slice the result, so that indices, and with them placements, stay absolute.
     """
@@ -62,8 +65,14 @@ class Cluttered(Data):
     def extent(self) -> Extent:
         return self.whole.extent()
 
+    def extent_of(self, start: int, stop: int) -> Extent:
+        """Rounded outwards to blocks of 1,000: that is how far the clutter of these items may come from."""
+        low = start // BLOCK * BLOCK
+        high = min(-(-stop // BLOCK) * BLOCK, len(self))
+        return self.whole.extent_of(low, high)
+
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor:
-        index = np.asarray(indices, dtype=np.int64)
+        index = self.positions(indices)
         draws = _uniform(index.astype(np.uint64), _DRAWS, self.seed)
         start = index // BLOCK * BLOCK
         width = np.minimum(BLOCK, len(self) - start)
@@ -77,6 +86,12 @@ class Cluttered(Data):
         batch = self.whole.take(index)
         if not isinstance(batch, Tensor) or batch.dim() != 4 or batch.shape[1] != 1:
             raise DataError(f"{self.whole.spec}: the cluttered bed takes single-channel pictures of one size")
+        height, width = batch.shape[2:]
+        if batch.dtype != torch.uint8 or height != width or not PATCH <= height <= CANVAS:
+            raise DataError(
+                f"{self.whole.spec}: the cluttered bed takes square uint8 pictures of {PATCH} to {CANVAS} "
+                f"pixels, not {batch.dtype} of {height}×{width}"
+            )
         return batch
 
 
@@ -99,9 +114,7 @@ def _place(pictures: Tensor, draws: NDArray[np.float64]) -> Tensor:
         ],
         1,
     )
-    grid = nnf.affine_grid(
-        torch.from_numpy(theta.astype(np.float32)), [n, 1, CANVAS, CANVAS], align_corners=False
-    )
+    grid = nnf.affine_grid(torch.from_numpy(theta.astype(np.float32)), [n, 1, CANVAS, CANVAS], align_corners=False)
     return nnf.grid_sample(pictures.float(), grid, align_corners=False).round_().clamp_(0, 255)
 
 

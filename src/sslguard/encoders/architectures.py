@@ -1,8 +1,11 @@
 """The small networks of our own, and the one place where a description becomes a network.
 
 A description is a JSON object: {"backbone": NAME, "channels": C} with an optional "linear": WIDTH, a linear
-layer on top, as a thief adds who wants answers in the victim's space. Other fields belong to other families:
-{"backbone": "timm:NAME"} and {"backbone": "torchvision:NAME"}.
+layer on top, as a thief adds who wants answers in the victim's space. Two families come from libraries, their
+classifying heads taken off: {"backbone": "timm:NAME"} and {"backbone": "torchvision:NAME"}, of 3 channels
+where none are given. torchvision's ResNets take two more fields, for the forms in which they are pre-trained:
+"maxpool": false leaves out the first max-pool, and "stem" names the first convolution ("imagenet", "cifar" or
+"cifar-padded": see `STEMS`).
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ class _Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -45,7 +50,11 @@ def _pooled() -> list[nn.Module]:
 
 def _resnet(width: int) -> Callable[[int], nn.Sequential]:
     def build(channels: int) -> nn.Sequential:
-        blocks = [_Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2)]
+        blocks = [
+            _Residual(width, width, 1),
+            _Residual(width, 2 * width, 2),
+            _Residual(2 * width, 4 * width, 2),
+        ]
         return nn.Sequential(*_stem(channels, width), *blocks, *_pooled())
 
     return build
@@ -57,7 +66,11 @@ def _plain(width: int) -> Callable[[int], nn.Sequential]:
     def build(channels: int) -> nn.Sequential:
         layers = _stem(channels, width)
         for width_in, width_out in ((width, 2 * width), (2 * width, 3 * width), (3 * width, 4 * width)):
-            layers += [nn.Conv2d(width_in, width_out, 3, 1, 1, bias=False), nn.BatchNorm2d(width_out), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width_in, width_out, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(width_out),
+                nn.ReLU(),
+            ]
             layers += [nn.MaxPool2d(2)]
         return nn.Sequential(*layers, *_pooled())
 
@@ -78,6 +91,14 @@ def _separable(width: int) -> Callable[[int], nn.Sequential]:
     return build
 
 
+# First convolutions of ResNets: name → kernel, stride, padding. solo-learn pads CIFAR's by 2 instead of 1.
+STEMS: dict[str, tuple[int, int, int]] = {
+    "imagenet": (7, 2, 3),
+    "cifar": (3, 1, 1),
+    "cifar-padded": (3, 1, 2),
+}
+_MAX_CHANNELS = 64
+
 # name → (builder of (channels), width of the embedding)
 SMALL: dict[str, tuple[Callable[[int], nn.Sequential], int]] = {
     "resnet-small": (_resnet(32), 128),
@@ -96,15 +117,23 @@ def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
     """
     name = architecture.get("backbone")
     linear = architecture.get("linear")
-    if not isinstance(name, str) or not (linear is None or (isinstance(linear, int) and 1 <= linear <= 65536)):
-        raise UsageError(f"not the description of a network: {architecture!r}")
+    if not isinstance(name, str) or not (linear is None or _whole(linear, 65536)):
+        raise UsageError(f"not the description of a network: {architecture!r:.200}")
+    channels = architecture.get("channels", 1 if name in SMALL else 3)
+    if not _whole(channels, _MAX_CHANNELS):
+        raise UsageError(
+            f"channels of a network must be a whole number from 1 to {_MAX_CHANNELS}, not {channels!r:.80}"
+        )
+    # torch.manual_seed would seed every accelerator too, and nothing puts those back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if name in SMALL:
             builder, width = SMALL[name]
-            backbone: nn.Module = builder(int(architecture.get("channels", 1)))
+            backbone: nn.Module = builder(channels)
         else:
-            backbone, width = _from_library(name)
+            backbone, width = _from_library(name, channels)
+        if "maxpool" in architecture or "stem" in architecture:
+            _reshape_resnet(backbone, name, architecture)
         module = backbone
         if linear is not None:
             module = nn.Sequential(OrderedDict(backbone=backbone, linear=nn.Linear(width, linear)))
@@ -112,37 +141,75 @@ def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
     return module.to(memory_format=torch.channels_last), width
 
 
-def _from_library(name: str) -> tuple[nn.Module, int]:
+def _whole(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _from_library(name: str, channels: int) -> tuple[nn.Module, int]:
     family, _, model = name.partition(":")
     if family == "timm":
         import timm
 
         if not timm.is_model(model):
-            raise UsageError(f"timm has no model {model!r}")
-        network = timm.create_model(model, pretrained=False, num_classes=0)
-        return network, int(network.num_features)
+            raise UsageError(f"timm has no model {model!r:.80}")
+        network = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels)
+        # Some networks keep a layer between the pooled features and the classifier that was taken off.
+        return network, int(getattr(network, "head_hidden_size", None) or network.num_features)
     if family == "torchvision":
-        return _from_torchvision(model)
-    raise UsageError(f"no architecture {name!r}; known: {', '.join(SMALL)}, timm:NAME, torchvision:NAME")
+        return _from_torchvision(model, channels)
+    raise UsageError(f"no architecture {name!r:.80}; known: {', '.join(SMALL)}, timm:NAME, torchvision:NAME")
 
 
-def _from_torchvision(model: str) -> tuple[nn.Module, int]:
+def _from_torchvision(model: str, channels: int) -> tuple[nn.Module, int]:
     import torchvision
 
     if model not in torchvision.models.list_models(module=torchvision.models):
-        raise UsageError(f"torchvision has no classification model {model!r}")
+        raise UsageError(f"torchvision has no classification model {model!r:.80}")
     network = torchvision.models.get_model(model, weights=None)
-    if isinstance(getattr(network, "fc", None), nn.Linear):
-        width = network.fc.in_features
-        network.fc = nn.Identity()
-        return network, int(width)
-    head = getattr(network, "classifier", None)
-    if isinstance(head, nn.Linear):
-        network.classifier = nn.Identity()
-        return network, int(head.in_features)
-    if isinstance(head, nn.Sequential):
-        linears = [layer for layer in head if isinstance(layer, nn.Linear)]
-        if linears:
-            network.classifier = nn.Identity()
-            return network, int(linears[0].in_features)
-    raise UsageError(f"torchvision:{model} ends in a head that cannot be taken off here; load it through timm")
+    if channels != 3:
+        if not isinstance(network, torchvision.models.ResNet):
+            raise UsageError(f"torchvision:{model} takes 3 channels, not {channels}")
+        network.conv1 = _stem_convolution("imagenet", channels)
+    return _headless(network, model)
+
+
+def _headless(network: nn.Module, model: str) -> tuple[nn.Module, int]:
+    """Take the head off at its first linear layer; what stands before it (a norm, a flatten) stays."""
+    for name in ("fc", "classifier", "heads", "head"):
+        head = getattr(network, name, None)
+        if isinstance(head, nn.Linear):
+            setattr(network, name, nn.Identity())
+            return network, head.in_features
+        if isinstance(head, nn.Sequential):
+            for place, layer in enumerate(head):
+                if isinstance(layer, nn.Linear):
+                    setattr(network, name, head[:place])
+                    return network, layer.in_features
+    raise UsageError(
+        f"torchvision:{model} ends in a head that cannot be taken off here; load it through timm"
+    )
+
+
+def _stem_convolution(stem: str, channels: int) -> nn.Conv2d:
+    kernel, stride, padding = STEMS[stem]
+    convolution = nn.Conv2d(channels, 64, kernel, stride, padding, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+    return convolution
+
+
+def _reshape_resnet(network: nn.Module, name: str, architecture: dict[str, Any]) -> None:
+    """Give one of torchvision's ResNets the stem and the first pooling that `architecture` asks for."""
+    import torchvision
+
+    stem, maxpool = architecture.get("stem", "imagenet"), architecture.get("maxpool", True)
+    if not isinstance(network, torchvision.models.ResNet):
+        raise UsageError(f"only torchvision's ResNets have a stem and a max-pool to choose, not {name}")
+    if not isinstance(maxpool, bool) or stem not in STEMS:
+        raise UsageError(
+            f"maxpool must be true or false, not {maxpool!r:.80}, "
+            f"and stem one of {', '.join(STEMS)}, not {stem!r:.80}"
+        )
+    if stem != "imagenet":
+        network.conv1 = _stem_convolution(stem, network.conv1.in_channels)
+    if not maxpool:
+        network.maxpool = nn.Identity()

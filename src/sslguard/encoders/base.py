@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -62,26 +64,35 @@ class Encoder:
         return self.forward(self.prepare(batch))
 
     def embed(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Embeddings of a batch in evaluation mode: float32 (n, dim).
+        """Embeddings of a batch in evaluation mode: float32 (n, dim). Every layer's mode is left as it was.
 
         Raises:
-            SuspectError: an embedding is not finite.
+            DataError: the batch is not what this encoder takes.
+            SuspectError: an embedding is not finite, or the answer has another shape.
         """
-        training = self.module.training
-        self.module.eval()
-        try:
-            with torch.inference_mode():
-                parts = [self.features(batch[i : i + EMBED_BATCH]) for i in range(0, len(batch), EMBED_BATCH)]
-                answers = torch.cat(parts).float().cpu().numpy()
-        finally:
-            self.module.train(training)
+        answers = np.empty((len(batch), self.dim), np.float32)
+        with evaluating(self.module), torch.inference_mode():
+            for start in range(0, len(batch), EMBED_BATCH):
+                chunk = batch[start : start + EMBED_BATCH]
+                part = self.features(chunk)
+                if part.shape != (len(chunk), self.dim):
+                    raise SuspectError(
+                        f"{self.source} answered {len(chunk)} items with shape {tuple(part.shape)}, "
+                        f"not ({len(chunk)}, {self.dim})"
+                    )
+                answers[start : start + EMBED_BATCH] = part.float().cpu().numpy()
         if not np.isfinite(answers).all():
             raise SuspectError(f"{self.source} answered with values that are not finite")
         return answers
 
     def clone(self) -> Encoder:
         """An independent copy: training it leaves this one as it is."""
-        return replace(self, module=copy.deepcopy(self.module), record=copy.deepcopy(self.record))
+        return replace(
+            self,
+            module=copy.deepcopy(self.module),
+            architecture=copy.deepcopy(self.architecture),
+            record=copy.deepcopy(self.record),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +102,21 @@ class Encoder:
     @property
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Every layer in evaluation mode inside the block, and back in the mode it had after it.
+
+    Layer by layer: one flag for all would wake batch norms that a recipe keeps frozen in a training module.
+    """
+    modes = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
 
 
 def embed_all(encoder: Embedder, data: Data, *, batch_size: int = EMBED_BATCH) -> NDArray[np.floating]:

@@ -8,6 +8,7 @@ A trigger lives between them, in the space that both steps share.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from sslguard.data.base import Batch
 from sslguard.errors import DataError, UsageError
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_MAX_SIDE = 4096  # pixels; a description that comes from a file must not be able to ask for all memory
 
 
 class Preprocess(Protocol):
@@ -52,9 +54,15 @@ class ImagePreprocess:
         if self.channels not in (1, 3):
             raise UsageError(f"channels must be 1 or 3, not {self.channels}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise UsageError(f"mean and std need {self.channels} values each, not {len(self.mean)}, {len(self.std)}")
-        if min(self.height, self.width) < 1 or min(self.std) <= 0:
-            raise UsageError("height, width and std must be positive")
+            raise UsageError(
+                f"mean and std need {self.channels} values each, not {len(self.mean)}, {len(self.std)}"
+            )
+        if not (1 <= self.height <= _MAX_SIDE and 1 <= self.width <= _MAX_SIDE):
+            raise UsageError(
+                f"height and width must lie in 1 to {_MAX_SIDE} pixels, not {self.height}, {self.width}"
+            )
+        if not all(math.isfinite(v) for v in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise UsageError(f"mean must be finite and std finite and positive, not {self.mean}, {self.std}")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise UsageError(f"crop must lie in (0, 1], not {self.crop}")
 
@@ -99,14 +107,22 @@ class ImagePreprocess:
                 std=tuple(float(v) for v in fields["std"]),
                 crop=None if fields["crop"] is None else float(fields["crop"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise UsageError(f"the description of an image preprocessing lacks {error}") from error
+        except (TypeError, ValueError, OverflowError) as error:
             raise UsageError(f"not the description of an image preprocessing: {error}") from error
 
     def _prepare_stack(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             raise DataError(f"images must have shape (n, 1 or 3, H, W), not {tuple(images.shape)}")
+        if images.numel() == 0:
+            raise DataError(f"images must hold pixels, not have shape {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise DataError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        if images.dtype != torch.uint8 and (not bool(scaled.isfinite().all()) or scaled.min() < 0 or scaled.max() > 1):
+        if images.dtype != torch.uint8 and (
+            not bool(scaled.isfinite().all()) or scaled.min() < 0 or scaled.max() > 1
+        ):
             raise DataError("float images must be finite and lie in [0, 1]; bytes are scaled here")
         if scaled.shape[1] != self.channels:
             scaled = (
@@ -117,9 +133,9 @@ class ImagePreprocess:
         return self._resize(scaled)
 
     def _resize(self, images: Tensor) -> Tensor:
-        if images.shape[2:] == (self.height, self.width):
-            return images
         target = (self.height, self.width)
+        if images.shape[2:] == target and self.crop in (None, 1):
+            return images
         if self.crop is not None:
             ratio = max(self.height / images.shape[2], self.width / images.shape[3]) / self.crop
             target = (
@@ -129,3 +145,16 @@ class ImagePreprocess:
         resized = nnf.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
         top, left = (target[0] - self.height) // 2, (target[1] - self.width) // 2
         return resized[:, :, top : top + self.height, left : left + self.width].clamp(0, 1)
+
+
+def preprocess_from_json(fields: object) -> Preprocess:
+    """The preprocessing that `Preprocess.to_json` described.
+
+    Raises:
+        UsageError: not such a description, or of a kind that this version does not know.
+    """
+    if not isinstance(fields, dict):
+        raise UsageError(f"the description of a preprocessing must be a JSON object, not {fields!r:.80}")
+    if fields.get("kind") != "image":
+        raise UsageError(f"no preprocessing of kind {fields.get('kind')!r:.80}; known: image")
+    return ImagePreprocess.from_json(fields)

@@ -1,1 +1,1 @@
-""""""
+"""Statistics on plain arrays: no torch, no keys, no encoders."""

@@ -1,0 +1,124 @@
+"""The command line's verbs as functions: what `import sslguard` offers.
+
+Encoders, keys and data may be given as objects or as the texts that the command line takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sslguard.attacks.stealing import Distil
+from sslguard.augmentation import MILD
+from sslguard.controls import count_controls, open_controls
+from sslguard.data.base import Data
+from sslguard.data.specs import open_data
+from sslguard.distillation import Distillation
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.load import load_encoder
+from sslguard.keyfile import load_key
+from sslguard.schemes.base import Key, Watermarked
+from sslguard.schemes.sslguard import SSLGuard
+from sslguard.secrets import Secret
+from sslguard.suspects import open_suspect
+from sslguard.verify import DEFAULT_ALPHA, Verdict, check_null, score_controls
+from sslguard.verify import verify as verify_key
+
+DEFAULT_QUERIES = 12_000
+
+
+def as_data(data: Data | str) -> Data:
+    """A data set, opened where it is a specification."""
+    return open_data(data) if isinstance(data, str) else data
+
+
+def as_encoder(encoder: Encoder | str | Path) -> Encoder:
+    """An encoder, loaded where it is a specification."""
+    return encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+
+
+def watermark(
+    encoder: Encoder | str | Path,
+    data: Data | str,
+    *,
+    scheme: SSLGuard | None = None,
+    secret: Secret | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    **loop: Any,
+) -> Watermarked:
+    """Mark a copy of `encoder` and return it with its secret key.
+
+    Args:
+        data: unlabelled items to mark with; part of them becomes D_v.
+        scheme: settings; the defaults suit small encoders.
+        secret: master secret; a fresh one from the operating system unless given.
+        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
+    """
+    return (scheme or SSLGuard()).watermark(
+        as_encoder(encoder),
+        as_data(data),
+        secret=secret or Secret.generate(),
+        checkpoint=checkpoint,
+        progress=progress,
+        **loop,
+    )
+
+
+def steal(
+    victim: Embedder | str | Path,
+    data: Data | str,
+    *,
+    recipe: Distillation | None = None,
+    queries: int | None = None,
+    augment: bool = False,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    **loop: Any,
+) -> Encoder:
+    """A surrogate trained on the victim's answers alone.
+
+    Args:
+        data: what the victim is asked.
+        recipe: how the surrogate learns; `augment` puts it on augmented views.
+        queries: ask only the first so many items of `data`.
+    """
+    chosen = recipe or Distillation()
+    if augment:
+        chosen = replace(chosen, augmentation=MILD)
+    asked = as_data(data)
+    if queries is not None:
+        asked = asked.slice(0, queries)
+    target = load_encoder(victim) if isinstance(victim, str | Path) else victim
+    return Distil(chosen)(target, asked, seed=seed, checkpoint=checkpoint, progress=progress, **loop)
+
+
+def verify(
+    key: Key | str | Path,
+    suspect: Embedder | str,
+    data: Data | str,
+    *,
+    controls: Sequence[str] = ("shipped",),
+    alpha: float = DEFAULT_ALPHA,
+    n_claims: int = 1,
+) -> Verdict:
+    """Whether `suspect` is shown to be derived from the key's watermarked encoder.
+
+    Args:
+        data: items to ask about, none of which took part in marking.
+        controls: known innocents to rank among: encoders, folders of populations, or "shipped", the population
+            of the test bed.
+        alpha: level of the test, shared among `n_claims`.
+
+    Raises:
+        RefusedError: the controls cannot support alpha. Nothing is asked then.
+    """
+    loaded = load_key(Path(key)) if isinstance(key, str | Path) else key
+    opened = as_data(data)
+    check_null(count_controls(controls), alpha, n_claims)
+    target = open_suspect(suspect) if isinstance(suspect, str) else suspect
+    scores = score_controls(loaded, open_controls(controls), opened)
+    return verify_key(loaded, target, opened, control_scores=scores, alpha=alpha, n_claims=n_claims)

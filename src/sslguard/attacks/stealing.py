@@ -1,0 +1,73 @@
+"""Stealing: a surrogate from answers alone.
+
+Hyperparameters live in the constructor; the victim and the queries come at call time. The victim is only asked
+to `embed`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sslguard.data.base import Data
+from sslguard.distillation import Distillation, augmented, distil
+from sslguard.encoders.base import Embedder, Encoder
+
+
+class Stealing(ABC):
+    """Sees nothing of a victim but its answers."""
+
+    @abstractmethod
+    def __call__(self, victim: Embedder, queries: Data, *, seed: int) -> Encoder:
+        """A surrogate of `victim`. Its record counts the queries and the seconds."""
+
+
+@dataclass(frozen=True)
+class Distil(Stealing):
+    """Train a student on the victim's answers (Cong et al. 2022, "surrogate model")."""
+
+    recipe: Distillation = field(default_factory=Distillation)
+
+    def __call__(
+        self,
+        victim: Embedder,
+        queries: Data,
+        *,
+        seed: int,
+        checkpoint: Path | None = None,
+        progress: bool = False,
+        devices: int = 1,
+        nodes: int = 1,
+        accelerator: str = "cpu",
+        precision: str = "auto",
+    ) -> Encoder:
+        surrogate, _ = distil(
+            self.recipe,
+            victim,
+            queries,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress=progress,
+            title="steal",
+            devices=devices,
+            nodes=nodes,
+            accelerator=accelerator,
+            precision=precision,
+        )
+        return surrogate
+
+
+def recipes(steps: int = 600) -> dict[str, Distillation]:
+    """The thieves of the tables, by name: losses × augmentation × width and architecture."""
+    same = Distillation(steps=steps)
+    return {
+        "cosine": same,
+        "cosine-augmented": augmented(same),
+        "mse": Distillation(loss="mse", steps=steps),
+        "infonce": Distillation(loss="infonce", steps=steps),
+        "narrow": Distillation(architecture="resnet-narrow", steps=2 * steps),
+        "wide": Distillation(architecture="resnet-wide", steps=steps),
+        "plain": Distillation(architecture="plain-small", steps=2 * steps),
+        "separable-augmented": augmented(Distillation(architecture="separable-small", steps=2 * steps)),
+    }

@@ -1,0 +1,169 @@
+"""Pictures in `.npy` and `.npz` files, memory-mapped. Nothing here unpickles."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.data.cache import unpacked
+from sslguard.data.sources import ArrayData
+from sslguard.errors import DataError
+
+_CHANNELS = (1, 3)
+_CHUNK = 1 << 20
+_DEFLATE_RATIO = 1032
+
+# split → names of the picture array, each with the names that its labels may have
+_MEMBERS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "": (("images", ("labels", "y")), ("x", ("y", "labels"))),
+    **{
+        split: ((f"x_{split}", (f"y_{split}",)), (f"{split}_images", (f"{split}_labels",)))
+        for split in ("train", "val", "test")
+    },
+}
+NPZ_SPLITS = tuple(split for split in _MEMBERS if split)
+
+
+def open_npy(spec: str, path: Path) -> ArrayData:
+    """A `.npy` file of pictures, memory-mapped: see `as_pictures` for its shapes.
+
+    Raises:
+        DataError: it is not an array of pictures.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a hostile header may fail in any step of numpy's parser
+        raise DataError(f"{path} cannot be read as a .npy array: {_first_line(error)}") from error
+    return ArrayData(spec, as_pictures(array, str(path)), None, origin=str(path.resolve()))
+
+
+def open_npz(spec: str, path: Path, split: str = "") -> ArrayData:
+    """The picture array of an `.npz` file, and its labels where it has some.
+
+    Names: `images` or `x` with `labels` or `y`; `x_train` with `y_train` or `train_images` with
+    `train_labels`, and likewise for val and test. An archive with several of them is opened by its split:
+    `FILE.npz:train`.
+    The pictures are unpacked into the cache once and mapped from there.
+
+    Raises:
+        DataError: no such array, several of them, or one that is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pictures, labels = _chosen(path, archive, split)
+            shape, dtype = _checked_header(path, archive, pictures)
+            # Before anything is unpacked: what is no picture, or has labels that do not fit, costs nothing.
+            _channel_axis(shape, dtype, what := f"{path}, array {pictures}")
+            classes = None if labels is None else _labels(path, archive, labels, shape[0])
+            size = archive.getinfo(f"{pictures}.npy").file_size
+    except DataError:
+        raise
+    except Exception as error:  # a hostile archive may fail in any step of its parsers
+        raise DataError(f"{path} cannot be read as an .npz archive: {_first_line(error)}") from error
+    array = unpacked([path], pictures, lambda: (size, _pieces(path, pictures)))
+    return ArrayData(spec, as_pictures(array, what), classes, origin=f"{path.resolve()}#{pictures}")
+
+
+def as_pictures(array: NDArray[Any], what: str) -> NDArray[Any]:
+    """A view (n, C, H, W) of an array (n, H, W), (n, C, H, W) or (n, H, W, C) with C 1 or 3.
+
+    Raises:
+        DataError: another dtype than uint8 and floats, another rank, no items, or an ambiguous shape.
+    """
+    channels = _channel_axis(array.shape, array.dtype, what)
+    return array[:, None] if channels is None else np.moveaxis(array, channels, 1)
+
+
+def _channel_axis(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> int | None:
+    """1, 3, or None where pictures have no axis of channels. Raises as `as_pictures`."""
+    if dtype != np.uint8 and not (dtype.kind == "f" and dtype.itemsize <= 8):
+        raise DataError(f"{what}: pictures must be uint8, or floating in [0, 1], not {dtype}")
+    if len(shape) not in (3, 4):
+        raise DataError(f"{what}: pictures have shape (n, H, W), (n, C, H, W) or (n, H, W, C), not {shape}")
+    if 0 in shape:
+        raise DataError(f"{what} holds no pictures: its shape is {shape}")
+    if len(shape) == 3:
+        if shape[2] in _CHANNELS:
+            raise DataError(
+                f"{what}: shape {shape} may be one colour picture or {shape[0]} grey ones; give it four axes"
+            )
+        return None
+    first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS
+    if first == last:
+        problem = "may be (n, C, H, W) and (n, H, W, C)" if first else "has neither C = 1 nor C = 3 channels"
+        raise DataError(f"{what}: shape {shape} {problem}; save it as (n, C, H, W), C 1 or 3, W neither")
+    return 1 if first else 3
+
+
+def _chosen(path: Path, archive: zipfile.ZipFile, split: str) -> tuple[str, str | None]:
+    """Names of the picture array and of its labels (None where it has none)."""
+    present = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    wanted = [entry for key, entries in _MEMBERS.items() if split in ("", key) for entry in entries]
+    found = [(pictures, labels) for pictures, labels in wanted if pictures in present]
+    if len(found) == 1:
+        pictures, labels = found[0]
+        return pictures, next((name for name in labels if name in present), None)
+    listed = ", ".join(sorted(present)[:12]) or "no arrays"
+    if not found:
+        names = ", ".join(pictures for pictures, _ in wanted)
+        raise DataError(f"{path} must hold pictures as one of the arrays {names}; it holds {listed}")
+    raise DataError(
+        f"{path} holds several arrays of pictures ({', '.join(pictures for pictures, _ in found)}): "
+        f"name one as FILE.npz:SPLIT, SPLIT one of {', '.join(NPZ_SPLITS)}, or keep one"
+    )
+
+
+def _pieces(path: Path, name: str) -> Iterator[bytes]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            while piece := file.read(_CHUNK):
+                yield piece
+    except Exception as error:  # nothing that goes wrong here may be mistaken for a full cache
+        raise DataError(f"{path}, array {name}, cannot be unpacked: {_first_line(error)}") from error
+
+
+def _labels(path: Path, archive: zipfile.ZipFile, name: str, n: int) -> NDArray[np.int64]:
+    """Classes (n,), from an array (n,) or (n, 1) of whole numbers that are at least 0."""
+    shape, dtype = _checked_header(path, archive, name)
+    if shape not in ((n,), (n, 1)) or dtype.kind not in "iu":
+        raise DataError(f"{path}, array {name}: labels must be whole numbers of shape ({n},), not {dtype} of {shape}")
+    with archive.open(f"{name}.npy") as file:
+        labels = np.lib.format.read_array(file, allow_pickle=False).reshape(n).astype(np.int64)
+    if labels.min() < 0:
+        raise DataError(f"{path}, array {name}: labels must be at least 0, not {labels.min()}")
+    return labels
+
+
+def _checked_header(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of a member, once its size is the one its header describes and its archive can hold."""
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as file:
+        shape, dtype = _header(file)
+        expected = file.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise DataError(f"{path}, array {name}, holds pickled objects, which are never loaded")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{path}, array {name}: save it with numpy.savez or numpy.savez_compressed")
+    # The central directory's word is not enough: it may claim what no file of this size can hold.
+    if entry.file_size != expected or expected > path.stat().st_size * _DEFLATE_RATIO:
+        raise DataError(f"{path}, array {name}, promises shape {shape} and cannot hold it: it is damaged")
+    return shape, dtype
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"version {version} of the .npy format is not one that pictures are written in")
+    shape, _, dtype = readers[version](file)
+    return shape, dtype
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,158 @@
+"""Pictures as files in a folder, decoded when a batch is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sslguard.data.base import Data, Extent
+from sslguard.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 1 << 26  # of one picture: 200 MB in colour
+# Pillow guesses by content, and some of its formats run other programs: only these may be guessed.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+_GREY_MODES = ("1", "L", "LA", "La")
+
+
+class ImageFiles(Data):
+    """Picture files by name. All that is held in memory is the list of names.
+
+    Args:
+        spec: the text that opens it again.
+        folder: what the names are relative to.
+        names: the files, in order.
+        labels: (len(names),), or None.
+        classes: name of each class, in the order of the labels.
+        origin: what overlaps are decided on, the resolved folder by default.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        folder: Path,
+        names: Sequence[str],
+        labels: NDArray[np.int64] | None,
+        *,
+        classes: Sequence[str] = (),
+        origin: str | None = None,
+    ) -> None:
+        self.spec, self.folder, self.names, self.classes = spec, folder, list(names), tuple(classes)
+        self._labels = labels
+        self._origin = origin or str(folder.resolve())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor | list[Tensor]:
+        """uint8 (n, C, H, W) when all have one shape, else a list of (C, H, W).
+
+        Raises:
+            DataError: a file is missing or damaged; the message names it.
+        """
+        pictures = [decode(self.folder / self.names[i]) for i in self.positions(indices)]
+        if len({picture.shape for picture in pictures}) == 1:
+            return torch.stack(pictures)
+        return pictures
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        return self._labels
+
+    def extent(self) -> Extent:
+        return self.extent_of(0, len(self))
+
+    def extent_of(self, start: int, stop: int) -> Extent:
+        return Extent(self._origin, start, stop)
+
+
+def open_folder(
+    spec: str, folder: Path, *, origin: str | None = None, extensions: tuple[str, ...] = EXTENSIONS
+) -> ImageFiles:
+    """A folder of pictures, or of one folder a class, as torchvision's ImageFolder has it.
+
+    Order: pictures by name; with classes, classes by name, then folders and pictures by name. Hidden entries
+    are left out; links to folders are followed for the classes themselves and not below them.
+
+    Raises:
+        DataError: there is nothing to read, pictures lie beside class folders, or a class is empty.
+    """
+    try:
+        entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda e: e.name)
+        classes = [entry.name for entry in entries if entry.is_dir()]
+        names = [entry.name for entry in entries if _is_picture(entry.name, extensions) and entry.is_file()]
+        if names and classes:
+            raise DataError(
+                f"{folder} holds pictures ({names[0]} …) beside folders ({classes[0]} …): "
+                "keep pictures directly in it, or one folder a class"
+            )
+        if not names and not classes:
+            raise DataError(f"{folder} holds no pictures ({', '.join(extensions)}) and no folders of them")
+        if names:
+            return ImageFiles(spec, folder, names, None, origin=origin)
+        files = [_class_files(folder, name, extensions) for name in classes]
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be listed: {error.strerror}") from error
+    labels = np.repeat(np.arange(len(classes)), [len(part) for part in files]).astype(np.int64)
+    names = [name for part in files for name in part]
+    return ImageFiles(spec, folder, names, labels, classes=classes, origin=origin)
+
+
+def decode(path: Path) -> Tensor:
+    """A picture file as uint8 (C, H, W): one channel for grey files, three for all others.
+
+    Transparency is dropped, 16-bit grey is scaled to 8 bits, of several frames the first counts, and a
+    camera's orientation tag is ignored, as torchvision ignores it.
+
+    Raises:
+        DataError: not a picture, damaged, of more than `MAX_PIXELS`, or of a depth that has no scale.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{path} has {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS} in all"
+                )
+            return _pixels(path, image)
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        reason = "damaged, or not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise DataError(f"{path} cannot be read as a picture: {reason}") from error
+
+
+def _pixels(path: Path, image: Image.Image) -> Tensor:
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        return torch.from_numpy(((wide * 255 + 32767) // 65535).astype(np.uint8))[None]
+    if image.mode in ("I", "F"):
+        raise DataError(f"{path} holds 32-bit values, whose scale is unknown: save it with 8 or 16 bits")
+    if image.mode in _GREY_MODES:
+        return torch.from_numpy(np.array(image.convert("L")))[None]
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _is_picture(name: str, extensions: tuple[str, ...]) -> bool:
+    return name.lower().endswith(extensions)
+
+
+def _class_files(folder: Path, name: str, extensions: tuple[str, ...]) -> list[str]:
+    """Pictures at any depth below one class folder, relative to `folder`."""
+    found: list[str] = []
+    for parent, _, files in sorted(os.walk(folder / name, onerror=_raise)):
+        at = Path(parent).relative_to(folder)
+        found += [str(at / file) for file in sorted(files) if file[0] != "." and _is_picture(file, extensions)]
+    if not found:
+        raise DataError(f"{folder / name} is a class folder without pictures ({', '.join(extensions)})")
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,139 @@
+"""Files that are there whole or not at all.
+
+A result is written beside its place under a temporary name and renamed when it is complete, so that a full
+disk, an error or ^C halfway leaves what was there before.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from sslguard.errors import OutputError
+
+
+def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write `content` to the file `path`, replacing a file that is there. Missing parent folders are made.
+
+    Args:
+        path: where the file shall be.
+        content: all of its bytes.
+        private: only the owner may read the file (mode 0600), as befits key material.
+
+    Raises:
+        OutputError: `path` is something other than a file, or cannot be written.
+    """
+    with atomic_file(path, private=private) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """As `write_atomic`, for content that comes piece by piece: a binary handle, in place after the block.
+
+    An exception inside the block leaves `path` as it was and passes on, an `OSError` as an `OutputError`.
+    """
+    with _written(path):
+        target = _target(path)
+        # A rename would put a plain file in the place of a device or a pipe.
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{path} is there and is not a file: choose another name")
+        partial = _beside(target)
+        try:
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(descriptor)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, replaces: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """An empty folder to fill, which stands at `path` after the block. Missing parent folders are made.
+
+    Args:
+        path: where the folder shall be. An empty folder may be there already.
+        replaces: says of a folder at `path` that holds something whether it may be thrown away for the new
+            one; without it none may. It is asked before the block, so that no work is done in vain.
+
+    Yields:
+        The folder to write into, beside `path`. An exception inside the block removes it, leaves `path` as it
+        was and passes on; an `OSError` becomes an `OutputError`.
+
+    Raises:
+        OutputError: `path` is a file or a folder that must not be replaced, or cannot be written.
+    """
+    with _written(path):
+        target = _target(path)
+        if target.exists():
+            _check_replaceable(target, replaces)
+        partial = _beside(target)
+        partial.mkdir()
+        try:
+            yield partial
+            _move_folder(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _target(path: Path) -> Path:
+    """The place that `path` means, links followed, its parent folder made."""
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _check_replaceable(target: Path, replaces: Callable[[Path], bool] | None) -> None:
+    if not target.is_dir():
+        raise OutputError(f"{target} is there and is not a folder: choose another name")
+    if any(target.iterdir()) and not (replaces is not None and replaces(target)):
+        raise OutputError(f"{target} holds something else, which is not overwritten: choose another name")
+
+
+def _move_folder(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`; what was at `target` comes back if that fails."""
+    for file in partial.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    if not target.exists():
+        partial.rename(target)
+        return
+    # A folder that holds files cannot be renamed over, so the old one steps aside first.
+    old = _beside(target)
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except BaseException:
+        with suppress(OSError):
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder, hence on the same file system, that nobody else uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

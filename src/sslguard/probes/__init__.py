@@ -1,0 +1,30 @@
+"""How much of a downstream task an encoder's embeddings solve: linear, MLP and nearest-neighbour probes.
+
+Probes see embeddings only, never the encoder's weights. Accuracies become comparable between encoders as
+*accuracy kept* = (A − A₀)/(A_F − A₀), with A_F of the clean encoder and A₀ of the better baseline: raw
+pixels, or the same architecture at random initialisation.
+
+All randomness comes from seeds in the arguments; global random state is neither read nor set.
+"""
+
+from sslguard.probes.baselines import Baseline, PixelEmbedder, accuracy_kept, baseline, raw_pixels
+from sslguard.probes.evaluate import PROBES, few_label_subset, probe_encoder
+from sslguard.probes.knn import knn_probe
+from sslguard.probes.linear import linear_probe
+from sslguard.probes.mlp import mlp_probe
+from sslguard.probes.task import ProbeResult
+
+__all__ = [
+    "PROBES",
+    "Baseline",
+    "PixelEmbedder",
+    "ProbeResult",
+    "accuracy_kept",
+    "baseline",
+    "few_label_subset",
+    "knn_probe",
+    "linear_probe",
+    "mlp_probe",
+    "probe_encoder",
+    "raw_pixels",
+]

@@ -1,0 +1,147 @@
+"""What a task gives away without learning, and accuracy measured from there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch.nn.functional as nnf
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.data.base import Batch, Data
+from sslguard.encoders.architectures import build
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
+from sslguard.errors import DataError, UsageError
+from sslguard.probes.evaluate import average, probe_encoder
+from sslguard.probes.task import ProbeResult, checked_seed
+
+PIXEL_WIDTH = 2304  # 48×48, the canvas of the test bed
+
+
+def accuracy_kept(accuracy: float, clean: float, baseline: float) -> float:
+    """(A − A₀)/(A_F − A₀): 1 where nothing was lost, 0 at the baseline, negative below it.
+
+    Args:
+        accuracy: A, of the encoder in question, in [0, 1].
+        clean: A_F, of the clean encoder, in [0, 1].
+        baseline: A₀, of the better baseline, in [0, 1]. See `baseline`.
+
+    Raises:
+        UsageError: a value lies outside [0, 1], or the clean encoder is no better than the baseline.
+    """
+    for name, value in (("accuracy", accuracy), ("clean", clean), ("baseline", baseline)):
+        if not 0 <= value <= 1:
+            raise UsageError(f"{name} must be an accuracy in [0, 1], not {value}")
+    if clean <= baseline:
+        raise UsageError(
+            f"the clean encoder's accuracy {clean:.4g} is not above the baseline's {baseline:.4g}: "
+            "nothing to keep; choose a task on which the clean encoder helps"
+        )
+    return (accuracy - baseline) / (clean - baseline)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a task gives away without learning. `pixels` is None where items are not pictures."""
+
+    pixels: ProbeResult | None
+    random: ProbeResult
+
+    @property
+    def accuracy(self) -> float:
+        """A₀: the better of the two, in [0, 1]."""
+        return max(self.random.accuracy, self.pixels.accuracy if self.pixels else 0.0)
+
+
+def baseline(
+    encoder: Encoder,
+    train: Data,
+    test: Data,
+    *,
+    method: str = "linear",
+    per_class: int | None = None,
+    seeds: Sequence[int] = (0,),
+) -> Baseline:
+    """A₀ for this encoder: raw pixels as it prepares them, and its own architecture never trained.
+
+    Args:
+        encoder: gives the architecture and the preprocessing; its weights are not read.
+        train, test, method, per_class: as in `probe_encoder`.
+        seeds: each one's labels and, for the untrained network, its initialisation.
+
+    Raises:
+        UsageError, DataError, EncoderError: as in `probe_encoder`.
+    """
+
+    def probe(embedder: Embedder, of: Sequence[int]) -> ProbeResult:
+        return probe_encoder(embedder, train, test, method=method, per_class=per_class, seeds=of)
+
+    pictures = encoder.preprocess.prepare(train.take([0])).dim() == 4
+    pixels = probe(raw_pixels(train, encoder.preprocess), seeds) if pictures else None
+    return Baseline(pixels, average([probe(_untrained(encoder, seed), (seed,)) for seed in seeds]))
+
+
+def _untrained(encoder: Encoder, seed: int) -> Encoder:
+    module, dim = build(encoder.architecture, seed=checked_seed(seed))
+    source = f"{encoder.architecture.get('backbone')} at random initialisation (seed {seed})"
+    return replace(encoder, module=module.to(encoder.device), dim=dim, source=source, record={})
+
+
+@dataclass(frozen=True)
+class PixelEmbedder:
+    """An Embedder without learning: prepared pixels, flattened, averaged over areas where they are too many.
+
+    Attributes:
+        preprocess: items → (n, C, H, W) in [0, 1].
+        max_width: the largest width of an embedding; C·H·W beyond it is pooled, keeping the aspect ratio.
+    """
+
+    preprocess: Preprocess
+    max_width: int = PIXEL_WIDTH
+
+    def embed(self, batch: Batch, /) -> NDArray[np.float32]:
+        """Pixels of a batch, float32 (n, m) with m ≤ max_width, in [0, 1].
+
+        Raises:
+            DataError: the items are not pictures.
+        """
+        prepared = self.preprocess.prepare(batch)
+        if prepared.dim() != 4:
+            raise DataError(
+                f"raw pixels need pictures (n, C, H, W), not items of shape {tuple(prepared.shape)}"
+            )
+        channels, height, width = prepared.shape[1:]
+        if channels > self.max_width:
+            raise UsageError(
+                f"max_width must be at least {channels}, one value a channel, not {self.max_width}"
+            )
+        if channels * height * width > self.max_width:
+            ratio = (self.max_width / (channels * height * width)) ** 0.5
+            rows = min(max(1, int(height * ratio)), self.max_width // channels)
+            columns = min(max(1, int(width * ratio)), self.max_width // (channels * rows))
+            prepared = nnf.adaptive_avg_pool2d(prepared, (rows, columns))
+        return prepared.flatten(1).float().cpu().numpy()
+
+
+def raw_pixels(
+    data: Data, preprocess: Preprocess | None = None, *, max_width: int = PIXEL_WIDTH
+) -> PixelEmbedder:
+    """The embedder of raw pixels for `data`, prepared by `preprocess`, else at its first picture's own size.
+
+    Raises:
+        DataError: the items are not pictures.
+    """
+    if preprocess is None:
+        items = data.take([0])
+        first = items[0]
+        if not isinstance(first, Tensor) or first.dim() != 3:
+            raise DataError(
+                f"{data.spec} does not hold pictures (C, H, W): raw pixels are not defined for it"
+            )
+        channels, height, width = first.shape
+        mean, std = (0.0,) * channels, (1.0,) * channels
+        preprocess = ImagePreprocess(height, width, channels, mean, std)
+    return PixelEmbedder(preprocess, max_width)

@@ -1,0 +1,50 @@
+"""The nearest-neighbour probe: nothing is trained, so nothing but the embeddings can be good or bad."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from numpy.typing import ArrayLike
+
+from sslguard.errors import UsageError
+from sslguard.probes.task import ProbeResult, Task, checked_seed
+
+TEMPERATURE = 0.07
+_BATCH = 1024
+
+
+def knn_probe(
+    train_x: ArrayLike,
+    train_y: ArrayLike,
+    test_x: ArrayLike,
+    test_y: ArrayLike,
+    *,
+    seed: int = 0,
+    k: int = 20,
+) -> ProbeResult:
+    """Accuracy of a vote of the k nearest training items by cosine, each weighted by exp(cosine/0.07).
+
+    Source: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination", CVPR 2018,
+    section 3.4.
+
+    Args:
+        train_x, train_y, test_x, test_y: as in `linear_probe`; a zero row is at cosine 0 from every other.
+        seed: has no effect; the probe draws nothing.
+        k: neighbours, at least 1; all of them where there are fewer.
+
+    Raises:
+        UsageError: shapes, types or values are not as above.
+    """
+    checked_seed(seed)
+    task = Task.of(train_x, train_y, test_x, test_y)
+    if k < 1:
+        raise UsageError(f"k must be at least 1, not {k}")
+    k = min(k, len(task.train_y))
+    train = nnf.normalize(torch.from_numpy(task.train_x)).float()
+    votes = nnf.one_hot(torch.from_numpy(task.train_y), len(task.classes)).double()
+    predicted = []
+    for part in nnf.normalize(torch.from_numpy(task.test_x)).float().split(_BATCH):
+        cosine, nearest = (part @ train.T).topk(k, dim=1)
+        weight = ((cosine.double() - 1) / TEMPERATURE).exp()
+        predicted.append((weight[:, :, None] * votes[nearest]).sum(1).argmax(1))
+    return task.result("knn", torch.cat(predicted).numpy(), seed, {"k": float(k)})

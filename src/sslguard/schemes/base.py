@@ -1,0 +1,103 @@
+"""What a watermarking scheme is: it turns a clean encoder into a watermarked one and a key that scores answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.data.base import Batch, Data
+from sslguard.encoders.base import Encoder
+from sslguard.secrets import Secret
+from sslguard.stats.significance import Significance
+from sslguard.training import History
+
+
+class Key(ABC):
+    """What the owner keeps: it says what to ask and scores the answers. It never holds a suspect."""
+
+    scheme: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def n_queries(self) -> int:
+        """How many queries a verification asks."""
+
+    @abstractmethod
+    def queries(self, data: Data) -> Iterator[Batch]:
+        """What to ask, in order: a function of the key and `data` alone."""
+
+    @abstractmethod
+    def statistic(self, answers: Iterable[NDArray[np.floating]]) -> Score:
+        """What the answers (n, m), in the order of the queries, are worth before any null."""
+
+    @abstractmethod
+    def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
+        """A statistic with its p-value under this scheme's null."""
+
+    def score(self, answers: Iterable[NDArray[np.floating]], *, controls: Sequence[float] = ()) -> Significance:
+        """The statistic of `answers` with its p-value under this scheme's null."""
+        return self.score_value(self.statistic(answers), controls=controls)
+
+    @abstractmethod
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """JSON fields and tensors that `from_parts` rebuilds the key from, secrets included."""
+
+    @classmethod
+    @abstractmethod
+    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Key:
+        """The inverse of `to_parts`. Raises KeyFileError for parts that do not fit."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A statistic over answers, for ranking, and what it stands on.
+
+    Attributes:
+        value: the number that is ranked; larger speaks for the claim.
+        n_queries: answers that went into it, missing ones included.
+        watermark_rate: share of answers with cosine above ½ to the secret vector, in [0, 1].
+        cosines: each answer's cosine, shape (n_queries,).
+    """
+
+    value: float
+    n_queries: int
+    watermark_rate: float
+    cosines: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Watermarked:
+    """What marking returns."""
+
+    encoder: Encoder
+    key: Key
+    history: History
+
+
+class Scheme(ABC):
+    """A frozen dataclass of hyperparameters; data and encoder come at call time."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def watermark(
+        self,
+        clean: Encoder,
+        data: Data,
+        *,
+        secret: Secret,
+        checkpoint: Path | None = None,
+        progress: bool = False,
+        devices: int = 1,
+        nodes: int = 1,
+        accelerator: str = "cpu",
+        precision: str = "auto",
+    ) -> Watermarked:
+        """A watermarked copy of `clean` and its key. `clean` is left as it is."""

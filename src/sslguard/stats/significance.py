@@ -1,0 +1,392 @@
+"""What a statistic is worth under a stated null: the rank among controls, and corrections for many claims.
+
+P-values travel as base-2 logarithms: they do not underflow, and −log2 p reads as bits of evidence. Every
+result carries its floor, the smallest p-value its null can give, so that a claim never outruns its null.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sslguard.errors import RefusedError, UsageError
+
+# Slack for the last bits of a quotient of two floats; far below any difference between two ranks.
+_RELATIVE_SLACK = 4 * float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Significance:
+    """A statistic, its p-value, and the null distribution that the p-value refers to.
+
+    Attributes
+    ----------
+    statistic : float
+        The suspect's value; large values speak for the claim (the test is one-sided).
+    log2_pvalue : float
+        Base-2 logarithm of the p-value, in bits, log2(floor) ≤ log2_pvalue ≤ 0.
+    floor : float
+        The smallest p-value this null can give, 0 < floor ≤ 1: 1/(n+1) for n controls, 2**-entropy of the
+        secret for an exact test.
+    null : {"exact", "controls"}
+        "exact": the distribution is a theorem about the secret's own randomness. "controls": it is the
+        values of known innocents, and no better than their choice.
+    n_queries : int
+        Queries that the suspect was asked, failed ones included.
+    n_controls : int
+        Controls ranked against; 0 for an exact null.
+    statistic_name : str
+        What the statistic is, for people.
+    details : Mapping[str, float]
+        Further finite numbers for a report; no decision reads them.
+
+    Raises
+    ------
+    UsageError
+        A field contradicts another or its own range, such as a p-value below its floor.
+    """
+
+    statistic: float
+    log2_pvalue: float
+    floor: float
+    null: Literal["exact", "controls"]
+    n_queries: int
+    n_controls: int = 0
+    statistic_name: str = "statistic"
+    details: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        details = {str(name): _finite(f"details[{name!r}]", value) for name, value in self.details.items()}
+        object.__setattr__(self, "details", details)
+        object.__setattr__(self, "statistic", _finite("statistic", self.statistic))
+        object.__setattr__(self, "n_queries", _count("n_queries", self.n_queries, minimum=1))
+        object.__setattr__(self, "n_controls", _count("n_controls", self.n_controls, minimum=0))
+        if self.null not in ("exact", "controls"):
+            raise UsageError(f"null must be 'exact' or 'controls', not {self.null!r}")
+        if (self.null == "controls") != (self.n_controls > 0):
+            raise UsageError(f"a null of kind {self.null!r} does not go with n_controls = {self.n_controls}")
+        if not 0 < self.floor <= 1:
+            raise UsageError(f"floor must lie in (0, 1], not {self.floor}")
+        lowest = math.log2(self.floor)
+        if not lowest - 1e-9 <= self.log2_pvalue <= 0:
+            raise UsageError(
+                f"log2_pvalue must lie between log2(floor) = {lowest:.6g} and 0, not {self.log2_pvalue}"
+            )
+
+    @property
+    def pvalue(self) -> float:
+        """The p-value, for reading: 0.0 when it is too small for a float. `rejects` compares logarithms."""
+        return float(2.0**self.log2_pvalue)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field under its own name, and `pvalue`; JSON values only."""
+        return {**asdict(self), "pvalue": self.pvalue}
+
+
+def control_rank_test(
+    statistic: float,
+    controls: Sequence[float] | NDArray[np.floating],
+    *,
+    n_queries: int,
+    statistic_name: str = "statistic",
+    details: Mapping[str, float] | None = None,
+) -> Significance:
+    """Rank a suspect among controls: is its statistic larger than an innocent's would be?
+
+    The p-value is (1 + #{control ≥ statistic}) / (1 + n): the suspect is counted among the values it is
+    compared with, and a tie counts against the claim.
+
+    Parameters
+    ----------
+    statistic : float
+        The suspect's value, finite.
+    controls : sequence of float, shape (n,)
+        The same statistic, from the same key and queries, of n known innocents, finite.
+    n_queries : int
+        Queries that each of them was asked, at least 1.
+    statistic_name : str
+        What the statistic is, for people.
+    details : mapping of str to float, optional
+        Further finite numbers to keep with the result.
+
+    Returns
+    -------
+    Significance
+        null "controls", floor 1/(n+1). Its details add `controls_at_least` (a count), `controls_median` and
+        `controls_max`.
+
+    Raises
+    ------
+    RefusedError
+        There are no controls: without a null there is no p-value.
+    UsageError
+        The statistic or a control is not a finite number, or the controls are not one-dimensional.
+
+    Notes
+    -----
+    *Null.* The suspect was not derived from the marked encoder, and its statistic is exchangeable with the
+    controls': every order of the n + 1 values is equally likely. Then P(p ≤ a) ≤ a for every a, with
+    equality at multiples of 1/(n+1) where there are no ties [1]_, [2]_.
+
+    *Assumptions.* Exchangeability is what the choice of controls has to earn; the test cannot check it.
+    Controls that the key was trained against, or that differ from a suspect in kind (architecture, data,
+    training), are not exchangeable with it. Key, queries and statistic were fixed before any of the values
+    was seen.
+
+    *Randomness.* None is drawn here. The probability is over the draw of suspect and controls from one
+    population of innocents; one key's p-values on many suspects share controls and are dependent.
+
+    References
+    ----------
+    .. [1] M. Dwass, "Modified randomization tests for nonparametric hypotheses", Annals of Mathematical
+           Statistics 28(1), 181-187 (1957).
+    .. [2] B. Phipson and G. K. Smyth, "Permutation p-values should never be zero", Statistical Applications
+           in Genetics and Molecular Biology 9(1), article 39 (2010).
+
+    Examples
+    --------
+    >>> from sslguard.stats.significance import control_rank_test
+    >>> result = control_rank_test(0.9, [0.1, 0.4, 0.2], n_queries=256, statistic_name="mean cosine")
+    >>> result.pvalue, result.floor
+    (0.25, 0.25)
+    >>> control_rank_test(0.4, [0.1, 0.4, 0.2], n_queries=256).pvalue
+    0.5
+    """
+    own = _finite("statistic", statistic)
+    innocent = _finite_vector("controls", controls)
+    n = len(innocent)
+    if n == 0:
+        raise RefusedError(
+            "no controls were given, and without a null there is no p-value: "
+            "name known innocent encoders as controls"
+        )
+    at_least = int((innocent >= own).sum())
+    return Significance(
+        statistic=own,
+        log2_pvalue=math.log2((1 + at_least) / (1 + n)),
+        floor=1 / (1 + n),
+        null="controls",
+        n_queries=n_queries,
+        n_controls=n,
+        statistic_name=statistic_name,
+        details={
+            "controls_at_least": at_least,
+            "controls_median": float(np.median(innocent)),
+            "controls_max": float(innocent.max()),
+            **(details or {}),
+        },
+    )
+
+
+def supports(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
+    """Whether this null can reach the level `alpha` at all, each of `n_claims` claims at alpha / n_claims.
+
+    Parameters
+    ----------
+    significance : Significance
+    alpha : float
+        Level of the test, 0 < alpha < 1.
+    n_claims : int
+        How many claims share the level (Bonferroni), at least 1.
+
+    Returns
+    -------
+    bool
+        floor ≤ alpha / n_claims. Where this is false, "not shown" would say nothing about the suspect.
+
+    Raises
+    ------
+    UsageError
+        alpha or n_claims is out of range.
+
+    Examples
+    --------
+    >>> from sslguard.stats.significance import control_rank_test, supports
+    >>> result = control_rank_test(1.0, [0.0] * 99, n_queries=1)
+    >>> supports(result, 0.01), supports(result, 0.001), supports(result, 0.01, n_claims=2)
+    (True, False, False)
+    """
+    return significance.floor <= _level(alpha, n_claims) * (1 + _RELATIVE_SLACK)
+
+
+def rejects(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
+    """Whether innocence is rejected at level `alpha`, each of `n_claims` claims at alpha / n_claims.
+
+    Parameters
+    ----------
+    significance, alpha, n_claims
+        As in `supports`.
+
+    Returns
+    -------
+    bool
+        p ≤ alpha / n_claims, decided on logarithms: `pvalue` may be off by its last bit.
+
+    Raises
+    ------
+    RefusedError
+        The floor lies above alpha / n_claims: no statistic, however large, could be significant.
+    UsageError
+        alpha or n_claims is out of range.
+
+    Examples
+    --------
+    >>> from sslguard.stats.significance import control_rank_test, rejects
+    >>> rejects(control_rank_test(1.0, [0.0] * 19, n_queries=1), 0.05)
+    True
+    """
+    level = _level(alpha, n_claims)
+    if not supports(significance, alpha, n_claims=n_claims):
+        need = math.ceil(n_claims / alpha * (1 - _RELATIVE_SLACK)) - 1
+        remedy = f"; it takes at least {need} controls" if significance.null == "controls" else ""
+        raise RefusedError(
+            f"alpha = {alpha:g} over {n_claims} claim(s) asks for p <= {level:.3g}, below the smallest "
+            f"p-value that this null can give, {significance.floor:.3g}{remedy}"
+        )
+    return significance.log2_pvalue <= math.log2(level * (1 + _RELATIVE_SLACK))
+
+
+def bonferroni(log2_pvalues: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
+    """Bonferroni's correction: min(1, n·p).
+
+    Parameters
+    ----------
+    log2_pvalues : array_like of float, shape (m,)
+        Base-2 logarithms of p-values, each finite and ≤ 0.
+    n : int, optional
+        How many claims were made in all, n ≥ m, those included whose p-values are not given. Default m.
+
+    Returns
+    -------
+    ndarray of float64, shape (m,)
+        Base-2 logarithms of the adjusted p-values, in the order of the input. Comparing each with log2(alpha)
+        bounds the probability of any false claim by alpha.
+
+    Raises
+    ------
+    UsageError
+        A value is not the logarithm of a p-value, or n < m.
+
+    Notes
+    -----
+    *Null.* All claims whose suspects are innocent. *Assumptions.* Each p-value is valid by itself; any
+    dependence between them is allowed. *Randomness.* That of the p-values; none is drawn here.
+
+    References
+    ----------
+    .. [1] O. J. Dunn, "Multiple comparisons among means", Journal of the American Statistical Association
+           56(293), 52-64 (1961).
+
+    Examples
+    --------
+    >>> from sslguard.stats.significance import bonferroni
+    >>> bonferroni([-10.0, -1.0], n=4).tolist()
+    [-8.0, 0.0]
+    """
+    values = _log2_pvalues(log2_pvalues)
+    return np.minimum(0.0, values + math.log2(_claims(n, len(values))))
+
+
+def holm(log2_pvalues: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
+    """Holm's step-down correction: never larger than Bonferroni's, under the same assumptions.
+
+    Parameters
+    ----------
+    log2_pvalues : array_like of float, shape (m,)
+        Base-2 logarithms of p-values, each finite and ≤ 0.
+    n : int, optional
+        How many claims were made in all, n ≥ m; those not given are taken to have larger p-values.
+        Default m.
+
+    Returns
+    -------
+    ndarray of float64, shape (m,)
+        Base-2 logarithms of the adjusted p-values, in the order of the input: the running maximum of
+        (n + 1 − i)·p_(i) over p_(1) ≤ … ≤ p_(m), at most 1. Equal to R's `p.adjust(p, "holm", n)`.
+
+    Raises
+    ------
+    UsageError
+        A value is not the logarithm of a p-value, or n < m.
+
+    Notes
+    -----
+    *Null.* All claims whose suspects are innocent. *Assumptions.* Each p-value is valid by itself; any
+    dependence between them is allowed. *Randomness.* That of the p-values; none is drawn here.
+
+    References
+    ----------
+    .. [1] S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
+           Statistics 6(2), 65-70 (1979).
+
+    Examples
+    --------
+    >>> from sslguard.stats.significance import holm
+    >>> holm([-1.0, -10.0]).tolist()
+    [-1.0, -9.0]
+    """
+    values = _log2_pvalues(log2_pvalues)
+    if not len(values):
+        return values
+    order = np.argsort(values, kind="stable")
+    stepped = values[order] + np.log2(_claims(n, len(values)) - np.arange(len(values)))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(0.0, np.maximum.accumulate(stepped))
+    return adjusted
+
+
+def _finite(name: str, value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be a finite number, not {value!r}") from error
+    if not math.isfinite(number):
+        raise UsageError(f"{name} must be a finite number, not {number}")
+    return number
+
+
+def _finite_vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        vector = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be a sequence of numbers: {error}") from error
+    if vector.ndim != 1:
+        raise UsageError(f"{name} must be one-dimensional, not of shape {vector.shape}")
+    if not np.isfinite(vector).all():
+        where = int(np.flatnonzero(~np.isfinite(vector))[0])
+        raise UsageError(f"{name} must be finite numbers; number {where} is {vector[where]}")
+    return vector
+
+
+def _log2_pvalues(values: ArrayLike) -> NDArray[np.float64]:
+    vector = _finite_vector("log2_pvalues", values)
+    if (vector > 0).any():
+        raise UsageError(f"log2_pvalues must be logarithms of p-values, at most 0, not {vector.max()}")
+    return vector
+
+
+def _count(name: str, value: int, *, minimum: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"{name} must be a whole number, not {value!r}") from error
+    if number < minimum:
+        raise UsageError(f"{name} must be at least {minimum}, not {number}")
+    return number
+
+
+def _claims(n: int | None, given: int) -> int:
+    return _count("n, the number of claims,", max(1, given) if n is None else n, minimum=max(1, given))
+
+
+def _level(alpha: float, n_claims: int) -> float:
+    level = _finite("alpha", alpha)
+    if not 0 < level < 1:
+        raise UsageError(f"alpha must lie strictly between 0 and 1, not {alpha}")
+    return level / _count("n_claims", n_claims, minimum=1)

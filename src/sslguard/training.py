@@ -1,0 +1,397 @@
+"""The one training loop: devices, accumulation, progress, checkpoints, exact resume. No losses, no recipes.
+
+A `Task` says what is trained. Each iteration runs its `Update`s in order; each takes the gradient of one loss
+for chosen parameters, over all micro-batches of all processes, and then steps its optimisers.
+
+Everything random in step s is a function of (seed, s, chunk), where the global batch is cut into
+processes × accumulation chunks. So a resumed run repeats an unbroken one, and two processes see what one
+process sees that accumulates the same halves. Gradients are averaged here rather than by DistributedDataParallel:
+its reducer wants every parameter in every backward pass, which a scheme with three losses over four networks
+does not offer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sslguard.errors import UsageError
+from sslguard.files import write_atomic
+
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """One loss of an iteration.
+
+    Attributes:
+        name: how the loss is called in the history.
+        loss: micro-batch → scalar.
+        optimizers: names of the optimisers stepped once the gradient is complete.
+        parameters: what the gradient is taken for; None means the parameters of `optimizers`. Gradients of
+            parameters beyond those add to what later updates of the same iteration find.
+    """
+
+    name: str
+    loss: Callable[[Any], Tensor]
+    optimizers: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...] | None = None
+
+
+class Task(ABC):
+    """What is trained. Subclasses fill `modules`, `optimizers` and `n_items` and say what a step is made of."""
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    n_items: int
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON values that tell this run from any other: a checkpoint is only resumed by its own run."""
+
+    @abstractmethod
+    def load(self, indices: NDArray[np.int64]) -> Any:
+        """A micro-batch on `device`, augmented. Random numbers come from torch's generator, which is seeded."""
+
+    @abstractmethod
+    def updates(self) -> Sequence[Update]: ...
+
+    def begin_step(self, step: int, steps: int) -> None:  # noqa: B027 - a hook, empty by default
+        """Set learning rates and modes for step `step` of `steps`."""
+
+    def carry(self, microbatch: Any) -> Tensor | None:  # noqa: ARG002
+        """What a micro-batch leaves for `end_step`: rows that are gathered from all chunks in order."""
+        return None
+
+    def end_step(self, step: int, carried: Tensor | None) -> None:  # noqa: B027
+        """After the last update: momentum encoders, queues."""
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks. Optimisers follow, since parameters move in place."""
+        self.device = device
+        for module in self.modules.values():
+            module.to(device)
+
+    device: torch.device = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How long and on what a task runs.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: items a step, over all devices, nodes and accumulation.
+        accumulate: micro-batches a process runs before it steps.
+        devices, nodes: processes of one device each.
+        accelerator: "auto", "cpu", "cuda" or "mps".
+        precision: "auto" (bfloat16 where a GPU has it), "32" or "bf16".
+        checkpoint: file that a killed run resumes from, removed by no one; None keeps none.
+        progress: draw a bar on standard error.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    accumulate: int = 1
+    devices: int = 1
+    nodes: int = 1
+    accelerator: str = "cpu"
+    precision: str = "auto"
+    checkpoint: Path | None = None
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    progress: bool = False
+    title: str = "training"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "devices", "nodes"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        chunks = self.accumulate * self.devices * self.nodes
+        if self.batch_size % chunks:
+            raise UsageError(
+                f"batch_size {self.batch_size} must be a multiple of accumulate × devices × nodes = {chunks}"
+            )
+        if self.precision not in ("auto", "32", "bf16"):
+            raise UsageError(f"precision must be auto, 32 or bf16, not {self.precision!r}")
+
+
+@dataclass
+class History:
+    """What a run measured: the losses of each step, and the time it took (resumed parts included)."""
+
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+@contextmanager
+def isolated_rng(*key: int) -> Iterator[None]:
+    """Torch's generators seeded by `key` inside, and as they were outside."""
+    seed = int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def cosine_schedule(step: int, steps: int, *, warmup: int = 0) -> float:
+    """Factor of the learning rate: linear over `warmup` steps, then half a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Scale every group's initial rate, which is kept under `initial_lr`, by `factor`."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+        group["lr"] = group["initial_lr"] * factor
+
+
+def run(task: Task, loop: Loop) -> History:
+    """Train `task`; resumes from `loop.checkpoint` where that exists. Modules are left on the device, in place.
+
+    Raises:
+        UsageError: the checkpoint is of another run, or a loss stopped being finite.
+        KeyboardInterrupt: on SIGINT, once the running step is finished and the checkpoint written.
+    """
+    return _Runner(task, loop).run()
+
+
+class _Runner:
+    def __init__(self, task: Task, loop: Loop) -> None:
+        from lightning_fabric import Fabric
+
+        world = loop.devices * loop.nodes
+        self.task, self.loop = task, loop
+        self.fabric = Fabric(
+            accelerator=loop.accelerator,
+            devices=loop.devices,
+            num_nodes=loop.nodes,
+            strategy="ddp" if world > 1 else "auto",
+            precision="bf16-mixed" if self._bfloat16() else "32-true",
+        )
+        if world > 1:
+            self.fabric.launch()
+        self.history = History()
+        self._epoch: tuple[int, NDArray[np.int64]] | None = None
+
+    def _bfloat16(self) -> bool:
+        if self.loop.precision != "auto":
+            return self.loop.precision == "bf16"
+        return self.loop.accelerator != "cpu" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+    def run(self) -> History:
+        self.task.to(self.fabric.device)
+        started, cpu_started = time.perf_counter(), time.process_time()
+        self._resume()
+        before, cpu_before = self.history.seconds, self.history.cpu_seconds
+        saved = time.perf_counter()
+        with _deferred_interrupt() as interrupted, self._progress() as show:
+            while self.history.steps < self.loop.steps:
+                show(self._step(self.history.steps))
+                self.history.seconds = before + time.perf_counter() - started
+                self.history.cpu_seconds = cpu_before + time.process_time() - cpu_started
+                stop = self._anywhere(interrupted.is_set())
+                due = self._anywhere(time.perf_counter() - saved > self.loop.checkpoint_seconds)
+                if due or stop or self.history.steps == self.loop.steps:
+                    self._save()
+                    saved = time.perf_counter()
+                if stop and self.history.steps < self.loop.steps:
+                    raise KeyboardInterrupt
+        return self.history
+
+    def _step(self, step: int) -> dict[str, float]:
+        task, loop, world = self.task, self.loop, self.fabric.world_size
+        task.begin_step(step, loop.steps)
+        for optimizer in task.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        size = loop.batch_size // (world * loop.accumulate)
+        chunks = [k * world + self.fabric.global_rank for k in range(loop.accumulate)]
+        microbatches = []
+        for chunk in chunks:
+            with isolated_rng(loop.seed, step, chunk, 0):
+                microbatches.append(task.load(self._indices(step * loop.batch_size + chunk * size, size)))
+        losses: dict[str, Tensor] = {}
+        for number, update in enumerate(task.updates(), start=1):
+            total = torch.zeros((), device=self.fabric.device)
+            parameters = update.parameters or tuple(self._parameters(update.optimizers))
+            for chunk, microbatch in zip(chunks, microbatches, strict=True):
+                with isolated_rng(loop.seed, step, chunk, number), self.fabric.autocast():
+                    loss = update.loss(microbatch)
+                _add_gradients(loss / len(chunks), parameters)
+                total += loss.detach() / len(chunks)
+            self._average([p.grad for name in update.optimizers for p in self._parameters((name,))])
+            for name in update.optimizers:
+                task.optimizers[name].step()
+                task.optimizers[name].zero_grad(set_to_none=True)
+            losses[update.name] = total
+        self._average([b for m in task.modules.values() for b in m.buffers() if b.is_floating_point()])
+        task.end_step(step, self._gather([task.carry(m) for m in microbatches]))
+        return self._record(losses)
+
+    def _parameters(self, names: Sequence[str]) -> Iterator[nn.Parameter]:
+        for name in names:
+            for group in self.task.optimizers[name].param_groups:
+                yield from group["params"]
+
+    def _indices(self, start: int, size: int) -> NDArray[np.int64]:
+        """Items `start` … `start + size` of the endless sequence of shuffled epochs."""
+        n = self.task.n_items
+        positions = np.arange(start, start + size)
+        out = np.empty(size, dtype=np.int64)
+        for epoch in range(int(positions[0] // n), int(positions[-1] // n) + 1):
+            if self._epoch is None or self._epoch[0] != epoch:
+                self._epoch = (epoch, np.random.default_rng([self.loop.seed, epoch]).permutation(n))
+            here = positions // n == epoch
+            out[here] = self._epoch[1][positions[here] % n]
+        return out
+
+    def _average(self, tensors: Sequence[Tensor | None]) -> None:
+        """Mean over processes, in place, in one message."""
+        present = [t for t in tensors if t is not None]
+        if self.fabric.world_size == 1 or not present:
+            return
+        flat = self.fabric.all_reduce(torch.cat([t.detach().reshape(-1).float() for t in present]), reduce_op="mean")
+        offset = 0
+        for tensor in present:
+            part = flat[offset : offset + tensor.numel()]
+            tensor.detach().copy_(part.view_as(tensor))
+            offset += tensor.numel()
+
+    def _gather(self, rows: Sequence[Tensor | None]) -> Tensor | None:
+        """Rows of all chunks, in chunk order."""
+        present = [r for r in rows if r is not None]
+        if not present:
+            return None
+        if self.fabric.world_size == 1:
+            return torch.cat(present)
+        gathered = [self.fabric.all_gather(r) for r in present]
+        return torch.cat([part for micro in gathered for part in micro])
+
+    def _anywhere(self, flag: bool) -> bool:
+        if self.fabric.world_size == 1:
+            return flag
+        return bool(self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum") > 0)
+
+    def _record(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        stacked = torch.stack(list(losses.values()))
+        self._average([stacked])
+        values = dict(zip(losses, stacked.tolist(), strict=True))
+        self.history.steps += 1
+        for name, value in values.items():
+            if not np.isfinite(value):
+                raise UsageError(
+                    f"loss {name!r} is {value} at step {self.history.steps}: lower the learning rate, or look for "
+                    "items that are constant"
+                )
+            self.history.losses.setdefault(name, []).append(value)
+        return values
+
+    def _fingerprint(self) -> str:
+        chunks = self.loop.accumulate * self.fabric.world_size
+        loop = {k: getattr(self.loop, k) for k in ("steps", "batch_size", "seed", "precision")}
+        return json.dumps({"task": self.task.fingerprint(), "loop": loop, "chunks": chunks}, sort_keys=True)
+
+    def _save(self) -> None:
+        if self.loop.checkpoint is None or not self.fabric.is_global_zero:
+            return
+        state = {
+            "fingerprint": self._fingerprint(),
+            "modules": {name: module.state_dict() for name, module in self.task.modules.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.task.optimizers.items()},
+            "history": vars(self.history),
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self.loop.checkpoint, buffer.getvalue())
+
+    def _resume(self) -> None:
+        path = self.loop.checkpoint
+        if path is None or not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+            same = state["fingerprint"] == self._fingerprint()
+        except Exception as error:
+            raise UsageError(
+                f"{path} is not a checkpoint of this program ({error}): delete it to begin again"
+            ) from error
+        if not same:
+            raise UsageError(f"{path} belongs to a run with other settings: delete it, or choose another --out")
+        for name, module in self.task.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in self.task.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.history = History(**state["history"])
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[dict[str, float]], None]]:
+        if not (self.loop.progress and self.fabric.is_global_zero):
+            yield lambda _: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[losses]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            row = bar.add_task(self.loop.title, total=self.loop.steps, completed=self.history.steps, losses="")
+
+            def show(losses: dict[str, float]) -> None:
+                text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+                bar.update(row, completed=self.history.steps, losses=text)
+
+            yield show
+
+
+def _add_gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    """Add the gradient of `loss` to `.grad` of exactly these parameters."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """SIGINT sets the event instead of breaking into a step; a second one breaks in."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        if event.is_set() and callable(previous):
+            previous(signum, frame)
+        event.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)

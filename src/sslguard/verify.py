@@ -1,0 +1,162 @@
+"""A key, a suspect and data → a verdict: *derived* or *not shown*, and under which null."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.data.base import Data
+from sslguard.encoders.base import Embedder
+from sslguard.errors import RefusedError, SslguardError, SuspectError, UsageError
+from sslguard.schemes.base import Key, Score
+from sslguard.stats.significance import Significance, rejects
+from sslguard.suspects.base import checked
+
+DEFAULT_ALPHA = 0.01
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a verification shows.
+
+    Attributes:
+        suspect: its name.
+        decision: "derived" when the p-value, corrected for `n_claims`, is at most alpha; else "not shown".
+        significance: statistic, p-value, null, floor, number of queries.
+        alpha: the level that was asked for.
+        n_claims: how many claims (suspects, keys, looks) the level is shared among, by Bonferroni.
+        watermark_rate: the paper's WR on the same answers.
+        cosines: each answer's cosine to the secret vector, for a report.
+        control_scores: each control's statistic, by name.
+    """
+
+    suspect: str
+    decision: Literal["derived", "not shown"]
+    significance: Significance
+    alpha: float
+    n_claims: int
+    watermark_rate: float
+    cosines: NDArray[np.float64] = field(repr=False)
+    control_scores: Mapping[str, float] = field(repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """0 derived, 1 not shown."""
+        return 0 if self.decision == "derived" else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure of the verdict, JSON values only; single answers are left out."""
+        return {
+            "suspect": self.suspect,
+            "decision": self.decision,
+            "alpha": self.alpha,
+            "n_claims": self.n_claims,
+            "watermark_rate": self.watermark_rate,
+            **self.significance.to_json(),
+        }
+
+
+def ask(key: Key, suspect: Embedder, data: Data) -> Iterator[NDArray[np.floating]]:
+    """The suspect's checked answers to the key's queries, batch by batch. Errors become SuspectError."""
+    width: int | None = None
+    for batch in key.queries(data):
+        try:
+            raw = suspect.embed(batch)
+        except SslguardError as error:
+            raise SuspectError(str(error)) from error
+        answers = checked(raw, len(batch), width=width)
+        width = answers.shape[1]
+        yield answers
+
+
+def score_suspect(key: Key, suspect: Embedder, data: Data) -> Score:
+    """The statistic of one suspect, before any null; what a suspect and a control have in common."""
+    score = key.statistic(ask(key, suspect, data))
+    finish = getattr(suspect, "finish", None)
+    if callable(finish):
+        finish()
+    return score
+
+
+def score_controls(key: Key, controls: Iterable[tuple[str, Embedder]], data: Data) -> dict[str, float]:
+    """The statistic of each control on the same queries.
+
+    Raises:
+        UsageError: a name comes twice, or a control cannot be scored: dropping it would choose the null.
+    """
+    scores: dict[str, float] = {}
+    for name, control in controls:
+        if name in scores:
+            raise UsageError(f"control {name!r} is given twice: each must count once")
+        try:
+            scores[name] = score_suspect(key, control, data).value
+        except SuspectError as error:
+            raise UsageError(f"control {name!r} cannot be scored: {error}") from error
+    return scores
+
+
+def check_null(n_controls: int, alpha: float, n_claims: int = 1) -> None:
+    """Refuse before anything is asked when no outcome could support the claim.
+
+    Raises:
+        RefusedError: no controls, or 1/(n + 1) lies above alpha / n_claims.
+        UsageError: alpha or n_claims out of range.
+    """
+    if not 0 < alpha < 1:
+        raise UsageError(f"alpha must lie between 0 and 1, not {alpha}")
+    if n_claims < 1:
+        raise UsageError(f"n_claims must be at least 1, not {n_claims}")
+    if n_controls == 0:
+        raise RefusedError(
+            "without controls there is no null distribution and no p-value: name known innocents with --control"
+        )
+    floor = 1 / (n_controls + 1)
+    level = alpha / n_claims
+    if floor > level * (1 + 1e-12):
+        needed = int(np.ceil(n_claims / alpha - 1e-9)) - 1
+        raise RefusedError(
+            f"{n_controls} controls give no p-value below {floor:.4g}, which cannot support alpha {alpha:g}"
+            + (f" shared among {n_claims} claims" if n_claims > 1 else "")
+            + f": give at least {needed} controls, or a larger alpha"
+        )
+
+
+def verify(
+    key: Key,
+    suspect: Embedder,
+    data: Data,
+    *,
+    control_scores: Mapping[str, float],
+    alpha: float = DEFAULT_ALPHA,
+    n_claims: int = 1,
+    name: str | None = None,
+) -> Verdict:
+    """Ask the suspect the key's queries and rank it among controls that were asked the same.
+
+    Args:
+        control_scores: statistics of known innocents for this key and this data; see `score_controls`. None of
+            them may have taken part in marking.
+        alpha: level of the test.
+        n_claims: how many claims share that level.
+
+    Raises:
+        RefusedError: the controls cannot support alpha; nothing was asked then.
+        SuspectError: the suspect gave no usable answers.
+    """
+    check_null(len(control_scores), alpha, n_claims)
+    score = score_suspect(key, suspect, data)
+    significance = key.score_value(score, controls=list(control_scores.values()))
+    return Verdict(
+        suspect=name or str(getattr(suspect, "name", getattr(suspect, "source", type(suspect).__name__))),
+        decision="derived" if rejects(significance, alpha, n_claims=n_claims) else "not shown",
+        significance=significance,
+        alpha=alpha,
+        n_claims=n_claims,
+        watermark_rate=score.watermark_rate,
+        cosines=score.cosines,
+        control_scores=dict(control_scores),
+    )
