@@ -23,8 +23,8 @@ from sslguard.schemes.base import Key, Watermarked
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
 from sslguard.suspects import open_suspect
-from sslguard.verify import DEFAULT_ALPHA, Verdict, check_null, score_controls
-from sslguard.verify import verify as verify_key
+from sslguard.verification import DEFAULT_ALPHA, Verdict, check_null, score_controls
+from sslguard.verification import verify as verify_key
 
 DEFAULT_QUERIES = 12_000
 

@@ -110,14 +110,10 @@ class PixelEmbedder:
         """
         prepared = self.preprocess.prepare(batch)
         if prepared.dim() != 4:
-            raise DataError(
-                f"raw pixels need pictures (n, C, H, W), not items of shape {tuple(prepared.shape)}"
-            )
+            raise DataError(f"raw pixels need pictures (n, C, H, W), not items of shape {tuple(prepared.shape)}")
         channels, height, width = prepared.shape[1:]
         if channels > self.max_width:
-            raise UsageError(
-                f"max_width must be at least {channels}, one value a channel, not {self.max_width}"
-            )
+            raise UsageError(f"max_width must be at least {channels}, one value a channel, not {self.max_width}")
         if channels * height * width > self.max_width:
             ratio = (self.max_width / (channels * height * width)) ** 0.5
             rows = min(max(1, int(height * ratio)), self.max_width // channels)
@@ -126,9 +122,7 @@ class PixelEmbedder:
         return prepared.flatten(1).float().cpu().numpy()
 
 
-def raw_pixels(
-    data: Data, preprocess: Preprocess | None = None, *, max_width: int = PIXEL_WIDTH
-) -> PixelEmbedder:
+def raw_pixels(data: Data, preprocess: Preprocess | None = None, *, max_width: int = PIXEL_WIDTH) -> PixelEmbedder:
     """The embedder of raw pixels for `data`, prepared by `preprocess`, else at its first picture's own size.
 
     Raises:
@@ -138,9 +132,7 @@ def raw_pixels(
         items = data.take([0])
         first = items[0]
         if not isinstance(first, Tensor) or first.dim() != 3:
-            raise DataError(
-                f"{data.spec} does not hold pictures (C, H, W): raw pixels are not defined for it"
-            )
+            raise DataError(f"{data.spec} does not hold pictures (C, H, W): raw pixels are not defined for it")
         channels, height, width = first.shape
         mean, std = (0.0,) * channels, (1.0,) * channels
         preprocess = ImagePreprocess(height, width, channels, mean, std)

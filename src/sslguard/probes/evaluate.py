@@ -77,8 +77,7 @@ def probe_encoder(
     if shared := overlap(train, test):
         raise DataError(f"{train.spec} and {test.spec} share {shared} items: probe on items not trained on")
     subsets = [
-        np.arange(len(known)) if per_class is None else few_label_subset(known, per_class, seed)
-        for seed in seeds
+        np.arange(len(known)) if per_class is None else few_label_subset(known, per_class, seed) for seed in seeds
     ]
     used = np.unique(np.concatenate(subsets))
     train_x, test_x = _embed_items(embedder, train, used), _embed_items(embedder, test, np.arange(len(truth)))

@@ -41,10 +41,11 @@ def knn_probe(
         raise UsageError(f"k must be at least 1, not {k}")
     k = min(k, len(task.train_y))
     train = nnf.normalize(torch.from_numpy(task.train_x)).float()
-    votes = nnf.one_hot(torch.from_numpy(task.train_y), len(task.classes)).double()
+    labels = torch.from_numpy(task.train_y)
     predicted = []
     for part in nnf.normalize(torch.from_numpy(task.test_x)).float().split(_BATCH):
         cosine, nearest = (part @ train.T).topk(k, dim=1)
         weight = ((cosine.double() - 1) / TEMPERATURE).exp()
-        predicted.append((weight[:, :, None] * votes[nearest]).sum(1).argmax(1))
+        votes = weight.new_zeros(len(part), len(task.classes)).scatter_add_(1, labels[nearest], weight)
+        predicted.append(votes.argmax(1))
     return task.result("knn", torch.cat(predicted).numpy(), seed, {"k": float(k)})

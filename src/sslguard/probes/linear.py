@@ -132,9 +132,9 @@ class _Softmax:
 
     def solve(self, start: Tensor | None, *, tolerance: float, iterations: int) -> tuple[Tensor, bool]:
         """The minimum, and whether the largest element of the scaled gradient is within `tolerance`."""
-        first = (
-            self.x.new_zeros(len(self.scale), self.target.shape[1]) if start is None else start / self.scale
-        )
+        first = self.x.new_zeros(len(self.scale), self.target.shape[1])
+        if start is not None:
+            first = start / self.scale
         found = minimize(
             self.objective,
             first.flatten().numpy(),
@@ -142,7 +142,5 @@ class _Softmax:
             method="L-BFGS-B",
             options={"maxiter": iterations, "maxcor": 20, "gtol": tolerance, "ftol": 0.0},
         )
-        slope = self.objective(found.x)[1]
-        return torch.from_numpy(found.x).reshape(first.shape) * self.scale, bool(
-            np.abs(slope).max() <= tolerance
-        )
+        weights = torch.from_numpy(found.x).reshape(first.shape) * self.scale
+        return weights, bool(np.abs(found.jac).max() <= tolerance)

@@ -43,8 +43,7 @@ def mlp_probe(
     task = Task.of(train_x, train_y, test_x, test_y)
     if steps < 1 or batch_size < 1 or not 0 < learning_rate < np.inf:
         raise UsageError(
-            "steps, batch_size and learning_rate must be positive, "
-            f"not {steps}, {batch_size} and {learning_rate}"
+            f"steps, batch_size and learning_rate must be positive, not {steps}, {batch_size} and {learning_rate}"
         )
     train, test = (torch.from_numpy(x.astype(np.float32)) for x in task.standardised())
     labels, size = torch.from_numpy(task.train_y), min(batch_size, len(task.train_y))
