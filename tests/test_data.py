@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_on_disk import accept_any_checksum, everything, idx, noise, root, write_image, write_mnist
 
+from data_on_disk import accept_any_checksum, everything, idx, noise, root, write_image, write_mnist
 from sslguard.data import cache as cache_module
 from sslguard.data import open_data, overlap, sources
 from sslguard.data.specs import SETS

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_on_disk import everything, idx, noise, root, write_image
 from PIL import Image
 
+from data_on_disk import everything, idx, noise, root, write_image
 from sslguard.data import cache as cache_module
 from sslguard.data import open_data, overlap
 from sslguard.data.folders import EXTENSIONS, decode
@@ -271,6 +271,37 @@ def test_an_archive_that_promises_more_than_it_holds_is_refused_before_it_is_unp
         archive.writestr("images.npy", cache_module.npy_header((1, 8, 8), np.dtype("u1")) + bytes(64))
     with pytest.raises(DataError, match="savez"):
         open_data(str(tmp_path / "c.npz"))
+
+
+@pytest.mark.parametrize("surplus", [-64, -1, 1])
+def test_an_array_of_another_length_than_its_header_says_is_refused(tmp_path: Path, surplus: int) -> None:
+    header = cache_module.npy_header((4, 8, 8), np.dtype("u1"))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", header + bytes(256 + surplus))
+    with pytest.raises(DataError, match="promises shape"):
+        open_data(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("n", [100, 10**6], ids=["within what deflate can do", "beyond it"])
+@pytest.mark.parametrize("cache_is_writable", [True, False])
+def test_a_directory_that_lies_about_a_length_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, cache_is_writable: bool
+) -> None:
+    header, path = cache_module.npy_header((n, 32, 32), np.dtype("u1")), tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header + bytes(200))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02") + 24
+    content[at : at + 4] = struct.pack("<I", len(header) + n * 1024)
+    path.write_bytes(content)
+    if not cache_is_writable:
+        monkeypatch.setenv("SSLGUARD_CACHE", str(path))
+    written: list[int] = []
+    original = cache_module._store
+    monkeypatch.setattr(cache_module, "_store", lambda *a: (written.append(a[1]), original(*a)))
+    with pytest.raises(DataError, match="is damaged"):
+        open_data(str(path))
+    assert written == ([len(header) + 100 * 1024] if n == 100 else [])
 
 
 @pytest.mark.parametrize("cut", [0, 10, 200, 900])

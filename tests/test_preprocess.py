@@ -48,7 +48,7 @@ def test_a_list_of_sizes_and_channels_is_prepared_item_by_item():
 def test_normalise_is_the_formula_and_passes_the_gradient_to_the_prepared_tensor():
     prepared = COLOUR.prepare(bytes_of(2, 3, 8, 8)).requires_grad_()
     normalised = COLOUR.normalise(prepared)
-    assert normalised[:, 2] == pytest.approx(((prepared[:, 2] - 0.3) / 2).detach())
+    assert normalised[:, 2].detach() == pytest.approx((prepared[:, 2].detach() - 0.3) / 2)
     normalised.sum().backward()
     assert prepared.grad is not None
     for channel, std in enumerate(COLOUR.std):

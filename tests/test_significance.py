@@ -185,9 +185,7 @@ def test_rejects_at_and_just_above_the_level() -> None:
     assert not rejects(at_level, 0.05, n_claims=2)
 
 
-@pytest.mark.parametrize(
-    ("alpha", "n_claims"), [(0.0, 1), (1.0, 1), (-0.1, 1), (math.nan, 1), (0.05, 0), (0.05, 1.5)]
-)
+@pytest.mark.parametrize(("alpha", "n_claims"), [(0.0, 1), (1.0, 1), (-0.1, 1), (math.nan, 1), (0.05, 0), (0.05, 1.5)])
 def test_levels_out_of_range(alpha: float, n_claims: int) -> None:
     result = control_rank_test(1.0, [0.0], n_queries=1)
     with pytest.raises(UsageError, match=r"alpha|n_claims"):

@@ -4,10 +4,11 @@ A `Task` says what is trained. Each iteration runs its `Update`s in order; each 
 for chosen parameters, over all micro-batches of all processes, and then steps its optimisers.
 
 Everything random in step s is a function of (seed, s, chunk), where the global batch is cut into
-processes × accumulation chunks. So a resumed run repeats an unbroken one, and two processes see what one
-process sees that accumulates the same halves. Gradients are averaged here rather than by DistributedDataParallel:
-its reducer wants every parameter in every backward pass, which a scheme with three losses over four networks
-does not offer.
+processes × accumulation chunks. Every chunk of an update starts from the same running statistics (batch norm's
+buffers), and the mean over chunks is what the update leaves behind, as it is with gradients. So a resumed run
+repeats an unbroken one, and two processes see what one process sees that accumulates the same halves. Gradients are
+averaged here rather than by DistributedDataParallel: its reducer wants every parameter in every backward pass,
+which a scheme with three losses over four networks does not offer.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,21 +233,39 @@ class _Runner:
                 microbatches.append(task.load(self._indices(step * loop.batch_size + chunk * size, size)))
         losses: dict[str, Tensor] = {}
         for number, update in enumerate(task.updates(), start=1):
-            total = torch.zeros((), device=self.fabric.device)
-            parameters = update.parameters or tuple(self._parameters(update.optimizers))
-            for chunk, microbatch in zip(chunks, microbatches, strict=True):
-                with isolated_rng(loop.seed, step, chunk, number), self.fabric.autocast():
-                    loss = update.loss(microbatch)
-                _add_gradients(loss / len(chunks), parameters)
-                total += loss.detach() / len(chunks)
-            self._average([p.grad for name in update.optimizers for p in self._parameters((name,))])
+            losses[update.name] = self._gradients(update, (step, number), dict(zip(chunks, microbatches, strict=True)))
             for name in update.optimizers:
                 task.optimizers[name].step()
                 task.optimizers[name].zero_grad(set_to_none=True)
-            losses[update.name] = total
-        self._average([b for m in task.modules.values() for b in m.buffers() if b.is_floating_point()])
         task.end_step(step, self._gather([task.carry(m) for m in microbatches]))
         return self._record(losses)
+
+    def _gradients(self, update: Update, at: tuple[int, int], microbatches: Mapping[int, Any]) -> Tensor:
+        """Add the gradient over all chunks to `.grad`, leave the chunks' mean statistics, return this process's loss.
+
+        Args:
+            at: step and number of the update, from 1.
+            microbatches: by number of the chunk.
+        """
+        step, number = at
+        n = len(microbatches)
+        total = torch.zeros((), device=self.fabric.device)
+        parameters = update.parameters or tuple(self._parameters(update.optimizers))
+        statistics = _Statistics(self.task.modules.values()) if n > 1 else None
+        for chunk, microbatch in microbatches.items():
+            if statistics is not None:
+                statistics.restore()
+            with isolated_rng(self.loop.seed, step, chunk, number), self.fabric.autocast():
+                loss = update.loss(microbatch)
+            _add_gradients(loss / n, parameters)
+            total += loss.detach() / n
+            if statistics is not None:
+                statistics.collect(1 / n)
+        if statistics is not None:
+            statistics.settle()
+        # In one message. Gradients that other updates will step on wait until then.
+        self._average([*(p.grad for p in self._parameters(update.optimizers)), *_floating(self.task.modules.values())])
+        return total
 
     def _parameters(self, names: Sequence[str]) -> Iterator[nn.Parameter]:
         for name in names:
@@ -322,26 +341,30 @@ class _Runner:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self.loop.checkpoint, buffer.getvalue())
+        # A scheme's run holds its key's decoder and trigger.
+        write_atomic(self.loop.checkpoint, buffer.getvalue(), private=True)
 
     def _resume(self) -> None:
         path = self.loop.checkpoint
         if path is None or not path.exists():
             return
+        # Whatever a damaged or foreign file makes torch raise. Its own text is left out: it advises to load as code.
+        damaged = UsageError(f"{path} is damaged, or no checkpoint of this program: delete it to begin again")
         try:
             state = torch.load(path, map_location=self.fabric.device, weights_only=True)
             same = state["fingerprint"] == self._fingerprint()
         except Exception as error:
-            raise UsageError(
-                f"{path} is not a checkpoint of this program ({error}): delete it to begin again"
-            ) from error
+            raise damaged from error
         if not same:
             raise UsageError(f"{path} belongs to a run with other settings: delete it, or choose another --out")
-        for name, module in self.task.modules.items():
-            module.load_state_dict(state["modules"][name])
-        for name, optimizer in self.task.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        self.history = History(**state["history"])
+        try:
+            for name, module in self.task.modules.items():
+                module.load_state_dict(state["modules"][name])
+            for name, optimizer in self.task.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+            self.history = History(**state["history"])
+        except Exception as error:
+            raise damaged from error
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[dict[str, float]], None]]:
@@ -366,6 +389,39 @@ class _Runner:
                 bar.update(row, completed=self.history.steps, losses=text)
 
             yield show
+
+
+class _Statistics:
+    """Buffers of networks while one update runs over several chunks.
+
+    One chunk after the other they would depend on how chunks are dealt to processes.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._buffers = [b for module in modules for b in module.buffers()]
+        self._start = [b.clone() for b in self._buffers]
+        self._mean = [torch.zeros_like(b) for b in self._buffers]
+
+    def restore(self) -> None:
+        """Back to what they were before the update."""
+        for buffer, start in zip(self._buffers, self._start, strict=True):
+            buffer.copy_(start)
+
+    def collect(self, share: float) -> None:
+        """Add what one chunk left to the mean."""
+        for buffer, mean in zip(self._buffers, self._mean, strict=True):
+            if buffer.is_floating_point():
+                mean.add_(buffer, alpha=share)
+
+    def settle(self) -> None:
+        """Take the mean over. Counters stay as one chunk left them."""
+        for buffer, mean in zip(self._buffers, self._mean, strict=True):
+            if buffer.is_floating_point():
+                buffer.copy_(mean)
+
+
+def _floating(modules: Iterable[nn.Module]) -> list[Tensor]:
+    return [b for module in modules for b in module.buffers() if b.is_floating_point()]
 
 
 def _add_gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:

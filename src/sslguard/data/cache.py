@@ -62,7 +62,8 @@ def unpacked(sources: Sequence[Path], part: str, stream: Callable[[], NpyStream]
     if (array := _mapped(target)) is not None:
         return array
     try:
-        _store(target, *stream())
+        size, pieces = stream()
+        _store(target, size, _exactly(size, pieces, sources[0]))
         if (array := _mapped(target)) is not None:
             return array
         reason = "what was written there cannot be read back"
@@ -74,7 +75,7 @@ def unpacked(sources: Sequence[Path], part: str, stream: Callable[[], NpyStream]
             f"{sources[0]} unpacks to {size} bytes, and the cache folder {target.parent} cannot hold them "
             f"({reason}): set SSLGUARD_CACHE to a folder with room"
         )
-    return np.load(io.BytesIO(b"".join(pieces)), allow_pickle=False)
+    return np.load(io.BytesIO(b"".join(_exactly(size, pieces, sources[0]))), allow_pickle=False)
 
 
 def npy_stream(array: NDArray[Any]) -> NpyStream:
@@ -95,6 +96,18 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
+
+
+def _exactly(size: int, pieces: Iterable[bytes], source: Path) -> Iterator[bytes]:
+    """The pieces, as long as they add up: an archive may lie about the length of what it holds."""
+    left = size
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            break
+        yield piece
+    if left:
+        raise DataError(f"{source} promises {size} bytes of content and holds another number of them: it is damaged")
 
 
 def _name(sources: Sequence[Path], part: str) -> str:

@@ -31,9 +31,7 @@ class _Residual(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or width_in != width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -185,9 +183,7 @@ def _headless(network: nn.Module, model: str) -> tuple[nn.Module, int]:
                 if isinstance(layer, nn.Linear):
                     setattr(network, name, head[:place])
                     return network, layer.in_features
-    raise UsageError(
-        f"torchvision:{model} ends in a head that cannot be taken off here; load it through timm"
-    )
+    raise UsageError(f"torchvision:{model} ends in a head that cannot be taken off here; load it through timm")
 
 
 def _stem_convolution(stem: str, channels: int) -> nn.Conv2d:
@@ -204,10 +200,9 @@ def _reshape_resnet(network: nn.Module, name: str, architecture: dict[str, Any])
     stem, maxpool = architecture.get("stem", "imagenet"), architecture.get("maxpool", True)
     if not isinstance(network, torchvision.models.ResNet):
         raise UsageError(f"only torchvision's ResNets have a stem and a max-pool to choose, not {name}")
-    if not isinstance(maxpool, bool) or stem not in STEMS:
+    if not isinstance(maxpool, bool) or not isinstance(stem, str) or stem not in STEMS:
         raise UsageError(
-            f"maxpool must be true or false, not {maxpool!r:.80}, "
-            f"and stem one of {', '.join(STEMS)}, not {stem!r:.80}"
+            f"maxpool must be true or false, not {maxpool!r:.80}, and stem one of {', '.join(STEMS)}, not {stem!r:.80}"
         )
     if stem != "imagenet":
         network.conv1 = _stem_convolution(stem, network.conv1.in_channels)

@@ -109,7 +109,8 @@ class CheckpointReport:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, the kept names counted only: they are the encoder's own."""
-        return {**asdict(self), "kept": len(self.kept)}
+        fields = {**asdict(self), "kept": len(self.kept)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,7 @@ def load_checkpoint(
     if preprocess is None:
         preprocess = _default_preprocess(channels, small=small, normalised=normalised)
     if preprocess.channels != channels:
-        raise UsageError(
-            f"preprocess gives {preprocess.channels} channels, but the network in {path} takes {channels}"
-        )
+        raise UsageError(f"preprocess gives {preprocess.channels} channels, but the network in {path} takes {channels}")
     description = {"backbone": f"torchvision:{name}", "channels": channels, "maxpool": maxpool, "stem": stem}
     module, dim = build(description, seed=0)
     copies = {other.names[n] for other in found for n in module.state_dict() if n in other.names}
@@ -196,9 +195,7 @@ def load_into(module: nn.Module, path: Path, *, description: str) -> CheckpointR
     ends = [key.removesuffix(wanted[0]) for key in file.tensors if key.endswith(wanted[0])]
     prefixes = [end for end in ends if _is_prefix(end)]
     # The one that covers most; of equals the trained one, not its momentum copy.
-    prefixes.sort(
-        key=lambda p: (-sum(p + name in file.tensors for name in wanted), bool(_MOMENTUM.search(p)), len(p))
-    )
+    prefixes.sort(key=lambda p: (-sum(p + name in file.tensors for name in wanted), bool(_MOMENTUM.search(p)), len(p)))
     prefix = prefixes[0] if prefixes else ""
     if lacks := [prefix + name for name in wanted if prefix + name not in file.tensors]:
         raise EncoderError(
@@ -231,6 +228,8 @@ def _find_backbones(tensors: Mapping[str, Tensor]) -> list[_Backbone]:
                 stages = range(first, first + 4)
                 if _is_prefix(prefix) and all(f"{prefix}{i}.0.conv1.weight" in tensors for i in stages):
                     numbers = {"0": "conv1", "1": "bn1", **{str(i): f"layer{i - first + 1}" for i in stages}}
+                    # After the stages come a pooling and whatever heads there are.
+                    numbers |= {str(i): f"fc.{i}" for i in range(first + 4, first + 12)}
                     found.append(_Backbone(prefix, _renamed(tensors, prefix, numbers), first))
     return found
 
@@ -262,9 +261,7 @@ def _choose(found: list[_Backbone], file: StateDict, prefix: str | None) -> _Bac
     for other in chosen:
         if not _same(first, other, file.tensors):
             several = ", ".join(repr(b.prefix) for b in chosen)
-            raise EncoderError(
-                f"{file.path} holds several backbones, under {several:.200}: name one as prefix"
-            )
+            raise EncoderError(f"{file.path} holds several backbones, under {several:.200}: name one as prefix")
     return first
 
 
@@ -342,9 +339,7 @@ def _fill(
     wanted, names = module.state_dict(), backbone.names
     missing = tuple(name for name in wanted if name not in names)
     if lacks := [name for name in missing if not name.endswith(_COUNTER)]:
-        raise EncoderError(
-            f"{file.path} lacks {len(lacks)} weights of the network, first {backbone.prefix}{lacks[0]}"
-        )
+        raise EncoderError(f"{file.path} lacks {len(lacks)} weights of the network, first {backbone.prefix}{lacks[0]}")
     state = {n: _checked(file, names[n], place) for n, place in wanted.items() if n in names}
     kept = {names[name] for name in state}
     own = {name.partition(".")[0] for name in wanted}

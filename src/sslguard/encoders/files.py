@@ -10,10 +10,10 @@ import pickle
 import pickletools
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ _CONTAINERS = (
     "module",
 )
 _MAX_DEPTH = 8
+
+# torch's format before archives: a magic number, a version, the system, then the object, pickled one by one.
+_LEGACY_PICKLES = 4
+_HARMLESS = ("collections.OrderedDict", "torch._utils.", "torch.storage.", "torch.FloatStorage", "torch.LongStorage")
 
 # What torch's reader lets out for bytes that are not a torch file, found by cutting files and flipping bytes.
 _DAMAGED = (
@@ -156,9 +160,7 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *_DAMAGED) as error:
         if "TorchScript" in str(error):
-            raise EncoderError(
-                f"{path} is a TorchScript program, not a state dict: save a state dict"
-            ) from error
+            raise EncoderError(f"{path} is a TorchScript program, not a state dict: save a state dict") from error
         if isinstance(error, pickle.UnpicklingError) and (code := _named_code(path)):
             raise EncoderError(
                 f"{path} is a pickle that holds more than tensors ({code}), and loading it would run that; "
@@ -175,19 +177,27 @@ def _named_code(path: Path) -> str:
     except (pickle.UnpicklingError, *_DAMAGED):
         pass
     # Not one of torch's archives. Reading the opcodes runs none of them.
-    strings = ["", ""]
     try:
         with path.open("rb") as file:
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name in ("GLOBAL", "INST"):
-                    return str(argument).replace(" ", ".")
-                if opcode.name == "STACK_GLOBAL":
-                    return ".".join(strings)
-                if isinstance(argument, str):
-                    strings = [strings[1], argument]
+            for _ in range(_LEGACY_PICKLES):
+                for name in _globals(file):
+                    if not name.startswith(_HARMLESS):
+                        return name
     except (pickle.UnpicklingError, *_DAMAGED):
         pass
     return ""
+
+
+def _globals(file: BinaryIO) -> Iterator[str]:
+    """Dotted names that the next pickle in `file` asks for."""
+    strings = ["", ""]
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif opcode.name == "STACK_GLOBAL":
+            yield ".".join(strings)
+        elif isinstance(argument, str):
+            strings = [strings[1], argument]
 
 
 def _first_line(error: BaseException) -> str:

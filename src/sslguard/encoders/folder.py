@@ -129,9 +129,7 @@ def _canonical(description: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(description, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"an encoder's record and architecture must be plain JSON values: {error}"
-        ) from error
+        raise UsageError(f"an encoder's record and architecture must be plain JSON values: {error}") from error
     content = text.encode() + b"\n"
     if len(content) > _MAX_DESCRIPTION:
         raise UsageError(f"an encoder's record must stay below {_MAX_DESCRIPTION} bytes, not {len(content)}")
@@ -178,9 +176,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise EncoderError(f'{path} does not say that its format is "{FORMAT}"')
     if content.get("version") != VERSION:
-        raise EncoderError(
-            f"{path} is of version {content.get('version')!r:.40}; this sslguard reads {VERSION}"
-        )
+        raise EncoderError(f"{path} is of version {content.get('version')!r:.40}; this sslguard reads {VERSION}")
     for name, kind in _FIELDS.items():
         if not isinstance(content.get(name), kind) or isinstance(content[name], bool):
             raise EncoderError(f"{path} must have a field {name!r} of type {kind.__name__}")

@@ -131,9 +131,7 @@ def _from_path(path: Path, spec: str, options: _Options) -> Encoder:
     if not spec or not _exists(str(path)):
         if path.suffix in SUFFIXES or len(path.parts) > 1:
             raise EncoderError(f"there is no encoder {path!s:.200}")
-        raise UsageError(
-            f"{spec!r:.200} does not name an encoder; it may be {', '.join(FORMS[:-1])} or {FORMS[-1]}"
-        )
+        raise UsageError(f"{spec!r:.200} does not name an encoder; it may be {', '.join(FORMS[:-1])} or {FORMS[-1]}")
     if path.is_dir():
         _no_options("a folder", options, spec)
         return load_folder(path)
@@ -190,24 +188,24 @@ def _from_timm(name: str, options: _Options) -> Encoder:
 
     model, _, weights = name.partition(":")
     _no_pool_option(options, f"timm:{name}")
+    published = weights == ""
+    if published and timm.is_model(model) and not timm.models.is_model_pretrained(model):
+        raise EncoderError(
+            f"timm publishes no weights for {model}: give timm:{model}:CHECKPOINT or timm:{model}:random"
+        )
     description = {"backbone": f"timm:{model}"}
     module, dim = build(description, seed=0)
     preprocess = options.on_preprocess(_timm_preprocess(module))
     record: dict[str, Any] = {}
-    if weights == "random":
-        record["seed"] = 0
-    elif weights:
-        record["checkpoint"] = load_into(module, Path(weights), description=f"timm:{model}").to_json()
-    elif not timm.models.is_model_pretrained(model):
-        raise EncoderError(
-            f"timm publishes no weights for {model}: give timm:{model}:CHECKPOINT or timm:{model}:random"
-        )
-    else:
+    if published:
         try:
-            module = timm.create_model(model, pretrained=True, num_classes=0)
+            module.load_state_dict(timm.create_model(model, pretrained=True, num_classes=0).state_dict())
         except (OSError, RuntimeError, ValueError) as error:
             raise _not_downloaded(f"timm:{model}", error) from error
-        module = module.to(memory_format=torch.channels_last)
+    elif weights == "random":
+        record["seed"] = 0
+    else:
+        record["checkpoint"] = load_into(module, Path(weights), description=f"timm:{model}").to_json()
     return Encoder(module.eval(), preprocess, dim, description, "", record)
 
 
@@ -251,9 +249,7 @@ def _torchvision_weights(model: str) -> dict[str, Any]:
     if not published:
         raise EncoderError(f"torchvision publishes no weights for {model}: give a CHECKPOINT or random")
     try:
-        return get_model_weights(model).DEFAULT.get_state_dict(
-            progress=False, check_hash=True, weights_only=True
-        )
+        return get_model_weights(model).DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise _not_downloaded(f"torchvision:{model}", error) from error
 
@@ -266,9 +262,7 @@ def _torchvision_preprocess(model: str) -> ImagePreprocess:
         return ImagePreprocess(224, 224, mean=IMAGENET[0], std=IMAGENET[1], crop=0.875)
     recipe = get_model_weights(model).DEFAULT.transforms()
     size = recipe.crop_size[0]
-    return ImagePreprocess(
-        size, size, 3, tuple(recipe.mean), tuple(recipe.std), min(1.0, size / recipe.resize_size[0])
-    )
+    return ImagePreprocess(size, size, 3, tuple(recipe.mean), tuple(recipe.std), min(1.0, size / recipe.resize_size[0]))
 
 
 def _not_downloaded(what: str, error: Exception) -> EncoderError:
@@ -294,9 +288,7 @@ def _from_package(name: str, options: _Options) -> Encoder:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise EncoderError(
-            f"{file.path} is not the EfficientNet-Lite0 that is known here: {error}"
-        ) from error
+        raise EncoderError(f"{file.path} is not the EfficientNet-Lite0 that is known here: {error}") from error
     preprocess = options.on_preprocess(ImagePreprocess(64, 64, mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
     return Encoder(module.eval(), preprocess, dim, description, "")
 
@@ -318,6 +310,4 @@ def _try_out(encoder: Encoder) -> None:
     except (RuntimeError, AssertionError, ValueError, SuspectError) as error:
         reason = (str(error).splitlines() or [""])[0]
         shape = encoder.preprocess.shape
-        raise EncoderError(
-            f"{encoder.source} does not embed inputs of shape {shape}: {reason:.200}"
-        ) from error
+        raise EncoderError(f"{encoder.source} does not embed inputs of shape {shape}: {reason:.200}") from error

@@ -54,13 +54,9 @@ class ImagePreprocess:
         if self.channels not in (1, 3):
             raise UsageError(f"channels must be 1 or 3, not {self.channels}")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise UsageError(
-                f"mean and std need {self.channels} values each, not {len(self.mean)}, {len(self.std)}"
-            )
+            raise UsageError(f"mean and std need {self.channels} values each, not {len(self.mean)}, {len(self.std)}")
         if not (1 <= self.height <= _MAX_SIDE and 1 <= self.width <= _MAX_SIDE):
-            raise UsageError(
-                f"height and width must lie in 1 to {_MAX_SIDE} pixels, not {self.height}, {self.width}"
-            )
+            raise UsageError(f"height and width must lie in 1 to {_MAX_SIDE} pixels, not {self.height}, {self.width}")
         if not all(math.isfinite(v) for v in (*self.mean, *self.std)) or min(self.std) <= 0:
             raise UsageError(f"mean must be finite and std finite and positive, not {self.mean}, {self.std}")
         if self.crop is not None and not 0 < self.crop <= 1:
@@ -120,9 +116,7 @@ class ImagePreprocess:
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise DataError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        if images.dtype != torch.uint8 and (
-            not bool(scaled.isfinite().all()) or scaled.min() < 0 or scaled.max() > 1
-        ):
+        if images.dtype != torch.uint8 and (not bool(scaled.isfinite().all()) or scaled.min() < 0 or scaled.max() > 1):
             raise DataError("float images must be finite and lie in [0, 1]; bytes are scaled here")
         if scaled.shape[1] != self.channels:
             scaled = (

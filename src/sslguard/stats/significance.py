@@ -75,9 +75,7 @@ class Significance:
             raise UsageError(f"floor must lie in (0, 1], not {self.floor}")
         lowest = math.log2(self.floor)
         if not lowest - 1e-9 <= self.log2_pvalue <= 0:
-            raise UsageError(
-                f"log2_pvalue must lie between log2(floor) = {lowest:.6g} and 0, not {self.log2_pvalue}"
-            )
+            raise UsageError(f"log2_pvalue must lie between log2(floor) = {lowest:.6g} and 0, not {self.log2_pvalue}")
 
     @property
     def pvalue(self) -> float:
@@ -163,8 +161,7 @@ def control_rank_test(
     n = len(innocent)
     if n == 0:
         raise RefusedError(
-            "no controls were given, and without a null there is no p-value: "
-            "name known innocent encoders as controls"
+            "no controls were given, and without a null there is no p-value: name known innocent encoders as controls"
         )
     at_least = int((innocent >= own).sum())
     return Significance(

@@ -1,0 +1,109 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import Group, Parameter, Token
+
+MACHINE = Group("Machine", sort_key=2)
+OUTPUT = Group("Output", sort_key=3)
+
+
+def _whole(kind: object, tokens: Sequence[Token]) -> int:  # noqa: ARG001 - what cyclopts calls
+    # cyclopts itself would round 1.5 to 2.
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"must be a whole number, not {tokens[0].value!r}") from None
+
+
+def _at_least_one(kind: object, value: int | None) -> None:  # noqa: ARG001
+    if value is not None and value < 1:
+        raise ValueError("it must be at least 1")
+
+
+def _not_negative(kind: object, value: float | None) -> None:  # noqa: ARG001
+    if value is not None and not 0 <= value < math.inf:
+        raise ValueError("it must be at least 0 and finite")
+
+
+def _positive(kind: object, value: float | None) -> None:  # noqa: ARG001
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError("it must be positive and finite")
+
+
+Count = Annotated[int, Parameter(converter=_whole, validator=_at_least_one)]
+Seed = Annotated[int, Parameter(converter=_whole, validator=_not_negative)]
+Rate = Annotated[float, Parameter(validator=_positive)]
+Share = Annotated[float, Parameter(validator=_not_negative)]
+
+
+@Parameter(name="*", group=OUTPUT)
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """How results and messages are printed.
+
+    Attributes:
+        json: Print the result as exactly one JSON object; a failure too.
+        quiet: Show no progress.
+        verbose: Show the log on standard error.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    @property
+    def progress(self) -> bool:
+        """Whether bars are drawn."""
+        return not self.quiet
+
+
+@Parameter(name="*", group=MACHINE)
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What training runs on.
+
+    Attributes:
+        devices: Processes on this machine, one device each.
+        nodes: Machines; start the same command on each.
+        accelerator: Kind of device.
+        precision: auto is bfloat16 where a GPU has it.
+        threads: CPU threads of a process.
+    """
+
+    devices: Count = 1
+    nodes: Count = 1
+    accelerator: Literal["cpu", "cuda", "mps", "auto"] = "cpu"
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    threads: Count | None = None
+
+    def loop(self) -> dict[str, Any]:
+        """The arguments that the training functions take, threads set."""
+        set_threads(self.threads)
+        return {
+            "devices": self.devices,
+            "nodes": self.nodes,
+            "accelerator": self.accelerator,
+            "precision": self.precision,
+        }
+
+
+Threads = Annotated[int, Parameter(converter=_whole, validator=_at_least_one, group=MACHINE)]
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use so many CPU threads; None leaves its own choice."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def given(options: object) -> dict[str, Any]:
+    """The fields of an options dataclass that are not None: what the user chose."""
+    return {name: value for name, value in vars(options).items() if value is not None}

@@ -1,0 +1,72 @@
+"""What a command says: one result on standard output, everything else on standard error.
+
+Texts that come from files or suspects are shown with their control characters escaped, so that a hostile name
+cannot write to the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found.
+
+    Attributes:
+        fields: JSON values, all of them: what `--json` prints.
+        rows: label and text of the lines that people read.
+        exit_code: what the process returns.
+    """
+
+    fields: Mapping[str, Any]
+    rows: Sequence[tuple[str, str]]
+    exit_code: int = 0
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """Print a result to standard output and flush it, so that a full disk is noticed here."""
+    if as_json:
+        show_json(result.fields)
+        return
+    width = max((len(label) for label, _ in result.rows), default=0)
+    _write("".join(f"{label:<{width}}  {printable(text)}\n" for label, text in result.rows))
+
+
+def show_json(fields: Mapping[str, Any]) -> None:
+    """Print one JSON object on one line of standard output."""
+    _write(json.dumps(fields, allow_nan=False) + "\n")
+
+
+def say(text: str) -> None:
+    """One line to standard error, whatever line breaks `text` holds."""
+    sys.stderr.write(f"sslguard: {printable(text)}\n")
+    sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """`text` on one line, control characters and what cannot be encoded escaped."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+def tracked(items: Iterable[Item], total: int, title: str, *, shown: bool) -> Iterator[Item]:
+    """The same items, with a bar on standard error that advances with each."""
+    if not shown:
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(items, description=title, total=total, console=Console(stderr=True))
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,0 +1,127 @@
+"""What a suspect is, what counts as an answer, and how many queries were asked.
+
+A suspect is hostile: it may answer with the wrong number of rows, with another width each time, with values
+that are not numbers. Whatever comes is checked here before anything computes with it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.data.base import Batch
+from sslguard.encoders.base import Embedder
+from sslguard.errors import SuspectError, UsageError
+
+MAX_WIDTH = 65_536
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class Suspect(Embedder, Protocol):
+    """An Embedder with a name, that is told when no query will follow."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a report."""
+        ...
+
+    @property
+    def n_missing(self) -> int:
+        """Queries so far that were not answered; each was handed on as a zero vector."""
+        ...
+
+    def finish(self) -> None:
+        """No query will follow. Raises SuspectError where that makes the answers unusable."""
+        ...
+
+
+def checked(answers: object, n: int, *, width: int | None = None, name: str = "the suspect") -> NDArray[np.floating]:
+    """The answers to `n` queries as a float array (n, m), or an error in one sentence.
+
+    Args:
+        answers: what came back: anything that converts to an array of real numbers.
+        n: how many queries were asked.
+        width: m of the answers before these; None where these are the first.
+        name: of the suspect, for the message.
+
+    Returns:
+        float32 or float64 (n, m), 1 ≤ m ≤ 65,536, finite as float32; other real types become float64.
+
+    Raises:
+        SuspectError: the answers are anything else.
+    """
+    array = _real_numbers(answers, name)
+    if array.ndim != 2:
+        raise SuspectError(f"{name} must answer with one row a query: an array ({n}, m), not shape {array.shape}")
+    if len(array) != n:
+        raise SuspectError(f"{name} was asked {n} queries and gave {len(array)} answers")
+    if not 1 <= array.shape[1] <= MAX_WIDTH:
+        raise SuspectError(f"{name} must answer with 1 to {MAX_WIDTH:,} numbers a query, not {array.shape[1]:,}")
+    if width is not None and array.shape[1] != width:
+        raise SuspectError(f"{name} answered {width} numbers a query before, and now {array.shape[1]}")
+    # NaN fails the comparison too. Larger numbers would overflow where networks compute in float32.
+    unusable = ~(np.abs(array) <= _LARGEST).all(axis=1)
+    if unusable.any():
+        raise SuspectError(
+            f"{name} answered {int(unusable.sum())} of {n} queries with values that are NaN, infinite or beyond "
+            f"float32; the first is query {int(np.flatnonzero(unusable)[0])} of the batch"
+        )
+    return array
+
+
+class Counted:
+    """A suspect that counts its queries and checks its answers.
+
+    A query counts when it is asked, whatever becomes of it: nobody drops queries after seeing answers.
+
+    Attributes:
+        suspect: who answers.
+        n_queries: queries asked, unanswered ones included.
+        width: numbers in an answer; None before the first.
+    """
+
+    def __init__(self, suspect: Suspect) -> None:
+        self.suspect = suspect
+        self.n_queries = 0
+        self.width: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.suspect.name
+
+    @property
+    def n_missing(self) -> int:
+        return self.suspect.n_missing
+
+    def embed(self, batch: Batch, /) -> NDArray[np.floating]:
+        """Checked answers to a batch, float (n, m).
+
+        Raises:
+            UsageError: the batch is empty.
+            SuspectError: the answers are not n finite rows of one width, the same in every batch.
+        """
+        if not len(batch):
+            raise UsageError("a batch of queries must hold at least one item, not 0")
+        self.n_queries += len(batch)
+        answers = checked(self.suspect.embed(batch), len(batch), width=self.width, name=self.name)
+        self.width = answers.shape[1]
+        return answers
+
+    def finish(self) -> None:
+        self.suspect.finish()
+
+
+def _real_numbers(answers: object, name: str) -> NDArray[np.floating]:
+    try:
+        array = np.asarray(answers)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SuspectError(f"{name} answered with something that is not an array: {reason:.200}") from error
+    if array.dtype.kind not in "fiu":
+        raise SuspectError(f"{name} must answer with real numbers, not with values of type {array.dtype}")
+    if array.dtype in (np.float32, np.float64):
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64)

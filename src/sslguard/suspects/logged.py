@@ -1,0 +1,119 @@
+"""A suspect that is not asked here: its answers were logged, in the order of the queries.
+
+The file is a NumPy array (.npy, never pickled) of floats (n, m), row i the answer to query i. A query that got
+no answer is a row of NaN. It stays in its place as a zero vector and is counted: it was asked, and whoever
+could drop queries after seeing the answers could keep those that agree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.data.base import Batch
+from sslguard.errors import SuspectError
+from sslguard.suspects.base import MAX_WIDTH, checked
+
+# What NumPy's header parser is known to raise on bytes that are not a header.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    OverflowError,
+    SyntaxError,
+    TokenError,
+    MemoryError,
+    RecursionError,
+)
+
+
+class LoggedAnswers:
+    """Answers from a file, handed out in order; memory-mapped, so that memory is bounded by the batch.
+
+    Attributes:
+        name: what to call it in a report.
+        n_rows: answers in the file.
+        n_used: answers handed out so far.
+        n_missing: those among them that were rows of NaN.
+    """
+
+    def __init__(self, path: str | Path, *, name: str | None = None) -> None:
+        """Open the file and check its header; values are checked when they are handed out.
+
+        Raises:
+            SuspectError: the file is missing, truncated, pickled, or not a float array (n, m).
+        """
+        self.path = Path(path)
+        self.name = f"answers:{self.path}" if name is None else name
+        self._rows = _open_rows(self.path)
+        self.n_rows = len(self._rows)
+        self.n_used = 0
+        self.n_missing = 0
+
+    def embed(self, batch: Batch, /) -> NDArray[np.floating]:
+        """The next len(batch) answers, float32 or float64 (n, m); the items are not looked at.
+
+        Raises:
+            SuspectError: fewer are left, or one is NaN in part, infinite or beyond float32.
+        """
+        start, stop = self.n_used, self.n_used + len(batch)
+        if stop > self.n_rows:
+            raise SuspectError(
+                f"{self.path} holds {self.n_rows} answers, and query {self.n_rows + 1} was asked: log one row "
+                "for every query, NaN where no answer came"
+            )
+        rows = np.array(self._rows[start:stop])
+        missing = np.isnan(rows).all(axis=1)
+        rows[missing] = 0
+        answers = checked(rows, len(batch), name=f"{self.path}, rows {start} to {stop - 1},")
+        self.n_used = stop
+        self.n_missing += int(missing.sum())
+        return answers
+
+    def finish(self) -> None:
+        """Check that every row was used.
+
+        Raises:
+            SuspectError: rows are left over, so rows and queries may not belong together.
+        """
+        if self.n_used != self.n_rows:
+            raise SuspectError(
+                f"{self.path} holds {self.n_rows} answers for {self.n_used} queries: log exactly one row for "
+                "every query, in the order of the queries"
+            )
+
+
+def _open_rows(path: Path) -> NDArray[np.floating]:
+    rows = _open_array(path)
+    if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
+        raise SuspectError(f"{path} must hold an array of float16, float32 or float64, not {rows.dtype}")
+    if rows.ndim != 2:
+        raise SuspectError(f"{path} must hold one row a query: an array (n, m), not shape {rows.shape}")
+    if not 1 <= rows.shape[1] <= MAX_WIDTH:
+        raise SuspectError(f"{path} must hold 1 to {MAX_WIDTH:,} numbers a query, not {rows.shape[1]:,}")
+    return rows
+
+
+def _open_array(path: Path) -> NDArray[Any]:
+    try:
+        # A pipe or a device would block or never end.
+        if not path.is_file():
+            raise SuspectError(f"there is no file of logged answers {path!s:.200}")
+        # Unlike numpy.load this opens .npy alone, and never unpickles. A shape that overflows is an error below.
+        with np.errstate(over="ignore"):
+            rows = np.lib.format.open_memmap(path, mode="r")
+        promised, size = rows.offset + rows.nbytes, path.stat().st_size
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SuspectError(
+            f"{path!s:.200} cannot be read as logged answers, a NumPy array (.npy) of floats: {reason:.200}"
+        ) from error
+    if size != promised:
+        raise SuspectError(
+            f"{path} promises {promised} bytes and holds {size}: it was cut off or added to; log the answers anew"
+        )
+    return rows

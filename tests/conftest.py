@@ -1,0 +1,82 @@
+"""What tests of training, marking and verification share: a few random images and the smallest encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from sslguard.data.base import Data
+from sslguard.data.sources import ArrayData
+from sslguard.encoders import Encoder, weights_hash
+from sslguard.pretraining import new_encoder
+
+SIZE = 16  # pixels
+
+
+def random_images(n: int, *, seed: int = 0, channels: int = 1, classes: int | None = None) -> Data:
+    """`n` images of uniform bytes, (channels, 16, 16), with labels 0, 1, 2 … in turn where `classes` is given."""
+    pictures = np.random.default_rng(seed).integers(0, 256, (n, channels, SIZE, SIZE), dtype=np.uint8)
+    labels = None if classes is None else np.arange(n, dtype=np.int64) % classes
+    return ArrayData(f"noise-{seed}-{n}", pictures, labels)
+
+
+class CountingTeacher:
+    """Answers with fixed random projections of the pixels, and notes what it is asked; it can only `embed`."""
+
+    def __init__(self, width: int = 5) -> None:
+        self.projection = np.random.default_rng(99).normal(size=(SIZE * SIZE, width)).astype(np.float32)
+        self.batches: list[torch.Tensor] = []
+
+    def embed(self, batch: torch.Tensor) -> np.ndarray:
+        self.batches.append(batch)
+        pixels = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+        return pixels.reshape(len(batch), -1).numpy() @ self.projection
+
+    @property
+    def asked(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only lose time to threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images() -> Callable[..., Data]:
+    return random_images
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Encoder]:
+    """A factory of small residual networks: seed, and a linear layer of `linear` dimensions on top."""
+
+    def make(seed: int = 0, linear: int | None = None, architecture: str = "resnet-narrow") -> Encoder:
+        encoder = new_encoder(architecture, random_images(1), seed=seed, linear=linear)
+        encoder.module.eval()
+        return encoder
+
+    return make
+
+
+@pytest.fixture
+def hashed() -> Callable[[Encoder], str]:
+    """SHA-256 of an encoder's weights, running statistics included: two states compare bit by bit."""
+    return lambda encoder: weights_hash(encoder.module)
+
+
+@pytest.fixture
+def untouched_rng() -> Iterator[None]:
+    """Fails the test that reads or sets the global random state of torch or NumPy."""
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    yield
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    numpy_after = np.random.get_state()  # noqa: NPY002
+    assert all(np.array_equal(a, b) for a, b in zip(numpy_after, numpy_before, strict=True))
