@@ -181,14 +181,14 @@ def test_softmax_gradient_is_that_of_autograd() -> None:
     features = torch.from_numpy(x - x.mean(0))
     variance, axes = _principal_axes(features)
     problem = _Softmax(features @ axes, torch.from_numpy(y), 4, variance, 0.3)
-    point = torch.from_numpy(np.random.default_rng(0).standard_normal(7 * 4)).requires_grad_()
-    weights = point.reshape(7, 4) * problem.scale
+    point = torch.from_numpy(np.random.default_rng(0).standard_normal((7, 4))).requires_grad_()
+    weights = point * problem.scale
     logits = problem.x @ weights[:-1] + weights[-1]
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y)) + 0.15 * weights[:-1].square().sum()
     (slope,) = torch.autograd.grad(loss, point)
-    value, ours = problem.objective(point.detach().numpy())
-    assert value == pytest.approx(loss.item())
-    np.testing.assert_allclose(ours, slope.numpy(), atol=1e-12)
+    value, ours = problem.objective(point.detach())
+    assert value.item() == pytest.approx(loss.item())
+    np.testing.assert_allclose(ours, slope, atol=1e-12)
 
 
 def test_fewer_items_than_features_is_the_same_problem() -> None:

@@ -23,6 +23,7 @@ from sslguard.schemes.base import Key, Watermarked
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
 from sslguard.suspects import open_suspect
+from sslguard.training import shared
 from sslguard.verification import DEFAULT_ALPHA, Verdict, check_null, score_controls
 from sslguard.verification import verify as verify_key
 
@@ -57,10 +58,12 @@ def watermark(
         secret: master secret; a fresh one from the operating system unless given.
         loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
     """
+    if secret is None:
+        secret = shared(Secret.generate, **loop)
     return (scheme or SSLGuard()).watermark(
         as_encoder(encoder),
         as_data(data),
-        secret=secret or Secret.generate(),
+        secret=secret,
         checkpoint=checkpoint,
         progress=progress,
         **loop,

@@ -29,8 +29,12 @@ class Augmentation:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1 or min(self.flip, self.jitter, self.blur, self.noise) < 0:
-            raise UsageError(f"not an augmentation: {self}")
+        good = 0 < self.crop <= 1 and all(0 <= p <= 1 for p in (self.flip, self.blur))
+        # Written so that NaN fails too.
+        if not (good and self.jitter >= 0 and self.noise >= 0):
+            raise UsageError(
+                f"crop must lie in (0, 1], flip and blur in [0, 1], jitter and noise must be at least 0: {self}"
+            )
 
     def build(self, height: int, width: int) -> Callable[[Tensor], Tensor]:
         """A function (n, C, H, W) in [0, 1] → the same shape and range. Randomness: torch's generator."""

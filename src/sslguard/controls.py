@@ -135,6 +135,11 @@ def make(recipe: Recipe, bed: Bed, *, width: int) -> Encoder:
         "pruned": _pruned,
     }[recipe.kind]
     encoder = maker(recipe, bed, width)
+    if encoder.dim != width:
+        raise UsageError(
+            f"{recipe.name} answers in {encoder.dim} dimensions and the population in {width}: make a population of "
+            "its own for each width of clean encoders"
+        )
     record = {"kind": recipe.kind, "settings": recipe.settings, "seed": recipe.seed, **encoder.record}
     return replace(encoder, record=record)
 
@@ -219,6 +224,9 @@ def make_population(
     names = [recipe.name for recipe in chosen]
     if len(set(names)) != len(names):
         raise UsageError("two members of the population have the same name")
+    bad = [name for name in names if Path(name).name != name or name.startswith(".")]
+    if bad:
+        raise UsageError(f"a member's name is the name of its folder, which {bad[0]!r:.80} cannot be")
     missing = [recipe for recipe in chosen if not (folder / recipe.name / "encoder.json").exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with _progress(len(chosen), len(chosen) - len(missing), progress) as advance:

@@ -1,7 +1,8 @@
 """Learning an encoder from another's answers: the recipes that thieves, shadow encoders and controls share.
 
 Only `Embedder.embed` of the teacher is used. Without augmentation each query is asked once and its answer kept;
-with it, every augmented view is a query of its own, and counted.
+with it, every augmented view is a query of its own, and counted. Several processes share one another's answers. A
+killed run that is resumed asks again for the answers that it kept.
 
 Source: StolenEncoder and Cont-Steal describe such attacks; the cosine loss is SSLGuard's own (L_s, Cong et al. 2022).
 """
@@ -34,6 +35,7 @@ from sslguard.training import (
     isolated_rng,
     run,
     set_learning_rate,
+    shared,
 )
 
 Loss = Literal["cosine", "mse", "infonce"]
@@ -92,14 +94,30 @@ class Distillation:
             raise UsageError("steps, batch_size and learning_rate must be positive")
 
     def n_queries(self, n_items: int) -> int:
-        """Answers that the teacher is asked for when the query set has `n_items`."""
-        return n_items if self.augmentation is None else self.steps * self.batch_size
+        """Answers that an unbroken run asks for when the query set has `n_items`.
+
+        With augmentation one comes before the views: it shows how wide the teacher's answers are.
+        """
+        return n_items if self.augmentation is None else 1 + self.steps * self.batch_size
 
 
 class DistillationTask(Task):
-    """The student's side of a recipe. `student` is trained in place."""
+    """The student's side of a recipe. `student` is trained in place.
 
-    def __init__(self, recipe: Distillation, teacher: Embedder, student: Encoder, queries: Data) -> None:
+    Args:
+        answers: the teacher's to every query, (len(queries), student.dim), where they were asked already. Without
+            them they are asked here, unless the recipe augments.
+    """
+
+    def __init__(
+        self,
+        recipe: Distillation,
+        teacher: Embedder,
+        student: Encoder,
+        queries: Data,
+        *,
+        answers: NDArray[np.floating] | None = None,
+    ) -> None:
         self.recipe, self.teacher, self.student, self.queries = recipe, teacher, student, queries
         self.n_items = len(queries)
         self.modules = {"student": student.module}
@@ -111,7 +129,7 @@ class DistillationTask(Task):
         self._answers: NDArray[np.floating] | None = None
         self._augment: Callable[[Tensor], Tensor] | None = None
         if recipe.augmentation is None:
-            self._answers = embed_all(teacher, queries)
+            self._answers = embed_all(teacher, queries) if answers is None else answers
         else:
             if not isinstance(student.preprocess, ImagePreprocess):
                 raise UsageError("augmentation makes views of images: this student takes none")
@@ -149,9 +167,8 @@ class DistillationTask(Task):
         return _LOSS[self.recipe.loss](self.student.forward(images), answers)
 
 
-def new_student(recipe: Distillation, teacher: Embedder, queries: Data, *, seed: int) -> Encoder:
-    """A fresh student whose linear layer answers in as many dimensions as the teacher does."""
-    width = np.asarray(teacher.embed(queries.take([0]))).shape[1]
+def new_student(recipe: Distillation, teacher: Embedder, queries: Data, *, seed: int, width: int) -> Encoder:
+    """A fresh student with a linear layer that answers in `width` dimensions, as many as the teacher does."""
     size = None
     if isinstance(teacher, Encoder) and isinstance(teacher.preprocess, ImagePreprocess):
         size = teacher.preprocess.height
@@ -177,16 +194,17 @@ def distil(
     Returns:
         The student in evaluation mode, its record filled in, and the history of losses.
     """
-    student = new_student(recipe, teacher, queries, seed=seed)
+    place: dict[str, Any] = {"devices": devices, "nodes": nodes, "accelerator": accelerator}
+    first = queries if recipe.augmentation is None else queries.slice(0, 1)
+    answers = shared(lambda: embed_all(teacher, first), **place)
+    student = new_student(recipe, teacher, queries, seed=seed, width=answers.shape[1])
     with isolated_rng(seed, 2):
-        task = DistillationTask(recipe, teacher, student, queries)
+        task = DistillationTask(recipe, teacher, student, queries, answers=answers)
     loop = Loop(
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         seed=seed,
-        devices=devices,
-        nodes=nodes,
-        accelerator=accelerator,
+        **place,
         precision=precision,
         checkpoint=checkpoint,
         progress=progress,

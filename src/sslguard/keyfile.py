@@ -66,6 +66,7 @@ def is_key_folder(folder: Path) -> bool:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / "key.json"
     try:
+        _check_plain(path)
         with path.open("rb") as file:
             content = file.read(MAX_JSON_BYTES + 1)
         if len(content) > MAX_JSON_BYTES:
@@ -84,12 +85,19 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def _check_plain(path: Path) -> None:
+    """A pipe or a device would block or never end."""
+    if path.exists() and not path.is_file():
+        raise KeyFileError(f"{path} is not a file")
+
+
 def _read_tensors(folder: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = folder / "tensors.safetensors"
     try:
+        _check_plain(path)
         if path.stat().st_size > MAX_TENSOR_BYTES:
             raise KeyFileError(f"{path} is larger than {MAX_TENSOR_BYTES} bytes: not a key")
         tensors = load(path.read_bytes())

@@ -40,6 +40,9 @@ from sslguard.training import (
 
 Method = Literal["simclr", "moco", "byol"]
 
+# Images a process needs at a time: a negative beside the positive, and two a group for MoCo's batch norm.
+_SMALLEST: dict[str, int] = {"simclr": 2, "moco": 4, "byol": 1}
+
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """SimCLR's loss of two batches of projections (n, d): scalar, mean over the 2n views."""
@@ -91,6 +94,16 @@ class Pretraining:
     def __post_init__(self) -> None:
         if self.method not in ("simclr", "moco", "byol"):
             raise UsageError(f"method must be simclr, moco or byol, not {self.method!r}")
+        for name in ("steps", "batch_size", "queue", "projection"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not (self.learning_rate > 0 and self.temperature > 0 and self.weight_decay >= 0):
+            raise UsageError(
+                "learning_rate and temperature must be positive and weight_decay not negative, not "
+                f"{self.learning_rate}, {self.temperature}, {self.weight_decay}"
+            )
+        if not 0 <= self.momentum <= 1:
+            raise UsageError(f"momentum must lie in [0, 1], not {self.momentum}")
 
 
 def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
@@ -146,6 +159,12 @@ class PretrainingTask(Task):
         }
 
     def load(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        smallest = _SMALLEST[self.recipe.method]
+        if len(indices) < smallest:
+            raise UsageError(
+                f"{self.recipe.method} needs at least {smallest} images at a time, not {len(indices)}: raise "
+                "batch_size, or lower accumulate or devices"
+            )
         images = self.encoder.prepare(self.data.take(indices))
         return {"first": self._augment(images), "second": self._augment(images)}
 

@@ -35,10 +35,10 @@ class Stream:
         return out
 
     def uniform(self, shape: Sequence[int]) -> NDArray[np.float64]:
-        """Numbers (k + ½)/2⁵³, 0 ≤ k < 2⁵³: never 0 or 1."""
+        """Numbers (k + ½)/2⁵², 0 ≤ k < 2⁵²: exact, and never 0 or 1. With one bit more, k + ½ would be rounded."""
         n = int(np.prod(shape, dtype=np.int64))
-        words = np.frombuffer(self._bytes(8 * n), dtype=">u8") >> np.uint64(11)
-        return ((words.astype(np.float64) + 0.5) / float(1 << 53)).reshape(tuple(shape))
+        words = np.frombuffer(self._bytes(8 * n), dtype=">u8") >> np.uint64(12)
+        return ((words.astype(np.float64) + 0.5) / float(1 << 52)).reshape(tuple(shape))
 
     def normal(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """Standard normal numbers, by the inverse distribution function."""

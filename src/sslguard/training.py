@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,7 +35,11 @@ from torch import Tensor, nn
 from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 CHECKPOINT_SECONDS = 60.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,20 @@ def isolated_rng(*key: int) -> Iterator[None]:
         yield
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one of a run's that writes results and reports.
+
+    Asks the process group where there is one, else the environment that launchers set: theirs starts every process
+    with the same command, so that who is first must be known before training begins.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return os.environ.get("NODE_RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def cosine_schedule(step: int, steps: int, *, warmup: int = 0) -> float:
     """Factor of the learning rate: linear over `warmup` steps, then half a cosine to 0."""
     if step < warmup:
@@ -167,6 +186,29 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["initial_lr"] * factor
 
 
+def shared(make: Callable[[], T], *, devices: int = 1, nodes: int = 1, accelerator: str = "cpu", **_: Any) -> T:
+    """What `make` returns in process 0, in every process of a run on these devices; `make` runs there alone.
+
+    For what must be the same everywhere and cannot be had twice: a fresh secret, answers that cost queries. It
+    travels as the gradients do, unencrypted between nodes. Settings of a loop that do not matter are taken too.
+    """
+    if devices * nodes == 1:
+        return make()
+    fabric = _launched(accelerator=accelerator, devices=devices, num_nodes=nodes)
+    return cast(T, fabric.broadcast(make() if fabric.is_global_zero else None))
+
+
+def _launched(**settings: Any) -> Fabric:
+    """One process or, begun by re-running this program's command line, several that reach each other."""
+    from lightning_fabric import Fabric
+
+    several = settings["devices"] * settings["num_nodes"] > 1
+    fabric = Fabric(strategy="ddp" if several else "auto", **settings)
+    if several:
+        fabric.launch()
+    return fabric
+
+
 def run(task: Task, loop: Loop) -> History:
     """Train `task`; resumes from `loop.checkpoint` where that exists. Modules are left on the device, in place.
 
@@ -179,19 +221,13 @@ def run(task: Task, loop: Loop) -> History:
 
 class _Runner:
     def __init__(self, task: Task, loop: Loop) -> None:
-        from lightning_fabric import Fabric
-
-        world = loop.devices * loop.nodes
         self.task, self.loop = task, loop
-        self.fabric = Fabric(
+        self.fabric = _launched(
             accelerator=loop.accelerator,
             devices=loop.devices,
             num_nodes=loop.nodes,
-            strategy="ddp" if world > 1 else "auto",
             precision="bf16-mixed" if self._bfloat16() else "32-true",
         )
-        if world > 1:
-            self.fabric.launch()
         self.history = History()
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 

@@ -93,6 +93,9 @@ class Machine:
         }
 
 
+PRINTED, ONE_MACHINE = Output(), Machine()
+"""The defaults of every command."""
+
 Threads = Annotated[int, Parameter(converter=_whole, validator=_at_least_one, group=MACHINE)]
 
 

@@ -52,7 +52,7 @@ def say(text: str) -> None:
 
 def printable(text: str) -> str:
     """`text` on one line, control characters and what cannot be encoded escaped."""
-    line = " ".join(text.split())
+    line = " ".join(part.strip() for part in text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
@@ -68,5 +68,6 @@ def tracked(items: Iterable[Item], total: int, title: str, *, shown: bool) -> It
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()

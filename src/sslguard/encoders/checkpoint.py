@@ -259,7 +259,7 @@ def _choose(found: list[_Backbone], file: StateDict, prefix: str | None) -> _Bac
     # Those that say that they were trained come first: BYOL's network may lie in a file under two names.
     first = min(chosen, key=lambda b: not _TRAINED.search(b.prefix))
     for other in chosen:
-        if not _same(first, other, file.tensors):
+        if other is not first and not _same(first, other, file.tensors):
             several = ", ".join(repr(b.prefix) for b in chosen)
             raise EncoderError(f"{file.path} holds several backbones, under {several:.200}: name one as prefix")
     return first

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from sslguard.errors import UsageError
@@ -121,26 +120,32 @@ class _Softmax:
         scale = (variance / n_classes + l2).rsqrt()
         self.scale = torch.cat([scale, scale.new_ones(1)])[:, None]
 
-    def objective(self, scaled: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        """Value and gradient at weights/scale, flat. By hand: a caller's inference mode forbids autograd."""
-        weights = torch.from_numpy(scaled).reshape(len(self.scale), -1) * self.scale
+    def objective(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and gradient at weights/scale. By hand: a caller's inference mode forbids autograd."""
+        weights = scaled * self.scale
         log_share = torch.log_softmax(_logits(self.x, weights), 1)
         residual = (log_share.exp() - self.target) / len(self.x)
         slope = torch.cat([self.x.T @ residual + self.l2 * weights[:-1], residual.sum(0, keepdim=True)])
         value = -(self.target * log_share).sum() / len(self.x) + self.l2 / 2 * weights[:-1].square().sum()
-        return float(value), (slope * self.scale).flatten().numpy()
+        return value, slope * self.scale
 
     def solve(self, start: Tensor | None, *, tolerance: float, iterations: int) -> tuple[Tensor, bool]:
         """The minimum, and whether the largest element of the scaled gradient is within `tolerance`."""
-        first = self.x.new_zeros(len(self.scale), self.target.shape[1])
+        scaled = self.x.new_zeros(len(self.scale), self.target.shape[1])
         if start is not None:
-            first = start / self.scale
-        found = minimize(
-            self.objective,
-            first.flatten().numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": iterations, "maxcor": 20, "gtol": tolerance, "ftol": 0.0},
+            scaled = start / self.scale
+
+        def evaluate() -> Tensor:
+            value, scaled.grad = self.objective(scaled)
+            return value
+
+        optimiser = torch.optim.LBFGS(
+            [scaled],
+            max_iter=iterations,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=tolerance,
+            tolerance_change=1e-14,
         )
-        weights = torch.from_numpy(found.x).reshape(first.shape) * self.scale
-        return weights, bool(np.abs(found.jac).max() <= tolerance)
+        optimiser.step(evaluate)
+        return scaled * self.scale, bool(self.objective(scaled)[1].abs().max() <= tolerance)

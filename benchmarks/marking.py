@@ -1,0 +1,148 @@
+"""SSLGuard on the three small encoders: the published losses and this project's, on the marked, the stolen and the innocent.
+
+Marks each encoder by each variant with several seeds, steals the first seed's F* by several recipes, and scores all
+of them and the null population on held-out images. A run that is killed goes on where it stopped: what it made lies
+in OUT.
+
+Run: python benchmarks/marking.py OUT [POPULATION]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import VICTIMS, accuracy, data, keep_freed_memory, save, table
+
+from sslguard.attacks.stealing import Distil, recipes
+from sslguard.controls import read_population, shipped_population
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.load import load_encoder
+from sslguard.keyfile import load_key, save_key
+from sslguard.probes import accuracy_kept, baseline
+from sslguard.schemes.base import Key
+from sslguard.schemes.sslguard import SSLGuard
+from sslguard.secrets import Secret
+from sslguard.verification import Verdict, score_suspect, verify
+
+VARIANTS = {
+    "published": SSLGuard(),
+    "released gradients": SSLGuard(gradients="released"),
+    "negatives": SSLGuard(negatives="shadow"),
+}
+SEEDS = {"published": (0, 1, 2), "released gradients": (0,), "negatives": (0, 1, 2)}
+THIEVES = ("cosine", "cosine-augmented", "mse", "narrow", "plain")
+THIEF_STEPS = 600
+
+
+def marked(victim: str, variant: str, seed: int, out: Path) -> tuple[Encoder, Key]:
+    """F* and its key, made unless they are there."""
+    folder = out / f"{victim}-{variant.replace(' ', '-')}-{seed}"
+    if not (folder / "key").exists():
+        result = VARIANTS[variant].watermark(
+            load_encoder(f"shipped:{victim}"), data("mark"), secret=Secret.from_seed(seed), progress=True
+        )
+        save_encoder(result.encoder, folder / "encoder")
+        save_key(result.key, folder / "key")
+    return load_folder(folder / "encoder"), load_key(folder / "key")
+
+
+def stolen(encoder: Encoder, name: str, folder: Path) -> Encoder:
+    """A surrogate of F* by a named recipe, made unless it is there. Its seed is not the controls'."""
+    if not (folder / "encoder.json").exists():
+        save_encoder(Distil(recipes(THIEF_STEPS)[name])(encoder, data("thief"), seed=77, progress=True), folder)
+    return load_folder(folder)
+
+
+def by_kind(key: Key, population: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Each member's mean cosine, and for each kind how many would be claimed by WR > ½."""
+    scores: dict[str, float] = {}
+    rates: dict[str, list[float]] = {}
+    for member in read_population(population):
+        score = score_suspect(key, member.load(), data("verify"))
+        scores[member.name] = score.value
+        rates.setdefault(member.kind, []).append(score.watermark_rate)
+    summary = {
+        kind: {"n": len(r), "median WR": float(np.median(r)), "WR > 0.5": float(np.mean(np.array(r) > 0.5))}
+        for kind, r in rates.items()
+    }
+    return scores, summary
+
+
+def figures_of(verdict: Verdict) -> dict[str, Any]:
+    """What the tables show of a verdict."""
+    significance = verdict.significance
+    return {
+        "WR": verdict.watermark_rate,
+        "cosine": significance.statistic,
+        "p": significance.pvalue,
+        "decision": verdict.decision,
+    }
+
+
+def one_key(
+    victim: str, variant: str, seed: int, out: Path, population: Path, floors: dict[str, float]
+) -> dict[str, Any]:
+    """All figures of one key."""
+    encoder, key = marked(victim, variant, seed, out)
+    controls, kinds = by_kind(key, population)
+    clean = load_encoder(f"shipped:{victim}")
+    measured = accuracy(encoder)
+    result: dict[str, Any] = {
+        "F*": figures_of(verify(key, encoder, data("verify"), control_scores=controls)),
+        "F": figures_of(verify(key, clean, data("verify"), control_scores=controls)),
+        "kept": accuracy_kept(measured, floors["clean"], floors["floor"]),
+        "seconds": encoder.record["seconds"],
+        "null": kinds,
+        "largest control": max(controls.values()),
+    }
+    if seed == 0:
+        for name in THIEVES:
+            surrogate = stolen(encoder, name, out / f"stolen-{victim}-{variant.replace(' ', '-')}-{name}")
+            figures = figures_of(verify(key, surrogate, data("verify"), control_scores=controls))
+            figures["kept"] = accuracy_kept(accuracy(surrogate), floors["clean"], floors["floor"])
+            result[f"stolen {name}"] = figures
+    return result
+
+
+def show(figures: dict[str, Any]) -> None:
+    """The two tables: suspects, and the null population by kind."""
+    suspects, nulls = [], []
+    for (victim, variant, seed), result in figures.items():
+        for suspect, value in result.items():
+            if isinstance(value, dict) and "WR" in value:
+                kept = result["kept"] if suspect == "F*" else value.get("kept", 1.0 if suspect == "F" else "")
+                suspects.append(
+                    [victim, variant, seed, suspect, value["WR"], value["cosine"], value["p"], value["decision"], kept]
+                )
+        for kind, value in result["null"].items():
+            nulls.append([victim, variant, seed, kind, *value.values()])
+    print(table(["encoder", "variant", "seed", "suspect", "WR", "mean cosine", "p", "decision", "kept"], suspects))
+    print(table(["encoder", "variant", "seed", "innocents", "n", "median WR", "share with WR > 0.5"], nulls))
+
+
+def main() -> None:
+    started = time.time()
+    keep_freed_memory()
+    if len(sys.argv) < 2:
+        sys.exit("usage: python benchmarks/marking.py OUT [POPULATION]")
+    out = Path(sys.argv[1])
+    population = Path(sys.argv[2]) if len(sys.argv) > 2 else shipped_population()
+    figures: dict[tuple[str, str, int], Any] = {}
+    for victim in VICTIMS:
+        clean = load_encoder(f"shipped:{victim}")
+        floor = baseline(clean, data("probe_train"), data("probe_test")).accuracy
+        floors = {"clean": accuracy(clean), "floor": floor}
+        for variant, seeds in SEEDS.items():
+            for seed in seeds:
+                figures[victim, variant, seed] = one_key(victim, variant, seed, out, population, floors)
+    show(figures)
+    save("marking", {"keys": {" / ".join(map(str, k)): v for k, v in figures.items()}}, started=started)
+
+
+if __name__ == "__main__":
+    main()

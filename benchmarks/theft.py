@@ -1,0 +1,140 @@
+"""Are encoders easily stolen? Surrogates of the clean encoders by every stealing recipe, and what they cost.
+
+The surrogates are the full-strength members of the null population (made by `sslguard controls`), each probed on
+both domains, beside the same network trained from scratch by SimCLR on the thief's own images for the same time,
+and untrained. Costs are steps × seconds a step, measured for thieves and pre-training in turn in this run.
+
+Run: python benchmarks/theft.py [POPULATION]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import VICTIMS, accuracy, data, keep_freed_memory, save, table
+
+from sslguard.attacks.stealing import recipes
+from sslguard.controls import shipped_population
+from sslguard.distillation import Distillation, DistillationTask, new_student
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import load_folder
+from sslguard.encoders.load import load_encoder
+from sslguard.pretraining import Pretraining, PretrainingTask, new_encoder, train_encoder
+from sslguard.probes import accuracy_kept, baseline
+from sslguard.training import Loop, Task, run
+
+ROUNDS = 5
+STEPS_A_ROUND = 4
+
+
+def seconds_a_step(tasks: dict[str, Task]) -> dict[str, float]:
+    """Median seconds of a step, all tasks in turn so that a drift of the machine meets them alike."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(ROUNDS + 1):
+        for name, task in tasks.items():
+            begun = time.perf_counter()
+            run(task, Loop(steps=STEPS_A_ROUND, batch_size=128, seed=number))
+            if number:  # the first round warms up
+                times[name].append((time.perf_counter() - begun) / STEPS_A_ROUND)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def pretraining_of(victim: Encoder) -> Pretraining:
+    """The recipe that a shipped encoder records."""
+    fields: dict[str, Any] = dict(victim.record["recipe"])
+    fields.pop("views")
+    return Pretraining(**fields)
+
+
+def costs(victim: Encoder, thieves: dict[str, Distillation]) -> tuple[float, dict[str, float]]:
+    """Seconds of the victim's pre-training and of each thief, on this machine as it is now."""
+    few = data("thief").slice(0, 1000)
+    tasks: dict[str, Task] = {}
+    recipe = pretraining_of(victim)
+    start = new_encoder("resnet-small", few, seed=0)
+    tasks["pretrain"] = PretrainingTask(recipe, start, few, seed=0)
+    for name, thief in thieves.items():
+        tasks[name] = DistillationTask(thief, victim, new_student(thief, victim, few, seed=0), few)
+    each = seconds_a_step(tasks)
+    return each.pop("pretrain") * recipe.steps, {name: each[name] * thieves[name].steps for name in thieves}
+
+
+def from_scratch(architecture: str, seconds: float) -> tuple[Encoder, int]:
+    """The architecture pre-trained by SimCLR on the thief's images for about `seconds`."""
+    queries = data("thief")
+    probe = {
+        "probe": PretrainingTask(Pretraining("simclr"), new_encoder(architecture, queries, seed=1), queries, seed=1)
+    }
+    steps = max(1, round(seconds / seconds_a_step(dict(probe))["probe"]))
+    start = new_encoder(architecture, queries, seed=2)
+    encoder, _ = train_encoder(Pretraining("simclr", steps=steps, batch_size=128), start, queries, seed=2)
+    return encoder, steps
+
+
+def probes(encoder: Encoder) -> dict[str, float]:
+    """Linear-probe accuracy on both domains."""
+    return {domain: accuracy(encoder, domain=domain) for domain in ("garments", "digits")}
+
+
+def main() -> None:
+    started = time.time()
+    keep_freed_memory()
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else shipped_population()
+    figures: dict[str, Any] = {}
+    rows: list[list[object]] = []
+    budgets: dict[str, list[float]] = {}
+    for victim_name in VICTIMS:
+        victim = load_encoder(f"shipped:{victim_name}")
+        clean = probes(victim)
+        floor = {
+            "garments": baseline(victim, data("probe_train"), data("probe_test")).accuracy,
+            "digits": baseline(victim, data("digits_probe_train"), data("digits_probe_test")).accuracy,
+        }
+        some = load_folder(folder / f"surrogate-{victim_name}-cosine")
+        thieves = recipes(int(some.record["recipe"]["steps"]))
+        pretraining_seconds, spent = costs(victim, thieves)
+        rows.append([victim_name, "the victim itself", "", pretraining_seconds, 1.0, *clean.values(), 1.0])
+        figures[victim_name] = {"clean": clean, "floor": floor, "pretraining_seconds": pretraining_seconds}
+        for name, thief in thieves.items():
+            surrogate = load_folder(folder / f"surrogate-{victim_name}-{name}")
+            measured = probes(surrogate)
+            kept = accuracy_kept(measured["garments"], clean["garments"], floor["garments"])
+            share = spent[name] / pretraining_seconds
+            queries = surrogate.record["queries"]
+            rows.append([victim_name, name, queries, spent[name], share, *measured.values(), kept])
+            figures[victim_name][name] = {
+                **measured,
+                "kept": kept,
+                "share": share,
+                "seconds": spent[name],
+                "queries": queries,
+            }
+            budgets.setdefault(thief.architecture, []).append(spent[name])
+    scratch = {}
+    for architecture, seconds in budgets.items():
+        encoder, steps = from_scratch(architecture, float(np.mean(seconds)))
+        untrained = new_encoder(architecture, data("thief"), seed=3)
+        scratch[architecture] = {"steps": steps, **probes(encoder), "untrained": probes(untrained)}
+        rows.append(
+            [
+                "none",
+                f"{architecture} from scratch, same time",
+                0,
+                float(np.mean(seconds)),
+                "",
+                *probes(encoder).values(),
+                "",
+            ]
+        )
+        rows.append(["none", f"{architecture} untrained", 0, 0.0, "", *probes(untrained).values(), ""])
+    print(table(["victim", "surrogate", "queries", "seconds", "share", "garments", "digits", "kept"], rows))
+    save("theft", {"victims": figures, "scratch": scratch}, started=started)
+
+
+if __name__ == "__main__":
+    main()

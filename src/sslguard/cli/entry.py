@@ -1,0 +1,215 @@
+"""From arguments to an exit code: parsing, messages, signals.
+
+=====  =======================================================================================
+0      done; of `verify`: derived
+1      `verify`: not shown
+2      usage: an argument, data, or a place to write to is wrong
+3      a suspect, an encoder or a key failed
+4      refused: the null cannot support this alpha
+70     a fault in this program; `SSLGUARD_DEBUG=1` shows its traceback
+130    interrupted by ^C, 143 by SIGTERM; the message says what can be resumed
+=====  =======================================================================================
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from types import FrameType
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from sslguard import __version__
+from sslguard.cli import make, measure, prove
+from sslguard.cli.options import Output
+from sslguard.cli.output import Result, say, show, show_json
+from sslguard.errors import SslguardError
+
+FAULT = 70
+INTERRUPTED = 130
+TERMINATED = 143
+
+HELP = """Watermarks for pre-trained encoders, and evidence that a suspect was derived from one.
+
+Exit codes: 0 done or derived, 1 not shown, 2 usage, 3 suspect, encoder or key failed, 4 refused: the null cannot \
+support this alpha. 70 is a fault in this program (SSLGUARD_DEBUG=1 shows its traceback), 130 an interruption."""
+
+COMMANDS: tuple[Callable[..., Result], ...] = (
+    make.pretrain,
+    make.watermark,
+    make.steal,
+    measure.embed,
+    measure.probe,
+    prove.queries,
+    prove.verify,
+    prove.controls,
+    prove.demo,
+)
+
+app = App(
+    name="sslguard",
+    help=HELP,
+    version=__version__,
+    help_format="plaintext",
+    # No --no-json, no --empty-control.
+    default_parameter=Parameter(negative=()),
+)
+for number, command in enumerate(COMMANDS):
+    app.command(command, sort_key=number)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv` (by default the process's own arguments) names; returns the exit code.
+
+    With `--json` standard output holds exactly one JSON object, also when the command fails.
+    """
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in tokens
+    _keep_freed_memory()
+    with _sigterm_as_interrupt() as terminated:
+        try:
+            return _run(tokens)
+        except KeyboardInterrupt as error:
+            # Processes stop together; a code other than 0 would have the launcher kill the first one as it reports.
+            code = (TERMINATED if terminated.is_set() else INTERRUPTED) if _is_first() else 0
+            return _failed(str(error) or "interrupted; nothing was written", "Interrupted", code, as_json)
+        except CycloptsError as error:
+            page = " ".join(["sslguard", *(error.command_chain or ()), "--help"])
+            return _failed(f"{error} See {page}", "UsageError", 2, as_json)
+        except SslguardError as error:
+            return _failed(str(error), type(error).__name__, error.exit_code, as_json)
+        except OSError as error:
+            return _failed(_of_system(error), "OutputError", 2, as_json)
+        except Exception as error:
+            message = f"this is a fault in sslguard: {type(error).__name__}: {error}; SSLGUARD_DEBUG=1 shows where"
+            return _failed(message, type(error).__name__, FAULT, as_json)
+
+
+def _run(tokens: Sequence[str]) -> int:
+    command, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
+    if command not in COMMANDS:  # --help, --version
+        command(*bound.args, **bound.kwargs)
+        return 0
+    output: Output = bound.arguments.get("output", Output())
+    # What libraries print must not get between the braces.
+    with _log(output.verbose), redirect_stdout(sys.stderr):
+        result = command(*bound.args, **bound.kwargs)
+    _leave_process_group()
+    if _is_first():
+        show(result, as_json=output.json)
+    return result.exit_code
+
+
+def _failed(message: str, kind: str, code: int, as_json: bool) -> int:
+    """Report a failure in one sentence; never raises, so that the exit code stands."""
+    if os.environ.get("SSLGUARD_DEBUG") == "1":
+        traceback.print_exc()
+    first = _is_first()
+    with suppress(OSError):
+        if code:
+            say(message if first else f"process {os.environ.get('LOCAL_RANK')}: {message}")
+        if as_json and first:
+            show_json({"error": message, "kind": kind, "exit_code": code})
+    if isinstance(sys.exception(), OSError):
+        _abandon_stdout()
+    return code
+
+
+def _of_system(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else f"the system refused to read or write: {reason}"
+
+
+def _abandon_stdout() -> None:
+    """After a failed write: the interpreter must not try again at exit and turn the exit code into its own."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def _is_first() -> bool:
+    """Whether this process reports. Without torch there is only one."""
+    if "torch" not in sys.modules:
+        return True
+    from sslguard.training import is_first_process
+
+    return is_first_process()
+
+
+def _leave_process_group() -> None:
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep what is freed instead of returning it to the system.
+
+    Training frees and takes the same large tensors at every step; fresh pages each time cost 1.6 times the run on
+    a CPU. Elsewhere than on glibc nothing happens.
+    """
+    trim, mmap, most = -1, -3, 2**31 - 1  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, largest int
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(trim, most)
+    # Some versions take no more than half a heap.
+    threshold = next((size for size in (1 << 30, 1 << 25) if mallopt(mmap, size)), None)
+    # Worker processes do not come by here: they read it from their environment.
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(most))
+    if threshold is not None:
+        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(threshold))
+
+
+@contextmanager
+def _log(verbose: bool) -> Iterator[None]:
+    """The program's own log, from INFO on, to standard error."""
+    if not verbose:
+        yield
+        return
+    logger, handler = logging.getLogger("sslguard"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[threading.Event]:
+    """A scheduler's SIGTERM ends a run as ^C does, checkpoint included; the event tells them apart."""
+    terminated = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        terminated.set()
+        # Training puts its own handler there, which ends the step first. In the background SIGINT may be ignored.
+        handler = signal.getsignal(signal.SIGINT)
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, previous)

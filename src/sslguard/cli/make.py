@@ -1,0 +1,310 @@
+"""Commands that train: `pretrain`, `watermark`, `steal`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Rate, Seed, Share, given
+from sslguard.cli.output import Result, say
+from sslguard.cli.unfinished import unfinished
+
+if TYPE_CHECKING:
+    from sslguard.schemes.base import Watermarked
+    from sslguard.schemes.sslguard import SSLGuard
+    from sslguard.secrets import Secret
+
+RECIPE = Group("Recipe", sort_key=1)
+
+
+@Parameter(name="*", group=RECIPE)
+@dataclass(frozen=True, kw_only=True)
+class PretrainingOptions:
+    """What is left out is the recipe's own default.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Images a step, over all devices and accumulation.
+        learning_rate: Of AdamW, at its peak.
+        weight_decay: Of AdamW.
+        temperature: Of the contrastive losses.
+        momentum: Of the key (moco) or target (byol) network.
+        queue: Length of moco's queue.
+        projection: Width of the projection head.
+    """
+
+    steps: Count | None = None
+    batch_size: Count | None = None
+    learning_rate: Rate | None = None
+    weight_decay: Share | None = None
+    temperature: Rate | None = None
+    momentum: Share | None = None
+    queue: Count | None = None
+    projection: Count | None = None
+
+
+@Parameter(name="*", group=RECIPE)
+@dataclass(frozen=True, kw_only=True)
+class SchemeOptions:
+    """What is left out is the preset's.
+
+    Attributes:
+        steps: Iterations.
+        batch_size: Plain images an iteration.
+        trigger_batch: Triggered images an iteration.
+        encoder_rate: Learning rate of the watermarked encoder.
+        shadow_rate: Learning rate of the shadow encoder.
+        decoder_rate: Learning rate of the decoder.
+        trigger_rate: Learning rate of the trigger.
+        shadow_decay: Factor on the shadow's learning rate after every epoch.
+        optimizer: sgd as published, or adam.
+        shadow: Architecture of the shadow encoder; by default the encoder's own.
+        gradients: clean takes each loss's gradient for its own step; released collects them as the released code does.
+        negatives: none as published; shadow also trains the decoder away from innocents.
+        secret_dim: Width of the secret vector.
+        mask_probability: Share of the pixels under the trigger.
+        n_verification: Images of the data set aside for the trigger.
+        n_queries: Images that a verification asks.
+    """
+
+    steps: Count | None = None
+    batch_size: Count | None = None
+    trigger_batch: Count | None = None
+    encoder_rate: Rate | None = None
+    shadow_rate: Rate | None = None
+    decoder_rate: Rate | None = None
+    trigger_rate: Rate | None = None
+    shadow_decay: Rate | None = None
+    optimizer: Literal["sgd", "adam"] | None = None
+    shadow: str | None = None
+    gradients: Literal["clean", "released"] | None = None
+    negatives: Literal["none", "shadow"] | None = None
+    secret_dim: Count | None = None
+    mask_probability: Rate | None = None
+    n_verification: Count | None = None
+    n_queries: Count | None = None
+
+
+@Parameter(name="*", group=RECIPE)
+@dataclass(frozen=True, kw_only=True)
+class DistillationOptions:
+    """What is left out is the recipe's own default.
+
+    Attributes:
+        loss: How answers are learned.
+        steps: Optimiser steps.
+        batch_size: Queries a step.
+        learning_rate: Of AdamW, at its peak.
+        weight_decay: Of AdamW.
+    """
+
+    loss: Literal["cosine", "mse", "infonce"] | None = None
+    steps: Count | None = None
+    batch_size: Count | None = None
+    learning_rate: Rate | None = None
+    weight_decay: Share | None = None
+
+
+def pretrain(
+    method: Literal["simclr", "moco", "byol"],
+    /,
+    *,
+    data: str,
+    out: Path,
+    arch: str = "resnet-small",
+    size: Count | None = None,
+    seed: Seed = 0,
+    accumulate: Count = 1,
+    recipe: PretrainingOptions = PretrainingOptions(),
+    machine: Machine = ONE_MACHINE,
+    output: Output = PRINTED,
+) -> Result:
+    """Pre-train an encoder without labels.
+
+    After an interruption the same command goes on where it stopped.
+
+    Args:
+        method: SimCLR, MoCo v2 or BYOL.
+        data: Images to learn from, such as photos/, x.npy or fashion-mnist:train[0:20000].
+        out: Folder of the encoder; an encoder that is there is replaced.
+        arch: A small network of our own (resnet-small, resnet-narrow ...), timm:NAME or torchvision:NAME.
+        size: Side of the encoder's input in pixels; by default the images' own.
+        seed: Of initialisation, order and views.
+        accumulate: Micro-batches that a process runs before it steps.
+    """
+    from sslguard import pretraining
+    from sslguard.data.specs import open_data
+    from sslguard.encoders.folder import save_encoder
+
+    images = open_data(data)
+    chosen = pretraining.Pretraining(method, **given(recipe))
+    with unfinished(out, replaces=_is_encoder) as work:
+        encoder, _ = pretraining.pretrain(
+            chosen,
+            images,
+            architecture=arch,
+            seed=seed,
+            size=size,
+            checkpoint=work.checkpoint,
+            progress=output.progress,
+            accumulate=accumulate,
+            **machine.loop(),
+        )
+        if work.result is not None:
+            save_encoder(encoder, work.result)
+    return _trained(out, encoder.dim, encoder.n_parameters, encoder.record)
+
+
+def watermark(
+    encoder: str,
+    /,
+    *,
+    data: str,
+    out: Path,
+    scheme: Literal["sslguard"] = "sslguard",
+    preset: Literal["default", "published"] = "default",
+    secret_seed: Seed | None = None,
+    settings: SchemeOptions = SchemeOptions(),
+    machine: Machine = ONE_MACHINE,
+    output: Output = PRINTED,
+) -> Result:
+    """Mark a copy of an encoder: OUT/encoder, and its private key OUT/key.
+
+    After an interruption the same command goes on where it stopped.
+
+    Args:
+        encoder: The clean encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        data: Images to mark with.
+        out: Folder of the result. A key that is there is never overwritten.
+        scheme: How it is marked.
+        preset: default suits small encoders; published takes the paper's settings.
+        secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
+    """
+    from sslguard import api
+    from sslguard.data.specs import open_data
+    from sslguard.encoders.load import load_encoder
+    from sslguard.schemes.sslguard import SSLGuard
+    from sslguard.secrets import Secret
+
+    del scheme  # there is one so far
+    chosen: SSLGuard = replace(SSLGuard.published() if preset == "published" else SSLGuard(), **given(settings))
+    clean, images = load_encoder(encoder), open_data(data)
+    known: Secret | None = None
+    if secret_seed is not None:
+        say("warning: anybody can derive the key of --secret-seed, so it proves nothing; leave it out for a real one")
+        known = Secret.from_seed(secret_seed)
+    with unfinished(out) as work:
+        marked = api.watermark(
+            clean,
+            images,
+            scheme=chosen,
+            secret=known or work.secret(),
+            checkpoint=work.checkpoint,
+            progress=output.progress,
+            **machine.loop(),
+        )
+        if work.result is not None:
+            _save_marked(marked, work.result)
+    return _marked(out, marked)
+
+
+def steal(
+    encoder: str,
+    /,
+    *,
+    data: str,
+    out: Path,
+    arch: str = "resnet-small",
+    queries: Count | None = None,
+    augment: bool = False,
+    seed: Seed = 0,
+    recipe: DistillationOptions = DistillationOptions(),
+    machine: Machine = ONE_MACHINE,
+    output: Output = PRINTED,
+) -> Result:
+    """Train a surrogate from an encoder's answers alone.
+
+    After an interruption the same command goes on where it stopped.
+
+    Args:
+        encoder: The victim: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        data: What the victim is asked.
+        out: Folder of the surrogate; an encoder that is there is replaced.
+        arch: The surrogate's network; a linear layer maps it to the victim's width.
+        queries: Ask only the first so many items.
+        augment: Ask and learn from random views, each a query of its own.
+        seed: Of initialisation, order and views.
+    """
+    from sslguard import api
+    from sslguard.data.specs import open_data
+    from sslguard.distillation import Distillation
+    from sslguard.encoders.folder import save_encoder
+    from sslguard.encoders.load import load_encoder
+
+    victim, asked = load_encoder(encoder), open_data(data)
+    with unfinished(out, replaces=_is_encoder) as work:
+        surrogate = api.steal(
+            victim,
+            asked,
+            recipe=Distillation(architecture=arch, **given(recipe)),
+            queries=queries,
+            augment=augment,
+            seed=seed,
+            checkpoint=work.checkpoint,
+            progress=output.progress,
+            **machine.loop(),
+        )
+        if work.result is not None:
+            save_encoder(surrogate, work.result)
+    result = _trained(out, surrogate.dim, surrogate.n_parameters, surrogate.record)
+    return replace(result, rows=[*result.rows, ("queries", str(surrogate.record["queries"]))])
+
+
+def _is_encoder(folder: Path) -> bool:
+    """A folder that holds an encoder of ours and nothing else."""
+    from sslguard.encoders.folder import DESCRIPTION, WEIGHTS
+
+    return {entry.name for entry in folder.iterdir()} == {DESCRIPTION, WEIGHTS}
+
+
+def _trained(out: Path, dim: int, n_parameters: int, record: Mapping[str, Any]) -> Result:
+    fields = {"encoder": str(out), "dim": dim, "n_parameters": n_parameters, **record}
+    rows = [
+        ("encoder", str(out)),
+        ("width", str(dim)),
+        ("parameters", f"{n_parameters:,}"),
+        ("final loss", f"{record['final_loss']:.4f}"),
+        ("seconds", f"{record['seconds']:.1f}"),
+    ]
+    return Result(fields, rows)
+
+
+def _save_marked(marked: Watermarked, folder: Path) -> None:
+    from sslguard.encoders.folder import save_encoder
+    from sslguard.keyfile import save_key
+
+    save_encoder(marked.encoder, folder / "encoder")
+    save_key(marked.key, folder / "key")
+
+
+def _marked(out: Path, marked: Watermarked) -> Result:
+    final = {name: losses[-1] for name, losses in marked.history.losses.items()}
+    fields = {
+        "encoder": str(out / "encoder"),
+        "key": str(out / "key"),
+        "dim": marked.encoder.dim,
+        "n_queries": marked.key.n_queries,
+        "final_losses": final,
+        **marked.encoder.record,
+    }
+    rows = [
+        ("encoder", str(out / "encoder")),
+        ("key", f"{out / 'key'} (private: keep it as you keep a private key)"),
+        ("final losses", ", ".join(f"{name} {loss:.4f}" for name, loss in final.items())),
+        ("seconds", f"{marked.history.seconds:.1f}"),
+    ]
+    return Result(fields, rows)

@@ -1,0 +1,92 @@
+"""Commands that look at an encoder: `embed`, `probe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from sslguard.cli.options import PRINTED, Count, Output, Seed, Threads, set_threads
+from sslguard.cli.output import Result, tracked
+
+
+def embed(
+    encoder: str,
+    /,
+    *,
+    data: str,
+    out: Path,
+    batch_size: Count = 256,
+    threads: Threads | None = None,
+    output: Output = PRINTED,
+) -> Result:
+    """Write an encoder's answers to a file.
+
+    They are float32 (n, width), in the order of the data.
+
+    Args:
+        encoder: A folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        data: What is embedded. For logged answers: the file that `queries` wrote.
+        out: File of the answers, FILE.npy.
+        batch_size: Items at a time, which bounds the memory.
+        threads: CPU threads.
+    """
+    from sslguard.cli.arrays import write_rows
+    from sslguard.data.specs import open_data
+    from sslguard.encoders.load import load_encoder
+
+    set_threads(threads)
+    loaded, items = load_encoder(encoder), open_data(data)
+    n = len(items)
+    batches = tracked(items.batches(batch_size), -(-n // batch_size), "embed", shown=output.progress)
+    shape = write_rows(out, n, (loaded.embed(batch) for batch in batches))
+    fields = {"out": str(out), "encoder": loaded.source, "data": items.spec, "shape": list(shape), "dtype": "float32"}
+    return Result(fields, [("answers", str(out)), ("shape", f"{shape[0]} x {shape[1]}"), ("encoder", loaded.source)])
+
+
+def probe(
+    encoder: str,
+    /,
+    *,
+    train: str,
+    test: str,
+    method: Literal["linear", "mlp", "knn"] = "linear",
+    per_class: Count | None = None,
+    seed: list[Seed] | None = None,
+    baseline: bool = False,
+    threads: Threads | None = None,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Accuracy of a classifier on an encoder's answers.
+
+    Args:
+        encoder: A folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        train: Labelled items to train the classifier on.
+        test: Labelled items to measure it on, none of them in --train.
+        method: Logistic regression, the paper's MLP, or nearest neighbours.
+        per_class: Train on so many items of each class.
+        seed: One probe each, averaged; give several by repeating it. [default: 0]
+        baseline: Also probe raw pixels and the same network untrained.
+        threads: CPU threads.
+    """
+    from sslguard import probes
+    from sslguard.data.specs import open_data
+    from sslguard.encoders.load import load_encoder
+
+    set_threads(threads)
+    loaded, train_items, test_items = load_encoder(encoder), open_data(train), open_data(test)
+    settings: dict[str, Any] = {"method": method, "per_class": per_class, "seeds": tuple(seed or (0,))}
+    result = probes.probe_encoder(loaded, train_items, test_items, **settings)
+    # JSON's names are texts.
+    per_class_accuracy = {str(label): accuracy for label, accuracy in result.per_class.items()}
+    fields: dict[str, Any] = {"encoder": loaded.source, **result.to_json(), "per_class": per_class_accuracy}
+    rows = [("accuracy", f"{result.accuracy:.4f}"), ("method", method), ("trained on", f"{result.n_train} items")]
+    if baseline:
+        floor = probes.baseline(loaded, train_items, test_items, **settings)
+        pixels = None if floor.pixels is None else floor.pixels.accuracy
+        fields["baseline"] = {"pixels": pixels, "random": floor.random.accuracy, "better": floor.accuracy}
+        rows += [
+            ("raw pixels", "-" if pixels is None else f"{pixels:.4f}"),
+            ("untrained", f"{floor.random.accuracy:.4f}"),
+            ("above baseline", f"{100 * (result.accuracy - floor.accuracy):.1f} points"),
+        ]
+    return Result(fields, rows)

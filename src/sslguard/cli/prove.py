@@ -1,0 +1,219 @@
+"""Commands of evidence: `queries`, `verify`, `controls`, `demo`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
+from sslguard.cli.output import Result
+from sslguard.errors import EncoderError, RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from sslguard.verification import Verdict
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def queries(
+    key: Path,
+    /,
+    *,
+    data: str,
+    out: Path,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Write what a verification asks, so that answers can be logged elsewhere.
+
+    The file holds images, uint8 (n, C, H, W). Row i of the answers belongs to query i: verify them as the suspect
+    answers:FILE.npy with the same --data. The file shows the trigger, so it is made readable by you alone.
+
+    Args:
+        key: Folder of the key.
+        data: Images to ask about, none of which took part in marking.
+        out: File of the queries, FILE.npy.
+    """
+    import numpy as np
+
+    from sslguard.cli.arrays import write_rows
+    from sslguard.data.specs import open_data
+    from sslguard.keyfile import load_key
+
+    loaded, items = load_key(key), open_data(data)
+    parts = (np.stack([np.asarray(item) for item in batch]) for batch in loaded.queries(items))
+    shape = write_rows(out, loaded.n_queries, parts, private=True)
+    fields = {"out": str(out), "data": items.spec, "n_queries": loaded.n_queries, "shape": list(shape)}
+    return Result(fields, [("queries", str(out)), ("shape", " x ".join(str(side) for side in shape))])
+
+
+def verify(
+    key: Path,
+    suspect: str,
+    /,
+    *,
+    data: str,
+    control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    alpha: Rate = 0.01,
+    claims: Count = 1,
+    threads: Threads | None = None,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Whether a suspect is shown to be derived from the marked encoder.
+
+    The suspect is ranked among known innocents that were asked the same: the p-value is as good as their choice.
+    Exit code 0 derived, 1 not shown, 3 suspect or key failed, 4 refused: too few controls for this alpha.
+
+    Args:
+        key: Folder of the key.
+        suspect: An encoder (a folder, a checkpoint ...), or answers:FILE.npy in the order of `queries`.
+        data: Images to ask about, none of which took part in marking.
+        control: Known innocents: encoders, the folder of a population, or shipped for the test bed's.
+        alpha: Level of the test.
+        claims: How many claims (suspects, keys, looks) share that level.
+        threads: CPU threads.
+    """
+    from sslguard import api
+
+    set_threads(threads)
+    if not control:
+        raise RefusedError(
+            "without controls there is no null distribution and no p-value: name known innocents with "
+            "--control ENCODER ..., or take the test bed's with --control shipped"
+        )
+    try:
+        verdict = api.verify(key, suspect, data, controls=control, alpha=alpha, n_claims=claims)
+    except EncoderError as error:
+        # The suspect's own failures are SuspectErrors.
+        raise UsageError(f"a control cannot be used: {error}") from error
+    return Result(verdict.to_json(), _verdict_rows(verdict), verdict.exit_code)
+
+
+def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
+    found = verdict.significance
+    null = f"rank among {found.n_controls} controls" if found.null == "controls" else "exact"
+    shared = f", shared among {verdict.n_claims} claims" if verdict.n_claims > 1 else ""
+    return [
+        ("decision", verdict.decision),
+        ("suspect", verdict.suspect),
+        ("statistic", f"{found.statistic:.4f} ({found.statistic_name})"),
+        ("watermark rate", f"{verdict.watermark_rate:.3f}"),
+        ("log2 p", f"{found.log2_pvalue:.2f} bits (p = {found.pvalue:.3g})"),
+        ("null", null),
+        ("floor", f"{found.floor:.3g}, the smallest p-value of this null"),
+        ("queries", str(found.n_queries)),
+        ("alpha", f"{verdict.alpha:g}{shared}"),
+    ]
+
+
+def controls(
+    *,
+    data: str,
+    pretrain_data: str,
+    labelled_data: str,
+    victim: Annotated[list[str], Parameter(consume_multiple=True)],
+    out: Path,
+    workers: Count = 1,
+    steps: Count = 100,
+    thief_steps: Count = 600,
+    without: list[Literal["independent", "supervised", "random", "public", "surrogate", "fine-tuned", "pruned"]]
+    | None = None,
+    full_precision: bool = False,
+    threads: Threads | None = None,
+    output: Output = PRINTED,
+) -> Result:
+    """Make a population of known innocents, for `verify --control OUT`.
+
+    Members that are there are kept, so the same command goes on after an interruption.
+
+    Args:
+        data: What the innocents who distil the clean encoders ask: not what a thief of yours asked, nor --data of
+            marking or verification.
+        pretrain_data: What independent encoders are pre-trained on.
+        labelled_data: Labelled items for supervised training and fine-tuning.
+        victim: The clean encoders, NAME=ENCODER each, all of one width.
+        out: Folder of the population.
+        workers: Processes that make members side by side.
+        steps: Optimiser steps of the cheap recipes.
+        thief_steps: Optimiser steps of the full-strength surrogates.
+        without: Leave this kind out; give several by repeating it.
+        full_precision: Store float32 weights, not float16.
+        threads: CPU threads, with one worker.
+    """
+    from sslguard.controls import Bed, make_population, population
+    from sslguard.data.specs import open_data
+    from sslguard.encoders.load import load_encoder
+
+    set_threads(threads)
+    victims = _named(victim)
+    chosen = [r for r in population(victims, steps=steps, thief_steps=thief_steps) if r.kind not in (without or ())]
+    if not chosen:
+        raise UsageError("--without leaves no member of the population")
+    # What cannot be opened is better known now than after an hour of training.
+    for spec in (data, pretrain_data, labelled_data):
+        open_data(spec)
+    parents = {recipe.parent for recipe in chosen if recipe.parent is not None} - set(victims.values())
+    for spec in sorted(parents):
+        load_encoder(spec)
+    width = _common_width({name: load_encoder(spec).dim for name, spec in victims.items()})
+    bed = Bed(pretrain=pretrain_data, thief=data, labelled=labelled_data)
+    make_population(chosen, bed, out, width=width, workers=workers, half=not full_precision, progress=output.progress)
+    kinds = {kind: sum(recipe.kind == kind for recipe in chosen) for kind in dict.fromkeys(r.kind for r in chosen)}
+    fields = {
+        "out": str(out),
+        "n_controls": len(chosen),
+        "width": width,
+        "floor": 1 / (len(chosen) + 1),
+        "kinds": kinds,
+    }
+    rows = [
+        ("population", str(out)),
+        ("controls", str(len(chosen))),
+        ("floor", f"{1 / (len(chosen) + 1):.3g}"),
+        ("kinds", ", ".join(f"{n} {kind}" for kind, n in kinds.items())),
+    ]
+    return Result(fields, rows)
+
+
+def _named(victims: Sequence[str]) -> dict[str, str]:
+    """NAME=ENCODER, …; names become parts of folder names."""
+    named: dict[str, str] = {}
+    for text in victims:
+        name, equals, spec = text.partition("=")
+        if not (equals and spec and _NAME.fullmatch(name)):
+            raise UsageError(f"--victim must be NAME=ENCODER, NAME of letters, digits, '_', '.' and '-', not {text!r}")
+        if name in named:
+            raise UsageError(f"--victim {name!r} is given twice")
+        named[name] = spec
+    if not named:
+        raise UsageError("--victim must name at least one clean encoder")
+    return named
+
+
+def _common_width(widths: dict[str, int]) -> int:
+    (first, width), *others = widths.items()
+    for name, other in others:
+        if other != width:
+            raise UsageError(
+                f"--victim {name} answers in {other} dimensions and {first} in {width}: one key scores one width, so "
+                "make a population for each"
+            )
+    return width
+
+
+def demo(*, out: Path = Path("sslguard-demo"), output: Output = PRINTED) -> Result:
+    """Mark an encoder, steal it, verify thief and innocents; writes OUT/report.html.
+
+    It takes some five minutes on two cores.
+
+    Args:
+        out: Folder of the report.
+    """
+    from sslguard.demo import run_demo
+
+    result = run_demo(out, progress=output.progress)
+    fields = result.to_json()
+    return Result(fields, [(name, str(value)) for name, value in fields.items()], int(result))

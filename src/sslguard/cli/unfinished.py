@@ -1,0 +1,105 @@
+"""What a long command keeps beside its result until that stands: so that the same command goes on after ^C.
+
+For `--out DIR` it is the folder `DIR.unfinished`, readable by its owner alone: `checkpoint.pt`, and for a marking
+`secret`, because a resumed marking must draw the same key. It is removed when the result is in place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sslguard.errors import OutputError
+from sslguard.files import atomic_folder, write_atomic
+
+if TYPE_CHECKING:
+    from sslguard.secrets import Secret
+
+SECRET_WAIT = 60.0  # seconds that other processes wait for the first one's secret
+
+
+class InterruptedRun(KeyboardInterrupt):
+    """^C, with a sentence on what can be resumed."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Where a command works.
+
+    Attributes:
+        folder: what is kept until the result stands.
+        result: an empty folder to write the result into; None in all processes but the first.
+    """
+
+    folder: Path
+    result: Path | None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that training saves to and resumes from."""
+        return self.folder / "checkpoint.pt"
+
+    def secret(self) -> Secret:
+        """The master secret of this marking: drawn by the first process, kept for a resumed run and the others.
+
+        Raises:
+            KeyFileError: the file that keeps it is damaged.
+            OutputError: it cannot be written, or the first process did not write it in time.
+        """
+        from sslguard.secrets import Secret
+
+        path = self.folder / "secret"
+        if self.result is not None and not path.exists():
+            write_atomic(path, Secret.generate().reveal(), private=True)
+        deadline = time.monotonic() + SECRET_WAIT
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise OutputError(f"{path} was not written by the first process: --out must be a shared folder")
+            time.sleep(0.1)
+        return Secret(path.read_bytes())
+
+
+@contextmanager
+def unfinished(out: Path, *, replaces: Callable[[Path], bool] | None = None) -> Iterator[Unfinished]:
+    """A place to make the folder `out` in, which stands there after the block, whole or not at all.
+
+    A block that ends early leaves its checkpoint where it has one, and otherwise nothing.
+
+    Args:
+        out: the folder of the result.
+        replaces: says of a folder that is there already whether the result may take its place.
+
+    Raises:
+        OutputError: `out` is taken or cannot be written. Before the block where that can be known.
+        InterruptedRun: in place of a KeyboardInterrupt.
+    """
+    from sslguard.training import is_first_process
+
+    target = Path(os.path.realpath(out))
+    folder = target.with_name(f"{target.name}.unfinished") if target.name else target
+    if not is_first_process():
+        yield Unfinished(folder, None)
+        return
+    with atomic_folder(out, replaces=replaces) as result:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        work = Unfinished(folder, result)
+        try:
+            yield work
+        except KeyboardInterrupt:
+            raise InterruptedRun(_what_is_left(work)) from None
+        finally:
+            if not work.checkpoint.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _what_is_left(work: Unfinished) -> str:
+    if work.checkpoint.exists():
+        return f"interrupted; the same command goes on from {work.checkpoint}"
+    return "interrupted before the first checkpoint; nothing was written"

@@ -1,0 +1,277 @@
+"""The stages in order, the clock, and what is written."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslguard import __version__
+from sslguard.demo import stages
+from sslguard.demo.inputs import Inputs, open_inputs
+from sslguard.demo.settings import CURED, DEFAULTS, PUBLISHED, DemoSettings
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import DESCRIPTION, WEIGHTS, load_folder, save_encoder
+from sslguard.errors import EncoderError, OutputError
+from sslguard.keyfile import is_key_folder, save_key
+from sslguard.report import (
+    Accuracy,
+    Curve,
+    KeyReport,
+    ReportData,
+    Suspect,
+    check_report_folder,
+    render_tables,
+    write_report,
+)
+from sslguard.report.output import PAGE, PICTURE, RESULT
+from sslguard.schemes.base import Watermarked
+from sslguard.schemes.sslguard import SSLGuard
+from sslguard.secrets import Secret
+from sslguard.training import History
+from sslguard.verification import DEFAULT_ALPHA
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_FOLDERS = ("encoder", "key", "surrogate")
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """What the demonstration found, and where it stands.
+
+    Attributes:
+        data: every figure.
+        files: "encoder", "key", "surrogate", "page", "result", "picture" → path.
+    """
+
+    data: ReportData
+    files: Mapping[str, Path]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `result.json` holds: every figure, and the paths; JSON values only."""
+        return {**self.data.to_json(), "files": _texts(self.files)}
+
+    def table(self) -> RenderableType:
+        """Verdicts, false claims, accuracies and the next commands, for rich to print."""
+        return render_tables(self.data)
+
+
+def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = False) -> DemoResult:
+    """Mark, steal, verify, probe; write encoders, key, `report.html`, `result.json` and `result.png` to `out`.
+
+    Args:
+        out: folder, made where missing. A former demonstration in it is replaced; other files are left alone.
+        progress: say on standard error what is going on.
+
+    Raises:
+        OutputError: `out` cannot be written, or holds other things under the names that are needed. Nothing was
+            computed then.
+        UsageError: encoders, controls and data do not go together. Nothing was computed then either.
+    """
+    out = Path(out)
+    _check_out(out)
+    clock = _Clock(progress)
+    with clock.stage("open encoders, controls and data"):
+        inputs = open_inputs(settings)
+    made = _make(inputs, settings, clock)
+    with clock.stage("score the controls under both keys"):
+        keys = (made.marked.key, made.published.key)
+        scores = stages.score_controls(keys, inputs.controls, inputs.verify, progress=progress)
+    with clock.stage("verify the suspects"):
+        suspects, main = stages.examine_suspects(inputs, settings, made.marked, made.surrogate, scores[0])
+        beside = stages.score_beside(inputs, made.published, scores[1])
+    with clock.stage("probe the encoders"):
+        accuracies = stages.probe(inputs, made.marked.encoder, made.surrogate)
+    data = _report_data(out, settings, inputs, made, suspects, (main, beside), accuracies, clock.seconds)
+    return DemoResult(data, _write(out, data, made))
+
+
+class _Clock:
+    """Seconds by stage, and one line a stage on standard error."""
+
+    def __init__(self, shown: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self.shown = shown
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.shown:
+            from rich.console import Console
+
+            Console(stderr=True).print(f"{name} …", markup=False)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What was trained live."""
+
+    marked: Watermarked
+    published: Watermarked
+    surrogate: Encoder
+    theft: History
+
+
+def _make(inputs: Inputs, settings: DemoSettings, clock: _Clock) -> _Made:
+    secret = Secret.generate() if settings.seed is None else Secret.from_seed(settings.seed)
+    with clock.stage("mark the encoder"):
+        marked = stages.mark(inputs, settings.scheme, secret, progress=clock.shown)
+    with clock.stage("mark it with the published losses"):
+        published = stages.mark(inputs, settings.published, secret, progress=clock.shown)
+    with clock.stage("steal the watermarked encoder"):
+        surrogate, theft = stages.steal(inputs, settings, marked.encoder, progress=clock.shown)
+    return _Made(marked, published, surrogate, theft)
+
+
+def _report_data(
+    out: Path,
+    settings: DemoSettings,
+    inputs: Inputs,
+    made: _Made,
+    suspects: tuple[Suspect, ...],
+    keys: tuple[KeyReport, ...],
+    accuracies: tuple[Accuracy, ...],
+    seconds: Mapping[str, float],
+) -> ReportData:
+    n_claims, refusal = stages.shared_claims(len(inputs.controls), settings.alpha, len(suspects))
+    return ReportData(
+        created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        suspects=suspects,
+        keys=keys,
+        kinds=inputs.kinds,
+        alpha=settings.alpha,
+        n_claims=n_claims,
+        refusal=refusal,
+        statistic_name="mean cosine to the secret vector",
+        trigger=stages.pictures(made.marked, inputs.verify),
+        accuracies=accuracies,
+        curves=_curves(made),
+        settings=_settings(settings, inputs, made.surrogate),
+        seconds=seconds,
+        versions=_versions(),
+        public_seed=settings.seed,
+        commands=_commands(out, settings),
+        limits=_limits(settings),
+    )
+
+
+def _check_out(out: Path) -> None:
+    check_report_folder(out)
+    for name in _FOLDERS:
+        folder = out / name
+        ours: Callable[[Path], bool] = is_key_folder if name == "key" else _is_encoder
+        if folder.is_dir() and (not any(folder.iterdir()) or ours(folder)):
+            continue
+        if folder.exists() or folder.is_symlink():
+            raise OutputError(f"{folder} holds something else, which is not overwritten: choose another --out")
+
+
+def _is_encoder(folder: Path) -> bool:
+    """Only what an encoder's folder holds, and readable: else it is the user's and not ours to replace."""
+    if not {entry.name for entry in folder.iterdir()} <= {DESCRIPTION, WEIGHTS}:
+        return False
+    try:
+        load_folder(folder)
+    except EncoderError:
+        return False
+    return True
+
+
+def _write(out: Path, data: ReportData, made: _Made) -> dict[str, Path]:
+    """Encoders and key first, the page last: a page never speaks of what is not there."""
+    files = {name: out / name for name in _FOLDERS}
+    files |= {"page": out / PAGE, "result": out / RESULT, "picture": out / PICTURE}
+    save_encoder(made.marked.encoder, files["encoder"])
+    save_key(made.marked.key, files["key"])
+    save_encoder(made.surrogate, files["surrogate"])
+    write_report(data, out, extra={"files": _texts(files)})
+    return files
+
+
+def _texts(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: str(path) for name, path in files.items()}
+
+
+def _curves(made: _Made) -> tuple[Curve, ...]:
+    return (
+        Curve(f"marking, {CURED}", made.marked.history.losses),
+        Curve(f"marking, {PUBLISHED}", made.published.history.losses),
+        Curve("stealing", made.theft.losses),
+    )
+
+
+def _settings(settings: DemoSettings, inputs: Inputs, surrogate: Encoder) -> dict[str, dict[str, Any]]:
+    scheme, published, thief = (_plain(asdict(s)) for s in (settings.scheme, settings.published, settings.thief))
+    clean, record = inputs.clean, surrogate.record
+    thief |= {"queries": record["queries"], "seed": record["seed"], "cpu_seconds": record["cpu_seconds"]}
+    spent = clean.record.get("cpu_seconds")
+    if isinstance(spent, int | float) and spent > 0:
+        thief["share of pre-training's CPU time"] = round(record["cpu_seconds"] / spent, 3)
+    return {
+        "Clean encoder": {"source": clean.source, "parameters": clean.n_parameters, "width": clean.dim},
+        f"Marking, {CURED}": scheme,
+        f"Marking, {PUBLISHED}: what differs": {k: v for k, v in published.items() if v != scheme[k]},
+        "Thief": thief,
+        "Verification": {
+            "controls": len(inputs.controls),
+            "held out of the controls": ", ".join(settings.held_out) or "none",
+            "alpha": settings.alpha,
+        },
+        "Data": settings.roles.specs(),
+    }
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Values that JSON has as one cell: numbers and texts as they are, the rest as text."""
+    return {k: v if isinstance(v, str | int | float) else str(v) for k, v in values.items()}
+
+
+def _versions() -> dict[str, str]:
+    import matplotlib
+    import numpy as np
+    import torch
+
+    return {
+        "sslguard": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "matplotlib": matplotlib.__version__,
+    }
+
+
+def _commands(out: Path, settings: DemoSettings) -> tuple[str, ...]:
+    """Commands that ask the same questions of the written files. They rank among all of the population."""
+    population = "shipped" if settings.population is None else str(settings.population)
+    rest = ["--data", settings.roles.verify, "--control", population]
+    if settings.alpha != DEFAULT_ALPHA:
+        rest += ["--alpha", f"{settings.alpha:g}"]
+    suspects = [str(out / "encoder"), str(out / "surrogate"), *(s for s in settings.innocents if isinstance(s, str))]
+    verify = [f"sslguard verify {shlex.join([str(out / 'key'), suspect])}" for suspect in suspects[:3]]
+    tasks = ["--train", settings.roles.probe_train, "--test", settings.roles.probe_test]
+    # A line that a terminal or a page breaks by itself cannot be copied.
+    return (
+        *(f"{command} \\\n    {shlex.join(rest)}" for command in verify),
+        f"sslguard probe {shlex.quote(str(out / 'surrogate'))} \\\n    {shlex.join(tasks[:2])} \\\n    {shlex.join(tasks[2:])}",
+    )
+
+
+def _limits(settings: DemoSettings) -> tuple[str, ...]:
+    def described(scheme: SSLGuard) -> str:
+        return f"{scheme.steps:,} iterations of {scheme.batch_size} + {scheme.trigger_batch} pictures"
+
+    return (
+        f"The published losses ran for {described(settings.published)} under {settings.published.optimizer.upper()}, "
+        "settings that suit a small encoder; the paper’s are 1.25 million iterations of 2 + 2 pictures under SGD.",
+        "Both keys were trained to be silent on the clean F: its low score was trained for, and tests little.",
+        "A suspect that answers in another width than F cannot be scored with this key.",
+    )

@@ -1,0 +1,59 @@
+"""What the demonstration does, and what its parts are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sslguard.data.roles import ROLES, Roles
+from sslguard.distillation import Distillation, augmented
+from sslguard.encoders.base import Encoder
+from sslguard.errors import UsageError
+from sslguard.schemes.sslguard import SSLGuard
+from sslguard.verification import DEFAULT_ALPHA
+
+MARKED, STOLEN, CLEAN = "F* (watermarked)", "surrogate of F*", "F (clean)"
+CURED, PUBLISHED = "with negative controls", "losses as published"
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demonstration does. The defaults are the shipped encoder and controls.
+
+    Attributes:
+        encoder: the clean encoder F.
+        population: folder of the controls; None means the shipped ones.
+        scheme: how F* is marked.
+        published: the same with the published losses; its encoder is scored, not kept.
+        thief: how F* is stolen.
+        innocents: further innocent suspects beside F.
+        held_out: members of the population that are taken out of the controls and tested instead. Named before
+            anything is scored: members chosen by their scores would be no test.
+        alpha: level of the test.
+        roles: who sees which data.
+        few_labels: labels a class of a second, harder task; None leaves it out.
+        seed: makes the run repeatable and its key public; None takes the secret from the operating system.
+    """
+
+    encoder: Encoder | str = "shipped:simclr"
+    population: Path | None = None
+    scheme: SSLGuard = field(default_factory=lambda: SSLGuard(negatives="shadow"))
+    published: SSLGuard = field(default_factory=SSLGuard)
+    thief: Distillation = field(default_factory=lambda: augmented(Distillation()))
+    innocents: tuple[Encoder | str, ...] = ("shipped:moco", "shipped:byol")
+    held_out: tuple[str, ...] = ("surrogate-simclr-cosine-augmented", "independent-simclr-resnet-small-first")
+    alpha: float = DEFAULT_ALPHA
+    roles: Roles = ROLES
+    few_labels: int | None = 10
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise UsageError(f"alpha must lie between 0 and 1, not {self.alpha}")
+        if self.few_labels is not None and self.few_labels < 1:
+            raise UsageError(f"few_labels must be at least 1, not {self.few_labels}")
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"seed must not be negative, but is {self.seed}")
+
+
+DEFAULTS = DemoSettings()

@@ -1,0 +1,177 @@
+"""The demonstration's stages, each a function of what came before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from sslguard.controls import Member
+from sslguard.data.base import Data
+from sslguard.demo.inputs import Inputs, ProbeTask
+from sslguard.demo.settings import CLEAN, CURED, MARKED, PUBLISHED, STOLEN, DemoSettings
+from sslguard.distillation import distil
+from sslguard.encoders.base import Encoder
+from sslguard.errors import RefusedError, SuspectError, UsageError
+from sslguard.probes import accuracy_kept, baseline, probe_encoder
+from sslguard.report import Accuracy, Bar, KeyReport, Scores, Suspect, TriggerPictures
+from sslguard.report.data import Decision
+from sslguard.schemes.base import Key, Score, Watermarked
+from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
+from sslguard.secrets import Secret
+from sslguard.training import History
+from sslguard.verification import check_null, score_suspect, verify
+
+N_PICTURES = 5
+
+
+def mark(inputs: Inputs, scheme: SSLGuard, secret: Secret, *, progress: bool) -> Watermarked:
+    """F* and its key. Keys of one secret share mask, first trigger and D_v: only the losses tell them apart."""
+    return scheme.watermark(inputs.clean, inputs.mark, secret=secret, progress=progress)
+
+
+def steal(inputs: Inputs, settings: DemoSettings, victim: Encoder, *, progress: bool) -> tuple[Encoder, History]:
+    """A surrogate from F*'s answers to the thief's own pictures."""
+    return distil(settings.thief, victim, inputs.thief, seed=settings.seed or 0, progress=progress, title="steal")
+
+
+def score_controls(
+    keys: Sequence[Key], controls: Sequence[Member], data: Data, *, progress: bool
+) -> list[dict[str, Score]]:
+    """Every control under every key: per key, control's name → score. Each network is read once and let go.
+
+    Raises:
+        UsageError: a control cannot be scored. Leaving it out would choose the null.
+    """
+    scores: list[dict[str, Score]] = [{} for _ in keys]
+    for member in _tracked(controls, progress):
+        encoder = member.load()
+        for key, found in zip(keys, scores, strict=True):
+            try:
+                found[member.name] = score_suspect(key, encoder, data)
+            except SuspectError as error:
+                raise UsageError(f"control {member.name!r:.80} cannot be scored: {error}") from error
+    return scores
+
+
+def shared_claims(n_controls: int, alpha: float, n_suspects: int) -> tuple[int, str | None]:
+    """Among how many claims alpha is shared, and why no decision is made (None where one is).
+
+    All suspects share it where the floor allows that; else each has alpha for itself, which the report says.
+    """
+    refusal = None
+    for n_claims in (n_suspects, 1):
+        try:
+            check_null(n_controls, alpha, n_claims)
+        except RefusedError as error:
+            refusal = str(error)
+        else:
+            return n_claims, None
+    return 1, refusal
+
+
+def examine_suspects(
+    inputs: Inputs,
+    settings: DemoSettings,
+    marked: Watermarked,
+    surrogate: Encoder,
+    control_scores: Mapping[str, Score],
+) -> tuple[tuple[Suspect, ...], KeyReport]:
+    """A verdict on every suspect: F*, the surrogate, and the innocents."""
+    thief = settings.thief
+    recipe = f"trained on F*’s answers to the thief’s own pictures ({thief.loss} loss"
+    tested = [
+        (MARKED, "the owner’s watermarked encoder itself", True, marked.encoder),
+        (STOLEN, recipe + (", augmented views)" if thief.augmentation else ")"), True, surrogate),
+        *((name, innocent.story, False, innocent.encoder) for name, innocent in inputs.innocents.items()),
+    ]
+    suspects, scores = [], {}
+    for name, story, derived, encoder in tested:
+        decision, pvalue, scores[name] = _examine(
+            marked.key, encoder, inputs.verify, control_scores, alpha=settings.alpha, n_suspects=len(tested)
+        )
+        suspects.append(Suspect(name, story, derived, decision, pvalue))
+    controls = {name: _scores(score) for name, score in control_scores.items()}
+    return tuple(suspects), KeyReport(CURED, scores, controls, suspects[0].pvalue)
+
+
+def score_beside(inputs: Inputs, marked: Watermarked, control_scores: Mapping[str, Score]) -> KeyReport:
+    """What a second key says of its own F* and of the same innocents. No verdict depends on it."""
+    own = score_suspect(marked.key, marked.encoder, inputs.verify)
+    scores = {MARKED: _scores(own)}
+    for name, innocent in inputs.innocents.items():
+        scores[name] = _scores(score_suspect(marked.key, innocent.encoder, inputs.verify))
+    controls = {name: _scores(score) for name, score in control_scores.items()}
+    return KeyReport(PUBLISHED, scores, controls, _pvalue(marked.key, own, control_scores))
+
+
+def _examine(
+    key: Key, suspect: Encoder, data: Data, controls: Mapping[str, Score], *, alpha: float, n_suspects: int
+) -> tuple[Decision, float | None, Scores]:
+    n_claims, refusal = shared_claims(len(controls), alpha, n_suspects)
+    if refusal is not None:
+        score = score_suspect(key, suspect, data)
+        return "refused", _pvalue(key, score, controls), _scores(score)
+    values = {name: score.value for name, score in controls.items()}
+    verdict = verify(key, suspect, data, control_scores=values, alpha=alpha, n_claims=n_claims)
+    found = verdict.significance
+    return verdict.decision, found.pvalue, Scores(found.statistic, verdict.watermark_rate, verdict.cosines)
+
+
+def _pvalue(key: Key, score: Score, controls: Mapping[str, Score]) -> float | None:
+    if not controls:
+        return None
+    return key.score_value(score, controls=[control.value for control in controls.values()]).pvalue
+
+
+def _scores(score: Score) -> Scores:
+    return Scores(score.value, score.watermark_rate, score.cosines)
+
+
+def probe(inputs: Inputs, marked: Encoder, surrogate: Encoder) -> tuple[Accuracy, ...]:
+    """Linear probes of F, F*, the surrogate and both baselines on every task."""
+    return tuple(_probe_task(task, inputs.clean, marked, surrogate) for task in inputs.tasks)
+
+
+def _probe_task(task: ProbeTask, clean: Encoder, marked: Encoder, surrogate: Encoder) -> Accuracy:
+    if task.train is None or task.test is None:
+        return Accuracy(task.title, skipped=task.skipped)
+    chosen: dict[str, Any] = {"per_class": task.per_class, "seeds": task.seeds}
+    without = baseline(clean, task.train, task.test, **chosen)
+    bars = [Bar("untrained network", "baseline", without.random.accuracy)]
+    if without.pixels is not None:
+        bars.insert(0, Bar("raw pixels", "baseline", without.pixels.accuracy))
+    reference = probe_encoder(clean, task.train, task.test, **chosen).accuracy
+    bars.append(Bar(CLEAN, "clean", reference, _kept(reference, reference, without.accuracy)))
+    derived: list[tuple[str, Literal["marked", "stolen"], Encoder]]
+    derived = [(MARKED, "marked", marked), (STOLEN, "stolen", surrogate)]
+    for name, role, encoder in derived:
+        accuracy = probe_encoder(encoder, task.train, task.test, **chosen).accuracy
+        bars.append(Bar(name, role, accuracy, _kept(accuracy, reference, without.accuracy)))
+    return Accuracy(task.title, tuple(bars))
+
+
+def _kept(accuracy: float, clean: float, without: float) -> float | None:
+    """Accuracy kept; None where the clean encoder is no better than a baseline, and nothing is there to keep."""
+    return accuracy_kept(accuracy, clean, without) if clean > without else None
+
+
+def pictures(marked: Watermarked, data: Data) -> TriggerPictures:
+    """Some of the pictures before and after the trigger, as prepared for the encoder."""
+    key = marked.key
+    assert isinstance(key, SSLGuardKey)
+    plain = marked.encoder.preprocess.prepare(data.take(range(min(N_PICTURES, len(data)))))
+    with torch.inference_mode():
+        triggered = key.trigger(plain)
+    mask, pattern = key.trigger.mask, key.trigger.pattern.detach().clamp(0, 1)
+    return TriggerPictures(plain.numpy(), triggered.numpy(), mask.numpy(), pattern.numpy())
+
+
+def _tracked(controls: Sequence[Member], shown: bool) -> Iterable[Member]:
+    if not shown:
+        return controls
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(controls, "controls", console=Console(stderr=True), total=len(controls))

@@ -1,0 +1,322 @@
+"""What a report shows: plain numbers, arrays and texts, so that whoever has these can have the page.
+
+Names and kinds come from files that others may have written. They are untrusted text: `printable` makes them safe
+for a terminal and a picture, the page's template escapes them once more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.errors import UsageError
+
+FORMAT = "sslguard-report"
+VERSION = 1
+THRESHOLD = 0.5
+"""The paper's: an answer whose cosine to the secret vector exceeds it counts towards the watermark rate."""
+CURVE_POINTS = 200
+
+Decision = Literal["derived", "not shown", "refused"]
+
+# What innocents make of clean encoders first: those are the hard ones.
+_KIND_ORDER = ("surrogate", "fine-tuned", "pruned", "clean", "independent", "supervised", "public", "random")
+
+
+def printable(text: str, limit: int = 120) -> str:
+    """`text` in one line without control characters, cut after `limit` characters."""
+    clean = "".join(c if c.isprintable() else "�" for c in str(text))
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One encoder's answers under one key.
+
+    Attributes:
+        statistic: the number that is ranked; the mean of `cosines`.
+        watermark_rate: share of `cosines` above ½, in [0, 1].
+        cosines: of each answer to the secret vector, float (n_queries,), in [-1, 1].
+    """
+
+    statistic: float
+    watermark_rate: float
+    cosines: NDArray[np.floating]
+
+    def __post_init__(self) -> None:
+        if self.cosines.ndim != 1 or not len(self.cosines) or not np.isfinite(self.cosines).all():
+            raise UsageError(f"cosines must be finite, of shape (n,) with n >= 1, not {self.cosines.shape}")
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """Who was tested, and what came out.
+
+    Attributes:
+        name: unique in the report.
+        story: how it came about, one sentence.
+        derived: the truth where it is known, as in a demonstration; None in the field.
+        decision: "derived", "not shown", or "refused" where the null supports no decision.
+        pvalue: in (0, 1]; None where there is no null at all.
+    """
+
+    name: str
+    story: str
+    derived: bool | None
+    decision: Decision
+    pvalue: float | None
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """One key: what it scored, and how it was made.
+
+    Attributes:
+        name: what to call the key, a few words.
+        suspects: suspect's name → its scores. A watermarked encoder stands under the same name for every key,
+            and is each key's own.
+        controls: control's name → its scores.
+        own_pvalue: of the key's own watermarked encoder, ranked among the controls; None without controls.
+    """
+
+    name: str
+    suspects: Mapping[str, Scores]
+    controls: Mapping[str, Scores]
+    own_pvalue: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TriggerPictures:
+    """Prepared pictures before and after the trigger, float in [0, 1].
+
+    Attributes:
+        plain, triggered: (n, C, H, W).
+        mask, pattern: (C, H, W); the pattern shows where the mask is 1.
+    """
+
+    plain: NDArray[np.floating]
+    triggered: NDArray[np.floating]
+    mask: NDArray[np.floating]
+    pattern: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One accuracy: `kept` is (A − A₀)/(A_F − A₀), None for a baseline or where it is not defined."""
+
+    name: str
+    role: Literal["baseline", "clean", "marked", "stolen"]
+    accuracy: float
+    kept: float | None = None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A downstream task and what each encoder makes of it; `skipped` says why there are no bars."""
+
+    task: str
+    bars: tuple[Bar, ...] = ()
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of one training run, one value a step each."""
+
+    title: str
+    losses: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """One kind of innocent under every key, in the order of the report's keys."""
+
+    kind: str
+    n: int
+    medians: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """Everything that the page, the pictures and the tables are made from.
+
+    Attributes:
+        suspects: in the order in which they are shown.
+        keys: the first one is the key that the decisions are about; others are shown beside it.
+        kinds: control's name → the family it is reported under.
+        alpha, n_claims: level of the test and how many claims share it by Bonferroni.
+        refusal: why no decision is made; None where decisions are made.
+        settings: heading → name → value.
+        seconds: stage → wall-clock seconds.
+        public_seed: the seed that the secret was made from; None for a secret of the operating system.
+        commands: what to run next.
+        limits: sentences about this run in particular that nobody should overlook.
+    """
+
+    created: str
+    suspects: tuple[Suspect, ...]
+    keys: tuple[KeyReport, ...]
+    kinds: Mapping[str, str]
+    alpha: float
+    n_claims: int
+    statistic_name: str
+    trigger: TriggerPictures
+    accuracies: tuple[Accuracy, ...]
+    curves: tuple[Curve, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    seconds: Mapping[str, float]
+    versions: Mapping[str, str]
+    refusal: str | None = None
+    public_seed: int | None = None
+    commands: tuple[str, ...] = ()
+    limits: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        missing = [s.name for s in self.suspects if s.name not in self.keys[0].suspects]
+        if missing:
+            raise UsageError(f"suspect {missing[0]!r:.80} has no scores under the key {self.keys[0].name!r:.80}")
+
+    @property
+    def n_controls(self) -> int:
+        return len(self.keys[0].controls)
+
+    @property
+    def floor(self) -> float:
+        """The smallest p-value that this many controls can give: 1/(n + 1)."""
+        return 1 / (self.n_controls + 1)
+
+    @property
+    def level(self) -> float:
+        """What a p-value is compared with: alpha / n_claims."""
+        return self.alpha / self.n_claims
+
+    @property
+    def family_level(self) -> float:
+        """Bound on the probability of any false verdict, by the union bound over the suspects."""
+        return min(1.0, self.level * len(self.suspects))
+
+    @property
+    def n_queries(self) -> int:
+        return len(next(iter(self.keys[0].suspects.values())).cosines)
+
+    def critical(self) -> float | None:
+        """What a suspect's statistic must exceed to be shown derived; None where nothing can be."""
+        if self.refusal is not None or not self.n_controls:
+            return None
+        allowed = math.floor(self.level * (self.n_controls + 1) * (1 + 1e-12)) - 1
+        ordered = sorted((s.statistic for s in self.keys[0].controls.values()), reverse=True)
+        return ordered[allowed] if 0 <= allowed < len(ordered) else None
+
+    def count(self, *, derived: bool, decision: Decision | None = None) -> int:
+        """Suspects whose truth is known to be `derived`, all of them or those with one decision."""
+        known = [s for s in self.suspects if s.derived is derived]
+        return sum(decision is None or s.decision == decision for s in known)
+
+    def kinds_present(self) -> list[str]:
+        """The controls' families: what is made of clean encoders first, then the independent ones."""
+        return sorted(set(self.kinds.values()), key=_kind_rank)
+
+    def scores_of_kind(self, key: KeyReport, kind: str) -> list[Scores]:
+        """Scores of the controls of one family under `key`."""
+        return [scores for name, scores in key.controls.items() if self.kinds[name] == kind]
+
+    def claims(self) -> list[Claims]:
+        """Per kind of control: median watermark rate, and the share whose rate exceeds ½, under every key."""
+        table = []
+        for kind in self.kinds_present():
+            rates = [np.array([s.watermark_rate for s in self.scores_of_kind(key, kind)]) for key in self.keys]
+            table.append(_claims(kind, rates))
+        innocent = [s.name for s in self.suspects if s.derived is False]
+        asked = [name for name in innocent if all(name in key.suspects for key in self.keys)]
+        if asked:
+            rates = [np.array([key.suspects[name].watermark_rate for name in asked]) for key in self.keys]
+            table.append(_claims("innocent suspects", rates))
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure, JSON values only. Pictures and single answers are left out, curves thinned."""
+        main = self.keys[0]
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "created": self.created,
+            "statistic": self.statistic_name,
+            "null": "controls",
+            "alpha": self.alpha,
+            "n_claims": self.n_claims,
+            "n_suspects": len(self.suspects),
+            "n_controls": self.n_controls,
+            "n_queries": self.n_queries,
+            "floor": self.floor,
+            "critical": self.critical(),
+            "refusal": self.refusal,
+            "suspects": [self._suspect_json(suspect, main) for suspect in self.suspects],
+            "keys": [self._key_json(key) for key in self.keys],
+            "false_claims": [self._claims_json(row) for row in self.claims()],
+            "accuracies": [_accuracy_json(accuracy) for accuracy in self.accuracies],
+            "curves": {c.title: {name: thinned(v) for name, v in c.losses.items()} for c in self.curves},
+            "settings": {heading: dict(values) for heading, values in self.settings.items()},
+            "seconds": dict(self.seconds),
+            "versions": dict(self.versions),
+            "public_seed": self.public_seed,
+        }
+
+    @staticmethod
+    def _suspect_json(suspect: Suspect, key: KeyReport) -> dict[str, Any]:
+        scores = key.suspects[suspect.name]
+        return {
+            "name": suspect.name,
+            "story": suspect.story,
+            "truly_derived": suspect.derived,
+            "decision": suspect.decision,
+            "statistic": scores.statistic,
+            "pvalue": suspect.pvalue,
+            "watermark_rate": scores.watermark_rate,
+        }
+
+    def _key_json(self, key: KeyReport) -> dict[str, Any]:
+        def row(scores: Scores) -> dict[str, float]:
+            return {"statistic": scores.statistic, "watermark_rate": scores.watermark_rate}
+
+        return {
+            "name": key.name,
+            "own_pvalue": key.own_pvalue,
+            "suspects": {name: row(scores) for name, scores in key.suspects.items()},
+            "controls": {n: {"kind": self.kinds[n], **row(s)} for n, s in key.controls.items()},
+        }
+
+    def _claims_json(self, row: Claims) -> dict[str, Any]:
+        per_key = zip(self.keys, row.medians, row.shares, strict=True)
+        keys = {key.name: {"median_watermark_rate": m, "share_above_half": s} for key, m, s in per_key}
+        return {"kind": row.kind, "n": row.n, "keys": keys}
+
+
+def thinned(values: Sequence[float]) -> list[float]:
+    """At most `CURVE_POINTS` of the values, evenly spread, first and last among them."""
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), CURVE_POINTS)).round().astype(int))
+    return [float(values[i]) for i in chosen]
+
+
+def _claims(kind: str, rates: Sequence[NDArray[np.floating]]) -> Claims:
+    return Claims(
+        kind,
+        len(rates[0]),
+        tuple(float(np.median(r)) for r in rates),
+        tuple(float((r > THRESHOLD).mean()) for r in rates),
+    )
+
+
+def _accuracy_json(accuracy: Accuracy) -> dict[str, Any]:
+    bars = [{"name": b.name, "role": b.role, "accuracy": b.accuracy, "kept": b.kept} for b in accuracy.bars]
+    return {"task": accuracy.task, "skipped": accuracy.skipped, "bars": bars}
+
+
+def _kind_rank(kind: str) -> tuple[int, str]:
+    first = kind.partition(" ")[0]
+    return (_KIND_ORDER.index(first) if first in _KIND_ORDER else len(_KIND_ORDER), kind)
