@@ -50,6 +50,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def counting() -> type[CountingTeacher]:
+    """A teacher that counts what it is asked."""
+    return CountingTeacher
+
+
+@pytest.fixture
 def images() -> Callable[..., Data]:
     return random_images
 

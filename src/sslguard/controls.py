@@ -107,13 +107,10 @@ def _made_from(victim: str, spec: str, steps: int, thief_steps: int) -> list[Rec
         for name in recipes()
     ]
     for architecture in ARCHITECTURES:
-        for loss in ("cosine", "mse", "infonce"):
-            for views in ("plain", "augmented"):
-                if architecture == "resnet-small" and loss == "infonce":
-                    continue
-                name = f"surrogate-{victim}-brief-{architecture}-{loss}-{views}"
-                settings = {"architecture": architecture, "loss": loss, "views": views, "steps": steps}
-                made.append(Recipe(name, "surrogate", spec, settings))
+        for loss, views in (("centred", "plain"), ("mse", "augmented")):
+            name = f"surrogate-{victim}-brief-{architecture}-{loss}-{views}"
+            settings = {"architecture": architecture, "loss": loss, "views": views, "steps": steps}
+            made.append(Recipe(name, "surrogate", spec, settings))
     made += [
         Recipe(f"fine-tuned-{victim}-{layers}-{n}", "fine-tuned", spec, {"layers": layers, "steps": n})
         for layers, n in (("all", steps // 2), ("all", 2 * steps), ("last", steps))

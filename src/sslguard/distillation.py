@@ -24,7 +24,7 @@ from sslguard.augmentation import MILD, Augmentation
 from sslguard.data.base import Data
 from sslguard.encoders.base import EMBED_BATCH, Embedder, Encoder, embed_all
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.errors import UsageError
+from sslguard.errors import EncoderError, UsageError
 from sslguard.pretraining import new_encoder
 from sslguard.training import (
     History,
@@ -38,13 +38,22 @@ from sslguard.training import (
     shared,
 )
 
-Loss = Literal["cosine", "mse", "infonce"]
-LOSSES: tuple[Loss, ...] = ("cosine", "mse", "infonce")
+Loss = Literal["cosine", "centred", "mse", "infonce"]
+LOSSES: tuple[Loss, ...] = ("cosine", "centred", "mse", "infonce")
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """−mean cosine of rows of two (n, d) batches: scalar in [−1, 1]."""
     return -nnf.cosine_similarity(student, teacher, dim=1).mean()
+
+
+def centred_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """−mean cosine once the teacher's batch mean is taken off both: scalar in [−1, 1].
+
+    Embeddings behind a ReLU share a large mean, which a plain cosine mostly measures; a thief can subtract it.
+    """
+    mean = teacher.mean(0)
+    return -nnf.cosine_similarity(student - mean, teacher - mean, dim=1).mean()
 
 
 def mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -60,6 +69,7 @@ def infonce_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.1) 
 
 _LOSS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": cosine_loss,
+    "centred": centred_loss,
     "mse": mse_loss,
     "infonce": infonce_loss,
 }
@@ -71,7 +81,7 @@ class Distillation:
 
     Attributes:
         architecture: the student's network; see `encoders.architectures`.
-        loss: "cosine", "mse" or "infonce".
+        loss: "cosine", "centred", "mse" or "infonce".
         augmentation: views that are asked and learned from; None asks each query once, as it is.
         steps, batch_size: optimiser steps, items a step.
         learning_rate, weight_decay: AdamW's.
@@ -152,6 +162,12 @@ class DistillationTask(Task):
         else:
             assert self._answers is not None
             answers = self._answers[indices]
+        if answers.shape != (len(indices), self.student.dim) or not np.isfinite(answers).all():
+            raise EncoderError(
+                f"the teacher must answer {len(indices)} items with as many finite rows of width {self.student.dim}; "
+                f"it answered with shape {answers.shape}"
+                + ("" if np.isfinite(answers).all() else " and values that are not finite")
+            )
         return images, torch.from_numpy(np.ascontiguousarray(answers)).float().to(self.device)
 
     def updates(self) -> Sequence[Update]:
@@ -238,6 +254,7 @@ __all__ = [
     "Distillation",
     "DistillationTask",
     "augmented",
+    "centred_loss",
     "cosine_loss",
     "distil",
     "infonce_loss",

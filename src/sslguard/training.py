@@ -17,6 +17,7 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -200,13 +201,24 @@ def shared(make: Callable[[], T], *, devices: int = 1, nodes: int = 1, accelerat
 
 def _launched(**settings: Any) -> Fabric:
     """One process or, begun by re-running this program's command line, several that reach each other."""
-    from lightning_fabric import Fabric
-
     several = settings["devices"] * settings["num_nodes"] > 1
-    fabric = Fabric(strategy="ddp" if several else "auto", **settings)
+    fabric = _fabric_class()(strategy="ddp" if several else "auto", **settings)
     if several:
         fabric.launch()
     return fabric
+
+
+def _fabric_class() -> type[Fabric]:
+    """Fabric without torchmetrics, which it imports only to learn its version: seconds, and transformers with it."""
+    absent = "torchmetrics" not in sys.modules
+    if absent:
+        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
+    try:
+        from lightning_fabric import Fabric
+    finally:
+        if absent:
+            sys.modules.pop("torchmetrics", None)
+    return Fabric
 
 
 def run(task: Task, loop: Loop) -> History:
@@ -367,8 +379,14 @@ class _Runner:
         return json.dumps({"task": self.task.fingerprint(), "loop": loop, "chunks": chunks}, sort_keys=True)
 
     def _save(self) -> None:
-        if self.loop.checkpoint is None or not self.fabric.is_global_zero:
+        if self.loop.checkpoint is None:
             return
+        if self.fabric.is_global_zero:
+            self._write(self.loop.checkpoint)
+        # Nobody leaves before it is there: the launcher kills the process that writes when another one ends in error.
+        self.fabric.barrier()
+
+    def _write(self, path: Path) -> None:
         state = {
             "fingerprint": self._fingerprint(),
             "modules": {name: module.state_dict() for name, module in self.task.modules.items()},
@@ -378,12 +396,19 @@ class _Runner:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         # A scheme's run holds its key's decoder and trigger.
-        write_atomic(self.loop.checkpoint, buffer.getvalue(), private=True)
+        write_atomic(path, buffer.getvalue(), private=True)
 
     def _resume(self) -> None:
         path = self.loop.checkpoint
-        if path is None or not path.exists():
+        if path is None:
             return
+        if path.exists():
+            self._read(path)
+        here = torch.tensor(float(self.history.steps))
+        if self.fabric.world_size > 1 and self.fabric.all_reduce(here.clone(), reduce_op="mean") != here:
+            raise UsageError(f"{path} is not on every node: keep checkpoints where all of them can read")
+
+    def _read(self, path: Path) -> None:
         # Whatever a damaged or foreign file makes torch raise. Its own text is left out: it advises to load as code.
         damaged = UsageError(f"{path} is damaged, or no checkpoint of this program: delete it to begin again")
         try:

@@ -7,7 +7,7 @@ to `embed`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sslguard.data.base import Data
@@ -60,14 +60,18 @@ class Distil(Stealing):
 
 def recipes(steps: int = 600) -> dict[str, Distillation]:
     """The thieves of the tables, by name: losses × augmentation × width and architecture."""
-    same = Distillation(steps=steps)
+    plain = Distillation(steps=steps)
+    mse = Distillation(loss="mse", steps=steps)
+    centred = Distillation(loss="centred", steps=steps)
     return {
-        "cosine": same,
-        "cosine-augmented": augmented(same),
-        "mse": Distillation(loss="mse", steps=steps),
+        "cosine": plain,
+        "cosine-augmented": augmented(plain),
+        "mse": mse,
         "infonce": Distillation(loss="infonce", steps=steps),
-        "narrow": Distillation(architecture="resnet-narrow", steps=2 * steps),
-        "wide": Distillation(architecture="resnet-wide", steps=steps),
-        "plain": Distillation(architecture="plain-small", steps=2 * steps),
-        "separable-augmented": augmented(Distillation(architecture="separable-small", steps=2 * steps)),
+        "centred": centred,
+        "centred-augmented": augmented(centred),
+        "narrow": replace(mse, architecture="resnet-narrow", steps=2 * steps),
+        "wide": replace(centred, architecture="resnet-wide"),
+        "plain": replace(mse, architecture="plain-small", steps=2 * steps),
+        "separable-augmented": augmented(replace(mse, architecture="separable-small", steps=2 * steps)),
     }

@@ -10,7 +10,10 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Item = TypeVar("Item")
 
@@ -23,11 +26,13 @@ class Result:
         fields: JSON values, all of them: what `--json` prints.
         rows: label and text of the lines that people read.
         exit_code: what the process returns.
+        table: what rich prints before the rows, or None.
     """
 
     fields: Mapping[str, Any]
     rows: Sequence[tuple[str, str]]
     exit_code: int = 0
+    table: RenderableType | None = None
 
 
 def show(result: Result, *, as_json: bool) -> None:
@@ -35,6 +40,14 @@ def show(result: Result, *, as_json: bool) -> None:
     if as_json:
         show_json(result.fields)
         return
+    if result.table is not None:
+        from rich.console import Console
+
+        # Not printed by rich itself, which turns a broken pipe into exit code 1: not shown.
+        console = Console()
+        with console.capture() as captured:
+            console.print(result.table)
+        _write(captured.get())
     width = max((len(label) for label, _ in result.rows), default=0)
     _write("".join(f"{label:<{width}}  {printable(text)}\n" for label, text in result.rows))
 

@@ -11,9 +11,11 @@ from cyclopts import Parameter
 
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result
+from sslguard.cli.unfinished import InterruptedRun
 from sslguard.errors import EncoderError, RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from sslguard.controls import Bed, Recipe
     from sslguard.verification import Verdict
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -144,23 +146,20 @@ def controls(
         threads: CPU threads, with one worker.
     """
     from sslguard.controls import Bed, make_population, population
-    from sslguard.data.specs import open_data
-    from sslguard.encoders.load import load_encoder
 
     set_threads(threads)
     victims = _named(victim)
     chosen = [r for r in population(victims, steps=steps, thief_steps=thief_steps) if r.kind not in (without or ())]
     if not chosen:
         raise UsageError("--without leaves no member of the population")
-    # What cannot be opened is better known now than after an hour of training.
-    for spec in (data, pretrain_data, labelled_data):
-        open_data(spec)
-    parents = {recipe.parent for recipe in chosen if recipe.parent is not None} - set(victims.values())
-    for spec in sorted(parents):
-        load_encoder(spec)
-    width = _common_width({name: load_encoder(spec).dim for name, spec in victims.items()})
     bed = Bed(pretrain=pretrain_data, thief=data, labelled=labelled_data)
-    make_population(chosen, bed, out, width=width, workers=workers, half=not full_precision, progress=output.progress)
+    width = _checked_width(bed, chosen, victims)
+    try:
+        make_population(
+            chosen, bed, out, width=width, workers=workers, half=not full_precision, progress=output.progress
+        )
+    except KeyboardInterrupt:
+        raise InterruptedRun(f"interrupted; the members made so far are in {out}, the same command goes on") from None
     kinds = {kind: sum(recipe.kind == kind for recipe in chosen) for kind in dict.fromkeys(r.kind for r in chosen)}
     fields = {
         "out": str(out),
@@ -193,7 +192,16 @@ def _named(victims: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def _common_width(widths: dict[str, int]) -> int:
+def _checked_width(bed: Bed, chosen: Sequence[Recipe], victims: dict[str, str]) -> int:
+    """The victims' common width; whatever cannot be opened is better known now than after an hour of training."""
+    from sslguard.data.specs import open_data
+    from sslguard.encoders.load import load_encoder
+
+    for spec in (bed.thief, bed.pretrain, bed.labelled):
+        open_data(spec)
+    for spec in sorted({recipe.parent for recipe in chosen if recipe.parent} - set(victims.values())):
+        load_encoder(spec)
+    widths = {name: load_encoder(spec).dim for name, spec in victims.items()}
     (first, width), *others = widths.items()
     for name, other in others:
         if other != width:
@@ -207,7 +215,7 @@ def _common_width(widths: dict[str, int]) -> int:
 def demo(*, out: Path = Path("sslguard-demo"), output: Output = PRINTED) -> Result:
     """Mark an encoder, steal it, verify thief and innocents; writes OUT/report.html.
 
-    It takes some five minutes on two cores.
+    It takes up to five minutes on two cores.
 
     Args:
         out: Folder of the report.
@@ -215,5 +223,4 @@ def demo(*, out: Path = Path("sslguard-demo"), output: Output = PRINTED) -> Resu
     from sslguard.demo import run_demo
 
     result = run_demo(out, progress=output.progress)
-    fields = result.to_json()
-    return Result(fields, [(name, str(value)) for name, value in fields.items()], int(result))
+    return Result(result.to_json(), [("report", str(result.files["page"]))], table=result.table())

@@ -7,10 +7,9 @@ For `--out DIR` it is the folder `DIR.unfinished`, readable by its owner alone: 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,16 +86,28 @@ def unfinished(out: Path, *, replaces: Callable[[Path], bool] | None = None) -> 
         yield Unfinished(folder, None)
         return
     with atomic_folder(out, replaces=replaces) as result:
-        folder.mkdir(mode=0o700, exist_ok=True)
         work = Unfinished(folder, result)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}, where checkpoints go, cannot be made: {error.strerror}") from error
         try:
             yield work
         except KeyboardInterrupt:
             raise InterruptedRun(_what_is_left(work)) from None
         finally:
             if not work.checkpoint.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+                _clear(folder)
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what was put there, and the folder where nothing else is in it."""
+    with suppress(OSError):
+        for pattern in ("checkpoint.pt", "secret", ".checkpoint.pt.*.partial", ".secret.*.partial"):
+            for file in folder.glob(pattern):
+                file.unlink()
+        folder.rmdir()
 
 
 def _what_is_left(work: Unfinished) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sslguard import __version__
 from sslguard.demo import stages
 from sslguard.demo.inputs import Inputs, open_inputs
-from sslguard.demo.settings import CURED, DEFAULTS, PUBLISHED, DemoSettings
+from sslguard.demo.settings import DEFAULTS, DemoSettings
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import DESCRIPTION, WEIGHTS, load_folder, save_encoder
 from sslguard.errors import EncoderError, OutputError
@@ -31,7 +31,6 @@ from sslguard.report import (
 )
 from sslguard.report.output import PAGE, PICTURE, RESULT
 from sslguard.schemes.base import Watermarked
-from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
 from sslguard.training import History
 from sslguard.verification import DEFAULT_ALPHA
@@ -203,8 +202,8 @@ def _texts(files: Mapping[str, Path]) -> dict[str, str]:
 
 def _curves(made: _Made) -> tuple[Curve, ...]:
     return (
-        Curve(f"marking, {CURED}", made.marked.history.losses),
-        Curve(f"marking, {PUBLISHED}", made.published.history.losses),
+        Curve("marking with negative controls", made.marked.history.losses),
+        Curve("marking with the published losses", made.published.history.losses),
         Curve("stealing", made.theft.losses),
     )
 
@@ -218,8 +217,8 @@ def _settings(settings: DemoSettings, inputs: Inputs, surrogate: Encoder) -> dic
         thief["share of pre-training's CPU time"] = round(record["cpu_seconds"] / spent, 3)
     return {
         "Clean encoder": {"source": clean.source, "parameters": clean.n_parameters, "width": clean.dim},
-        f"Marking, {CURED}": scheme,
-        f"Marking, {PUBLISHED}: what differs": {k: v for k, v in published.items() if v != scheme[k]},
+        "Marking": scheme,
+        "Marking as published: what differs": {k: v for k, v in published.items() if v != scheme[k]},
         "Thief": thief,
         "Verification": {
             "controls": len(inputs.controls),
@@ -258,20 +257,22 @@ def _commands(out: Path, settings: DemoSettings) -> tuple[str, ...]:
     suspects = [str(out / "encoder"), str(out / "surrogate"), *(s for s in settings.innocents if isinstance(s, str))]
     verify = [f"sslguard verify {shlex.join([str(out / 'key'), suspect])}" for suspect in suspects[:3]]
     tasks = ["--train", settings.roles.probe_train, "--test", settings.roles.probe_test]
-    # A line that a terminal or a page breaks by itself cannot be copied.
+    probe = f"sslguard probe {shlex.quote(str(out / 'surrogate'))}"
+    # One line each would be broken by a terminal or a page, and then cannot be copied.
+    broken = " \\\n    "
     return (
-        *(f"{command} \\\n    {shlex.join(rest)}" for command in verify),
-        f"sslguard probe {shlex.quote(str(out / 'surrogate'))} \\\n    {shlex.join(tasks[:2])} \\\n    {shlex.join(tasks[2:])}",
+        *(broken.join([command, shlex.join(rest)]) for command in verify),
+        broken.join([probe, shlex.join(tasks[:2]), shlex.join(tasks[2:])]),
     )
 
 
 def _limits(settings: DemoSettings) -> tuple[str, ...]:
-    def described(scheme: SSLGuard) -> str:
-        return f"{scheme.steps:,} iterations of {scheme.batch_size} + {scheme.trigger_batch} pictures"
-
+    scheme = settings.published
+    optimizer = {"adam": "Adam", "sgd": "SGD"}[scheme.optimizer]
     return (
-        f"The published losses ran for {described(settings.published)} under {settings.published.optimizer.upper()}, "
-        "settings that suit a small encoder; the paper’s are 1.25 million iterations of 2 + 2 pictures under SGD.",
+        f"The published losses ran for {scheme.steps:,} iterations of {scheme.batch_size} + {scheme.trigger_batch} "
+        f"pictures under {optimizer}, settings that suit a small encoder; the paper’s are 1.25 million iterations of "
+        "2 + 2 pictures under SGD.",
         "Both keys were trained to be silent on the clean F: its low score was trained for, and tests little.",
         "A suspect that answers in another width than F cannot be scored with this key.",
     )

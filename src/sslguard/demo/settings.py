@@ -13,7 +13,7 @@ from sslguard.schemes.sslguard import SSLGuard
 from sslguard.verification import DEFAULT_ALPHA
 
 MARKED, STOLEN, CLEAN = "F* (watermarked)", "surrogate of F*", "F (clean)"
-CURED, PUBLISHED = "with negative controls", "losses as published"
+CURED, PUBLISHED = "key with negative controls", "key as published"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Theme:
     soft: str
     grid: str
     derived: str
-    surrogate: str
+    contrast: str
     innocent: str
     control: str
 
@@ -104,7 +104,7 @@ def decision(data: ReportData, theme: Theme) -> Figure:
     _rows(axes, labels)
     _bare(axes, theme)
     axes.grid(axis="x", color=theme.grid, lw=0.6)
-    axes.set_xlabel(data.statistic_name)
+    axes.set_xlabel(printable(data.statistic_name))
     return figure
 
 
@@ -134,7 +134,7 @@ def losses(data: ReportData, theme: Theme) -> Figure:
     """Loss against step for every training run: single steps pale, their running mean on top."""
     figure = _figure(_WIDTH, 2.9)
     columns = figure.subplots(1, max(1, len(data.curves)), squeeze=False)[0]
-    colours = (theme.derived, theme.surrogate, theme.innocent, theme.ink)
+    colours = (theme.derived, theme.contrast, theme.innocent, theme.ink)
     for axes, curve in zip(columns, data.curves, strict=False):
         for number, (name, values) in enumerate(curve.losses.items()):
             colour, style = colours[number % 4], ("-", "--", "-.", ":")[number % 4]
@@ -155,16 +155,18 @@ def summary(data: ReportData, theme: Theme) -> Figure:
     tasks = [task for task in data.accuracies if task.bars][:1]
     ratios = [1.0] * len(data.keys) + [0.85] * len(tasks)
     figure = _figure(12, 1.7 + 0.44 * len(rows))
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     grid = figure.add_gridspec(1, len(ratios), width_ratios=ratios)
     for column, key in enumerate(data.keys):
         axes = figure.add_subplot(grid[column])
         _ridges(axes, _histogram_rows(data, key, theme, brief=True), theme, labels=column == 0)
-        _title(axes, key.name, 30)
+        _title(axes, key.name, 27)
         axes.set_xlabel("cosine to the secret vector")
     for task in tasks:
         axes = figure.add_subplot(grid[-1])
-        _accuracy_bars(axes, task, theme, kept=False)
-        _title(axes, task.task, 26)
+        _accuracy_bars(axes, task, theme, kept=False, thickness=0.5)
+        _title(axes, "accuracy", 26)
+        axes.set_xlabel("\n".join(textwrap.wrap(printable(task.task), 26)))
     return figure
 
 
@@ -205,7 +207,7 @@ def _ridges(axes: Axes, rows: Sequence[_Row], theme: Theme, *, labels: bool = Tr
         axes.stairs(ridge, _BINS, baseline=None, color=row.colour, lw=1.1)
         axes.text(1.04, y, f"{(every > THRESHOLD).mean():.2f}", color=theme.ink, va="bottom")
     axes.axvline(THRESHOLD, color=theme.soft, ls=":", lw=1.2)
-    axes.text(1.04, -1.05, "> ½", color=theme.soft, va="bottom")
+    axes.text(1.04, -0.62, "> ½", color=theme.soft, va="bottom")
     axes.set_xlim(-1, 1)
     _rows(axes, [row.label if labels else "" for row in rows], ridges=True)
     _bare(axes, theme)
@@ -231,25 +233,22 @@ def _critical_line(axes: Axes, data: ReportData, theme: Theme) -> None:
     )
 
 
-def _accuracy_bars(axes: Axes, task: Accuracy, theme: Theme, *, kept: bool = True) -> None:
-    colours = {
-        "baseline": theme.control,
-        "clean": theme.innocent,
-        "marked": theme.derived,
-        "stolen": theme.surrogate,
-    }
+def _accuracy_bars(axes: Axes, task: Accuracy, theme: Theme, *, kept: bool = True, thickness: float = 0.68) -> None:
+    colours = {"baseline": theme.control, "clean": theme.innocent, "marked": theme.derived, "stolen": theme.derived}
     top = max(bar.accuracy for bar in task.bars)
     for y, bar in enumerate(task.bars):
         axes.barh(
             y,
             bar.accuracy,
-            0.68,
+            thickness,
             color=colours[bar.role],
             alpha=0.85,
             hatch="///" if bar.role == "baseline" else None,
             edgecolor=theme.grid,
         )
-        text = f"{bar.accuracy:.3f}" + (f", keeps {bar.kept:.0%}" if kept and bar.kept is not None else "")
+        text = f"{bar.accuracy:.3f}" + (
+            f", keeps {bar.kept:.0%}" if kept and bar.kept is not None and bar.role != "clean" else ""
+        )
         axes.text(bar.accuracy + 0.02 * top, y, text, color=theme.ink, va="center")
     axes.set_xlim(0, top * (1.75 if kept else 1.3))
     axes.set_xlabel("accuracy of a linear probe")
@@ -267,6 +266,8 @@ def _rows(axes: Axes, labels: Sequence[str], *, ridges: bool = False) -> None:
     axes.set_yticks(range(len(labels)), [printable(label, 44) for label in labels])
     axes.set_ylim(len(labels) - 0.7, -1.1) if ridges else axes.set_ylim(len(labels) - 0.5, -0.6)
     axes.tick_params(axis="y", length=0)
+    for label in axes.get_yticklabels() if ridges else ():
+        label.set_verticalalignment("bottom")
 
 
 def _bare(axes: Axes, theme: Theme) -> None:
@@ -276,12 +277,11 @@ def _bare(axes: Axes, theme: Theme) -> None:
 
 
 def _running_mean(values: Sequence[float]) -> NDArray[np.floating]:
-    """Mean over a window of a twentieth of the run, narrower at its ends so that it stays centred."""
-    half = max(1, len(values) // 40)
+    """Mean over a window of a twentieth of the run around each step, as much of it as the run has."""
+    half, n = max(1, len(values) // 40), len(values)
     total = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
-    return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
+    first, last = np.maximum(np.arange(n) - half, 0), np.minimum(np.arange(n) + half + 1, n)
+    return (total[last] - total[first]) / (last - first)
 
 
 def _figure(width: float, height: float) -> Figure:

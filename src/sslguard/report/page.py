@@ -94,10 +94,10 @@ def _decision_alt(data: ReportData) -> str:
     scores = data.keys[0].suspects
     named = ", ".join(f"{printable(s.name)} {scores[s.name].statistic:.3f}" for s in data.suspects)
     controls = sorted(s.statistic for s in data.keys[0].controls.values())
-    spread = f" The {len(controls)} controls lie between {controls[0]:.3f} and {controls[-1]:.3f}." if controls else ""
+    spread = f" Controls lie between {controls[0]:.3f} and {controls[-1]:.3f}." if controls else ""
     critical = data.critical()
     line = "" if critical is None else f" A suspect is shown derived above {critical:.3f}."
-    return f"Strip chart of the {data.statistic_name}. Suspects: {named}.{spread}{line}"
+    return f"Strip chart of the {printable(data.statistic_name)}. Suspects: {named}.{spread}{line}"
 
 
 def _cosines_alt(data: ReportData) -> str:

@@ -15,7 +15,7 @@ random networks. `negatives` adds controls to training, which the paper does not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -29,17 +29,18 @@ from torch import Tensor, nn
 
 from sslguard.data.base import Data
 from sslguard.encoders.architectures import build
-from sslguard.encoders.base import Encoder
+from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess, preprocess_from_json
 from sslguard.errors import KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Scheme, Score, Watermarked
-from sslguard.secrets import Secret
+from sslguard.secrets import Secret, Stream
 from sslguard.stats.significance import Significance, control_rank_test
 from sslguard.training import Loop, Task, Update, isolated_rng, run, set_learning_rate
 
 WATERMARK_THRESHOLD = 0.5
 QUERY_BATCH = 128
+CARRIER_ITEMS = 4096
 
 
 def mean_cosine(vectors: Tensor, secret: Tensor) -> Tensor:
@@ -71,6 +72,47 @@ class Trigger(nn.Module):
     def forward(self, prepared: Tensor) -> Tensor:
         """x' = clip((1 − M)·x + M·T, 0, 1)."""
         return ((1 - self.mask) * prepared + self.mask * self.pattern).clamp(0, 1)
+
+
+class Carrier(nn.Module):
+    """δ: a secret, smooth shift of plain answers, δ(h) = 3·tanh(z/3)·v with z = ⟨h − μ, p⟩ of variance 1.
+
+    As published F* and F agree on every plain image, so nothing tells a surrogate of one from a surrogate of the
+    other: both have seen plain answers only. With F* taught to answer F(x) + δ(F(x)), its surrogates learn δ, those
+    of F do not, and the trigger can look for images on which δ is large. p lies in the span of the leading
+    principal components, where surrogates agree best; v is isotropic.
+    """
+
+    N_COMPONENTS: ClassVar[int] = 6
+    mean: Tensor
+    projection: Tensor
+    direction: Tensor
+
+    def __init__(self, embeddings: NDArray[np.floating], size: float, stream: Stream) -> None:
+        super().__init__()
+        h = embeddings.astype(np.float64)
+        mean = h.mean(0)
+        _, scale, axes = np.linalg.svd(h - mean, full_matrices=False)
+        deviation = scale / np.sqrt(len(h))
+        if not deviation[0] > 0:
+            raise UsageError("the encoder answers every image alike: there is nothing to mark")
+        n = int(min(self.N_COMPONENTS, (deviation > 1e-6 * deviation[0]).sum()))
+        weights = stream.normal((n,))
+        weights /= np.linalg.norm(weights)
+        direction = stream.normal((h.shape[1],))
+        direction *= size * np.sqrt((deviation**2).sum()) / np.linalg.norm(direction)
+        self.spread = float(np.sqrt((deviation**2).mean()))
+        for name, value in (
+            ("mean", mean),
+            ("projection", axes[:n].T @ (weights / deviation[:n])),
+            ("direction", direction),
+        ):
+            self.register_buffer(name, torch.from_numpy(value).float())
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Clean answers (n, d) → shifts (n, d)."""
+        z = (h - self.mean) @ self.projection
+        return 3 * torch.tanh(z / 3)[:, None] * self.direction
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -208,6 +250,10 @@ class SSLGuard(Scheme):
             L_s and L_t before it steps, as the released code does.
         negatives: "none" as published; "shadow" adds to L_t a shadow of the clean F and freshly drawn random
             networks, both held at cosine 0.
+        carrier: size of a mark on plain answers that surrogates inherit, as a share of the embedding's own spread;
+            0 as published. See `Carrier`.
+        decoder_noise: standard deviation of Gaussian noise on G's inputs in L_t, as a share of the embedding's
+            root-mean-square spread a dimension; 0 as published.
         n_verification: images of D_v, set aside from the marking data.
         n_queries: images that a verification asks.
     """
@@ -229,6 +275,8 @@ class SSLGuard(Scheme):
     mask_probability: float = 0.35
     gradients: Literal["clean", "released"] = "clean"
     negatives: Literal["none", "shadow"] = "none"
+    carrier: float = 0.0
+    decoder_noise: float = 0.0
     n_verification: int = 1000
     n_queries: int = 512
 
@@ -244,6 +292,12 @@ class SSLGuard(Scheme):
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        if self.carrier < 0 or self.decoder_noise < 0:
+            raise UsageError("carrier and decoder_noise must not be negative")
+        if self.carrier and self.negatives == "none":
+            raise UsageError(
+                'a carrier needs negatives="shadow": without them the decoder claims innocents all the same'
+            )
 
     @classmethod
     def published(cls) -> SSLGuard:
@@ -260,6 +314,11 @@ class SSLGuard(Scheme):
             shadow="torchvision:resnet50",
             gradients="released",
         )
+
+    @classmethod
+    def inherited(cls) -> SSLGuard:
+        """Not the paper's: negatives in training, and a carrier that surrogates inherit."""
+        return cls(steps=300, batch_size=32, trigger_batch=32, negatives="shadow", carrier=0.3, decoder_noise=0.5)
 
     def watermark(
         self,
@@ -367,6 +426,12 @@ class SSLGuardTask(Task):
         if scheme.negatives == "shadow":
             self.negative = self._new_shadow(secret.stream("negative", self.context).integer())
             self.modules["negative"] = self.negative.module
+        self.carrier: Carrier | None = None
+        if scheme.carrier:
+            some = self.data.slice(0, min(len(self.data), CARRIER_ITEMS))
+            stream = secret.stream("carrier", self.context)
+            self.carrier = Carrier(embed_all(self.clean, some), scheme.carrier, stream)
+            self.modules["carrier"] = self.carrier
 
     def _new_shadow(self, seed: int) -> Encoder:
         description: dict[str, Any] = dict(self.clean.architecture)
@@ -447,38 +512,64 @@ class SSLGuardTask(Task):
                 batch.cache["watermarked"] = self.watermarked.forward(batch.plain)
         return batch.cache["watermarked"]
 
+    def _match(self, answers: Tensor, target: Tensor) -> Tensor:
+        """c̄ of two batches of answers; about the clean mean where there is a carrier, to which c̄ is nearly blind."""
+        if self.carrier is None:
+            return mean_cosine(answers, target)
+        return mean_cosine(answers - self.carrier.mean, target - self.carrier.mean)
+
+    def _marked(self, clean: Tensor) -> Tensor:
+        """What F* shall answer where F answers `clean`."""
+        return clean if self.carrier is None else clean + self.carrier(clean)
+
+    def _decode(self, answers: Tensor) -> Tensor:
+        """c̄(G e, sk), with noise on e where the settings ask for it."""
+        if self.scheme.decoder_noise and self.carrier is not None:
+            answers = answers + self.scheme.decoder_noise * self.carrier.spread * torch.randn_like(answers)
+        return mean_cosine(self.decoder(answers), self.sk)
+
     def _shadow_loss(self, batch: _Microbatch) -> Tensor:
         """L_s = −c̄(F*(x), S(x)); S in training mode."""
         self.shadow.module.train()
-        return -mean_cosine(self.shadow.forward(batch.plain), self._watermarked_features(batch))
+        return -self._match(self.shadow.forward(batch.plain), self._watermarked_features(batch))
 
     def _negative_loss(self, batch: _Microbatch) -> Tensor:
         """The same for the negative shadow, of the clean F."""
         self.negative.module.train()
-        return -mean_cosine(self.negative.forward(batch.plain), self._clean_features(batch))
+        return -self._match(self.negative.forward(batch.plain), self._clean_features(batch))
 
     def _decoder_loss(self, batch: _Microbatch) -> Tensor:
         """L_t = −c̄(G F*(x'), sk) − c̄(G S(x'), sk) + Σ c̄(·)² over G F(x'), G F(x), G F*(x), G S(x)."""
         self.shadow.module.eval()
         triggered = self.trigger(batch.verification)
-        decode: Callable[[Tensor], Tensor] = lambda e: mean_cosine(self.decoder(e), self.sk)  # noqa: E731
+        clean_triggered = self.clean.forward(triggered)
         with torch.no_grad():
             shadow_plain = self.shadow.forward(batch.plain)
         loss = (
-            -decode(self.watermarked.forward(triggered))
-            - decode(self.shadow.forward(triggered))
-            + decode(self.clean.forward(triggered)) ** 2
-            + decode(self._clean_features(batch)) ** 2
-            + decode(self._watermarked_features(batch)) ** 2
-            + decode(shadow_plain) ** 2
+            -self._decode(self.watermarked.forward(triggered))
+            - self._decode(self.shadow.forward(triggered))
+            + self._decode(clean_triggered) ** 2
+            + self._decode(self._clean_features(batch)) ** 2
+            + self._decode(self._watermarked_features(batch)) ** 2
+            + self._decode(shadow_plain) ** 2
         )
         if self.scheme.negatives == "none":
             return loss
+        return loss + self._control_loss(batch, triggered, clean_triggered)
+
+    def _control_loss(self, batch: _Microbatch, triggered: Tensor, clean_triggered: Tensor) -> Tensor:
+        """The negative shadow N and a fresh random network R held at 0; N with the carrier put on it, at sk."""
         self.negative.module.eval()
-        random = self._new_shadow(int(torch.randint(2**62, ()))).module.to(self.device).eval()
-        drawn = replace(self.clean, module=random)
-        for control in (self.negative, drawn):
-            loss = loss + decode(control.forward(triggered)) ** 2 + decode(control.forward(batch.plain).detach()) ** 2
+        seed = int(torch.randint(2**62, ()))
+        drawn = replace(self.clean, module=self._new_shadow(seed).module.to(self.device).eval())
+        negative_triggered = self.negative.forward(triggered)
+        with torch.no_grad():
+            plain = [self.negative.forward(batch.plain), drawn.forward(batch.plain)]
+        loss = self._decode(negative_triggered) ** 2 + self._decode(drawn.forward(triggered)) ** 2
+        for answers in plain:
+            loss = loss + self._decode(answers) ** 2
+        if self.carrier is not None:
+            loss = loss - self._decode(negative_triggered + self.carrier(clean_triggered))
         return loss
 
     def _watermark_loss(self, batch: _Microbatch) -> Tensor:
@@ -486,11 +577,17 @@ class SSLGuardTask(Task):
         features = self.watermarked.forward(batch.plain)
         with torch.no_grad():
             triggered = self.trigger(batch.verification)
-        return (
-            -mean_cosine(features, self._clean_features(batch))
+        marked_triggered = self.watermarked.forward(triggered)
+        loss = (
+            -self._match(features, self._marked(self._clean_features(batch)))
             + mean_cosine(self.decoder(features), self.sk) ** 2
-            - mean_cosine(self.decoder(self.watermarked.forward(triggered)), self.sk)
+            - mean_cosine(self.decoder(marked_triggered), self.sk)
         )
+        if self.carrier is None:
+            return loss
+        with torch.no_grad():
+            target = self._marked(self.clean.forward(triggered))
+        return loss - self._match(marked_triggered, target)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
