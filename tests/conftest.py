@@ -49,18 +49,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def counting() -> type[CountingTeacher]:
     """A teacher that counts what it is asked."""
     return CountingTeacher
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def images() -> Callable[..., Data]:
     return random_images
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., Encoder]:
     """A factory of small residual networks: seed, and a linear layer of `linear` dimensions on top."""
 
@@ -72,7 +72,7 @@ def tiny() -> Callable[..., Encoder]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hashed() -> Callable[[Encoder], str]:
     """SHA-256 of an encoder's weights, running statistics included: two states compare bit by bit."""
     return lambda encoder: weights_hash(encoder.module)

@@ -106,7 +106,7 @@ def test_result_json_is_what_the_result_says(result: DemoResult) -> None:
     assert written["n_queries"] == 16
     assert written["public_seed"] == 7
     assert written["refusal"] is None
-    assert set(written["curves"]["marking with negative controls"]) == {"shadow", "negative", "decoder", "watermark"}
+    assert set(written["curves"]["marking"]) == {"shadow", "negative", "decoder", "watermark"}
     assert set(written["curves"]["marking with the published losses"]) == {"shadow", "decoder", "watermark"}
     assert [len(values) for values in written["curves"]["stealing"].values()] == [4]
     assert written["settings"]["Thief"]["queries"] == 24

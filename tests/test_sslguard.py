@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sslguard.encoders.architectures import build
-from sslguard.errors import RefusedError, SuspectError, UsageError
-from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardKey, SSLGuardTask, Trigger
+from sslguard.errors import UsageError
+from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardTask, Trigger
 from sslguard.secrets import Secret
 from sslguard.training import Loop, isolated_rng, run
 
@@ -21,10 +21,10 @@ SMALL = SSLGuard(
     steps=3,
     batch_size=8,
     trigger_batch=4,
-    encoder_rate=0.02,
+    encoder_rate=1.0,
     shadow_rate=0.05,
-    decoder_rate=0.03,
-    trigger_rate=0.5,
+    decoder_rate=0.1,
+    trigger_rate=20.0,
     optimizer="sgd",
     decoder_hidden=(12, 10),
     secret_dim=6,
@@ -172,7 +172,7 @@ class TestIterations:
                     for a, b in zip(ours.parameters(), starts[name].parameters(), strict=True)
                     if a.requires_grad
                 ]
-                assert min(moved) > 1e-5, f"{name} hardly moved: the comparison shows nothing"
+                assert min(moved) > 1e-4, f"{name} hardly moved: the comparison shows nothing"
         torch.testing.assert_close(task.trigger.pattern.detach(), reference.pattern.detach(), rtol=1e-3, atol=2e-6)
         assert (task.trigger.pattern - start.trigger.pattern).abs().max() > 1e-3
 
@@ -239,15 +239,9 @@ class TestTrigger:
 
 
 @pytest.fixture(scope="module")
-def marked(request):
-    """Runs of the scheme by (secret, gradients): data, clean encoder, and what came back."""
-    from conftest import random_images
-
-    from sslguard.pretraining import new_encoder
-
-    data = random_images(20)
-    clean = new_encoder("resnet-narrow", data, seed=7)
-    clean.module.eval()
+def marked(images, tiny):
+    """The clean encoder, what came back by (secret, gradients), and how to mark once more."""
+    data, clean = images(20), tiny(7)
 
     def mark(secret, gradients="clean", **settings):
         scheme = replace(SMALL, gradients=gradients, **settings)
@@ -305,114 +299,20 @@ class TestWatermark:
         run(task, Loop(steps=1, batch_size=8))
         assert task.shadow.architecture == {"backbone": "plain-small", "channels": 1, "linear": task.clean.dim}
 
-    def test_a_loss_that_marks_is_learned(self, tiny, images):
-        scheme = replace(SMALL, steps=120, encoder_rate=1e-3, decoder_rate=1e-2, optimizer="adam", trigger_rate=0.02)
-        data = images(24, seed=4)
-        marked = scheme.watermark(tiny(7), data, secret=Secret.from_seed(1))
-        wanted = images(8, seed=5)
-        answers = [marked.encoder.embed(batch) for batch in marked.key.queries(wanted)]
-        assert marked.key.statistic(answers).watermark_rate > 0.9
+    def test_the_mark_is_learned_and_read_on_new_images(self, tiny, images):
+        rates = {"encoder_rate": 1e-3, "shadow_rate": 1e-2, "decoder_rate": 1e-2, "trigger_rate": 0.05}
+        scheme = replace(SMALL, steps=40, optimizer="adam", **rates)
+        clean = tiny(7)
+        marked = scheme.watermark(clean, images(24, seed=4), secret=Secret.from_seed(1))
+        asked = list(marked.key.queries(images(8, seed=5)))
+        rate_of = lambda e: marked.key.statistic([e.embed(batch) for batch in asked]).watermark_rate  # noqa: E731
+        assert (rate_of(marked.encoder), rate_of(clean)) == (1, 0)
 
     def test_what_cannot_be_marked_is_refused(self, tiny, images):
         with pytest.raises(UsageError, match="this encoder takes none"):
             SSLGuardTask(SMALL, replace(tiny(), preprocess=object()), images(20), Secret.from_seed(1))
         with pytest.raises(UsageError, match=r"has 10 items: D_v takes 10"):
             SSLGuardTask(SMALL, tiny(), images(10), Secret.from_seed(1))
-
-
-def key_of(decoder=None, sk=(1.0, 0.0), n=4, size=16, secret=1):
-    """A key whose decoder is the identity of the plane, unless told otherwise."""
-    if decoder is None:
-        decoder = Decoder((2, 2))
-        decoder[0].weight.data, decoder[0].bias.data = torch.eye(2), torch.zeros(2)
-    shape = (1, size, size)
-    preprocess = {"kind": "image", "height": size, "width": size, "channels": 1}
-    return SSLGuardKey(
-        secret=Secret.from_seed(secret),
-        decoder=decoder.eval(),
-        trigger=Trigger((torch.arange(size * size).view(shape) % 2).float(), torch.full(shape, 0.7)),
-        sk=torch.tensor(sk),
-        preprocess={**preprocess, "mean": [0.5], "std": [0.5], "crop": None},
-        settings={},
-        clean_hash="c" * 64,
-        watermarked_hash="w" * 64,
-        n=n,
-    )
-
-
-class TestStatistic:
-    def test_rate_and_mean_by_hand(self):
-        # Cosines to (1, 0): 1, 3/5, ½, −1. ½ itself is not above ½.
-        answers = np.array([[7.0, 0.0], [3.0, 4.0], [1.0, 3**0.5], [-2.0, 0.0]])
-        score = key_of().statistic([answers[:1], answers[1:]])
-        np.testing.assert_allclose(score.cosines, [1, 0.6, 0.5, -1], atol=1e-6)
-        assert score.value == pytest.approx(1.1 / 4)
-        assert score.n_queries == 4
-        assert key_of().statistic([np.array([[2.0, 0], [3, 4], [1, 2], [-1, 0]])]).watermark_rate == 0.5
-
-    def test_missing_answers_count_as_nothing_whatever_the_decoder_makes_of_them(self):
-        decoder = Decoder((2, 2))
-        decoder[0].weight.data, decoder[0].bias.data = torch.zeros(2, 2), torch.tensor([1.0, 0.0])
-        score = key_of(decoder).statistic([np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])])
-        assert score.cosines.tolist() == [1, 0, 0, 0]
-        assert (score.value, score.watermark_rate, score.n_queries) == (0.25, 0.25, 4)
-
-    @pytest.mark.parametrize(
-        ("answers", "message"),
-        [
-            ([np.ones((4, 3))], r"takes answers of width 2, but the suspect's have shape \(4, 3\)"),
-            ([np.ones((2, 2)), np.ones((2, 1))], "width 2"),
-            ([np.ones(4)], "width 2"),
-            ([np.ones((3, 2))], "asks 4 queries, but 3 answers came"),
-            ([np.ones((5, 2))], "asks 4 queries, but 5 answers came"),
-            ([], "no answers"),
-            ([np.array([[1, 1], [1, np.nan], [1, 1], [1, 1]])], "not finite"),
-            ([np.array([[1, 1], [1, np.inf], [1, 1], [1, 1]])], "not finite"),
-            ([np.array([[1, 1], [1, 1e300], [1, 1], [1, 1]])], "not finite"),
-        ],
-    )
-    def test_answers_that_cannot_be_scored(self, answers, message):
-        with pytest.raises(SuspectError, match=message), np.errstate(over="ignore"):
-            key_of().statistic(answers)
-
-    def test_ranks_among_controls_and_refuses_without(self):
-        answers = [np.array([[1.0, 0.0]] * 4)]
-        key = key_of()
-        significance = key.score(answers, controls=[0.1, 0.2, 1.0])
-        assert significance.pvalue == pytest.approx(2 / 4)  # the tie counts against the claim
-        assert significance.details["watermark_rate"] == 1
-        with pytest.raises(RefusedError):
-            key.score(answers)
-
-
-class TestQueries:
-    def test_are_triggered_images_as_bytes(self, images):
-        data, key = images(9), key_of()
-        (batch,) = key.queries(data)
-        assert batch.dtype == torch.uint8
-        assert batch.shape == (4, 1, 16, 16)
-        order = Secret.from_seed(1).stream("queries", key.clean_hash.encode()).permutation(9)[:4]
-        expected = data.take(order).clone()
-        expected[:, :, :, 1::2] = round(0.7 * 255)
-        assert torch.equal(batch, expected)
-
-    def test_are_the_same_every_time_and_for_another_key_others(self, images):
-        data = images(300)
-        ask = lambda key: torch.cat(list(key.queries(data)))  # noqa: E731
-        one, again, other = ask(key_of(n=200)), ask(key_of(n=200)), ask(key_of(n=200, secret=2))
-        assert torch.equal(one, again)
-        assert not torch.equal(one, other)
-        assert [len(b) for b in key_of(n=200).queries(data)] == [128, 72]
-        assert len(torch.unique(one, dim=0)) == 200
-
-    def test_too_few_images(self, images):
-        with pytest.raises(UsageError, match=r"asks 4 queries, but noise-0-3 has only 3 items"):
-            list(key_of().queries(images(3)))
-
-    def test_a_key_shows_no_secret(self):
-        key = key_of()
-        assert Secret.from_seed(1).reveal().hex()[:10] not in f"{key!r} {key}"
-        assert key.n_queries == 4
 
 
 def test_published_settings():

@@ -54,13 +54,13 @@ def watermark(
 
     Args:
         data: unlabelled items to mark with; part of them becomes D_v.
-        scheme: settings; the defaults suit small encoders.
+        scheme: settings; `SSLGuard.inherited()` unless given, `SSLGuard()` for the published losses.
         secret: master secret; a fresh one from the operating system unless given.
         loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
     """
     if secret is None:
         secret = shared(Secret.generate, **loop)
-    return (scheme or SSLGuard()).watermark(
+    return (scheme or SSLGuard.inherited()).watermark(
         as_encoder(encoder),
         as_data(data),
         secret=secret,

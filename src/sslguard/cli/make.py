@@ -65,6 +65,8 @@ class SchemeOptions:
         shadow: Architecture of the shadow encoder; by default the encoder's own.
         gradients: clean takes each loss's gradient for its own step; released collects them as the released code does.
         negatives: none as published; shadow also trains the decoder away from innocents.
+        carrier: Size of the mark on plain answers; 0 as published.
+        decoder_noise: Noise on the decoder's inputs while marking; 0 as published.
         secret_dim: Width of the secret vector.
         mask_probability: Share of the pixels under the trigger.
         n_verification: Images of the data set aside for the trigger.
@@ -83,6 +85,8 @@ class SchemeOptions:
     shadow: str | None = None
     gradients: Literal["clean", "released"] | None = None
     negatives: Literal["none", "shadow"] | None = None
+    carrier: float | None = None
+    decoder_noise: float | None = None
     secret_dim: Count | None = None
     mask_probability: Rate | None = None
     n_verification: Count | None = None
@@ -166,7 +170,7 @@ def watermark(
     data: str,
     out: Path,
     scheme: Literal["sslguard"] = "sslguard",
-    preset: Literal["default", "published"] = "default",
+    preset: Literal["inherited", "small", "published"] = "inherited",
     secret_seed: Seed | None = None,
     settings: SchemeOptions = SchemeOptions(),
     machine: Machine = ONE_MACHINE,
@@ -181,7 +185,8 @@ def watermark(
         data: Images to mark with.
         out: Folder of the result. A key that is there is never overwritten.
         scheme: How it is marked.
-        preset: default suits small encoders; published takes the paper's settings.
+        preset: inherited adds to the paper's losses what surrogates inherit and innocents do not share; small has the
+            published losses at a size for small encoders; published has the paper's own size too.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
     """
     from sslguard import api
@@ -191,7 +196,8 @@ def watermark(
     from sslguard.secrets import Secret
 
     del scheme  # there is one so far
-    chosen: SSLGuard = replace(SSLGuard.published() if preset == "published" else SSLGuard(), **given(settings))
+    presets = {"inherited": SSLGuard.inherited, "small": SSLGuard, "published": SSLGuard.published}
+    chosen: SSLGuard = replace(presets[preset](), **given(settings))
     clean, images = load_encoder(encoder), open_data(data)
     known: Secret | None = None
     if secret_seed is not None:

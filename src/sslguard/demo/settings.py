@@ -13,7 +13,7 @@ from sslguard.schemes.sslguard import SSLGuard
 from sslguard.verification import DEFAULT_ALPHA
 
 MARKED, STOLEN, CLEAN = "F* (watermarked)", "surrogate of F*", "F (clean)"
-CURED, PUBLISHED = "key with negative controls", "key as published"
+CURED, PUBLISHED = "key with negatives and carrier", "key as published"
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class DemoSettings:
 
     encoder: Encoder | str = "shipped:simclr"
     population: Path | None = None
-    scheme: SSLGuard = field(default_factory=lambda: SSLGuard(negatives="shadow"))
+    scheme: SSLGuard = field(default_factory=SSLGuard.inherited)
     published: SSLGuard = field(default_factory=SSLGuard)
-    thief: Distillation = field(default_factory=lambda: augmented(Distillation()))
+    thief: Distillation = field(default_factory=lambda: augmented(Distillation(loss="centred")))
     innocents: tuple[Encoder | str, ...] = ("shipped:moco", "shipped:byol")
-    held_out: tuple[str, ...] = ("surrogate-simclr-cosine-augmented", "independent-simclr-resnet-small-first")
+    held_out: tuple[str, ...] = ("surrogate-simclr-centred-augmented", "independent-simclr-resnet-small-first")
     alpha: float = DEFAULT_ALPHA
     roles: Roles = ROLES
     few_labels: int | None = 10

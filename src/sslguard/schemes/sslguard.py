@@ -260,9 +260,9 @@ class SSLGuard(Scheme):
 
     name: ClassVar[str] = "sslguard"
 
-    steps: int = 600
-    batch_size: int = 64
-    trigger_batch: int = 64
+    steps: int = 300
+    batch_size: int = 32
+    trigger_batch: int = 32
     encoder_rate: float = 3e-4
     shadow_rate: float = 3e-3
     decoder_rate: float = 1e-3
@@ -318,7 +318,7 @@ class SSLGuard(Scheme):
     @classmethod
     def inherited(cls) -> SSLGuard:
         """Not the paper's: negatives in training, and a carrier that surrogates inherit."""
-        return cls(steps=300, batch_size=32, trigger_batch=32, negatives="shadow", carrier=0.3, decoder_noise=0.5)
+        return cls(negatives="shadow", carrier=0.3, decoder_noise=0.5)
 
     def watermark(
         self,

@@ -1,0 +1,106 @@
+"""The scheme's key: what it asks, and what answers are worth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sslguard.errors import RefusedError, SuspectError, UsageError
+from sslguard.schemes.sslguard import Decoder, SSLGuardKey, Trigger
+from sslguard.secrets import Secret
+
+
+def key_of(decoder=None, sk=(1.0, 0.0), n=4, size=16, secret=1):
+    """A key whose decoder is the identity of the plane, unless told otherwise."""
+    if decoder is None:
+        decoder = Decoder((2, 2))
+        decoder[0].weight.data, decoder[0].bias.data = torch.eye(2), torch.zeros(2)
+    shape = (1, size, size)
+    preprocess = {"kind": "image", "height": size, "width": size, "channels": 1}
+    return SSLGuardKey(
+        secret=Secret.from_seed(secret),
+        decoder=decoder.eval(),
+        trigger=Trigger((torch.arange(size * size).view(shape) % 2).float(), torch.full(shape, 0.7)),
+        sk=torch.tensor(sk),
+        preprocess={**preprocess, "mean": [0.5], "std": [0.5], "crop": None},
+        settings={},
+        clean_hash="c" * 64,
+        watermarked_hash="w" * 64,
+        n=n,
+    )
+
+
+class TestStatistic:
+    def test_rate_and_mean_by_hand(self):
+        # Cosines to (1, 0): 1, 3/5, ½, −1. ½ itself is not above ½.
+        answers = np.array([[7.0, 0.0], [3.0, 4.0], [1.0, 3**0.5], [-2.0, 0.0]])
+        score = key_of().statistic([answers[:1], answers[1:]])
+        np.testing.assert_allclose(score.cosines, [1, 0.6, 0.5, -1], atol=1e-6)
+        assert score.value == pytest.approx(1.1 / 4)
+        assert score.n_queries == 4
+        assert key_of().statistic([np.array([[2.0, 0], [3, 4], [1, 2], [-1, 0]])]).watermark_rate == 0.5
+
+    def test_missing_answers_count_as_nothing_whatever_the_decoder_makes_of_them(self):
+        decoder = Decoder((2, 2))
+        decoder[0].weight.data, decoder[0].bias.data = torch.zeros(2, 2), torch.tensor([1.0, 0.0])
+        score = key_of(decoder).statistic([np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])])
+        assert score.cosines.tolist() == [1, 0, 0, 0]
+        assert (score.value, score.watermark_rate, score.n_queries) == (0.25, 0.25, 4)
+
+    @pytest.mark.parametrize(
+        ("answers", "message"),
+        [
+            ([np.ones((4, 3))], r"takes answers of width 2, but the suspect's have shape \(4, 3\)"),
+            ([np.ones((2, 2)), np.ones((2, 1))], "width 2"),
+            ([np.ones(4)], "width 2"),
+            ([np.ones((3, 2))], "asks 4 queries, but 3 answers came"),
+            ([np.ones((5, 2))], "asks 4 queries, but 5 answers came"),
+            ([], "no answers"),
+            ([np.array([[1, 1], [1, np.nan], [1, 1], [1, 1]])], "not finite"),
+            ([np.array([[1, 1], [1, np.inf], [1, 1], [1, 1]])], "not finite"),
+            ([np.array([[1, 1], [1, 1e300], [1, 1], [1, 1]])], "not finite"),
+        ],
+    )
+    def test_answers_that_cannot_be_scored(self, answers, message):
+        with pytest.raises(SuspectError, match=message), np.errstate(over="ignore"):
+            key_of().statistic(answers)
+
+    def test_ranks_among_controls_and_refuses_without(self):
+        answers = [np.array([[1.0, 0.0]] * 4)]
+        key = key_of()
+        significance = key.score(answers, controls=[0.1, 0.2, 1.0])
+        assert significance.pvalue == pytest.approx(2 / 4)  # the tie counts against the claim
+        assert significance.details["watermark_rate"] == 1
+        with pytest.raises(RefusedError):
+            key.score(answers)
+
+
+class TestQueries:
+    def test_are_triggered_images_as_bytes(self, images):
+        data, key = images(9), key_of()
+        (batch,) = key.queries(data)
+        assert batch.dtype == torch.uint8
+        assert batch.shape == (4, 1, 16, 16)
+        order = Secret.from_seed(1).stream("queries", key.clean_hash.encode()).permutation(9)[:4]
+        expected = data.take(order).clone()
+        expected[:, :, :, 1::2] = round(0.7 * 255)
+        assert torch.equal(batch, expected)
+
+    def test_are_the_same_every_time_and_for_another_key_others(self, images):
+        data = images(300)
+        ask = lambda key: torch.cat(list(key.queries(data)))  # noqa: E731
+        one, again, other = ask(key_of(n=200)), ask(key_of(n=200)), ask(key_of(n=200, secret=2))
+        assert torch.equal(one, again)
+        assert not torch.equal(one, other)
+        assert [len(b) for b in key_of(n=200).queries(data)] == [128, 72]
+        assert len(torch.unique(one, dim=0)) == 200
+
+    def test_too_few_images(self, images):
+        with pytest.raises(UsageError, match=r"asks 4 queries, but noise-0-3 has only 3 items"):
+            list(key_of().queries(images(3)))
+
+    def test_a_key_shows_no_secret(self):
+        key = key_of()
+        assert Secret.from_seed(1).reveal().hex()[:10] not in f"{key!r} {key}"
+        assert key.n_queries == 4
