@@ -162,11 +162,11 @@ HOSTILE = {
     "widths that would fill all memory": (edit_field(decoder_widths=[10**6, 10**6]), "do not fit"),
     "negative widths": (edit_field(decoder_widths=[-3, 4]), "do not fit"),
     "no widths": (edit_field(decoder_widths=[]), "do not fit"),
-    "no queries": (edit_field(n=0), "n must"),
-    "too many queries": (edit_field(n=10**30), "n must"),
-    "queries as text": (edit_field(n="many"), "n must"),
+    "no queries": (edit_field(n=0), "number of queries"),
+    "too many queries": (edit_field(n=10**30), "number of queries"),
+    "queries as text": (edit_field(n="many"), "do not fit"),
     "no preprocessing": (edit_field(preprocess={}), "preprocessing"),
-    "foreign preprocessing": (edit_field(preprocess="image"), "preprocessing"),
+    "foreign preprocessing": (edit_field(preprocess="image"), "do not fit"),
     "hashes that are none": (edit_field(clean_hash="\x1b[2J"), "hash"),
 }
 
@@ -188,7 +188,7 @@ class TestHostileFiles:
             chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
 
     def test_a_missing_folder(self, tmp_path):
-        with pytest.raises(KeyFileError, match="no key.json"):
+        with pytest.raises(KeyFileError, match=r"no key\.json"):
             load_key(tmp_path / "nowhere")
 
     def test_a_file_for_a_folder(self, tmp_path):

@@ -234,9 +234,14 @@ def make_population(
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 jobs = {pool.submit(_make_one, r, bed, folder, width, half, 1): r for r in missing}
-                for job in as_completed(jobs):
-                    job.result()
-                    advance(jobs[job].name)
+                try:
+                    for job in as_completed(jobs):
+                        job.result()
+                        advance(jobs[job].name)
+                except BaseException:
+                    # Members that are made stay; those not begun are left for the next run.
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
     index = {"width": width, "bed": asdict(bed), "members": [asdict(recipe) for recipe in chosen]}
     write_atomic(folder / "population.json", json.dumps(index, indent=1, sort_keys=True).encode())
 

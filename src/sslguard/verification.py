@@ -32,6 +32,7 @@ class Verdict:
         watermark_rate: the paper's WR on the same answers.
         cosines: each answer's cosine to the secret vector, for a report.
         control_scores: each control's statistic, by name.
+        n_missing: queries that the suspect left unanswered; they count as zero, against the claim.
     """
 
     suspect: str
@@ -42,6 +43,7 @@ class Verdict:
     watermark_rate: float
     cosines: NDArray[np.float64] = field(repr=False)
     control_scores: Mapping[str, float] = field(repr=False)
+    n_missing: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -56,6 +58,7 @@ class Verdict:
             "alpha": self.alpha,
             "n_claims": self.n_claims,
             "watermark_rate": self.watermark_rate,
+            "n_missing": self.n_missing,
             **self.significance.to_json(),
         }
 
@@ -159,4 +162,5 @@ def verify(
         watermark_rate=score.watermark_rate,
         cosines=score.cosines,
         control_scores=dict(control_scores),
+        n_missing=int(getattr(suspect, "n_missing", 0)),
     )

@@ -61,17 +61,13 @@ class Distil(Stealing):
 def recipes(steps: int = 600) -> dict[str, Distillation]:
     """The thieves of the tables, by name: losses × augmentation × width and architecture."""
     plain = Distillation(steps=steps)
-    mse = Distillation(loss="mse", steps=steps)
-    centred = Distillation(loss="centred", steps=steps)
+    mse = replace(plain, loss="mse")
     return {
         "cosine": plain,
-        "cosine-augmented": augmented(plain),
         "mse": mse,
-        "infonce": Distillation(loss="infonce", steps=steps),
-        "centred": centred,
-        "centred-augmented": augmented(centred),
+        "infonce": replace(plain, loss="infonce"),
+        "centred-augmented": augmented(replace(plain, loss="centred")),
         "narrow": replace(mse, architecture="resnet-narrow", steps=2 * steps),
-        "wide": replace(centred, architecture="resnet-wide"),
         "plain": replace(mse, architecture="plain-small", steps=2 * steps),
         "separable-augmented": augmented(replace(mse, architecture="separable-small", steps=2 * steps)),
     }

@@ -15,6 +15,7 @@ random networks. `negatives` adds controls to training, which the paper does not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -40,6 +41,8 @@ from sslguard.training import Loop, Task, Update, isolated_rng, run, set_learnin
 
 WATERMARK_THRESHOLD = 0.5
 QUERY_BATCH = 128
+MAX_QUERIES = 10_000_000
+_HASH = re.compile(r"[0-9a-f]{64}")
 CARRIER_ITEMS = 4096
 
 
@@ -210,8 +213,11 @@ class SSLGuardKey(Key):
     @classmethod
     def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> SSLGuardKey:
         try:
-            decoder = Decoder([int(w) for w in fields["decoder_widths"]])
-            decoder.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("decoder.")})
+            # Without memory or random numbers of its own: widths come from a file.
+            with torch.device("meta"):
+                decoder = Decoder([int(w) for w in fields["decoder_widths"]])
+            parts = {k[8:]: v.float() for k, v in tensors.items() if k.startswith("decoder.")}
+            decoder.load_state_dict(parts, assign=True)
             trigger = Trigger(tensors["trigger.mask"], tensors["trigger.pattern"].clone())
             key = cls(
                 secret=Secret(bytes.fromhex(fields["secret"])),
@@ -226,9 +232,25 @@ class SSLGuardKey(Key):
             )
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise KeyFileError(f"the key's parts do not fit together ({type(error).__name__})") from None
-        if key.sk.shape != (decoder.widths[-1],) or key.n < 1:
-            raise KeyFileError("the key's secret vector does not fit its decoder")
+        key._check()
         return key
+
+    def _check(self) -> None:
+        """Raises KeyFileError where parts that a file may hold contradict each other."""
+        if self.sk.shape != (self.decoder.widths[-1],) or not bool(self.sk.any()):
+            raise KeyFileError("the key's secret vector does not fit its decoder, or is zero")
+        if not 1 <= self.n <= MAX_QUERIES:
+            raise KeyFileError(f"the key's number of queries, n, must lie in 1 to {MAX_QUERIES:,}")
+        try:
+            preprocess = preprocess_from_json(self.preprocess)
+        except UsageError as error:
+            raise KeyFileError(f"the key's preprocessing cannot be read: {error}") from None
+        mask, pattern = self.trigger.mask, self.trigger.pattern
+        shape = getattr(preprocess, "shape", None)
+        if mask.shape != shape or pattern.shape != shape or not bool(((mask == 0) | (mask == 1)).all()):
+            raise KeyFileError(f"the key's trigger must have shape {shape} under a mask of 0 and 1")
+        if not all(_HASH.fullmatch(h) for h in (self.clean_hash, self.watermarked_hash)):
+            raise KeyFileError("the key's hashes of weights must be 64 hexadecimal digits each")
 
     def __repr__(self) -> str:
         return f"SSLGuardKey(width={self.width}, n={self.n}, clean_hash={self.clean_hash[:12]}…)"
