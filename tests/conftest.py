@@ -12,6 +12,8 @@ from sslguard.data.base import Data
 from sslguard.data.sources import ArrayData
 from sslguard.encoders import Encoder, weights_hash
 from sslguard.pretraining import new_encoder
+from sslguard.schemes.sslguard import Decoder, SSLGuardKey, Trigger
+from sslguard.secrets import Secret
 
 SIZE = 16  # pixels
 
@@ -68,6 +70,34 @@ def tiny() -> Callable[..., Encoder]:
         encoder = new_encoder(architecture, random_images(1), seed=seed, linear=linear)
         encoder.module.eval()
         return encoder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def key_of() -> Callable[..., SSLGuardKey]:
+    """A factory of keys whose decoder is the identity of the plane, unless told otherwise.
+
+    An answer (cos a, sin a) scores cos a against the secret vector (1, 0).
+    """
+
+    def make(decoder: Decoder | None = None, n: int = 4, secret: int = 1) -> SSLGuardKey:
+        if decoder is None:
+            decoder = Decoder((2, 2))
+            decoder[0].weight.data, decoder[0].bias.data = torch.eye(2), torch.zeros(2)
+        shape = (1, SIZE, SIZE)
+        preprocess = {"kind": "image", "height": SIZE, "width": SIZE, "channels": 1}
+        return SSLGuardKey(
+            secret=Secret.from_seed(secret),
+            decoder=decoder.eval(),
+            trigger=Trigger((torch.arange(SIZE * SIZE).view(shape) % 2).float(), torch.full(shape, 0.7)),
+            sk=torch.tensor((1.0, 0.0)),
+            preprocess={**preprocess, "mean": [0.5], "std": [0.5], "crop": None},
+            settings={},
+            clean_hash="c" * 64,
+            watermarked_hash="a" * 64,
+            n=n,
+        )
 
     return make
 

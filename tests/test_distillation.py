@@ -15,6 +15,7 @@ from sslguard.distillation import (
     Distillation,
     DistillationTask,
     augmented,
+    centred_loss,
     cosine_loss,
     distil,
     infonce_loss,
@@ -34,6 +35,17 @@ class TestLosses:
         # cos = 3/5 and −1.
         assert cosine_loss(STUDENT, TEACHER).item() == pytest.approx(-(0.6 - 1) / 2)
 
+    def test_centred_by_hand(self):
+        # The teacher's mean is (½, −2½): rows (2½, 6½) and (−½, 4½) against ±(½, 2½).
+        cosines = [17.5 / (48.5 * 6.5) ** 0.5, -11 / (20.5 * 6.5) ** 0.5]
+        assert centred_loss(STUDENT, TEACHER).item() == pytest.approx(-sum(cosines) / 2)
+
+    def test_centred_does_not_see_what_all_answers_share(self):
+        shift = torch.tensor([100.0, -50.0])
+        assert centred_loss(STUDENT + shift, TEACHER + shift).item() == pytest.approx(
+            centred_loss(STUDENT, TEACHER).item(), rel=1e-4
+        )
+
     def test_mse_by_hand(self):
         # Squares of the differences: 4, 16, 0, 49; of the teacher: 1, 0, 0, 25.
         assert mse_loss(STUDENT, TEACHER).item() == pytest.approx((69 / 4) / (26 / 4))
@@ -52,7 +64,7 @@ class TestLosses:
     @pytest.mark.parametrize("name", LOSSES)
     def test_the_recipe_uses_the_loss_it_names(self, name, images, tiny):
         """The first loss of a run is the named one, of the untrained student in training mode."""
-        by_hand = {"cosine": cosine_loss, "mse": mse_loss, "infonce": infonce_loss}[name]
+        by_hand = {"cosine": cosine_loss, "centred": centred_loss, "mse": mse_loss, "infonce": infonce_loss}[name]
         teacher, data = tiny(1), images(8)
         student, history = distil(replace(BRIEF, loss=name, steps=1), teacher, data, seed=4)
         fresh = tiny(4, linear=teacher.dim)
@@ -195,7 +207,7 @@ class TestStudents:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "l1"}, "loss must be one of cosine, mse, infonce, not 'l1'"),
+        ({"loss": "l1"}, "loss must be one of cosine, .*infonce, not 'l1'"),
         ({"steps": 0}, "must be positive"),
         ({"batch_size": -1}, "must be positive"),
         ({"learning_rate": 0.0}, "must be positive"),

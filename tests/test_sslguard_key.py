@@ -1,4 +1,4 @@
-"""The scheme's key: what it asks, and what answers are worth."""
+"""The scheme's key: what it asks, and what answers are worth; and the carrier that it is drawn for."""
 
 from __future__ import annotations
 
@@ -7,32 +7,12 @@ import pytest
 import torch
 
 from sslguard.errors import RefusedError, SuspectError, UsageError
-from sslguard.schemes.sslguard import Decoder, SSLGuardKey, Trigger
+from sslguard.schemes.sslguard import Carrier, Decoder, SSLGuard
 from sslguard.secrets import Secret
 
 
-def key_of(decoder=None, sk=(1.0, 0.0), n=4, size=16, secret=1):
-    """A key whose decoder is the identity of the plane, unless told otherwise."""
-    if decoder is None:
-        decoder = Decoder((2, 2))
-        decoder[0].weight.data, decoder[0].bias.data = torch.eye(2), torch.zeros(2)
-    shape = (1, size, size)
-    preprocess = {"kind": "image", "height": size, "width": size, "channels": 1}
-    return SSLGuardKey(
-        secret=Secret.from_seed(secret),
-        decoder=decoder.eval(),
-        trigger=Trigger((torch.arange(size * size).view(shape) % 2).float(), torch.full(shape, 0.7)),
-        sk=torch.tensor(sk),
-        preprocess={**preprocess, "mean": [0.5], "std": [0.5], "crop": None},
-        settings={},
-        clean_hash="c" * 64,
-        watermarked_hash="w" * 64,
-        n=n,
-    )
-
-
 class TestStatistic:
-    def test_rate_and_mean_by_hand(self):
+    def test_rate_and_mean_by_hand(self, key_of):
         # Cosines to (1, 0): 1, 3/5, ½, −1. ½ itself is not above ½.
         answers = np.array([[7.0, 0.0], [3.0, 4.0], [1.0, 3**0.5], [-2.0, 0.0]])
         score = key_of().statistic([answers[:1], answers[1:]])
@@ -41,7 +21,7 @@ class TestStatistic:
         assert score.n_queries == 4
         assert key_of().statistic([np.array([[2.0, 0], [3, 4], [1, 2], [-1, 0]])]).watermark_rate == 0.5
 
-    def test_missing_answers_count_as_nothing_whatever_the_decoder_makes_of_them(self):
+    def test_missing_answers_count_as_nothing_whatever_the_decoder_makes_of_them(self, key_of):
         decoder = Decoder((2, 2))
         decoder[0].weight.data, decoder[0].bias.data = torch.zeros(2, 2), torch.tensor([1.0, 0.0])
         score = key_of(decoder).statistic([np.array([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])])
@@ -62,11 +42,11 @@ class TestStatistic:
             ([np.array([[1, 1], [1, 1e300], [1, 1], [1, 1]])], "not finite"),
         ],
     )
-    def test_answers_that_cannot_be_scored(self, answers, message):
+    def test_answers_that_cannot_be_scored(self, answers, message, key_of):
         with pytest.raises(SuspectError, match=message), np.errstate(over="ignore"):
             key_of().statistic(answers)
 
-    def test_ranks_among_controls_and_refuses_without(self):
+    def test_ranks_among_controls_and_refuses_without(self, key_of):
         answers = [np.array([[1.0, 0.0]] * 4)]
         key = key_of()
         significance = key.score(answers, controls=[0.1, 0.2, 1.0])
@@ -77,7 +57,7 @@ class TestStatistic:
 
 
 class TestQueries:
-    def test_are_triggered_images_as_bytes(self, images):
+    def test_are_triggered_images_as_bytes(self, images, key_of):
         data, key = images(9), key_of()
         (batch,) = key.queries(data)
         assert batch.dtype == torch.uint8
@@ -87,7 +67,7 @@ class TestQueries:
         expected[:, :, :, 1::2] = round(0.7 * 255)
         assert torch.equal(batch, expected)
 
-    def test_are_the_same_every_time_and_for_another_key_others(self, images):
+    def test_are_the_same_every_time_and_for_another_key_others(self, images, key_of):
         data = images(300)
         ask = lambda key: torch.cat(list(key.queries(data)))  # noqa: E731
         one, again, other = ask(key_of(n=200)), ask(key_of(n=200)), ask(key_of(n=200, secret=2))
@@ -96,11 +76,51 @@ class TestQueries:
         assert [len(b) for b in key_of(n=200).queries(data)] == [128, 72]
         assert len(torch.unique(one, dim=0)) == 200
 
-    def test_too_few_images(self, images):
+    def test_too_few_images(self, images, key_of):
         with pytest.raises(UsageError, match=r"asks 4 queries, but noise-0-3 has only 3 items"):
             list(key_of().queries(images(3)))
 
-    def test_a_key_shows_no_secret(self):
+    def test_a_key_shows_no_secret(self, key_of):
         key = key_of()
         assert Secret.from_seed(1).reveal().hex()[:10] not in f"{key!r} {key}"
         assert key.n_queries == 4
+
+
+class TestCarrier:
+    """Not the paper's: a secret shift of plain answers that surrogates inherit."""
+
+    @pytest.fixture
+    def embeddings(self):
+        return np.random.default_rng(0).normal(3, [9, 7, 5, 4, 3, 2, 0.1, 0.1], (500, 8)).astype(np.float32)
+
+    def test_shift_by_hand(self, embeddings):
+        carrier = Carrier(embeddings, 0.3, Secret.from_seed(1).stream("carrier"))
+        h = embeddings.astype(np.float64)
+        mean, p, v = (getattr(carrier, name).double().numpy() for name in ("mean", "projection", "direction"))
+        z = (h - h.mean(0)) @ p
+        expected = 3 * np.tanh(z / 3)[:, None] * v
+        np.testing.assert_allclose(carrier(torch.from_numpy(embeddings)), expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(mean, h.mean(0), rtol=1e-5)
+        assert z.var() == pytest.approx(1, rel=1e-4)
+        # |v| is the share that was asked for of the embeddings' spread.
+        assert np.linalg.norm(v) == pytest.approx(0.3 * np.sqrt(h.var(0).sum()), rel=1e-5)
+        assert carrier.spread == pytest.approx(np.sqrt(h.var(0).mean()), rel=1e-5)
+
+    def test_reads_the_leading_components_alone(self, embeddings):
+        carrier = Carrier(embeddings, 0.3, Secret.from_seed(1).stream("carrier"))
+        _, _, axes = np.linalg.svd(embeddings - embeddings.mean(0), full_matrices=False)
+        parts = axes @ carrier.projection.numpy()
+        assert np.abs(parts[6:]).max() < 1e-4 < 1e-2 < np.abs(parts[:6]).min()
+
+    def test_is_the_secrets(self, embeddings):
+        one, two = (Carrier(embeddings, 0.3, Secret.from_seed(s).stream("carrier")) for s in (1, 2))
+        assert abs(float(one.direction @ two.direction)) < 0.9 * float(one.direction @ one.direction)
+        assert not torch.allclose(one.projection, two.projection)
+
+    def test_of_an_encoder_that_answers_all_alike_is_refused(self):
+        with pytest.raises(UsageError, match="answers every image alike"):
+            Carrier(np.ones((9, 4), np.float32), 0.3, Secret.from_seed(1).stream("carrier"))
+
+    def test_needs_negatives(self):
+        with pytest.raises(UsageError, match="carrier needs negatives"):
+            SSLGuard(carrier=0.3)

@@ -40,6 +40,8 @@ class Supervised:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise UsageError("steps, batch_size and learning_rate must be positive")
+        if self.layers not in ("all", "last"):
+            raise UsageError(f"layers must be all or last, not {self.layers!r}")
 
 
 class SupervisedTask(Task):
@@ -92,6 +94,7 @@ def _last_block(module: nn.Module) -> nn.Module:
 def train_supervised(recipe: Supervised, encoder: Encoder, data: Data, *, seed: int, progress: bool = False) -> Encoder:
     """A copy of `encoder` trained on `data`'s labels; the classifier is dropped and `encoder` left as it is."""
     copy = encoder.clone()
+    copy.module.requires_grad_(True)
     loop = Loop(steps=recipe.steps, batch_size=recipe.batch_size, seed=seed, progress=progress, title="supervised")
     history = run(SupervisedTask(recipe, copy, data, seed=seed), loop)
     copy.module.eval()
