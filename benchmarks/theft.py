@@ -28,7 +28,7 @@ from sslguard.pretraining import Pretraining, PretrainingTask, new_encoder, trai
 from sslguard.probes import accuracy_kept, baseline
 from sslguard.training import Loop, Task, run
 
-ROUNDS = 5
+ROUNDS = 3
 STEPS_A_ROUND = 4
 
 
@@ -51,17 +51,22 @@ def pretraining_of(victim: Encoder) -> Pretraining:
     return Pretraining(**fields)
 
 
-def costs(victim: Encoder, thieves: dict[str, Distillation]) -> tuple[float, dict[str, float]]:
-    """Seconds of the victim's pre-training and of each thief, on this machine as it is now."""
+def costs(victims: dict[str, Encoder], thieves: dict[str, Distillation]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of each victim's pre-training and of each thief, on this machine as it is now."""
     few = data("thief").slice(0, 1000)
     tasks: dict[str, Task] = {}
-    recipe = pretraining_of(victim)
-    start = new_encoder("resnet-small", few, seed=0)
-    tasks["pretrain"] = PretrainingTask(recipe, start, few, seed=0)
+    recipe = {name: pretraining_of(victim) for name, victim in victims.items()}
+    for name in victims:
+        tasks[name] = PretrainingTask(recipe[name], new_encoder("resnet-small", few, seed=0), few, seed=0)
+    victim = next(iter(victims.values()))
     for name, thief in thieves.items():
-        tasks[name] = DistillationTask(thief, victim, new_student(thief, victim, few, seed=0), few)
+        student = new_student(thief, victim, few, seed=0, width=victim.dim)
+        tasks[name] = DistillationTask(thief, victim, student, few)
     each = seconds_a_step(tasks)
-    return each.pop("pretrain") * recipe.steps, {name: each[name] * thieves[name].steps for name in thieves}
+    return (
+        {name: each[name] * recipe[name].steps for name in victims},
+        {name: each[name] * thief.steps for name, thief in thieves.items()},
+    )
 
 
 def from_scratch(architecture: str, seconds: float) -> tuple[Encoder, int]:
@@ -88,15 +93,15 @@ def main() -> None:
     figures: dict[str, Any] = {}
     rows: list[list[object]] = []
     budgets: dict[str, list[float]] = {}
-    floor: float | None = None
-    for victim_name in VICTIMS:
-        victim = load_encoder(f"shipped:{victim_name}")
+    victims = {name: load_encoder(f"shipped:{name}") for name in VICTIMS}
+    # The victims share one architecture, so they share the baseline.
+    floor = baseline(victims["simclr"], data("probe_train"), data("probe_test")).accuracy
+    made = load_folder(folder / "surrogate-simclr-cosine")
+    thieves = recipes(int(made.record["recipe"]["steps"]))
+    pretraining, spent = costs(victims, thieves)
+    for victim_name, victim in victims.items():
         clean = probes(victim)
-        if floor is None:  # the victims share one architecture
-            floor = baseline(victim, data("probe_train"), data("probe_test")).accuracy
-        some = load_folder(folder / f"surrogate-{victim_name}-cosine")
-        thieves = recipes(int(some.record["recipe"]["steps"]))
-        pretraining_seconds, spent = costs(victim, thieves)
+        pretraining_seconds = pretraining[victim_name]
         rows.append([victim_name, "the victim itself", "", pretraining_seconds, 1.0, *clean.values(), 1.0])
         figures[victim_name] = {"clean": clean, "floor": floor, "pretraining_seconds": pretraining_seconds}
         for name, thief in thieves.items():

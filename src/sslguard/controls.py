@@ -221,7 +221,7 @@ def make_population(
     names = [recipe.name for recipe in chosen]
     if len(set(names)) != len(names):
         raise UsageError("two members of the population have the same name")
-    bad = [name for name in names if Path(name).name != name or name.startswith(".")]
+    bad = [name for name in names if not _names_a_folder(name)]
     if bad:
         raise UsageError(f"a member's name is the name of its folder, which {bad[0]!r:.80} cannot be")
     missing = [recipe for recipe in chosen if not (folder / recipe.name / "encoder.json").exists()]
@@ -296,11 +296,18 @@ def read_population(folder: Path) -> list[Member]:
     index = folder / "population.json"
     try:
         members = json.loads(index.read_bytes())["members"]
+        if not all(_names_a_folder(m["name"]) for m in members):
+            raise ValueError("a member is named as no folder can be")
         return [Member(m["name"], m["kind"], m["parent"], folder / m["name"]) for m in members]
     except OSError as error:
         raise UsageError(f"{folder} holds no population of controls: {index} cannot be read") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{index} is damaged: make the population again") from error
+
+
+def _names_a_folder(name: str) -> bool:
+    """Whether `name` is one folder inside another, and no hidden one."""
+    return bool(name) and Path(name).name == name and not name.startswith(".")
 
 
 def open_controls(specs: Sequence[str]) -> Iterator[tuple[str, Encoder]]:

@@ -282,7 +282,7 @@ class SSLGuard(Scheme):
 
     name: ClassVar[str] = "sslguard"
 
-    steps: int = 300
+    steps: int = 200
     batch_size: int = 32
     trigger_batch: int = 32
     encoder_rate: float = 3e-4
@@ -580,7 +580,8 @@ class SSLGuardTask(Task):
         return loss + self._control_loss(batch, triggered, clean_triggered)
 
     def _control_loss(self, batch: _Microbatch, triggered: Tensor, clean_triggered: Tensor) -> Tensor:
-        """The negative shadow N and a fresh random network R held at 0; N with the carrier put on it, at sk."""
+        """The negative shadow N and a fresh random network R held at 0, and with a carrier strangers too (`_stranger`);
+        N with the carrier put on it, at sk."""
         self.negative.module.eval()
         seed = int(torch.randint(2**62, ()))
         drawn = replace(self.clean, module=self._new_shadow(seed).module.to(self.device).eval())
@@ -590,9 +591,14 @@ class SSLGuardTask(Task):
         loss = self._decode(negative_triggered) ** 2 + self._decode(drawn.forward(triggered)) ** 2
         for answers in plain:
             loss = loss + self._decode(answers) ** 2
-        if self.carrier is not None:
-            loss = loss - self._decode(negative_triggered + self.carrier(clean_triggered))
-        return loss
+        if self.carrier is None:
+            return loss
+        with torch.no_grad():
+            strangers = [_stranger(self.watermarked.forward(batch.verification)) for _ in range(2)]
+            strangers.append(_stranger(self.watermarked.forward(triggered)))
+        for answers in strangers:
+            loss = loss + self._decode(answers) ** 2
+        return loss - self._decode(negative_triggered + self.carrier(clean_triggered))
 
     def _watermark_loss(self, batch: _Microbatch) -> Tensor:
         """L_w = −c̄(F(x), F*(x)) + c̄(G F*(x), sk)² − c̄(G F*(x'), sk)."""
@@ -610,6 +616,20 @@ class SSLGuardTask(Task):
         with torch.no_grad():
             target = self._marked(self.clean.forward(triggered))
         return loss - self._match(marked_triggered, target)
+
+
+def _stranger(answers: Tensor) -> Tensor:
+    """Answers (n, d) as an unrelated encoder might give them: turned, scaled and moved at random.
+
+    Their mean is turned apart from their spread, since where a stranger's answers lie says nothing of their shape.
+    """
+    mean = answers.mean(0)
+    spread = answers - mean
+    d = len(mean)
+    turn, _ = torch.linalg.qr(torch.randn(d, d, device=answers.device))
+    direction = nnf.normalize(torch.randn(d, device=answers.device), dim=0)
+    scale, distance = (10 ** (2 * torch.rand(2, device=answers.device) - 1)).tolist()
+    return scale * (spread @ turn + distance * mean.norm() * direction)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
