@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -357,3 +358,16 @@ def test_a_loop_that_makes_no_sense_is_refused(settings, message):
 
 def test_on_one_device_nothing_has_to_be_shared():
     assert shared(lambda: 5, devices=1, precision="32") == 5
+
+
+def test_progress_goes_to_standard_error(capsys):
+    run(Line(), Loop(steps=3, batch_size=2, progress=True, title="counting sheep"))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "counting sheep" in printed.err
+    assert "3/3" in printed.err
+
+
+def test_leaves_no_module_hidden_from_others():
+    run(Line(), Loop(steps=1, batch_size=2))
+    assert None not in sys.modules.values()

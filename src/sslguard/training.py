@@ -357,7 +357,7 @@ class _Runner:
     def _anywhere(self, flag: bool) -> bool:
         if self.fabric.world_size == 1:
             return flag
-        return bool(self.fabric.all_reduce(torch.tensor(float(flag)), reduce_op="sum") > 0)
+        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="sum") > 0)
 
     def _record(self, losses: dict[str, Tensor]) -> dict[str, float]:
         stacked = torch.stack(list(losses.values()))
@@ -404,7 +404,7 @@ class _Runner:
             return
         if path.exists():
             self._read(path)
-        here = torch.tensor(float(self.history.steps))
+        here = torch.tensor(float(self.history.steps), device=self.fabric.device)
         if self.fabric.world_size > 1 and self.fabric.all_reduce(here.clone(), reduce_op="mean") != here:
             raise UsageError(f"{path} is not on every node: keep checkpoints where all of them can read")
 

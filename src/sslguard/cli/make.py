@@ -67,6 +67,8 @@ class SchemeOptions:
         negatives: none as published; shadow also trains the decoder away from innocents.
         carrier: Size of the mark on plain answers; 0 as published.
         decoder_noise: Noise on the decoder's inputs while marking; 0 as published.
+        drift: Random distortion of the decoder's inputs while marking; 0 as published.
+        strangers: Batches of a stranger's answers an iteration; 0 as published.
         secret_dim: Width of the secret vector.
         mask_probability: Share of the pixels under the trigger.
         n_verification: Images of the data set aside for the trigger.
@@ -87,6 +89,8 @@ class SchemeOptions:
     negatives: Literal["none", "shadow"] | None = None
     carrier: float | None = None
     decoder_noise: float | None = None
+    drift: float | None = None
+    strangers: int | None = None
     secret_dim: Count | None = None
     mask_probability: Rate | None = None
     n_verification: Count | None = None

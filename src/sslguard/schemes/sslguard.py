@@ -275,7 +275,10 @@ class SSLGuard(Scheme):
         carrier: size of a mark on plain answers that surrogates inherit, as a share of the embedding's own spread;
             0 as published. See `Carrier`.
         decoder_noise: standard deviation of Gaussian noise on G's inputs in L_t, as a share of the embedding's
-            root-mean-square spread a dimension; 0 as published.
+            root-mean-square spread a dimension; only with a carrier, 0 as published.
+        drift: how far G's inputs in L_t are stretched, mixed and moved at random; only with a carrier, 0 as published.
+        strangers: batches of answers an iteration that are turned, scaled and moved at random, as an unrelated
+            encoder's might lie, and held at cosine 0; only with a carrier, 0 as published.
         n_verification: images of D_v, set aside from the marking data.
         n_queries: images that a verification asks.
     """
@@ -299,6 +302,8 @@ class SSLGuard(Scheme):
     negatives: Literal["none", "shadow"] = "none"
     carrier: float = 0.0
     decoder_noise: float = 0.0
+    drift: float = 0.0
+    strangers: int = 0
     n_verification: int = 1000
     n_queries: int = 512
 
@@ -314,8 +319,8 @@ class SSLGuard(Scheme):
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        if self.carrier < 0 or self.decoder_noise < 0:
-            raise UsageError("carrier and decoder_noise must not be negative")
+        if min(self.carrier, self.decoder_noise, self.drift, self.strangers) < 0:
+            raise UsageError("carrier, decoder_noise, drift and strangers must not be negative")
         if self.carrier and self.negatives == "none":
             raise UsageError(
                 'a carrier needs negatives="shadow": without them the decoder claims innocents all the same'
@@ -340,7 +345,7 @@ class SSLGuard(Scheme):
     @classmethod
     def inherited(cls) -> SSLGuard:
         """Not the paper's: negatives in training, and a carrier that surrogates inherit."""
-        return cls(negatives="shadow", carrier=0.3, decoder_noise=0.5)
+        return cls(negatives="shadow", carrier=0.3, decoder_noise=0.5, drift=0.3, strangers=3)
 
     def watermark(
         self,
@@ -545,10 +550,25 @@ class SSLGuardTask(Task):
         return clean if self.carrier is None else clean + self.carrier(clean)
 
     def _decode(self, answers: Tensor) -> Tensor:
-        """c̄(G e, sk), with noise on e where the settings ask for it."""
-        if self.scheme.decoder_noise and self.carrier is not None:
-            answers = answers + self.scheme.decoder_noise * self.carrier.spread * torch.randn_like(answers)
+        """c̄(G e, sk); with a carrier, of answers that drifted at random (`_drifted`)."""
+        if self.carrier is not None and (self.scheme.drift or self.scheme.decoder_noise):
+            answers = self._drifted(answers, self.carrier)
         return mean_cosine(self.decoder(answers), self.sk)
+
+    def _drifted(self, answers: Tensor, carrier: Carrier) -> Tensor:
+        """Answers (n, d) as a copy might give them: stretched row by row, mixed, moved, and noisy.
+
+        How far a copy's answers spread depends on its loss and its age, and further training mixes and moves them;
+        none of it must decide.
+        """
+        n, d = answers.shape
+        drift = self.scheme.drift
+        stretch = 10 ** (drift * (2 * torch.rand(n, 1, device=answers.device) - 1))
+        mix = torch.randn(d, d, device=answers.device) * (drift / d**0.5)
+        move = drift * torch.randn(d, device=answers.device)
+        noise = self.scheme.decoder_noise * torch.randn_like(answers)
+        centred = answers - carrier.mean
+        return carrier.mean + stretch * (centred + centred @ mix) + carrier.spread * (move + noise)
 
     def _shadow_loss(self, batch: _Microbatch) -> Tensor:
         """L_s = −c̄(F*(x), S(x)); S in training mode."""
@@ -594,8 +614,9 @@ class SSLGuardTask(Task):
         if self.carrier is None:
             return loss
         with torch.no_grad():
-            strangers = [_stranger(self.watermarked.forward(batch.verification)) for _ in range(2)]
-            strangers.append(_stranger(self.watermarked.forward(triggered)))
+            sources = (triggered, batch.verification)
+            answers_of = [self.watermarked.forward(sources[k % 2]) for k in range(self.scheme.strangers)]
+            strangers = [_stranger(answers) for answers in answers_of]
         for answers in strangers:
             loss = loss + self._decode(answers) ** 2
         return loss - self._decode(negative_triggered + self.carrier(clean_triggered))
