@@ -46,7 +46,8 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(Distillation.__init__, "__defaults__", _fewer_steps())
     (block,) = blocks("python")
     exec(compile(block, "README.md", "exec"), {})
-    assert any(word in capsys.readouterr().out for word in ("derived", "not shown"))
+    printed = capsys.readouterr().out
+    assert any(word in printed for word in ("derived", "not shown"))
 
 
 def _fewer_steps() -> tuple[object, ...]:

@@ -110,7 +110,7 @@ class DistillationOptions:
         weight_decay: Of AdamW.
     """
 
-    loss: Literal["cosine", "mse", "infonce"] | None = None
+    loss: Literal["cosine", "centred", "mse", "infonce"] | None = None
     steps: Count | None = None
     batch_size: Count | None = None
     learning_rate: Rate | None = None
