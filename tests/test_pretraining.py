@@ -87,6 +87,51 @@ def task(images, tiny, method, **settings):
     return PretrainingTask(recipe, tiny(3), images(30), seed=1)
 
 
+class TestWiring:
+    """Which views meet which networks, on networks whose batch norm does not couple the images."""
+
+    @pytest.fixture
+    def projected(self, images, tiny):
+        def make(method):
+            chosen = task(images, tiny, method, momentum=0.5)
+            chosen.begin_step(0, 4)
+            with torch.no_grad():
+                for p in chosen.modules["projector"].parameters():  # fast and slow differ from here on
+                    p.mul_(1.5).add_(0.01)
+            batch = chosen.load(np.arange(8))
+            for module in chosen.modules.values():
+                module.eval()
+            (update,) = chosen.updates()
+
+            def through(view, *names):
+                out = (batch[view] - 0.5) / 0.5
+                for name in names:
+                    out = chosen.modules[name](out)
+                return out
+
+            return update.loss(batch).item(), through, chosen
+
+        return make
+
+    def test_simclr_contrasts_the_two_views(self, projected):
+        loss, through, _ = projected("simclr")
+        one, two = (through(view, "encoder", "projector") for view in ("first", "second"))
+        assert loss == pytest.approx(nt_xent(one, two, 0.2).item(), rel=1e-4)
+
+    def test_moco_asks_with_the_first_and_keeps_the_seconds_slow_key(self, projected):
+        loss, through, chosen = projected("moco")
+        query, key = through("first", "encoder", "projector"), through("second", "slow_encoder", "slow_projector")
+        assert loss == pytest.approx(queue_loss(query, key, chosen.modules["queue"].keys, 0.2).item(), rel=1e-4)
+
+    def test_byol_predicts_the_other_views_target_both_ways(self, projected):
+        loss, through, _ = projected("byol")
+        one, two = (through(view, "encoder", "projector", "predictor") for view in ("first", "second"))
+        target_one, target_two = (through(view, "slow_encoder", "slow_projector") for view in ("first", "second"))
+        expected = (byol_loss(one, target_two) + byol_loss(two, target_one)) / 2
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        assert abs(loss - (byol_loss(one, target_one) + byol_loss(two, target_two)).item() / 2) > 1e-4
+
+
 def parameters(module):
     return [p.detach().clone() for p in module.parameters()]
 

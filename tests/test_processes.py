@@ -13,6 +13,7 @@ import pytest
 # Both processes run all of it: the launcher starts this file a second time. Each writes what it saw.
 SCRIPT = """
 import json, os, signal, sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,8 @@ STEPS = 3
 def task(name):
     encoder = new_encoder("resnet-narrow", data, seed=3)
     if name.startswith("sslguard"):
-        gradients, negatives = {"sslguard": ("clean", "none"), "sslguard-all": ("released", "shadow")}[name]
-        scheme = SSLGuard(
-            steps=STEPS, batch_size=8, trigger_batch=4, n_verification=8, n_queries=8,
-            gradients=gradients, negatives=negatives,
-        )
+        scheme = SSLGuard() if name == "sslguard" else replace(SSLGuard.inherited(), gradients="released")
+        scheme = replace(scheme, steps=STEPS, batch_size=8, trigger_batch=4, n_verification=8, n_queries=8)
         return SSLGuardTask(scheme, encoder, data, Secret.from_seed(1))
     recipe = Pretraining(name, steps=STEPS, batch_size=16, queue=24, projection=8)
     return PretrainingTask(recipe, encoder, data, seed=1)

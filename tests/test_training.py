@@ -7,6 +7,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,9 @@ def tasks(images, tiny):
         recipe = Distillation(architecture="resnet-narrow", steps=STEPS, batch_size=8, anneal=anneal)
         return lambda: DistillationTask(recipe, tiny(5), tiny(6), images(30))
 
-    def marking(**settings):
-        scheme = SSLGuard(steps=STEPS, batch_size=8, trigger_batch=4, n_verification=8, n_queries=8, **settings)
+    def marking(scheme, **settings):
+        sizes = {"steps": STEPS, "batch_size": 8, "trigger_batch": 4, "n_verification": 8, "n_queries": 8}
+        scheme = replace(scheme, **sizes, **settings)
         return lambda: SSLGuardTask(scheme, tiny(7), images(20), Secret.from_seed(1))
 
     return {
@@ -73,8 +75,9 @@ def tasks(images, tiny):
         "byol": pretraining("byol"),
         "distil": distillation(True),
         "distil at a constant rate": distillation(False),
-        "sslguard": marking(),
-        "sslguard, published": marking(optimizer="sgd", gradients="released", negatives="shadow"),
+        "sslguard": marking(SSLGuard()),
+        "sslguard, published": marking(SSLGuard(), optimizer="sgd", gradients="released", negatives="shadow"),
+        "sslguard, inherited": marking(SSLGuard.inherited()),
     }
 
 
@@ -85,7 +88,16 @@ def state(task: Task) -> dict[str, str]:
 class TestResume:
     @pytest.mark.parametrize(
         "name",
-        ["simclr", "moco", "byol", "distil", "distil at a constant rate", "sslguard", "sslguard, published"],
+        [
+            "simclr",
+            "moco",
+            "byol",
+            "distil",
+            "distil at a constant rate",
+            "sslguard",
+            "sslguard, published",
+            "sslguard, inherited",
+        ],
     )
     def test_a_run_stopped_by_sigint_goes_on_bit_by_bit(self, tasks, name, tmp_path, monkeypatch):
         unbroken = tasks[name]()
@@ -308,7 +320,7 @@ class TestSteps:
 
 
 class TestGlobalState:
-    @pytest.mark.parametrize("name", ["simclr", "moco", "distil", "sslguard, published"])
+    @pytest.mark.parametrize("name", ["simclr", "moco", "distil", "sslguard, published", "sslguard, inherited"])
     def test_a_run_neither_reads_nor_sets_it(self, tasks, name):
         results = []
         for seed in (11, 22):
