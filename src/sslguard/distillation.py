@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sslguard.augmentation import MILD, Augmentation
 from sslguard.data.base import Data
-from sslguard.encoders.base import EMBED_BATCH, Embedder, Encoder, embed_all
+from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import EncoderError, UsageError
 from sslguard.pretraining import new_encoder
@@ -249,7 +249,6 @@ def augmented(recipe: Distillation, augmentation: Augmentation = MILD) -> Distil
 
 
 __all__ = [
-    "EMBED_BATCH",
     "LOSSES",
     "Distillation",
     "DistillationTask",

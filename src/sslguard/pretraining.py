@@ -12,7 +12,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -259,32 +258,15 @@ def pretrain(
     architecture: str = "resnet-small",
     seed: int = 0,
     size: int | None = None,
-    checkpoint: Path | None = None,
-    progress: bool = False,
-    accumulate: int = 1,
-    devices: int = 1,
-    nodes: int = 1,
-    accelerator: str = "cpu",
-    precision: str = "auto",
+    **loop_settings: Any,
 ) -> tuple[Encoder, History]:
-    """Train an encoder from scratch on unlabelled data.
+    """Train an encoder from scratch on unlabelled data. `loop_settings` are `training.Loop`'s.
 
     Returns:
         The encoder in evaluation mode, its record filled in, and the history of losses.
     """
-    return train_encoder(
-        recipe,
-        new_encoder(architecture, data, seed=seed, size=size),
-        data,
-        seed=seed,
-        checkpoint=checkpoint,
-        progress=progress,
-        accumulate=accumulate,
-        devices=devices,
-        nodes=nodes,
-        accelerator=accelerator,
-        precision=precision,
-    )
+    start = new_encoder(architecture, data, seed=seed, size=size)
+    return train_encoder(recipe, start, data, seed=seed, **loop_settings)
 
 
 def train_encoder(

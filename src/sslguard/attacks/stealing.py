@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sslguard.data.base import Data
 from sslguard.distillation import Distillation, augmented, distil
@@ -37,11 +38,9 @@ class Distil(Stealing):
         seed: int,
         checkpoint: Path | None = None,
         progress: bool = False,
-        devices: int = 1,
-        nodes: int = 1,
-        accelerator: str = "cpu",
-        precision: str = "auto",
+        **loop: Any,
     ) -> Encoder:
+        """As `Stealing`; `loop` is what `distil` takes of devices and precision."""
         surrogate, _ = distil(
             self.recipe,
             victim,
@@ -50,10 +49,7 @@ class Distil(Stealing):
             checkpoint=checkpoint,
             progress=progress,
             title="steal",
-            devices=devices,
-            nodes=nodes,
-            accelerator=accelerator,
-            precision=precision,
+            **loop,
         )
         return surrogate
 
