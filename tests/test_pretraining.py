@@ -20,7 +20,7 @@ from sslguard.pretraining import (
     pretrain,
     queue_loss,
 )
-from sslguard.training import Loop, run
+from sslguard.training import Loop, isolated_rng, run
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -87,6 +87,12 @@ def task(images, tiny, method, **settings):
     return PretrainingTask(recipe, tiny(3), images(30), seed=1)
 
 
+def loaded(chosen):
+    """A batch of views, drawn from a seeded generator as the loop does; by seed 5 the two views differ well."""
+    with isolated_rng(5):
+        return chosen.load(np.arange(8))
+
+
 class TestWiring:
     """Which views meet which networks, on networks whose batch norm does not couple the images."""
 
@@ -98,7 +104,7 @@ class TestWiring:
             with torch.no_grad():
                 for p in chosen.modules["projector"].parameters():  # fast and slow differ from here on
                     p.mul_(1.5).add_(0.01)
-            batch = chosen.load(np.arange(8))
+            batch = loaded(chosen)
             for module in chosen.modules.values():
                 module.eval()
             (update,) = chosen.updates()
@@ -172,7 +178,7 @@ class TestSlowNetworks:
         chosen = task(images, tiny, method)
         chosen.begin_step(0, 4)
         (update,) = chosen.updates()
-        update.loss(chosen.load(np.arange(8))).backward()
+        update.loss(loaded(chosen)).backward()
         for name in ("slow_encoder", "slow_projector"):
             assert all(p.grad is None for p in chosen.modules[name].parameters())
         assert all(p.grad is not None for p in chosen.modules["projector"].parameters())
@@ -201,7 +207,7 @@ class TestQueue:
         chosen = task(images, tiny, "moco", momentum=1.0)
         chosen.begin_step(0, 4)
         slow = [chosen.modules["slow_encoder"], chosen.modules["slow_projector"]]
-        batch = chosen.load(np.arange(8))
+        batch = loaded(chosen)
         (update,) = chosen.updates()
         for module in slow:  # without batch statistics a key depends on its image alone
             module.eval()
