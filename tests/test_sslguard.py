@@ -12,7 +12,7 @@ from torch import nn
 
 from sslguard.encoders.architectures import build
 from sslguard.errors import UsageError
-from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardTask, Trigger
+from sslguard.schemes.sslguard import Carrier, Decoder, SSLGuard, SSLGuardTask, Trigger
 from sslguard.secrets import Secret
 from sslguard.training import Loop, isolated_rng, run
 
@@ -53,7 +53,7 @@ class Reference:
         self.decoder, self.sk = copy.deepcopy(task.decoder), task.sk
         self.mask, self.pattern = task.trigger.mask.clone(), task.trigger.pattern.detach().clone().requires_grad_()
         self.negative = copy.deepcopy(task.negative.module) if negatives else None
-        self.carrier = task.carrier
+        self.carrier, self.settings = task.carrier, task.scheme
         self.architecture = task.clean.architecture
         self.velocity: dict[int, torch.Tensor] = {}
 
@@ -65,10 +65,19 @@ class Reference:
 
     def shift(self, prepared):
         """δ(F(prepared))."""
-        if self.carrier is None:
-            return 0
-        z = ((self.encode(self.clean, prepared) - self.carrier.mean) * self.carrier.projection).sum(1, keepdim=True)
+        return 0 if self.carrier is None else self.delta(self.encode(self.clean, prepared))
+
+    def delta(self, answers):
+        z = ((answers - self.carrier.mean) * self.carrier.projection).sum(1, keepdim=True)
         return 3 * (z / 3).tanh() * self.carrier.direction
+
+    def read(self, answers):
+        """c̄(G e, sk) in L_t: of answers drifted as `plain_drift` does it."""
+        if self.carrier is not None:
+            answers = plain_drift(
+                answers, self.carrier.mean, None, drift=self.settings.drift, noise=self.settings.decoder_noise
+            )
+        return cosine(self.decoder(answers), self.sk)
 
     def alike(self, answers, target):
         origin = 0 if self.carrier is None else self.carrier.mean
@@ -107,15 +116,14 @@ class Reference:
 
         self.shadow.eval()
         triggered = ((1 - self.mask) * verification + self.mask * self.pattern).clip(0, 1)
-        loss = -self.agree(self.marked, triggered) - self.agree(self.shadow, triggered)
+        loss = -self.read(self.encode(self.marked, triggered)) - self.read(self.encode(self.shadow, triggered))
         squares = [(self.clean, triggered), (self.clean, x), (self.marked, x), (self.shadow, x)]
         if self.negatives:
             squares += [(m, images) for m in (self.negative, drawn.eval()) for images in (triggered, x)]
         for module, images in squares:
-            loss = loss + self.agree(module, images) ** 2
+            loss = loss + self.read(self.encode(module, images)) ** 2
         if self.carrier is not None:
-            carried = self.encode(self.negative, triggered) + self.shift(triggered)
-            loss = loss - cosine(self.decoder(carried), self.sk)
+            loss = loss + self.carrier_terms(x, verification, triggered)
         losses["decoder"] = loss
         loss.backward()
         self.descend(self.decoder.parameters(), SMALL.decoder_rate)
@@ -133,6 +141,39 @@ class Reference:
         self.descend(self.marked.parameters(), SMALL.encoder_rate)
         return {name: value.item() for name, value in losses.items()}
 
+    def carrier_terms(self, x, verification, triggered):
+        """With `plain_pairs` and `plain_stranger` in place of the random ones."""
+        clean, negative = (self.encode(m, triggered) for m in (self.clean, self.negative))
+        marked, shadow = (self.encode(m, triggered) for m in (self.marked, self.shadow))
+        far = torch.cat([self.encode(self.negative, x), self.encode(self.clean, x)]).detach() * 2
+        terms = -self.read(negative + self.delta(clean)) - self.read(far + self.delta(far)) + self.read(far) ** 2
+        for k in range(self.settings.strangers):
+            some = (marked, self.encode(self.marked, verification))[k % 2].detach()
+            terms = terms + cosine(self.decoder(3 * some), self.sk) ** 2
+        spread = self.carrier.spread * clean.shape[1] ** 0.5
+        distance = ((shadow - marked) ** 2).sum(1).sqrt().mean() + ((negative - clean) ** 2).sum(1).sqrt().mean()
+        return terms + self.settings.agreement * distance / spread
+
+
+def plain_drift(answers, mean, spread, *, drift, noise):
+    return mean + (1 + drift) * (answers - mean) + noise
+
+
+def plain_pairs(carrier, h):
+    return 2 * h + carrier(2 * h), 2 * h
+
+
+def plain_stranger(answers):
+    return 3 * answers
+
+
+@pytest.fixture
+def nothing_random(monkeypatch):
+    """Put functions that a reference can repeat in place of the random ones, which have tests of their own."""
+    monkeypatch.setattr(Carrier, "pairs", plain_pairs)
+    monkeypatch.setattr("sslguard.schemes.sslguard.task.drifted", plain_drift)
+    monkeypatch.setattr("sslguard.schemes.sslguard.task.stranger", plain_stranger)
+
 
 @pytest.fixture
 def new_task(images, tiny):
@@ -142,10 +183,11 @@ def new_task(images, tiny):
     return make
 
 
+WITH_CARRIER = {"carrier": 0.3, "drift": 0.4, "decoder_noise": 0.2, "agreement": 0.5, "strangers": 3}
 VARIANTS = [
-    {"gradients": gradients, "negatives": negatives, "carrier": carrier}
+    {"gradients": gradients, **more}
     for gradients in ("clean", "released")
-    for negatives, carrier in (("none", 0.0), ("shadow", 0.0), ("shadow", 0.3))
+    for more in ({"negatives": "none"}, {"negatives": "shadow"}, {"negatives": "shadow", **WITH_CARRIER})
 ]
 
 
@@ -169,6 +211,7 @@ def reference_run(task, steps):
 
 class TestIterations:
     @pytest.mark.parametrize("settings", VARIANTS, ids=str)
+    @pytest.mark.usefixtures("nothing_random")
     def test_the_loop_does_what_the_paper_says(self, new_task, settings):
         reference, expected = reference_run(new_task(**settings), 3)
         task = new_task(**settings)

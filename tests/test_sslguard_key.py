@@ -8,7 +8,9 @@ import torch
 
 from sslguard.errors import RefusedError, SuspectError, UsageError
 from sslguard.schemes.sslguard import Carrier, Decoder, SSLGuard
+from sslguard.schemes.sslguard.parts import drifted, stranger
 from sslguard.secrets import Secret
+from sslguard.training import isolated_rng
 
 
 class TestStatistic:
@@ -124,3 +126,77 @@ class TestCarrier:
     def test_needs_negatives(self):
         with pytest.raises(UsageError, match="carrier needs negatives"):
             SSLGuard(carrier=0.3)
+
+    @pytest.mark.parametrize("name", ["decoder_noise", "drift", "agreement", "strangers"])
+    def test_what_is_nothing_without_it_is_refused(self, name):
+        with pytest.raises(UsageError, match="need a carrier"):
+            SSLGuard(negatives="shadow", **{name: 1})
+        with pytest.raises(UsageError, match="must not be negative"):
+            SSLGuard(negatives="shadow", carrier=0.3, **{name: -1})
+
+    def test_pairs_differ_by_the_shift_alone_where_it_is_large(self, embeddings):
+        carrier = Carrier(embeddings, 0.3, Secret.from_seed(1).stream("carrier"))
+        h = torch.from_numpy(embeddings)
+        # With a shift of nothing both of a pair are where the answers were moved to.
+        direction, carrier.direction = carrier.direction, torch.zeros(8)
+        with isolated_rng(3):
+            far, same = carrier.pairs(h)
+        assert torch.equal(far, same)
+        z = (far - carrier.mean) @ carrier.projection
+        assert ((z.abs() >= 2.49) & (z.abs() <= 7.51)).all()
+        assert 0.4 < (z > 0).double().mean() < 0.6
+        # Moved along one axis, which raises z by 1 a unit and lies in the span that z reads.
+        moves = (far - h) / (z - (h - carrier.mean) @ carrier.projection)[:, None]
+        torch.testing.assert_close(moves, carrier.axis.expand_as(moves), rtol=1e-3, atol=1e-3)
+        assert float(carrier.axis @ carrier.projection) == pytest.approx(1, rel=1e-4)
+
+        carrier.direction = direction
+        with isolated_rng(3):
+            marked, unmarked = carrier.pairs(h)
+        unit = carrier(far)
+        share = lambda pair: ((pair - far) * unit).sum(1) / (unit * unit).sum(1)  # noqa: E731
+        assert (share(marked).min(), share(marked).max()) == pytest.approx((0.8, 1.4), abs=0.02)
+        assert (share(unmarked).min(), share(unmarked).max()) == pytest.approx((-1, 0.4), abs=0.02)
+
+
+class TestOtherCopies:
+    """Answers as copies and strangers might give them."""
+
+    def test_without_drift_and_noise_answers_stay(self):
+        answers = torch.randn(5, 3)
+        assert torch.equal(drifted(answers, torch.zeros(3), 1.0, drift=0, noise=0), answers)
+
+    def test_noise_has_the_spread_asked_for(self):
+        with isolated_rng(1):
+            noise = drifted(torch.zeros(4000, 4), torch.zeros(4), 3.0, drift=0, noise=0.5)
+        assert noise.std().item() == pytest.approx(1.5, rel=0.03)
+        assert noise.mean().item() == pytest.approx(0, abs=0.03)
+
+    def test_drift_stretches_rows_mixes_and_moves(self):
+        answers, mean = torch.randn(6000, 4, generator=torch.Generator().manual_seed(0)), torch.full((4,), 9.0)
+        with isolated_rng(1):
+            out = drifted(answers + mean, mean, 2.0, drift=0.3, noise=0) - mean
+        # One affine map for the batch, times a stretch of each row in 10^±0.3, about a point off the mean.
+        move = torch.linalg.lstsq(torch.cat([answers, torch.ones(6000, 1)], 1), out).solution
+        assert 0 < move[4].norm() < 0.3 * 2 * 4
+        stretched = out - move[4]
+        whole = torch.linalg.lstsq(answers, stretched).solution
+        ratio = (stretched.norm(dim=1) / (answers @ whole).norm(dim=1)).log10()
+        assert ratio.max() - ratio.min() == pytest.approx(0.6, abs=0.02)
+        mix = whole / whole.diagonal().mean() - torch.eye(4)
+        assert 0.02 < mix.abs().mean() < 0.3
+
+    def test_a_stranger_is_turned_or_reordered(self):
+        answers = torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
+        kinds = []
+        for seed in range(20):
+            with isolated_rng(seed):
+                out = stranger(answers)
+            # Turned: distances between rows keep their ratios. Reordered: each column is one of the old, scaled.
+            ratios = torch.pdist(out) / torch.pdist(answers)
+            turned = (ratios.max() / ratios.min()).item() < 1.001
+            alike = torch.corrcoef(torch.cat([answers, out], 1).T)[:6, 6:]
+            reordered = torch.allclose(alike.max(0).values, torch.ones(6), atol=1e-4) and bool((out >= 0).all())
+            assert turned != reordered
+            kinds.append(turned)
+        assert 4 < sum(kinds) < 16

@@ -1,0 +1,168 @@
+"""The settings of the scheme, and marking by them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from sslguard.data.base import Data
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
+from sslguard.errors import UsageError
+from sslguard.schemes.base import Scheme, Watermarked
+from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.sslguard.task import SSLGuardTask
+from sslguard.secrets import Secret
+from sslguard.training import Loop, run
+
+
+@dataclass(frozen=True)
+class SSLGuard(Scheme):
+    """Settings of the three-step training. Defaults suit small encoders; `published()` gives the paper's.
+
+    Attributes:
+        steps: iterations; each takes `batch_size` plain images and `trigger_batch` of D_v.
+        encoder_rate, shadow_rate, decoder_rate, trigger_rate: learning rates of F*, S, G and T.
+        shadow_decay: factor on the shadow's learning rate after every epoch.
+        optimizer: "sgd" (momentum 0.9; plain for the trigger) as published, or "adam".
+        shadow: architecture of S, with a linear layer into F's space; None means F's own.
+        decoder_hidden, secret_dim: widths of G after its input.
+        mask_probability: share of channel-pixels under the trigger.
+        gradients: "clean" takes each loss's gradient for its own step; "released" lets F* also collect those of
+            L_s and L_t before it steps, as the released code does.
+        negatives: "none" as published; "shadow" adds to L_t a shadow of the clean F and freshly drawn random
+            networks, both held at cosine 0.
+        carrier: size of a mark on plain answers that surrogates inherit, as a share of the embedding's own spread;
+            0 as published. See `Carrier`.
+        decoder_noise: standard deviation of Gaussian noise on G's inputs in L_t, as a share of the embedding's
+            root-mean-square spread a dimension; 0 as published. This and the next three need a carrier.
+        drift: how far G's inputs in L_t are stretched, mixed and moved at random; 0 as published.
+        agreement: weight in L_t of the distance between each shadow and its teacher on triggered images, in units
+            of the embedding's spread: T then looks for images that copies answer alike; 0 as published.
+        strangers: batches of answers an iteration that are turned or reordered, scaled and moved at random, as an
+            unrelated encoder's might lie, and held at cosine 0; 0 as published.
+        n_verification: images of D_v, set aside from the marking data.
+        n_queries: images that a verification asks.
+    """
+
+    name: ClassVar[str] = "sslguard"
+
+    steps: int = 200
+    batch_size: int = 32
+    trigger_batch: int = 32
+    encoder_rate: float = 3e-4
+    shadow_rate: float = 3e-3
+    decoder_rate: float = 1e-3
+    trigger_rate: float = 1e-2
+    shadow_decay: float = 0.96
+    optimizer: Literal["sgd", "adam"] = "adam"
+    shadow: str | None = None
+    decoder_hidden: tuple[int, ...] = (512, 256)
+    secret_dim: int = 256
+    mask_probability: float = 0.35
+    gradients: Literal["clean", "released"] = "clean"
+    negatives: Literal["none", "shadow"] = "none"
+    carrier: float = 0.0
+    decoder_noise: float = 0.0
+    drift: float = 0.0
+    agreement: float = 0.0
+    strangers: int = 0
+    n_verification: int = 1000
+    n_queries: int = 512
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.trigger_batch, self.n_verification, self.n_queries) < 1:
+            raise UsageError("steps, batch sizes, n_verification and n_queries must be at least 1")
+        if not 0 < self.mask_probability < 1:
+            raise UsageError(f"mask_probability must lie in (0, 1), not {self.mask_probability}")
+        for name, allowed in (
+            ("gradients", ("clean", "released")),
+            ("negatives", ("none", "shadow")),
+            ("optimizer", ("sgd", "adam")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        with_carrier = (self.decoder_noise, self.drift, self.agreement, self.strangers)
+        if min(self.carrier, *with_carrier) < 0:
+            raise UsageError("carrier, decoder_noise, drift, agreement and strangers must not be negative")
+        if any(with_carrier) and not self.carrier:
+            raise UsageError("decoder_noise, drift, agreement and strangers need a carrier")
+        if self.carrier and self.negatives == "none":
+            raise UsageError(
+                'a carrier needs negatives="shadow": without them the decoder claims innocents all the same'
+            )
+
+    @classmethod
+    def published(cls) -> SSLGuard:
+        """The paper's settings: batches of 2 + 2, 50 epochs of 50,000 images, SGD."""
+        return cls(
+            steps=1_250_000,
+            batch_size=2,
+            trigger_batch=2,
+            encoder_rate=1e-5,
+            shadow_rate=1e-2,
+            decoder_rate=1e-3,
+            trigger_rate=1e-3,
+            optimizer="sgd",
+            shadow="torchvision:resnet50",
+            gradients="released",
+        )
+
+    @classmethod
+    def inherited(cls) -> SSLGuard:
+        """Not the paper's: negatives in training, and a carrier that surrogates inherit."""
+        return cls(negatives="shadow", carrier=0.5, decoder_noise=0.5, drift=0.3, agreement=0.1, strangers=12)
+
+    def watermark(
+        self,
+        clean: Encoder,
+        data: Data,
+        *,
+        secret: Secret,
+        checkpoint: Path | None = None,
+        progress: bool = False,
+        devices: int = 1,
+        nodes: int = 1,
+        accelerator: str = "cpu",
+        precision: str = "auto",
+    ) -> Watermarked:
+        task = SSLGuardTask(self, clean, data, secret)
+        loop = Loop(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=secret.stream("training", task.context).integer(),
+            devices=devices,
+            nodes=nodes,
+            accelerator=accelerator,
+            precision=precision,
+            checkpoint=checkpoint,
+            progress=progress,
+            title="watermark",
+        )
+        history = run(task, loop)
+        encoder = replace(
+            task.watermarked,
+            source=f"sslguard-marked {clean.source}",
+            record={
+                "made_by": "watermark",
+                "scheme": "sslguard",
+                "settings": asdict(self),
+                "data": data.spec,
+                "seconds": round(history.seconds, 1),
+                "cpu_seconds": round(history.cpu_seconds, 1),
+            },
+        )
+        encoder.module.eval().requires_grad_(True).to("cpu")
+        key = SSLGuardKey(
+            secret=secret,
+            decoder=task.decoder.eval().to("cpu"),
+            trigger=task.trigger.to("cpu"),
+            sk=task.sk.cpu(),
+            preprocess=clean.preprocess.to_json(),
+            settings=asdict(self),
+            clean_hash=weights_hash(clean.module),
+            watermarked_hash=weights_hash(encoder.module),
+            n=self.n_queries,
+        )
+        return Watermarked(encoder, key, history)
