@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from sslguard import api, training
+from sslguard import api
 from sslguard.attacks.removal import Prune
 from sslguard.cli import entry, main
 from sslguard.cli.make import DistillationOptions, PretrainingOptions, SchemeOptions
@@ -32,6 +32,8 @@ from sslguard.encoders import load_encoder, weights_hash
 from sslguard.keyfile import load_key
 from sslguard.pretraining import Pretraining
 from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
+from sslguard.training import is_first_process
+from sslguard.training import loop as training_loop
 
 COMMANDS = ("pretrain", "watermark", "steal", "embed", "probe", "queries", "verify", "controls", "demo")
 PRETRAIN = ("--arch", "resnet-narrow", "--steps", "4", "--batch-size", "16", "--quiet")
@@ -509,7 +511,7 @@ def test_without_glibc(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
     """Send this process a signal while step `step` of a training runs, once."""
-    whole, sent = training._Runner._step, list[int]()
+    whole, sent = training_loop._Runner._step, list[int]()
 
     def stepping(self: Any, now: int) -> Any:
         if now == step and not sent:
@@ -517,7 +519,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signa
             signal.raise_signal(number)
         return whole(self, now)
 
-    monkeypatch.setattr(training._Runner, "_step", stepping)
+    monkeypatch.setattr(training_loop._Runner, "_step", stepping)
 
 
 LONG = {
@@ -621,11 +623,11 @@ def test_only_what_was_put_there_is_cleared(bed: Bed, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variable", ["LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID"])
 def test_only_the_first_process_is_first(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    assert training.is_first_process()
+    assert is_first_process()
     monkeypatch.setenv(variable, "0")
-    assert training.is_first_process()
+    assert is_first_process()
     monkeypatch.setenv(variable, "1")
-    assert not training.is_first_process()
+    assert not is_first_process()
 
 
 def test_other_processes_write_and_print_nothing(bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

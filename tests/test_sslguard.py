@@ -145,7 +145,8 @@ class Reference:
         """With `plain_pairs` and `plain_stranger` in place of the random ones."""
         clean, negative = (self.encode(m, triggered) for m in (self.clean, self.negative))
         marked, shadow = (self.encode(m, triggered) for m in (self.marked, self.shadow))
-        far = torch.cat([self.encode(self.negative, x), self.encode(self.clean, x)]).detach() * 2
+        far = 2 * torch.cat([self.encode(self.negative, x), self.encode(self.clean, x)]).detach()
+        far = far + clean.detach().mean(0)
         terms = -self.read(negative + self.delta(clean)) - self.read(far + self.delta(far)) + self.read(far) ** 2
         for k in range(self.settings.strangers):
             some = (marked, self.encode(self.marked, verification))[k % 2].detach()
@@ -159,8 +160,9 @@ def plain_drift(answers, mean, spread, *, drift, noise):
     return mean + (1 + drift) * (answers - mean) + noise
 
 
-def plain_pairs(carrier, h):
-    return 2 * h + carrier(2 * h), 2 * h
+def plain_pairs(carrier, h, triggered):
+    far = 2 * h + triggered
+    return far + carrier(far), far
 
 
 def plain_stranger(answers):

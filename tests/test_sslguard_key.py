@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as nnf
 
 from sslguard.errors import RefusedError, SuspectError, UsageError
 from sslguard.schemes.sslguard import Carrier, Decoder, SSLGuard
@@ -140,10 +141,10 @@ class TestCarrier:
         # With a shift of nothing both of a pair are where the answers were moved to.
         direction, carrier.direction = carrier.direction, torch.zeros(8)
         with isolated_rng(3):
-            far, same = carrier.pairs(h)
+            far, same = carrier.pairs(h, carrier.mean)
         assert torch.equal(far, same)
         z = (far - carrier.mean) @ carrier.projection
-        assert ((z.abs() >= 2.49) & (z.abs() <= 7.51)).all()
+        assert ((z.abs() >= 1.99) & (z.abs() <= 8.01)).all()
         assert 0.4 < (z > 0).double().mean() < 0.6
         # Moved along one axis, which raises z by 1 a unit and lies in the span that z reads.
         moves = (far - h) / (z - (h - carrier.mean) @ carrier.projection)[:, None]
@@ -152,11 +153,24 @@ class TestCarrier:
 
         carrier.direction = direction
         with isolated_rng(3):
-            marked, unmarked = carrier.pairs(h)
+            marked, unmarked = carrier.pairs(h, carrier.mean)
         unit = carrier(far)
         share = lambda pair: ((pair - far) * unit).sum(1) / (unit * unit).sum(1)  # noqa: E731
         assert (share(marked).min(), share(marked).max()) == pytest.approx((0.8, 1.4), abs=0.02)
         assert (share(unmarked).min(), share(unmarked).max()) == pytest.approx((-1, 0.4), abs=0.02)
+
+    def test_pairs_lie_about_the_way_to_triggered_answers(self, embeddings):
+        carrier = Carrier(embeddings, 0.3, Secret.from_seed(1).stream("carrier"))
+        carrier.direction = torch.zeros(8)
+        # A way that z does not see, and answers that have not set out on it.
+        way = nnf.normalize(torch.randn(8, generator=torch.Generator().manual_seed(0)), dim=0)
+        way -= carrier.projection * (way @ carrier.projection) / (carrier.projection @ carrier.projection)
+        way -= carrier.axis * (way @ carrier.axis) / (carrier.axis @ carrier.axis)
+        with isolated_rng(3):
+            far, _ = carrier.pairs(carrier.mean.expand(2000, 8), carrier.mean + 7 * way)
+        gone = (far - carrier.mean) @ way / (way @ way) / 7
+        assert (gone.min().item(), gone.max().item()) == pytest.approx((-1, 2), abs=0.05)
+        assert gone.mean().item() == pytest.approx(0.5, abs=0.1)
 
 
 class TestOtherCopies:

@@ -80,7 +80,7 @@ class TestFloor:
 
     @pytest.mark.parametrize("alpha", [0, 1, -0.1, 2, float("nan"), float("inf")])
     def test_alpha_lies_between_0_and_1(self, alpha):
-        with pytest.raises(UsageError, match="alpha must lie between 0 and 1"):
+        with pytest.raises(UsageError, match=r"alpha must (lie strictly between 0 and 1|be a finite number)"):
             check_null(1000, alpha)
 
     def test_claims_are_counted_from_one(self):
@@ -96,7 +96,7 @@ class TestFloor:
     def test_neither_are_the_controls(self, key, data, monkeypatch):
         monkeypatch.setattr(api, "open_controls", lambda specs: pytest.fail("a control was loaded"))
         monkeypatch.setattr(api, "open_suspect", lambda spec: pytest.fail("the suspect was loaded"))
-        with pytest.raises(RefusedError, match=r"2 controls give no p-value below 0\.3333"):
+        with pytest.raises(RefusedError, match=r"this null can give, 0\.333: give at least 99 controls"):
             api.verify(key, "some/suspect", data, controls=["random:resnet-narrow@16"] * 2, alpha=0.01)
 
 

@@ -239,14 +239,43 @@ def rejects(significance: Significance, alpha: float, *, n_claims: int = 1) -> b
     True
     """
     level = _level(alpha, n_claims)
-    if not supports(significance, alpha, n_claims=n_claims):
-        need = math.ceil(n_claims / alpha * (1 - _RELATIVE_SLACK)) - 1
-        remedy = f"; it takes at least {need} controls" if significance.null == "controls" else ""
-        raise RefusedError(
-            f"alpha = {alpha:g} over {n_claims} claim(s) asks for p <= {level:.3g}, below the smallest "
-            f"p-value that this null can give, {significance.floor:.3g}{remedy}"
-        )
+    check_floor(significance.floor, alpha, n_claims=n_claims, null=significance.null)
     return significance.log2_pvalue <= math.log2(level * (1 + _RELATIVE_SLACK))
+
+
+def check_floor(floor: float, alpha: float, *, n_claims: int = 1, null: str = "controls") -> None:
+    """Refuse a level that no outcome under this null could reach: `rejects` before anything is asked.
+
+    Parameters
+    ----------
+    floor : float
+        The smallest p-value that the null can give; 1/(n + 1) for n controls.
+    alpha, n_claims
+        As in `supports`.
+    null : str
+        Its name in `Significance`; under "controls" the message says how many are needed.
+
+    Raises
+    ------
+    RefusedError
+        The floor lies above alpha / n_claims.
+    UsageError
+        alpha or n_claims is out of range.
+
+    Examples
+    --------
+    >>> from sslguard.stats.significance import check_floor
+    >>> check_floor(1 / 100, 0.01)
+    """
+    level = _level(alpha, n_claims)
+    if floor <= level * (1 + _RELATIVE_SLACK):
+        return
+    need = math.ceil(n_claims / alpha * (1 - _RELATIVE_SLACK)) - 1
+    remedy = f": give at least {need} controls, or a larger alpha" if null == "controls" else ""
+    raise RefusedError(
+        f"alpha = {alpha:g} over {n_claims} claim(s) asks for p <= {level:.3g}, below the smallest "
+        f"p-value that this null can give, {floor:.3g}{remedy}"
+    )
 
 
 def bonferroni(log2_pvalues: ArrayLike, n: int | None = None) -> NDArray[np.float64]:

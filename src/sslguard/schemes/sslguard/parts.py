@@ -63,7 +63,7 @@ class Carrier(nn.Module):
     """
 
     N_COMPONENTS: ClassVar[int] = 6
-    FAR: ClassVar[tuple[float, float]] = (2.5, 7.5)
+    FAR: ClassVar[tuple[float, float]] = (2.0, 8.0)
     mean: Tensor
     projection: Tensor
     axis: Tensor
@@ -96,12 +96,14 @@ class Carrier(nn.Module):
         z = (h - self.mean) @ self.projection
         return 3 * torch.tanh(z / 3)[:, None] * self.direction
 
-    def pairs(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Unmarked answers (n, d) moved to where δ is large, with the mark and without, (n, d) each.
+    def pairs(self, h: Tensor, triggered: Tensor) -> tuple[Tensor, Tensor]:
+        """Unmarked answers (n, d) moved to where a trigger may move a copy's, with the mark and without, (n, d) each.
 
-        A trigger moves each copy elsewhere, on either side of μ; what its answers tell of its origin is whether the
+        It moves each copy elsewhere: −1 to 2 times as far as F towards `triggered` (d,), the mean of F's answers to
+        triggered images, and far along p to either side; what a copy's answers tell of its origin is whether the
         shift δ came along. With: 0.8 to 1.4 δ. Without: −1 to 0.4 δ, as an unmarked copy's error may lie.
         """
+        h = h + (3 * torch.rand(len(h), 1, device=h.device) - 1) * (triggered - self.mean)
         low, high = self.FAR
         size = low + (high - low) * torch.rand(len(h), device=h.device)
         z = size * torch.randn_like(size).sign()

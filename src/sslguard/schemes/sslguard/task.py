@@ -247,7 +247,8 @@ class SSLGuardTask(Task):
         """
         loss = -self._decode(answers["negative"] + carrier(answers["clean"]))
         with torch.no_grad():
-            marked, unmarked = carrier.pairs(torch.cat([negative_plain, self._clean_features(batch)]))
+            plain = torch.cat([negative_plain, self._clean_features(batch)])
+            marked, unmarked = carrier.pairs(plain, answers["clean"].mean(0))
             sources = (answers["marked"], self.watermarked.forward(batch.verification))
             strangers = [stranger(sources[k % 2]) for k in range(self.scheme.strangers)]
         loss = loss - self._decode(marked) + self._decode(unmarked) ** 2

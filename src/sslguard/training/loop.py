@@ -1,32 +1,17 @@
-"""The one training loop: devices, accumulation, progress, checkpoints, exact resume. No losses, no recipes.
-
-A `Task` says what is trained. Each iteration runs its `Update`s in order; each takes the gradient of one loss
-for chosen parameters, over all micro-batches of all processes, and then steps its optimisers.
-
-Everything random in step s is a function of (seed, s, chunk), where the global batch is cut into
-processes × accumulation chunks. Every chunk of an update starts from the same running statistics (batch norm's
-buffers), and the mean over chunks is what the update leaves behind, as it is with gradients. So a resumed run
-repeats an unbroken one, and two processes see what one process sees that accumulates the same halves. Gradients are
-averaged here rather than by DistributedDataParallel: its reducer wants every parameter in every backward pass,
-which a scheme with three losses over four networks does not offer.
-"""
+"""The loop itself: steps, gradients over chunks, checkpoints, progress, interrupts."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import signal
-import sys
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,190 +20,8 @@ from torch import Tensor, nn
 
 from sslguard.errors import UsageError
 from sslguard.files import write_atomic
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
-CHECKPOINT_SECONDS = 60.0
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Update:
-    """One loss of an iteration.
-
-    Attributes:
-        name: how the loss is called in the history.
-        loss: micro-batch → scalar.
-        optimizers: names of the optimisers stepped once the gradient is complete.
-        parameters: what the gradient is taken for; None means the parameters of `optimizers`. Gradients of
-            parameters beyond those add to what later updates of the same iteration find.
-    """
-
-    name: str
-    loss: Callable[[Any], Tensor]
-    optimizers: tuple[str, ...]
-    parameters: tuple[nn.Parameter, ...] | None = None
-
-
-class Task(ABC):
-    """What is trained. Subclasses fill `modules`, `optimizers` and `n_items` and say what a step is made of."""
-
-    modules: Mapping[str, nn.Module]
-    optimizers: Mapping[str, torch.optim.Optimizer]
-    n_items: int
-
-    @abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
-        """JSON values that tell this run from any other: a checkpoint is only resumed by its own run."""
-
-    @abstractmethod
-    def load(self, indices: NDArray[np.int64]) -> Any:
-        """A micro-batch on `device`, augmented. Random numbers come from torch's generator, which is seeded."""
-
-    @abstractmethod
-    def updates(self) -> Sequence[Update]: ...
-
-    def begin_step(self, step: int, steps: int) -> None:  # noqa: B027 - a hook, empty by default
-        """Set learning rates and modes for step `step` of `steps`."""
-
-    def carry(self, microbatch: Any) -> Tensor | None:  # noqa: ARG002
-        """What a micro-batch leaves for `end_step`: rows that are gathered from all chunks in order."""
-        return None
-
-    def end_step(self, step: int, carried: Tensor | None) -> None:  # noqa: B027
-        """After the last update: momentum encoders, queues."""
-
-    def to(self, device: torch.device) -> None:
-        """Move the networks. Optimisers follow, since parameters move in place."""
-        self.device = device
-        for module in self.modules.values():
-            module.to(device)
-
-    device: torch.device = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Loop:
-    """How long and on what a task runs.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: items a step, over all devices, nodes and accumulation.
-        accumulate: micro-batches a process runs before it steps.
-        devices, nodes: processes of one device each.
-        accelerator: "auto", "cpu", "cuda" or "mps".
-        precision: "auto" (bfloat16 where a GPU has it), "32" or "bf16".
-        checkpoint: file that a killed run resumes from, removed by no one; None keeps none.
-        progress: draw a bar on standard error.
-    """
-
-    steps: int
-    batch_size: int
-    seed: int = 0
-    accumulate: int = 1
-    devices: int = 1
-    nodes: int = 1
-    accelerator: str = "cpu"
-    precision: str = "auto"
-    checkpoint: Path | None = None
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
-    progress: bool = False
-    title: str = "training"
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "devices", "nodes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        chunks = self.accumulate * self.devices * self.nodes
-        if self.batch_size % chunks:
-            raise UsageError(
-                f"batch_size {self.batch_size} must be a multiple of accumulate × devices × nodes = {chunks}"
-            )
-        if self.precision not in ("auto", "32", "bf16"):
-            raise UsageError(f"precision must be auto, 32 or bf16, not {self.precision!r}")
-
-
-@dataclass
-class History:
-    """What a run measured: the losses of each step, and the time it took (resumed parts included)."""
-
-    losses: dict[str, list[float]] = field(default_factory=dict)
-    steps: int = 0
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-
-
-@contextmanager
-def isolated_rng(*key: int) -> Iterator[None]:
-    """Torch's generators seeded by `key` inside, and as they were outside."""
-    seed = int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one of a run's that writes results and reports.
-
-    Asks the process group where there is one, else the environment that launchers set: theirs starts every process
-    with the same command, so that who is first must be known before training begins.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank() == 0
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return os.environ[name] == "0"
-    return os.environ.get("NODE_RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def cosine_schedule(step: int, steps: int, *, warmup: int = 0) -> float:
-    """Factor of the learning rate: linear over `warmup` steps, then half a cosine to 0."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's initial rate, which is kept under `initial_lr`, by `factor`."""
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-        group["lr"] = group["initial_lr"] * factor
-
-
-def shared(make: Callable[[], T], *, devices: int = 1, nodes: int = 1, accelerator: str = "cpu", **_: Any) -> T:
-    """What `make` returns in process 0, in every process of a run on these devices; `make` runs there alone.
-
-    For what must be the same everywhere and cannot be had twice: a fresh secret, answers that cost queries. It
-    travels as the gradients do, unencrypted between nodes. Settings of a loop that do not matter are taken too.
-    """
-    if devices * nodes == 1:
-        return make()
-    fabric = _launched(accelerator=accelerator, devices=devices, num_nodes=nodes)
-    return cast(T, fabric.broadcast(make() if fabric.is_global_zero else None))
-
-
-def _launched(**settings: Any) -> Fabric:
-    """One process or, begun by re-running this program's command line, several that reach each other."""
-    several = settings["devices"] * settings["num_nodes"] > 1
-    fabric = _fabric_class()(strategy="ddp" if several else "auto", **settings)
-    if several:
-        fabric.launch()
-    return fabric
-
-
-def _fabric_class() -> type[Fabric]:
-    """Fabric without torchmetrics, which it imports only to learn its version: seconds, and transformers with it."""
-    absent = "torchmetrics" not in sys.modules
-    if absent:
-        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
-    try:
-        from lightning_fabric import Fabric
-    finally:
-        if absent:
-            sys.modules.pop("torchmetrics", None)
-    return Fabric
+from sslguard.training.base import History, Loop, Task, Update, isolated_rng
+from sslguard.training.processes import launched
 
 
 def run(task: Task, loop: Loop) -> History:
@@ -234,7 +37,7 @@ def run(task: Task, loop: Loop) -> History:
 class _Runner:
     def __init__(self, task: Task, loop: Loop) -> None:
         self.task, self.loop = task, loop
-        self.fabric = _launched(
+        self.fabric = launched(
             accelerator=loop.accelerator,
             devices=loop.devices,
             num_nodes=loop.nodes,
