@@ -135,7 +135,8 @@ class TestCarrier:
         with pytest.raises(UsageError, match="must not be negative"):
             SSLGuard(negatives="shadow", carrier=0.3, **{name: -1})
 
-    def test_pairs_differ_by_the_shift_alone_where_it_is_large(self, embeddings):
+    def test_pairs_differ_by_the_shift_alone_where_it_is_large(self, embeddings, monkeypatch):
+        monkeypatch.setattr(Carrier, "ASIDE", 0)
         carrier = Carrier(embeddings, 0.3, Secret.from_seed(1).stream("carrier"))
         h = torch.from_numpy(embeddings)
         # With a shift of nothing both of a pair are where the answers were moved to.
@@ -159,7 +160,8 @@ class TestCarrier:
         assert (share(marked).min(), share(marked).max()) == pytest.approx((0.8, 1.4), abs=0.02)
         assert (share(unmarked).min(), share(unmarked).max()) == pytest.approx((-1, 0.4), abs=0.02)
 
-    def test_pairs_lie_about_the_way_to_triggered_answers(self, embeddings):
+    def test_pairs_lie_about_the_way_to_triggered_answers(self, embeddings, monkeypatch):
+        monkeypatch.setattr(Carrier, "ASIDE", 0)
         carrier = Carrier(embeddings, 0.3, Secret.from_seed(1).stream("carrier"))
         carrier.direction = torch.zeros(8)
         # A way that z does not see, and answers that have not set out on it.
@@ -171,6 +173,17 @@ class TestCarrier:
         gone = (far - carrier.mean) @ way / (way @ way) / 7
         assert (gone.min().item(), gone.max().item()) == pytest.approx((-1, 2), abs=0.05)
         assert gone.mean().item() == pytest.approx(0.5, abs=0.1)
+
+    def test_pairs_wander_as_plain_answers_vary_and_in_every_direction(self, embeddings):
+        carrier = Carrier(embeddings, 0.3, Secret.from_seed(1).stream("carrier"))
+        carrier.direction = torch.zeros(8)
+        h = torch.from_numpy(embeddings).repeat(8, 1)
+        with isolated_rng(3):
+            far, _ = carrier.pairs(h, carrier.mean)
+        # Off what p reads, variances add: the answer itself, two others times 1.5 N(0, 1), and noise 1.5 U N(0, spread).
+        ways = torch.linalg.svd(torch.stack([carrier.projection, carrier.axis])).Vh[2:]
+        expected = (h @ ways.T).var(0) * (1 + 2 * 1.5**2) + 1.5**2 / 3 * carrier.spread**2
+        torch.testing.assert_close((far @ ways.T).var(0), expected, rtol=0.1, atol=0)
 
 
 class TestOtherCopies:

@@ -64,6 +64,7 @@ class Carrier(nn.Module):
 
     N_COMPONENTS: ClassVar[int] = 6
     FAR: ClassVar[tuple[float, float]] = (2.0, 8.0)
+    ASIDE: ClassVar[float] = 1.5
     mean: Tensor
     projection: Tensor
     axis: Tensor
@@ -100,10 +101,17 @@ class Carrier(nn.Module):
         """Unmarked answers (n, d) moved to where a trigger may move a copy's, with the mark and without, (n, d) each.
 
         It moves each copy elsewhere: −1 to 2 times as far as F towards `triggered` (d,), the mean of F's answers to
-        triggered images, and far along p to either side; what a copy's answers tell of its origin is whether the
-        shift δ came along. With: 0.8 to 1.4 δ. Without: −1 to 0.4 δ, as an unmarked copy's error may lie.
+        triggered images; aside, as plain answers vary and in every direction; and far along p to either side. What
+        a copy's answers tell of its origin is whether the shift δ came along. With: 0.8 to 1.4 δ. Without: −1 to
+        0.4 δ, as an unmarked copy's error may lie.
         """
-        h = h + (3 * torch.rand(len(h), 1, device=h.device) - 1) * (triggered - self.mean)
+        n, d = h.shape
+        plain = h - self.mean
+        h = h + (3 * torch.rand(n, 1, device=h.device) - 1) * (triggered - self.mean)
+        for _ in range(2):
+            h = h + self.ASIDE * torch.randn(n, 1, device=h.device) * plain[torch.randperm(n, device=h.device)]
+        noise = torch.randn(n, d, device=h.device)
+        h = h + self.ASIDE * torch.rand(n, 1, device=h.device) * self.spread * noise
         low, high = self.FAR
         size = low + (high - low) * torch.rand(len(h), device=h.device)
         z = size * torch.randn_like(size).sign()

@@ -112,7 +112,15 @@ class SSLGuard(Scheme):
     @classmethod
     def inherited(cls) -> SSLGuard:
         """Not the paper's: negatives in training, and a carrier that surrogates inherit."""
-        return cls(negatives="shadow", carrier=0.5, decoder_noise=0.5, drift=0.3, agreement=0.1, strangers=12)
+        return cls(
+            negatives="shadow",
+            decoder_rate=3e-3,
+            carrier=0.5,
+            decoder_noise=0.5,
+            drift=0.3,
+            agreement=0.1,
+            strangers=12,
+        )
 
     def watermark(
         self,
