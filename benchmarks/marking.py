@@ -1,7 +1,8 @@
 """SSLGuard on the three small encoders: the published losses and this project's, on marked, stolen and innocent.
 
 Marks each encoder by each variant with several seeds, steals the first seed's F* by several recipes, and scores all
-of them and the null population on held-out images. A run that is killed goes on where it stopped: what it made lies
+of them and the null population on held-out images: the shipped members, and EfficientNet-Lite0, which is too heavy to
+ship. A run that is killed goes on where it stopped: what it made lies
 in OUT.
 
 Run: python benchmarks/marking.py OUT [--brief]
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import numpy as np
 from common import VICTIMS, accuracy, data, keep_freed_memory, save, table
 
 from sslguard.attacks.stealing import Distil, recipes
-from sslguard.controls import read_population, shipped_population
+from sslguard.controls import Bed, make, read_population, shipped_population
+from sslguard.controls import population as all_recipes
+from sslguard.data.roles import ROLES
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.load import load_encoder
@@ -61,14 +65,23 @@ def stolen(encoder: Encoder, name: str, folder: Path) -> Encoder:
     return load_folder(folder)
 
 
+def members(population: Path) -> Iterator[tuple[str, str, Encoder]]:
+    """Name, kind and encoder of every innocent."""
+    for member in read_population(population):
+        yield member.name, member.kind, member.load()
+    (lite0,) = (recipe for recipe in all_recipes({}) if recipe.kind == "public")
+    bed = Bed(ROLES.pretrain, ROLES.thief, ROLES.tune)
+    yield lite0.name, lite0.kind, make(lite0, bed, width=load_encoder(f"shipped:{VICTIMS[0]}").dim)
+
+
 def by_kind(key: Key, population: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Each member's mean cosine, and for each kind how many would be claimed by WR > ½."""
+    """Each innocent's mean cosine, and for each kind how many would be claimed by WR > ½."""
     scores: dict[str, float] = {}
     rates: dict[str, list[float]] = {}
-    for member in read_population(population):
-        score = score_suspect(key, member.load(), data("verify"))
-        scores[member.name] = score.value
-        rates.setdefault(member.kind, []).append(score.watermark_rate)
+    for name, kind, encoder in members(population):
+        score = score_suspect(key, encoder, data("verify"))
+        scores[name] = score.value
+        rates.setdefault(kind, []).append(score.watermark_rate)
     summary = {
         kind: {"n": len(r), "median WR": float(np.median(r)), "WR > 0.5": float(np.mean(np.array(r) > 0.5))}
         for kind, r in rates.items()
@@ -101,6 +114,7 @@ def one_key(
         "kept": accuracy_kept(measured, floors["clean"], floors["floor"]),
         "seconds": encoder.record["seconds"],
         "null": kinds,
+        "control scores": controls,
         "largest control": max(controls.values()),
     }
     if seed == 0:

@@ -102,6 +102,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
     said["controls"] = done(
         *("controls", "--data", data, "--pretrain-data", data, "--labelled-data", data, "--quiet"),
         *("--victim", f"clean={clean}", "--out", population, *(word for k in kinds for word in ("--without", k))),
+        *("--probe-train", f"{data}[0:80]", "--probe-test", f"{data}[80:160]"),
     )
     return Bed(root, str(data), clean, out / "encoder", out / "key", population, said)
 
@@ -170,6 +171,8 @@ def test_controls(bed: Bed) -> None:
     assert said["n_controls"] == 15
     assert said["floor"] == 1 / 16
     assert len(list(bed.controls.glob("*/encoder.json"))) == 15
+    assert said["accuracy"].keys() == {path.parent.name for path in bed.controls.glob("*/encoder.json")}
+    assert all(0 <= accuracy <= 1 for accuracy in said["accuracy"].values())
 
 
 def test_steal(bed: Bed, tmp_path: Path) -> None:
@@ -382,6 +385,7 @@ BAD = {
     "steal below a file": ("steal {clean} --data {data} --out {broken}/file/x --steps 1", 2, "cannot be written"),
     "embed below a file": ("embed {clean} --data {data} --out {broken}/file/x.npy", 2, "cannot be written"),
     "queries below a file": ("queries {key} --data {data} --out {broken}/file/x.npy", 2, "cannot be written"),
+    "controls probed on nothing": (f"{POPULATE} --victim a={{clean}} --probe-train {{data}}", 2, "go together"),
     "controls below a file": (
         "controls --data {data} --pretrain-data {data} --labelled-data {data} --without public --without supervised "
         "--without independent --victim a={clean} --out {broken}/file/x",

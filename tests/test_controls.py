@@ -19,10 +19,13 @@ from sslguard.controls import (
     make_population,
     open_controls,
     population,
+    probe_population,
     read_population,
 )
+from sslguard.data.specs import open_data
 from sslguard.encoders import load_encoder, save_encoder, weights_hash
 from sslguard.errors import EncoderError, UsageError
+from sslguard.probes import probe_encoder
 
 WIDTH = 64
 VICTIMS = {
@@ -209,4 +212,58 @@ class TestReading:
         index["members"][0]["name"] = "../elsewhere"
         (folder / "population.json").write_text(json.dumps(index))
         with pytest.raises(UsageError, match="make the population again"):
+            read_population(folder)
+
+
+class TestProbes:
+    @pytest.fixture
+    def folder(self, few, bed, tmp_path):
+        make_population(few[-3:], bed, tmp_path / "population", width=WIDTH)
+        return tmp_path / "population"
+
+    def test_accuracies_stand_beside_the_members(self, folder, bed):
+        assert {m.accuracy for m in read_population(folder)} == {None}
+        probe_population(folder, bed.pretrain, bed.thief)
+        for member in read_population(folder):
+            alone = probe_encoder(member.load(), open_data(bed.pretrain), open_data(bed.thief))
+            assert member.accuracy == alone.accuracy
+
+    def test_killed_it_goes_on_and_two_processes_find_the_same(self, folder, bed, monkeypatch):
+        probe_population(folder, bed.pretrain, bed.thief, workers=2)
+        expected = [m.accuracy for m in read_population(folder)]
+        (folder / "accuracies.json").unlink()
+        one, done = controls._probe_one, []
+
+        def once(member, *data):
+            if done:
+                raise KeyboardInterrupt
+            done.append(member.name)
+            return one(member, *data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(controls, "_probe_one", once)
+            with pytest.raises(KeyboardInterrupt):
+                probe_population(folder, bed.pretrain, bed.thief)
+        assert [m.name for m in read_population(folder) if m.accuracy is not None] == done
+        asked = []
+        monkeypatch.setattr(controls, "_probe_one", lambda m, *data: (asked.append(m.name), one(m, *data))[1])
+        probe_population(folder, bed.pretrain, bed.thief)
+        assert len(asked) == 2
+        assert not {*asked} & {*done}
+        assert [m.accuracy for m in read_population(folder)] == expected
+
+    def test_on_other_data_they_are_measured_anew(self, folder, bed, monkeypatch):
+        probe_population(folder, bed.pretrain, bed.thief)
+        monkeypatch.setattr(controls, "_probe_one", lambda *_: 0.25)
+        probe_population(folder, bed.pretrain, bed.thief)
+        assert 0.25 not in {m.accuracy for m in read_population(folder)}
+        probe_population(folder, bed.pretrain, bed.labelled)
+        assert {m.accuracy for m in read_population(folder)} == {0.25}
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"[]", b'{"accuracy": 3}', b'{"accuracy": {"a": 7}}', b'{"accuracy": {"a": "x"}}']
+    )
+    def test_a_damaged_file_is_refused(self, folder, content):
+        (folder / "accuracies.json").write_bytes(content)
+        with pytest.raises(UsageError, match="damaged: delete it and probe the population again"):
             read_population(folder)

@@ -180,7 +180,7 @@ class TestCarrier:
         h = torch.from_numpy(embeddings).repeat(8, 1)
         with isolated_rng(3):
             far, _ = carrier.pairs(h, carrier.mean)
-        # Off what p reads, variances add: the answer itself, two others times 1.5 N(0, 1), and noise 1.5 U N(0, spread).
+        # Off what p reads, variances add: the answer, two others times 1.5 N(0, 1), and noise 1.5 U N(0, spread).
         ways = torch.linalg.svd(torch.stack([carrier.projection, carrier.axis])).Vh[2:]
         expected = (h @ ways.T).var(0) * (1 + 2 * 1.5**2) + 1.5**2 / 3 * carrier.spread**2
         torch.testing.assert_close((far @ ways.T).var(0), expected, rtol=0.1, atol=0)

@@ -96,7 +96,9 @@ class TestFloor:
     def test_neither_are_the_controls(self, key, data, monkeypatch):
         monkeypatch.setattr(api, "open_controls", lambda specs: pytest.fail("a control was loaded"))
         monkeypatch.setattr(api, "open_suspect", lambda spec: pytest.fail("the suspect was loaded"))
-        with pytest.raises(RefusedError, match=r"this null can give, 0\.333: give at least 99 controls"):
+        with pytest.raises(
+            RefusedError, match=r"this null can give, 0\.333 with 2 controls: give at least 99 controls"
+        ):
             api.verify(key, "some/suspect", data, controls=["random:resnet-narrow@16"] * 2, alpha=0.01)
 
 

@@ -4,19 +4,20 @@ Three kinds stand in it: independent encoders (self-supervised, supervised, untr
 innocents make of the *clean* encoders: surrogates by every stealing recipe, fine-tuned and pruned copies. The last
 are the hard ones: they agree with F as much as a thief's surrogate agrees with F*.
 
-Every member answers in the same width, so that one key can score them all.
+Every member answers in the same width, so that one key can score them all. What each is worth downstream stands beside
+it: a null of useless encoders would resemble no suspect.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -32,8 +33,11 @@ from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 from sslguard.pretraining import Method, Pretraining, new_encoder, train_encoder
+from sslguard.probes import probe_encoder
 from sslguard.supervised import Supervised, train_supervised
 
+ACCURACIES = "accuracies.json"
+T = TypeVar("T")
 Kind = Literal["independent", "supervised", "random", "public", "clean", "surrogate", "fine-tuned", "pruned"]
 ARCHITECTURES = ("resnet-small", "resnet-narrow", "plain-small", "separable-small")
 
@@ -227,29 +231,61 @@ def make_population(
     missing = [recipe for recipe in chosen if not (folder / recipe.name / "encoder.json").exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with _progress(len(chosen), len(chosen) - len(missing), progress) as advance:
-        if workers == 1:
-            for recipe in missing:
-                _make_one(recipe, bed, folder, width, half, None)
-                advance(recipe.name)
-        else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                jobs = {pool.submit(_make_one, r, bed, folder, width, half, 1): r for r in missing}
-                try:
-                    for job in as_completed(jobs):
-                        job.result()
-                        advance(jobs[job].name)
-                except BaseException:
-                    # Members that are made stay; those not begun are left for the next run.
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        for name, _ in _each(_make_one, {r.name: (r, bed, folder, width, half) for r in missing}, workers):
+            advance(name)
     index = {"width": width, "bed": asdict(bed), "members": [asdict(recipe) for recipe in chosen]}
     write_atomic(folder / "population.json", json.dumps(index, indent=1, sort_keys=True).encode())
 
 
-def _make_one(recipe: Recipe, bed: Bed, folder: Path, width: int, half: bool, threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
+def _make_one(recipe: Recipe, bed: Bed, folder: Path, width: int, half: bool) -> None:
     save_encoder(make(recipe, bed, width=width), folder / recipe.name, half=half)
+
+
+def probe_population(folder: Path, train: str, test: str, *, workers: int = 1, progress: bool = False) -> None:
+    """Linear-probe accuracy of every member, kept in the folder beside them; a killed run goes on where it stopped.
+
+    Args:
+        train, test: labelled data by specification. Accuracies on other data are measured anew.
+    """
+    path = folder / ACCURACIES
+    members = read_population(folder)
+    fields: dict[str, Any] = {"probe": "linear", "train": train, "test": test}
+    known = {m.name: m.accuracy for m in members if m.accuracy is not None}
+    if known and {k: v for k, v in json.loads(path.read_bytes()).items() if k != "accuracy"} != fields:
+        known = {}
+    missing = [m for m in members if m.name not in known]
+    with _progress(len(members), len(known), progress) as advance:
+        for name, accuracy in _each(_probe_one, {m.name: (m, train, test) for m in missing}, workers):
+            known[name] = accuracy
+            write_atomic(path, json.dumps({**fields, "accuracy": known}, indent=1, sort_keys=True).encode())
+            advance(name)
+
+
+def _probe_one(member: Member, train: str, test: str) -> float:
+    return probe_encoder(member.load(), open_data(train), open_data(test)).accuracy
+
+
+def _each(
+    function: Callable[..., T], arguments: Mapping[str, tuple[Any, ...]], workers: int
+) -> Iterator[tuple[str, T]]:
+    """Name and `function(*arguments)` of each as it is done: here, or in several processes of one thread each."""
+    if workers == 1:
+        for name, given in arguments.items():
+            yield name, function(*given)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        jobs = {pool.submit(function, *given): name for name, given in arguments.items()}
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        except BaseException:
+            # What is done stays; what has not begun is left for the next run.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 class _progress:
@@ -280,12 +316,17 @@ class _progress:
 
 @dataclass(frozen=True)
 class Member:
-    """One known innocent of a made population; its network is read when it is asked for."""
+    """One known innocent of a made population; its network is read when it is asked for.
+
+    Attributes:
+        accuracy: of a linear probe on it, in [0, 1]; None where `probe_population` did not measure it.
+    """
 
     name: str
     kind: str
     parent: str | None
     folder: Path
+    accuracy: float | None = None
 
     def load(self) -> Encoder:
         return load_folder(self.folder)
@@ -298,11 +339,31 @@ def read_population(folder: Path) -> list[Member]:
         members = json.loads(index.read_bytes())["members"]
         if not all(_names_a_folder(m["name"]) for m in members):
             raise ValueError("a member is named as no folder can be")
-        return [Member(m["name"], m["kind"], m["parent"], folder / m["name"]) for m in members]
+        found = [Member(m["name"], m["kind"], m["parent"], folder / m["name"]) for m in members]
     except OSError as error:
         raise UsageError(f"{folder} holds no population of controls: {index} cannot be read") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{index} is damaged: make the population again") from error
+    accuracies = _accuracies(folder)
+    return [replace(member, accuracy=accuracies.get(member.name)) for member in found]
+
+
+def _accuracies(folder: Path) -> dict[str, float]:
+    """Member's name → accuracy of its probe; empty where none was measured.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = folder / ACCURACIES
+    if not path.exists():
+        return {}
+    try:
+        found = {str(name): float(value) for name, value in json.loads(path.read_bytes())["accuracy"].items()}
+        if not all(0 <= value <= 1 for value in found.values()):
+            raise ValueError("an accuracy lies in [0, 1]")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: delete it and probe the population again") from error
+    return found
 
 
 def _names_a_folder(name: str) -> bool:

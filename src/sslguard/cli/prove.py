@@ -15,7 +15,7 @@ from sslguard.cli.unfinished import InterruptedRun
 from sslguard.errors import EncoderError, RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from sslguard.controls import Bed, Recipe
+    from sslguard.controls import Bed, Member, Recipe
     from sslguard.verification import Verdict
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -124,6 +124,8 @@ def controls(
     without: list[Literal["independent", "supervised", "random", "public", "surrogate", "fine-tuned", "pruned"]]
     | None = None,
     full_precision: bool = False,
+    probe_train: str | None = None,
+    probe_test: str | None = None,
     threads: Threads | None = None,
     output: Output = PRINTED,
 ) -> Result:
@@ -143,11 +145,19 @@ def controls(
         thief_steps: Optimiser steps of the full-strength surrogates.
         without: Leave this kind out; give several by repeating it.
         full_precision: Store float32 weights, not float16.
+        probe_train: Labelled data of a linear probe on every member, with --probe-test.
+        probe_test: What its accuracy is measured on.
         threads: CPU threads, with one worker.
     """
-    from sslguard.controls import Bed, make_population, population
+    from sslguard.controls import Bed, make_population, population, probe_population, read_population
+    from sslguard.data.specs import open_data
 
     set_threads(threads)
+    if (probe_train is None) != (probe_test is None):
+        raise UsageError("--probe-train and --probe-test go together")
+    for spec in (probe_train, probe_test):
+        if spec is not None:
+            open_data(spec)
     victims = _named(victim)
     chosen = [r for r in population(victims, steps=steps, thief_steps=thief_steps) if r.kind not in (without or ())]
     if not chosen:
@@ -158,15 +168,19 @@ def controls(
         make_population(
             chosen, bed, out, width=width, workers=workers, half=not full_precision, progress=output.progress
         )
+        if probe_train is not None and probe_test is not None:
+            probe_population(out, probe_train, probe_test, workers=workers, progress=output.progress)
     except KeyboardInterrupt:
         raise InterruptedRun(f"interrupted; the members made so far are in {out}, the same command goes on") from None
     kinds = {kind: sum(recipe.kind == kind for recipe in chosen) for kind in dict.fromkeys(r.kind for r in chosen)}
+    members = read_population(out)
     fields = {
         "out": str(out),
         "n_controls": len(chosen),
         "width": width,
         "floor": 1 / (len(chosen) + 1),
         "kinds": kinds,
+        "accuracy": {member.name: member.accuracy for member in members},
     }
     rows = [
         ("population", str(out)),
@@ -174,7 +188,20 @@ def controls(
         ("floor", f"{1 / (len(chosen) + 1):.3g}"),
         ("kinds", ", ".join(f"{n} {kind}" for kind, n in kinds.items())),
     ]
+    if probe_train is not None:
+        rows.append(("median probe", ", ".join(f"{kind} {value:.3f}" for kind, value in _medians(members).items())))
     return Result(fields, rows)
+
+
+def _medians(members: Sequence[Member]) -> dict[str, float]:
+    """Kind → median accuracy of its members' probes."""
+    from statistics import median
+
+    found: dict[str, list[float]] = {}
+    for member in members:
+        if member.accuracy is not None:
+            found.setdefault(member.kind, []).append(member.accuracy)
+    return {kind: median(values) for kind, values in found.items()}
 
 
 def _named(victims: Sequence[str]) -> dict[str, str]:

@@ -147,6 +147,7 @@ def _report_data(
         suspects=suspects,
         keys=keys,
         kinds=inputs.kinds,
+        probes={member.name: member.accuracy for member in inputs.controls if member.accuracy is not None},
         alpha=settings.alpha,
         n_claims=n_claims,
         refusal=refusal,

@@ -134,12 +134,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Claims:
-    """One kind of innocent under every key, in the order of the report's keys."""
+    """One kind of innocent under every key, in the order of the report's keys; `probe` is their median accuracy."""
 
     kind: str
     n: int
     medians: tuple[float, ...]
     shares: tuple[float, ...]
+    probe: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +151,7 @@ class ReportData:
         suspects: in the order in which they are shown.
         keys: the first one is the key that the decisions are about; others are shown beside it.
         kinds: control's name → the family it is reported under.
+        probes: control's name → linear-probe accuracy, where it is known.
         alpha, n_claims: level of the test and how many claims share it by Bonferroni.
         refusal: why no decision is made; None where decisions are made.
         settings: heading → name → value.
@@ -176,6 +178,7 @@ class ReportData:
     public_seed: int | None = None
     commands: tuple[str, ...] = ()
     limits: tuple[str, ...] = field(default=())
+    probes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         missing = [s.name for s in self.suspects if s.name not in self.keys[0].suspects]
@@ -231,7 +234,8 @@ class ReportData:
         table = []
         for kind in self.kinds_present():
             rates = [np.array([s.watermark_rate for s in self.scores_of_kind(key, kind)]) for key in self.keys]
-            table.append(_claims(kind, rates))
+            probes = [self.probes[name] for name, of in self.kinds.items() if of == kind and name in self.probes]
+            table.append(_claims(kind, rates, float(np.median(probes)) if probes else None))
         innocent = [s.name for s in self.suspects if s.derived is False]
         asked = [name for name in innocent if all(name in key.suspects for key in self.keys)]
         if asked:
@@ -294,7 +298,7 @@ class ReportData:
     def _claims_json(self, row: Claims) -> dict[str, Any]:
         per_key = zip(self.keys, row.medians, row.shares, strict=True)
         keys = {key.name: {"median_watermark_rate": m, "share_above_half": s} for key, m, s in per_key}
-        return {"kind": row.kind, "n": row.n, "keys": keys}
+        return {"kind": row.kind, "n": row.n, "median_probe_accuracy": row.probe, "keys": keys}
 
 
 def thinned(values: Sequence[float]) -> list[float]:
@@ -303,12 +307,13 @@ def thinned(values: Sequence[float]) -> list[float]:
     return [float(values[i]) for i in chosen]
 
 
-def _claims(kind: str, rates: Sequence[NDArray[np.floating]]) -> Claims:
+def _claims(kind: str, rates: Sequence[NDArray[np.floating]], probe: float | None = None) -> Claims:
     return Claims(
         kind,
         len(rates[0]),
         tuple(float(np.median(r)) for r in rates),
         tuple(float((r > THRESHOLD).mean()) for r in rates),
+        probe,
     )
 
 

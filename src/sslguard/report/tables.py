@@ -80,10 +80,11 @@ def _claims(data: ReportData) -> Table:
     from rich.text import Text
 
     columns = [f"{what}, {printable(key.name, 40)}" for key in data.keys for what in ("median WR", "share WR > ½")]
-    table = _table("Innocents by kind: watermark rates under each key", "kind", "n", *columns)
+    table = _table("Innocents by kind: watermark rates under each key", "kind", "n", "probe", *columns)
     for row in data.claims():
         values = [f"{v:.2f}" for pair in zip(row.medians, row.shares, strict=True) for v in pair]
-        table.add_row(Text(printable(row.kind, 40)), str(row.n), *values)
+        probe = "–" if row.probe is None else f"{row.probe:.2f}"
+        table.add_row(Text(printable(row.kind, 40)), str(row.n), probe, *values)
     return table
 
 

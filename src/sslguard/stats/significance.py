@@ -271,7 +271,9 @@ def check_floor(floor: float, alpha: float, *, n_claims: int = 1, null: str = "c
     if floor <= level * (1 + _RELATIVE_SLACK):
         return
     need = math.ceil(n_claims / alpha * (1 - _RELATIVE_SLACK)) - 1
-    remedy = f": give at least {need} controls, or a larger alpha" if null == "controls" else ""
+    remedy = ""
+    if null == "controls":
+        remedy = f" with {round(1 / floor) - 1} controls: give at least {need} controls, or a larger alpha"
     raise RefusedError(
         f"alpha = {alpha:g} over {n_claims} claim(s) asks for p <= {level:.3g}, below the smallest "
         f"p-value that this null can give, {floor:.3g}{remedy}"
