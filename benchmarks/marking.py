@@ -126,9 +126,9 @@ def one_key(
     return result
 
 
-def show(figures: dict[str, Any]) -> None:
-    """The two tables: suspects, and the null population by kind."""
-    suspects, nulls = [], []
+def show(figures: dict[tuple[str, str, int], Any]) -> None:
+    """The two tables: suspects, and of the null population the share that each kind claims by WR > ½, over all keys."""
+    suspects = []
     for (victim, variant, seed), result in figures.items():
         for suspect, value in result.items():
             if isinstance(value, dict) and "WR" in value:
@@ -136,10 +136,14 @@ def show(figures: dict[str, Any]) -> None:
                 suspects.append(
                     [victim, variant, seed, suspect, value["WR"], value["cosine"], value["p"], value["decision"], kept]
                 )
-        for kind, value in result["null"].items():
-            nulls.append([victim, variant, seed, kind, *value.values()])
     print(table(["encoder", "variant", "seed", "suspect", "WR", "mean cosine", "p", "decision", "kept"], suspects))
-    print(table(["encoder", "variant", "seed", "innocents", "n", "median WR", "share with WR > 0.5"], nulls))
+    nulls = []
+    for victim, variant in dict.fromkeys((victim, variant) for victim, variant, _ in figures):
+        keys = [result for (v, w, _), result in figures.items() if (v, w) == (victim, variant)]
+        shares = [float(np.mean([key["null"][kind]["WR > 0.5"] for key in keys])) for kind in keys[0]["null"]]
+        nulls.append([victim, variant, len(keys), *shares, max(key["largest control"] for key in keys)])
+    kinds = [f"{kind} ({value['n']})" for kind, value in keys[0]["null"].items()]
+    print(table(["encoder", "variant", "keys", *kinds, "largest mean cosine"], nulls))
 
 
 def main() -> None:
