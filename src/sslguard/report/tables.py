@@ -79,10 +79,11 @@ def _null_sentence(data: ReportData) -> str:
 def _claims(data: ReportData) -> Table:
     from rich.text import Text
 
-    columns = [f"{what}, {printable(key.name, 40)}" for key in data.keys for what in ("median WR", "share WR > ½")]
-    table = _table("Innocents by kind: watermark rates under each key", "kind", "n", "probe", *columns)
+    columns = [printable(key.name, 40) for key in data.keys]
+    title = "Innocents by kind: median watermark rate under each key (share of them with WR > ½)"
+    table = _table(title, "kind", "n", "probe", *columns)
     for row in data.claims():
-        values = [f"{v:.2f}" for pair in zip(row.medians, row.shares, strict=True) for v in pair]
+        values = [f"{median:.2f} ({share:.0%})" for median, share in zip(row.medians, row.shares, strict=True)]
         probe = "–" if row.probe is None else f"{row.probe:.2f}"
         table.add_row(Text(printable(row.kind, 40)), str(row.n), probe, *values)
     return table
