@@ -207,6 +207,13 @@ class TestAsking:
         with pytest.raises(SuspectError, match="takes texts"):
             verify(key, Answers(refuse), data, control_scores=controls(1), alpha=0.5)
 
+    def test_a_suspect_that_breaks_has_failed(self, key, data):
+        def breaks(batch):
+            return {}[len(batch)]
+
+        with pytest.raises(SuspectError, match=r"failed to answer \(KeyError: 4\)"):
+            verify(key, Answers(breaks), data, control_scores=controls(1), alpha=0.5)
+
     def test_missing_answers_count_as_zero_and_are_said(self, key, data, tmp_path):
         rows = np.array([[1.0, 0], [np.nan, np.nan], [1, 0], [np.nan, np.nan]])
         np.save(tmp_path / "log.npy", rows)

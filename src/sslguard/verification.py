@@ -71,6 +71,8 @@ def ask(key: Key, suspect: Embedder, data: Data) -> Iterator[NDArray[np.floating
             raw = suspect.embed(batch)
         except SslguardError as error:
             raise SuspectError(str(error)) from error
+        except Exception as error:  # whatever a suspect of the caller's own raises
+            raise SuspectError(f"the suspect failed to answer ({type(error).__name__}: {error})") from error
         answers = checked(raw, len(batch), width=width)
         width = answers.shape[1]
         yield answers
