@@ -37,7 +37,8 @@ from sslguard.verification import Verdict, score_suspect, verify
 
 BRIEF = "--brief" in sys.argv
 VARIANTS = {"published": SSLGuard(), "inherited": SSLGuard.inherited()}
-SEEDS = {"published": (0,), "inherited": (0, 1, 2)}
+# No setting was chosen on these keys; 0 to 2 were looked at while choosing.
+SEEDS = {"published": (10,), "inherited": (10, 11, 12)}
 THIEVES = {
     "published": ("centred-augmented",),
     "inherited": ("mse", "centred-augmented", "plain"),
@@ -117,7 +118,7 @@ def one_key(
         "control scores": controls,
         "largest control": max(controls.values()),
     }
-    if seed == 0:
+    if seed == SEEDS[variant][0]:
         for name in BRIEF_THIEVES if BRIEF else THIEVES[variant]:
             surrogate = stolen(encoder, name, out / f"stolen-{victim}-{variant.replace(' ', '-')}-{name}")
             figures = figures_of(verify(key, surrogate, data("verify"), control_scores=controls))

@@ -80,7 +80,7 @@ def _claims(data: ReportData) -> Table:
     from rich.text import Text
 
     columns = [printable(key.name, 40) for key in data.keys]
-    title = "Innocents by kind: median watermark rate under each key (share of them with WR > ½)"
+    title = "Innocents by kind: median WR under each key (share with WR > ½)"
     table = _table(title, "kind", "n", "probe", *columns)
     for row in data.claims():
         values = [f"{median:.2f} ({share:.0%})" for median, share in zip(row.medians, row.shares, strict=True)]
