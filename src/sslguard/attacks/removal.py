@@ -1,21 +1,32 @@
-"""Removal: what a thief who holds the weights does to be rid of a mark. The victim is left as it is."""
+"""Removal: what a thief who holds the weights does to be rid of a mark. The victim is left as it is.
+
+Source: Cong et al. 2022 fine-tune, prune and overwrite. `SelfSupervised`, and pruning layer by layer, are additions.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
+from sslguard.pretraining import Pretraining, train_encoder
+from sslguard.schemes.base import Scheme
+from sslguard.schemes.sslguard import SSLGuard
+from sslguard.secrets import Secret
 from sslguard.supervised import Supervised, train_supervised
 
 
 class Removal(ABC):
-    """Sees the weights."""
+    """Sees the weights. `needs` says what its data must hold, for whoever plans several attacks."""
+
+    needs: ClassVar[Literal["items", "labels", "nothing"]] = "items"
 
     @abstractmethod
     def __call__(self, victim: Encoder, data: Data, *, seed: int) -> Encoder:
@@ -26,30 +37,96 @@ class Removal(ABC):
 class FineTune(Removal):
     """Train on labels of the thief's own."""
 
+    needs: ClassVar[Literal["items", "labels", "nothing"]] = "labels"
+
     recipe: Supervised = field(default_factory=Supervised)
 
     def __call__(self, victim: Encoder, data: Data, *, seed: int) -> Encoder:
         return train_supervised(self.recipe, victim, data, seed=seed)
 
 
+def _gentle() -> Pretraining:
+    return Pretraining("simclr", steps=200, batch_size=128, learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class SelfSupervised(Removal):
+    """Go on with self-supervised pre-training, on unlabelled images of the thief's own.
+
+    Attributes:
+        recipe: method, budget and views; by default SimCLR, at half the rate that trains from scratch.
+    """
+
+    recipe: Pretraining = field(default_factory=_gentle)
+
+    def __call__(self, victim: Encoder, data: Data, *, seed: int) -> Encoder:
+        copy = victim.clone()
+        copy.module.requires_grad_(True)
+        trained, _ = train_encoder(self.recipe, copy, data, seed=seed)
+        record = {**trained.record, "from": victim.source}
+        return replace(trained, source=f"{victim.source}, {trained.source}", record=record)
+
+
+@dataclass(frozen=True)
+class Overwrite(Removal):
+    """Mark the victim once more, by the whole scheme, with a secret and data of the thief's own.
+
+    The thief's secret comes from `seed`, and is never the `Secret.from_seed` of a small number, which the owner in a
+    published table may hold. The key that marking makes is dropped.
+
+    Attributes:
+        scheme: how it is marked; any scheme with any settings.
+    """
+
+    scheme: Scheme = field(default_factory=SSLGuard)
+
+    def __call__(self, victim: Encoder, data: Data, *, seed: int) -> Encoder:
+        secret = Secret.from_seed(Secret.from_seed(seed).stream("overwrite").integer())
+        copy = victim.clone()
+        copy.module.requires_grad_(True)
+        marked = self.scheme.watermark(copy, data, secret=secret).encoder
+        record = {**marked.record, "made_by": "overwrite", "from": victim.source, "seed": seed}
+        return replace(marked, source=f"{victim.source}, overwritten by {self.scheme.name}", record=record)
+
+
 @dataclass(frozen=True)
 class Prune(Removal):
-    """Set the `amount` of smallest weights of convolutions and linear layers to zero, over the whole network."""
+    """Set the `amount` of smallest weights of convolutions and linear layers to zero.
+
+    Attributes:
+        amount: share of the weights, in (0, 1).
+        scope: "global" ranks the weights of the whole network together, "layer" takes that share of every layer.
+    """
+
+    needs: ClassVar[Literal["items", "labels", "nothing"]] = "nothing"
 
     amount: float = 0.5
+    scope: Literal["global", "layer"] = "global"
 
     def __post_init__(self) -> None:
         if not 0 < self.amount < 1:
             raise UsageError(f"amount must lie between 0 and 1, not {self.amount}")
+        if self.scope not in ("global", "layer"):
+            raise UsageError(f"scope must be global or layer, not {self.scope!r}")
 
     def __call__(self, victim: Encoder, data: Data | None = None, *, seed: int = 0) -> Encoder:  # noqa: ARG002
         pruned = victim.clone()
         kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
         weights = [layer.weight for layer in pruned.module.modules() if isinstance(layer, kinds)]
-        magnitudes = torch.cat([w.detach().abs().reshape(-1) for w in weights])
-        threshold = magnitudes.kthvalue(max(1, int(self.amount * len(magnitudes)))).values
-        with torch.no_grad():
-            for weight in weights:
-                weight[weight.abs() <= threshold] = 0
+        for group in [weights] if self.scope == "global" else [[weight] for weight in weights]:
+            _zero_smallest(group, self.amount)
         record = {"made_by": "prune", "from": victim.source, "recipe": asdict(self)}
-        return replace(pruned, source=f"{victim.source}, pruned {self.amount:.0%}", record=record)
+        each = " of every layer" if self.scope == "layer" else ""
+        return replace(pruned, source=f"{victim.source}, pruned {self.amount:.0%}{each}", record=record)
+
+
+def _zero_smallest(weights: Sequence[Tensor], amount: float) -> None:
+    """Zero that share of the numbers in all `weights` together, the smallest magnitudes, rounded down; in place."""
+    magnitudes = torch.cat([w.detach().abs().reshape(-1) for w in weights])
+    count = int(amount * len(magnitudes))
+    if count == 0:
+        return
+    threshold = magnitudes.kthvalue(count).values
+    with torch.no_grad():
+        for weight in weights:
+            weight[weight.abs() <= threshold] = 0

@@ -7,12 +7,15 @@ to `embed`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sslguard.data.base import Data
-from sslguard.distillation import Distillation, augmented, distil
+from sslguard.distillation import Distillation, Loss, augmented, distil
 from sslguard.encoders.base import Embedder, Encoder
 
 
@@ -54,6 +57,17 @@ class Distil(Stealing):
         return surrogate
 
 
+STUDENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "same": "resnet-small",
+        "narrower": "resnet-narrow",
+        "wider": "resnet-wide",
+        "other": "separable-small",
+    }
+)
+"""Students by what they are to a victim of `pretrain`'s default architecture."""
+
+
 def recipes(steps: int = 600) -> dict[str, Distillation]:
     """The thieves of the tables, by name: losses × augmentation × width and architecture."""
     plain = Distillation(steps=steps)
@@ -67,3 +81,21 @@ def recipes(steps: int = 600) -> dict[str, Distillation]:
         "plain": replace(mse, architecture="plain-small", steps=2 * steps),
         "separable-augmented": augmented(replace(mse, architecture="separable-small", steps=2 * steps)),
     }
+
+
+def grid(steps: int = 600, *, students: Mapping[str, str] = STUDENTS) -> dict[str, Distillation]:
+    """Every thief of {cosine, mse, infonce} × {plain, augmented} × `students`, named such as "mse-augmented-wider".
+
+    Settings differ in nothing else, the budget included, so that two thieves tell what one choice does; `recipes`
+    trains unlike students for longer.
+
+    Args:
+        steps: optimiser steps of each.
+        students: architectures by the last part of the name.
+    """
+    losses: tuple[Loss, ...] = ("cosine", "mse", "infonce")
+    found = {}
+    for loss, views, (size, architecture) in product(losses, ("plain", "augmented"), students.items()):
+        recipe = Distillation(architecture=architecture, loss=loss, steps=steps)
+        found[f"{loss}-{views}-{size}"] = augmented(recipe) if views == "augmented" else recipe
+    return found
