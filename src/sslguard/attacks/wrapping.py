@@ -1,0 +1,192 @@
+"""Wrapping: what stands before or behind an encoder that is served, and blurs what it is asked or answers.
+
+Both kinds here add Gaussian noise that is a function of the seed and of the item alone. An item gets the same noise
+whenever it is asked and whatever stands beside it in the batch: no state, nothing that one batch could tell of
+another, nothing that a thief or an owner averages away by asking twice. Items count as the same by their content:
+images on the [0, 1] scale as float32, texts by their letters. Two wrappings of one kind around each other need two
+seeds: under one seed `OutputNoise` would add the same noise twice.
+
+What it does not model: services that draw anew each time, which averaging does undo.
+
+Source: input noising and output perturbing are among the attacks of Cong et al. 2022; how the noise is measured and
+drawn is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.data.base import Batch
+from sslguard.encoders.base import Embedder
+from sslguard.errors import DataError, EncoderError, UsageError
+
+
+class Wrapping(ABC):
+    """Sees neither weights nor data: it stands between whoever asks and the victim."""
+
+    @abstractmethod
+    def __call__(self, victim: Embedder) -> Embedder:
+        """An Embedder that asks `victim` for its answers. `victim` is left as it is."""
+
+
+class Wrapped:
+    """A victim behind a wrapping: an Embedder, and a suspect as much as the victim is one.
+
+    Attributes:
+        victim: who is asked.
+        source, name: the victim's, and what stands before or behind it.
+        record: the wrapping and its settings, JSON values only.
+    """
+
+    def __init__(
+        self, victim: Embedder, answer: Callable[[Batch], NDArray[np.floating]], title: str, recipe: dict[str, Any]
+    ) -> None:
+        self.victim, self._answer = victim, answer
+        name, source = (getattr(victim, attribute, None) for attribute in ("name", "source"))
+        kind = type(victim).__name__
+        said = f"{title} {recipe['std']:g} (seed {recipe['seed']})"
+        self.source = f"{source or name or kind}, {said}"
+        self.name = f"{name or source or kind}, {said}"
+        self.record = {"made_by": title, "from": source or name or kind, "recipe": recipe}
+
+    @property
+    def dim(self) -> int:
+        """Width of an answer, where the victim says it; else AttributeError."""
+        return self.victim.dim  # type: ignore[attr-defined]
+
+    @property
+    def n_missing(self) -> int:
+        """Queries so far that the victim left unanswered."""
+        return int(getattr(self.victim, "n_missing", 0))
+
+    def embed(self, batch: Batch, /) -> NDArray[np.floating]:
+        """Answers to a batch, (n, m)."""
+        return self._answer(batch)
+
+    def finish(self) -> None:
+        """No query will follow: passed on to a victim that wants to know."""
+        finish = getattr(self.victim, "finish", None)
+        if callable(finish):
+            finish()
+
+
+@dataclass(frozen=True)
+class InputNoise(Wrapping):
+    """Gaussian noise on every image that is asked, clipped to the range of images.
+
+    Attributes:
+        std: standard deviation before clipping, in units of the [0, 1] range.
+        seed: of the noise.
+    """
+
+    std: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.std, self.seed)
+
+    def __call__(self, victim: Embedder) -> Wrapped:
+        """`victim` asked about noisy images: as many as came, of the same shapes, types and devices.
+
+        Bytes are rounded back to bytes. Its `embed` raises DataError for texts, and for float images that leave
+        [0, 1]: clipping would hide them from the victim's own check.
+        """
+        return Wrapped(victim, partial(self._answer, victim), "input noise", asdict(self))
+
+    def _answer(self, victim: Embedder, batch: Batch) -> NDArray[np.floating]:
+        if not len(batch):
+            return victim.embed(batch)
+        noisy: list[Tensor] = []
+        for item in batch:
+            if not isinstance(item, Tensor):
+                raise DataError(f"input noise is put on images, not on items of type {type(item).__name__}")
+            noisy.append(self._noisy(item))
+        return victim.embed(torch.stack(noisy) if isinstance(batch, Tensor) else noisy)
+
+    def _noisy(self, image: Tensor) -> Tensor:
+        """One image, with noise, of the same shape and type."""
+        pixels = _pixels(image)
+        noise = _noise("input", self.seed, image, pixels.shape)
+        clipped = torch.from_numpy((pixels + self.std * noise).clip(0, 1))
+        if image.dtype == torch.uint8:
+            clipped = (clipped * 255).round()
+        return clipped.to(device=image.device, dtype=image.dtype)
+
+
+@dataclass(frozen=True)
+class OutputNoise(Wrapping):
+    """Gaussian noise on every answer, as large as the answer itself says.
+
+    Attributes:
+        std: standard deviation as a share of the answer's own root mean square over its m numbers. Each row is
+            measured by itself, so that no answer tells of another, and a missing answer, a row of zeros, stays one.
+        seed: of the noise.
+    """
+
+    std: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.std, self.seed)
+
+    def __call__(self, victim: Embedder) -> Wrapped:
+        """`victim` with noisy answers: (n, m) of the type that it answers in, float64 for integers.
+
+        Its `embed` raises EncoderError where the victim does not answer with one row an item.
+        """
+        return Wrapped(victim, partial(self._answer, victim), "output noise", asdict(self))
+
+    def _answer(self, victim: Embedder, batch: Batch) -> NDArray[np.floating]:
+        answers = np.asarray(victim.embed(batch))
+        if answers.ndim != 2 or len(answers) != len(batch):
+            raise EncoderError(f"{len(batch)} items were answered with an array of shape {answers.shape}")
+        exact = answers.astype(np.float64)
+        size = np.sqrt(np.square(exact).mean(axis=1, keepdims=True))
+        noise = np.empty_like(exact)
+        for row, item in zip(noise, batch, strict=True):
+            row[:] = _noise("output", self.seed, item, row.shape)
+        noisy = exact + self.std * size * noise
+        return noisy.astype(answers.dtype) if answers.dtype.kind == "f" else noisy
+
+
+def _check(std: float, seed: int) -> None:
+    if not (std > 0 and math.isfinite(std)):
+        raise UsageError(f"std must be a positive finite number, not {std}")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, but is {seed}")
+
+
+def _pixels(image: Tensor) -> NDArray[np.float32]:
+    """One image on the [0, 1] scale, float32, as `ImagePreprocess` would read it."""
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise DataError(f"images must be uint8 or float in [0, 1], not {image.dtype}")
+    pixels: NDArray[np.float32] = np.array(image.detach().cpu().float().numpy(), order="C")
+    if image.dtype == torch.uint8:
+        pixels /= 255
+        return pixels
+    # A comparison with NaN is false, so this finds NaN too.
+    if not ((pixels >= 0) & (pixels <= 1)).all():
+        raise DataError("float images must be finite and lie in [0, 1]; bytes are scaled here")
+    return pixels
+
+
+def _noise(place: str, seed: int, item: Tensor | str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Standard normal numbers drawn from (place, seed, content of the item) alone."""
+    if isinstance(item, Tensor):
+        pixels = _pixels(item)
+        shown, content = str(pixels.shape), pixels.tobytes()
+    else:
+        shown, content = "text", item.encode()
+    digest = hashlib.sha256(f"{place}:{seed}:{shown}:".encode() + content).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big")).standard_normal(shape)
