@@ -178,6 +178,10 @@ class TestInputNoise:
         assert noise.std() == pytest.approx(20.4, rel=0.035)
         assert abs(noise.mean()) < 5 * 20.4 / np.sqrt(10_240)
 
+    def test_far_below_a_level_leaves_bytes_as_they_are(self, images, counting):
+        batch = images(9).take(range(9))
+        assert torch.equal(sent(InputNoise(1e-4), batch, counting), batch)
+
     @pytest.mark.parametrize("white", [torch.full((20, 1, 16, 16), 255, dtype=torch.uint8), torch.ones(20, 1, 16, 16)])
     def test_is_clipped_and_never_wraps_around(self, white, counting):
         asked = sent(InputNoise(0.1), white, counting)
@@ -238,6 +242,15 @@ class TestOutputNoise:
         noise = OutputNoise(0.1)(Fixed(rows)).embed(torch.stack([batch[0], batch[1], batch[0]])) - rows
         np.testing.assert_array_equal(noise[0], noise[2])
         assert abs(np.corrcoef(noise[:2])[0, 1]) < 5 / 64
+
+    def test_is_not_the_noise_of_the_input_under_one_seed(self):
+        class Pixels:
+            def embed(self, batch):
+                return batch.reshape(len(batch), -1).double().numpy()
+
+        grey = torch.full((1, 1, 64, 64), 0.5)
+        before, behind = (kind(0.05, seed=3)(Pixels()).embed(grey)[0] - 0.5 for kind in (InputNoise, OutputNoise))
+        assert abs(np.corrcoef(before, behind)[0, 1]) < 5 / 64
 
     def test_a_row_of_zeros_stays_one(self, images):
         rows = np.array([[0.0, 0.0], [3.0, 4.0]])
