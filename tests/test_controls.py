@@ -55,6 +55,13 @@ def few():
     return [*chosen.values(), *cheap]
 
 
+@pytest.fixture
+def folder(few, bed, tmp_path):
+    """A population of three, made."""
+    make_population(few[-3:], bed, tmp_path / "population", width=WIDTH)
+    return tmp_path / "population"
+
+
 def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -175,11 +182,6 @@ class TestMaking:
 
 
 class TestReading:
-    @pytest.fixture
-    def folder(self, few, bed, tmp_path):
-        make_population(few[-3:], bed, tmp_path / "population", width=WIDTH)
-        return tmp_path / "population"
-
     def test_members_come_in_order_with_their_kinds(self, folder, few):
         members = read_population(folder)
         assert [m.name for m in members] == [r.name for r in few[-3:]]
@@ -216,11 +218,6 @@ class TestReading:
 
 
 class TestProbes:
-    @pytest.fixture
-    def folder(self, few, bed, tmp_path):
-        make_population(few[-3:], bed, tmp_path / "population", width=WIDTH)
-        return tmp_path / "population"
-
     def test_accuracies_stand_beside_the_members(self, folder, bed):
         assert {m.accuracy for m in read_population(folder)} == {None}
         probe_population(folder, bed.pretrain, bed.thief)

@@ -68,6 +68,7 @@ class SchemeOptions:
         carrier: Size of the mark on plain answers; 0 as published.
         decoder_noise: Noise on the decoder's inputs while marking; 0 as published.
         drift: Random distortion of the decoder's inputs while marking; 0 as published.
+        agreement: Weight of the shadows' agreement on triggered images; 0 as published.
         strangers: Batches of a stranger's answers an iteration; 0 as published.
         secret_dim: Width of the secret vector.
         mask_probability: Share of the pixels under the trigger.
@@ -90,6 +91,7 @@ class SchemeOptions:
     carrier: float | None = None
     decoder_noise: float | None = None
     drift: float | None = None
+    agreement: float | None = None
     strangers: int | None = None
     secret_dim: Count | None = None
     mask_probability: Rate | None = None
