@@ -10,13 +10,13 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from sslguard import controls
 from sslguard.controls import (
     Bed,
     Recipe,
     count_controls,
     make,
     make_population,
+    making,
     open_controls,
     population,
     probe_population,
@@ -125,7 +125,7 @@ class TestMaking:
             saved.append(folder)
 
         with monkeypatch.context() as patch:
-            patch.setattr(controls, "save_encoder", save_three)
+            patch.setattr(making, "save_encoder", save_three)
             with pytest.raises(KeyboardInterrupt):
                 make_population(few, bed, broken, width=WIDTH)
         with pytest.raises(UsageError, match="holds no population"):
@@ -139,7 +139,7 @@ class TestMaking:
 
     def test_a_complete_one_is_not_made_again(self, few, bed, tmp_path, monkeypatch):
         make_population(few[-2:], bed, tmp_path, width=WIDTH)
-        monkeypatch.setattr(controls, "make", lambda *a, **k: pytest.fail("made again"))
+        monkeypatch.setattr(making, "make", lambda *a, **k: pytest.fail("made again"))
         make_population(few[-2:], bed, tmp_path, width=WIDTH)
 
     def test_members_are_used_as_they_are_stored(self, few, bed, tmp_path):
@@ -229,7 +229,7 @@ class TestProbes:
         probe_population(folder, bed.pretrain, bed.thief, workers=2)
         expected = [m.accuracy for m in read_population(folder)]
         (folder / "accuracies.json").unlink()
-        one, done = controls._probe_one, []
+        one, done = making._probe_one, []
 
         def once(member, *data):
             if done:
@@ -238,12 +238,12 @@ class TestProbes:
             return one(member, *data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(controls, "_probe_one", once)
+            patch.setattr(making, "_probe_one", once)
             with pytest.raises(KeyboardInterrupt):
                 probe_population(folder, bed.pretrain, bed.thief)
         assert [m.name for m in read_population(folder) if m.accuracy is not None] == done
         asked = []
-        monkeypatch.setattr(controls, "_probe_one", lambda m, *data: (asked.append(m.name), one(m, *data))[1])
+        monkeypatch.setattr(making, "_probe_one", lambda m, *data: (asked.append(m.name), one(m, *data))[1])
         probe_population(folder, bed.pretrain, bed.thief)
         assert len(asked) == 2
         assert not {*asked} & {*done}
@@ -251,7 +251,7 @@ class TestProbes:
 
     def test_on_other_data_they_are_measured_anew(self, folder, bed, monkeypatch):
         probe_population(folder, bed.pretrain, bed.thief)
-        monkeypatch.setattr(controls, "_probe_one", lambda *_: 0.25)
+        monkeypatch.setattr(making, "_probe_one", lambda *_: 0.25)
         probe_population(folder, bed.pretrain, bed.thief)
         assert 0.25 not in {m.accuracy for m in read_population(folder)}
         probe_population(folder, bed.pretrain, bed.labelled)

@@ -1,0 +1,138 @@
+"""Known innocents on disk: members of a population, and controls by specification."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import DESCRIPTION, WEIGHTS, load_folder, weights_hash
+from sslguard.encoders.load import load_encoder
+from sslguard.errors import EncoderError, UsageError
+
+ACCURACIES = "accuracies.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One known innocent of a made population; its network is read when it is asked for.
+
+    Attributes:
+        accuracy: of a linear probe on it, in [0, 1]; None where `probe_population` did not measure it.
+    """
+
+    name: str
+    kind: str
+    parent: str | None
+    folder: Path
+    accuracy: float | None = None
+
+    def load(self) -> Encoder:
+        return load_folder(self.folder)
+
+
+def read_population(folder: Path) -> list[Member]:
+    """The members of a folder that `make_population` wrote, in its order."""
+    index = folder / "population.json"
+    try:
+        members = json.loads(index.read_bytes())["members"]
+        if not all(names_a_folder(m["name"]) for m in members):
+            raise ValueError("a member is named as no folder can be")
+        found = [Member(m["name"], m["kind"], m["parent"], folder / m["name"]) for m in members]
+    except OSError as error:
+        raise UsageError(f"{folder} holds no population of controls: {index} cannot be read") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{index} is damaged: make the population again") from error
+    accuracies = _accuracies(folder)
+    return [replace(member, accuracy=accuracies.get(member.name)) for member in found]
+
+
+def _accuracies(folder: Path) -> dict[str, float]:
+    """Member's name → accuracy of its probe; empty where none was measured.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    path = folder / ACCURACIES
+    if not path.exists():
+        return {}
+    try:
+        found = {str(name): float(value) for name, value in json.loads(path.read_bytes())["accuracy"].items()}
+        if not all(0 <= value <= 1 for value in found.values()):
+            raise ValueError("an accuracy lies in [0, 1]")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path} is damaged: delete it and probe the population again") from error
+    return found
+
+
+def names_a_folder(name: str) -> bool:
+    """Whether `name` is one folder inside another, and no hidden one."""
+    return bool(name) and Path(name).name == name and not name.startswith(".")
+
+
+@dataclass(frozen=True)
+class Control:
+    """One known innocent that a specification names; its network is read when it is asked for.
+
+    Attributes:
+        name: the member's, or the specification of a single encoder.
+        source: the member's folder, or the specification.
+    """
+
+    name: str
+    source: Path | str
+
+    def load(self) -> Encoder:
+        return load_encoder(self.source)
+
+    def fingerprint(self) -> str:
+        """SHA-256, hex, of what its answers come from: both files of a folder, else what it is once loaded.
+
+        Raises:
+            EncoderError: a file is missing or cannot be read.
+        """
+        folder, digest = Path(self.source), hashlib.sha256()
+        if not folder.is_dir():
+            encoder = self.load()
+            described = [encoder.architecture, encoder.preprocess.to_json(), weights_hash(encoder.module)]
+            return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        for path in (folder / DESCRIPTION, folder / WEIGHTS):
+            try:
+                if not path.is_file():  # a pipe would block
+                    raise EncoderError(f"{folder} is not a whole encoder: it holds no {path.name}")
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise EncoderError(f"{path} cannot be read: {error.strerror}") from error
+        return digest.hexdigest()
+
+
+def list_controls(specs: Sequence[str]) -> list[Control]:
+    """Controls by specification: `shipped`, a folder of a whole population, or any single encoder. None is loaded."""
+    found: list[Control] = []
+    for spec in specs:
+        folder = shipped_population() if spec == "shipped" else Path(spec)
+        if (folder / "population.json").exists():
+            found += [Control(member.name, member.folder) for member in read_population(folder)]
+        else:
+            found.append(Control(spec, spec))
+    return found
+
+
+def open_controls(specs: Sequence[str]) -> Iterator[tuple[str, Encoder]]:
+    """Name and network of every control that `list_controls` finds."""
+    for control in list_controls(specs):
+        yield control.name, control.load()
+
+
+def count_controls(specs: Sequence[str]) -> int:
+    """How many controls `open_controls` will give, without loading any."""
+    return len(list_controls(specs))
+
+
+def shipped_population() -> Path:
+    """The population that comes with the package, for the test bed's encoders."""
+    return Path(__file__).parent.parent / "assets" / "controls"
