@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sslguard.controls import (
     Bed,
+    Control,
     Recipe,
     count_controls,
+    list_controls,
     make,
     make_population,
     making,
@@ -215,6 +219,41 @@ class TestReading:
         (folder / "population.json").write_text(json.dumps(index))
         with pytest.raises(UsageError, match="make the population again"):
             read_population(folder)
+
+
+class TestFingerprints:
+    def test_are_of_what_is_stored(self, folder, tmp_path):
+        first, second, third = list_controls([str(folder)])
+        assert len({control.fingerprint() for control in (first, second, third)}) == 3
+        before = first.fingerprint()
+        copy = tmp_path / "copy"
+        save_encoder(first.load(), copy, half=True)
+        assert Control("another name", copy).fingerprint() == Control("copy", str(copy)).fingerprint() == before
+        save_encoder(first.load(), copy)
+        assert Control("copy", copy).fingerprint() != before
+
+    def test_of_what_is_no_folder_are_of_the_loaded_encoder(self):
+        one, again, other, larger = (
+            Control(spec, spec).fingerprint()
+            for spec in (
+                "random:plain-small:1",
+                "random:plain-small:1@48",
+                "random:plain-small:2",
+                "random:plain-small@32",
+            )
+        )
+        assert one == again
+        assert len({one, other, larger}) == 3
+
+    @pytest.mark.timeout(20)
+    @pytest.mark.parametrize(
+        "spoil", [Path.unlink, lambda path: (path.unlink(), os.mkfifo(path))], ids=["gone", "a pipe"]
+    )
+    def test_of_half_an_encoder_is_an_error(self, folder, spoil):
+        control = list_controls([str(folder)])[0]
+        spoil(control.source / "weights.safetensors")
+        with pytest.raises(EncoderError, match=r"holds no weights\.safetensors"):
+            control.fingerprint()
 
 
 class TestProbes:

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("controls",),
     ("suspects",),
     ("verification",),
+    ("scorefile",),
     ("api",),
     ("",),
     ("report",),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sslguard import api
+from sslguard.controls import Control
 from sslguard.errors import DataError, RefusedError, SuspectError, UsageError
 from sslguard.suspects import LoggedAnswers
 from sslguard.verification import ask, check_null, score_controls, score_suspect, verify
@@ -94,7 +95,7 @@ class TestFloor:
         assert caught.value.exit_code == 4
 
     def test_neither_are_the_controls(self, key, data, monkeypatch):
-        monkeypatch.setattr(api, "open_controls", lambda specs: pytest.fail("a control was loaded"))
+        monkeypatch.setattr(Control, "load", lambda self: pytest.fail("a control was loaded"))
         monkeypatch.setattr(api, "open_suspect", lambda spec: pytest.fail("the suspect was loaded"))
         with pytest.raises(
             RefusedError, match=r"this null can give, 0\.333 with 2 controls: give at least 99 controls"

@@ -12,7 +12,7 @@ from typing import Any
 
 from sslguard.attacks.stealing import Distil
 from sslguard.augmentation import MILD
-from sslguard.controls import count_controls, open_controls
+from sslguard.controls import count_controls
 from sslguard.data.base import Data
 from sslguard.data.specs import open_data
 from sslguard.distillation import Distillation
@@ -21,10 +21,11 @@ from sslguard.encoders.load import load_encoder
 from sslguard.keyfile import load_key
 from sslguard.schemes.base import Key, Watermarked
 from sslguard.schemes.sslguard import SSLGuard
+from sslguard.scorefile import ControlScores, control_scores
 from sslguard.secrets import Secret
 from sslguard.suspects import open_suspect
 from sslguard.training import shared
-from sslguard.verification import DEFAULT_ALPHA, Verdict, check_null, score_controls
+from sslguard.verification import DEFAULT_ALPHA, Verdict, check_null
 from sslguard.verification import verify as verify_key
 
 DEFAULT_QUERIES = 12_000
@@ -99,6 +100,27 @@ def steal(
     return Distil(chosen)(target, asked, seed=seed, checkpoint=checkpoint, progress=progress, **loop)
 
 
+def score_controls(
+    key: Key | str | Path,
+    data: Data | str,
+    *,
+    controls: Sequence[str] = ("shipped",),
+    rescore: bool = False,
+    progress: bool = False,
+) -> ControlScores:
+    """What known innocents score under a key on `data`: the null that `verify` ranks suspects in.
+
+    A key given by its folder keeps them there, so that later verifications on the same data need not ask the
+    controls again: see `scorefile`.
+
+    Args:
+        data, controls: as in `verify`.
+        rescore: score anew what the key's folder may hold.
+    """
+    loaded, folder = _with_folder(key)
+    return control_scores(loaded, controls, as_data(data), folder=folder, rescore=rescore, progress=progress)
+
+
 def verify(
     key: Key | str | Path,
     suspect: Embedder | str,
@@ -107,21 +129,31 @@ def verify(
     controls: Sequence[str] = ("shipped",),
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
+    rescore: bool = False,
+    progress: bool = False,
 ) -> Verdict:
     """Whether `suspect` is shown to be derived from the key's watermarked encoder.
 
     Args:
+        key: where it is a folder, the controls' scores are kept there and used again while nothing has changed.
         data: items to ask about, none of which took part in marking.
         controls: known innocents to rank among: encoders, folders of populations, or "shipped", the population
             of the test bed.
         alpha: level of the test, shared among `n_claims`.
+        rescore: score the controls anew, as an examiner must who does not trust the folder's owner.
 
     Raises:
         RefusedError: the controls cannot support alpha. Nothing is asked then.
     """
-    loaded = load_key(Path(key)) if isinstance(key, str | Path) else key
+    loaded, folder = _with_folder(key)
     opened = as_data(data)
     check_null(count_controls(controls), alpha, n_claims)
     target = open_suspect(suspect) if isinstance(suspect, str) else suspect
-    scores = score_controls(loaded, open_controls(controls), opened)
-    return verify_key(loaded, target, opened, control_scores=scores, alpha=alpha, n_claims=n_claims)
+    null = control_scores(loaded, controls, opened, folder=folder, rescore=rescore, progress=progress)
+    verdict = verify_key(loaded, target, opened, control_scores=null.values, alpha=alpha, n_claims=n_claims)
+    return replace(verdict, stored_controls=null.stored)
+
+
+def _with_folder(key: Key | str | Path) -> tuple[Key, Path | None]:
+    """The key, loaded where it is a folder, and that folder."""
+    return (load_key(Path(key)), Path(key)) if isinstance(key, str | Path) else (key, None)

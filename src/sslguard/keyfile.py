@@ -1,13 +1,18 @@
 """Keys on disk: a folder of `key.json` and `tensors.safetensors`, readable by its owner alone.
 
-The folder holds the master secret in the clear; keep it as you would keep a private key.
+The folder holds the master secret in the clear; keep it as you would keep a private key. Its controls' scores may
+stand beside the key: see `scorefile`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from sslguard.errors import KeyFileError
 from sslguard.files import atomic_folder, write_atomic
@@ -53,6 +58,25 @@ def load_key(folder: Path) -> Key:
     if not isinstance(fields, dict):
         raise KeyFileError(f"{folder}/key.json has no fields")
     return kind.from_parts(fields, _read_tensors(folder))
+
+
+def key_hash(key: Key) -> str:
+    """SHA-256, hex, of the key's scheme, fields and tensors: the same wherever and however often it is written.
+
+    It covers the secret, which it does not give away; still it belongs beside the key and nowhere else.
+    """
+    fields, tensors = key.to_parts()
+    digest = hashlib.sha256(json.dumps([key.scheme, fields], sort_keys=True, allow_nan=False).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + b"\n" + tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """A line of JSON with dtype and shape, then the values in row-major order, little-endian: for hashes."""
+    values = tensor.detach().cpu().numpy()
+    head = json.dumps([str(values.dtype), list(values.shape)]).encode()
+    return head + b"\n" + np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
 
 
 def is_key_folder(folder: Path) -> bool:

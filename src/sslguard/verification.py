@@ -33,6 +33,7 @@ class Verdict:
         cosines: each answer's cosine to the secret vector, for a report.
         control_scores: each control's statistic, by name.
         n_missing: queries that the suspect left unanswered; they count as zero, against the claim.
+        stored_controls: the controls' scores came from the key's folder, whose owner vouches for them.
     """
 
     suspect: str
@@ -44,6 +45,7 @@ class Verdict:
     cosines: NDArray[np.float64] = field(repr=False)
     control_scores: Mapping[str, float] = field(repr=False)
     n_missing: int = 0
+    stored_controls: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -59,6 +61,7 @@ class Verdict:
             "n_claims": self.n_claims,
             "watermark_rate": self.watermark_rate,
             "n_missing": self.n_missing,
+            "stored_controls": self.stored_controls,
             **self.significance.to_json(),
         }
 
@@ -87,20 +90,37 @@ def score_suspect(key: Key, suspect: Embedder, data: Data) -> Score:
     return score
 
 
+def score_control(key: Key, name: str, control: Embedder, data: Data) -> Score:
+    """The statistic of one known innocent.
+
+    Raises:
+        UsageError: it cannot be scored: dropping it would choose the null.
+    """
+    try:
+        return score_suspect(key, control, data)
+    except SuspectError as error:
+        raise UsageError(f"control {name!r} cannot be scored: {error}") from error
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises UsageError where two controls have one name."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UsageError(f"control {name!r} is given twice: each must count once")
+        seen.add(name)
+
+
 def score_controls(key: Key, controls: Iterable[tuple[str, Embedder]], data: Data) -> dict[str, float]:
     """The statistic of each control on the same queries.
 
     Raises:
-        UsageError: a name comes twice, or a control cannot be scored: dropping it would choose the null.
+        UsageError: a name comes twice, or a control cannot be scored.
     """
     scores: dict[str, float] = {}
     for name, control in controls:
-        if name in scores:
-            raise UsageError(f"control {name!r} is given twice: each must count once")
-        try:
-            scores[name] = score_suspect(key, control, data).value
-        except SuspectError as error:
-            raise UsageError(f"control {name!r} cannot be scored: {error}") from error
+        check_names([*scores, name])
+        scores[name] = score_control(key, name, control, data).value
     return scores
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Rate, Seed, Share, given
 from sslguard.cli.output import Result, say
 from sslguard.cli.unfinished import unfinished
+from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
+    from sslguard.data.base import Data
     from sslguard.schemes.base import Watermarked
     from sslguard.schemes.sslguard import SSLGuard
+    from sslguard.scorefile import ControlScores
     from sslguard.secrets import Secret
 
 RECIPE = Group("Recipe", sort_key=1)
+NOTABLE_RATE = 0.1
 
 
 @Parameter(name="*", group=RECIPE)
@@ -178,6 +182,8 @@ def watermark(
     scheme: Literal["sslguard"] = "sslguard",
     preset: Literal["inherited", "small", "published"] = "inherited",
     secret_seed: Seed | None = None,
+    control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    verify_data: str | None = None,
     settings: SchemeOptions = SchemeOptions(),
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
@@ -194,6 +200,8 @@ def watermark(
         preset: inherited adds to the paper's losses what surrogates inherit and innocents do not share; small has the
             published losses at a size for small encoders; published has the paper's own size too.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
+        control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
+        verify_data: What they are asked, with --control: the --data of verifications to come, no image of --data.
     """
     from sslguard import api
     from sslguard.data.specs import open_data
@@ -205,6 +213,9 @@ def watermark(
     presets = {"inherited": SSLGuard.inherited, "small": SSLGuard, "published": SSLGuard.published}
     chosen: SSLGuard = replace(presets[preset](), **given(settings))
     clean, images = load_encoder(encoder), open_data(data)
+    if control or verify_data:
+        _check_null(control, verify_data, images, clean.dim, chosen.n_queries)
+    null: ControlScores | None = None
     known: Secret | None = None
     if secret_seed is not None:
         say("warning: anybody can derive the key of --secret-seed, so it proves nothing; leave it out for a real one")
@@ -221,7 +232,9 @@ def watermark(
         )
         if work.result is not None:
             _save_marked(marked, work.result)
-    return _marked(out, marked)
+            if control and verify_data:
+                null = api.score_controls(work.result / "key", verify_data, controls=control, progress=output.progress)
+    return _marked(out, marked, null)
 
 
 def steal(
@@ -303,7 +316,37 @@ def _save_marked(marked: Watermarked, folder: Path) -> None:
     save_key(marked.key, folder / "key")
 
 
-def _marked(out: Path, marked: Watermarked) -> Result:
+def _check_null(control: list[str] | None, spec: str | None, marking: Data, width: int, n_queries: int) -> None:
+    """What would stop the controls from being scored is better known before the marking."""
+    from sslguard.data.base import overlap
+    from sslguard.data.specs import open_data
+    from sslguard.scorefile import check_controls
+
+    if not (control and spec):
+        raise UsageError("--control and --verify-data go together: innocents, and what they are asked")
+    asked = open_data(spec)
+    if shared := overlap(asked, marking):
+        raise UsageError(
+            f"--verify-data and --data share {shared} images: verify on images that took no part in marking"
+        )
+    if len(asked) < n_queries:
+        raise UsageError(f"a verification asks {n_queries} queries, and --verify-data has only {len(asked)} images")
+    check_controls(control, width)
+
+
+def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Fields and rows on how innocents score under a new key."""
+    n, highest = len(null.scores), null.highest
+    above, largest = null.n_above(NOTABLE_RATE), null.scores[highest].value
+    fields = {"n_controls": n, "n_above": above, "above": NOTABLE_RATE, "largest": largest, "largest_name": highest}
+    rows = [
+        ("innocents", f"{above} of {n} have a watermark rate above {NOTABLE_RATE:g}"),
+        ("largest score", f"{largest:.4f} ({highest})"),
+    ]
+    return {"controls": fields}, rows
+
+
+def _marked(out: Path, marked: Watermarked, null: ControlScores | None) -> Result:
     final = {name: losses[-1] for name, losses in marked.history.losses.items()}
     fields = {
         "encoder": str(out / "encoder"),
@@ -319,4 +362,5 @@ def _marked(out: Path, marked: Watermarked) -> Result:
         ("final losses", ", ".join(f"{name} {loss:.4f}" for name, loss in final.items())),
         ("seconds", f"{marked.history.seconds:.1f}"),
     ]
-    return Result(fields, rows)
+    more, more_rows = _null_of(null) if null is not None else ({}, [])
+    return Result({**fields, **more}, [*rows, *more_rows])

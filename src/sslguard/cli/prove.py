@@ -61,12 +61,14 @@ def verify(
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     alpha: Rate = 0.01,
     claims: Count = 1,
+    rescore: bool = False,
     threads: Threads | None = None,
-    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+    output: Output = PRINTED,
 ) -> Result:
     """Whether a suspect is shown to be derived from the marked encoder.
 
     The suspect is ranked among known innocents that were asked the same: the p-value is as good as their choice.
+    Their scores are kept in the key's folder and used again while key, data and controls are the same.
     Exit code 0 derived, 1 not shown, 3 suspect or key failed, 4 refused: too few controls for this alpha.
 
     Args:
@@ -76,6 +78,7 @@ def verify(
         control: Known innocents: encoders, the folder of a population, or shipped for the test bed's.
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level.
+        rescore: Score the controls anew: who may write to the key's folder may have changed what it holds.
         threads: CPU threads.
     """
     from sslguard import api
@@ -87,7 +90,14 @@ def verify(
             "--control ENCODER ..., or take the test bed's with --control shipped"
         )
     try:
-        verdict = api.verify(key, suspect, data, controls=control, alpha=alpha, n_claims=claims)
+        verdict = api.verify(
+            *(key, suspect, data),
+            controls=control,
+            alpha=alpha,
+            n_claims=claims,
+            rescore=rescore,
+            progress=output.progress,
+        )
     except EncoderError as error:
         # The suspect's own failures are SuspectErrors.
         raise UsageError(f"a control cannot be used: {error}") from error
@@ -96,7 +106,8 @@ def verify(
 
 def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
     found = verdict.significance
-    null = f"rank among {found.n_controls} controls" if found.null == "controls" else "exact"
+    scored = "stored in the key's folder" if verdict.stored_controls else "scored now"
+    null = f"rank among {found.n_controls} controls, {scored}" if found.null == "controls" else "exact"
     shared = f", shared among {verdict.n_claims} claims" if verdict.n_claims > 1 else ""
     return [
         ("decision", verdict.decision),
