@@ -17,6 +17,9 @@ test: setup data          ## lint, types, tests
 slow: setup data          ## the long runs
 	$(BIN)/pytest -m slow
 
+results: setup data       ## the whole benchmark, hours; a killed run goes on; writes docs/results.md
+	$(BIN)/python benchmarks/whole.py out/results --workers 2
+
 setup: $(VENV)/.synced
 
 $(VENV)/.synced: requirements.lock pyproject.toml

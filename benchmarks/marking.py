@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import VICTIMS, accuracy, data, keep_freed_memory, save, table
+from common import VICTIMS, accuracy, data, keep_freed_memory, public_member, save, table
 
 from sslguard.attacks.stealing import Distil, recipes
-from sslguard.controls import Bed, make, read_population, shipped_population
-from sslguard.controls import population as all_recipes
-from sslguard.data.roles import ROLES
+from sslguard.controls import read_population, shipped_population
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.load import load_encoder
@@ -70,9 +68,7 @@ def members(population: Path) -> Iterator[tuple[str, str, Encoder]]:
     """Name, kind and encoder of every innocent."""
     for member in read_population(population):
         yield member.name, member.kind, member.load()
-    (lite0,) = (recipe for recipe in all_recipes({}) if recipe.kind == "public")
-    bed = Bed(ROLES.pretrain, ROLES.thief, ROLES.tune)
-    yield lite0.name, lite0.kind, make(lite0, bed, width=load_encoder(f"shipped:{VICTIMS[0]}").dim)
+    yield public_member(load_encoder(f"shipped:{VICTIMS[0]}").dim)
 
 
 def by_kind(key: Key, population: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:

@@ -9,14 +9,13 @@ Run: python benchmarks/theft.py [POPULATION]
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import VICTIMS, accuracy, data, keep_freed_memory, save, table
+from common import VICTIMS, accuracy, data, keep_freed_memory, pretraining_of, save, seconds_a_step, table
 
 from sslguard.attacks.stealing import recipes
 from sslguard.controls import shipped_population
@@ -26,29 +25,7 @@ from sslguard.encoders.folder import load_folder
 from sslguard.encoders.load import load_encoder
 from sslguard.pretraining import Pretraining, PretrainingTask, new_encoder, train_encoder
 from sslguard.probes import accuracy_kept, baseline
-from sslguard.training import Loop, Task, run
-
-ROUNDS = 3
-STEPS_A_ROUND = 4
-
-
-def seconds_a_step(tasks: dict[str, Task]) -> dict[str, float]:
-    """Median seconds of a step, all tasks in turn so that a drift of the machine meets them alike."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(ROUNDS + 1):
-        for name, task in tasks.items():
-            begun = time.perf_counter()
-            run(task, Loop(steps=STEPS_A_ROUND, batch_size=128, seed=number))
-            if number:  # the first round warms up
-                times[name].append((time.perf_counter() - begun) / STEPS_A_ROUND)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def pretraining_of(victim: Encoder) -> Pretraining:
-    """The recipe that a shipped encoder records."""
-    fields: dict[str, Any] = dict(victim.record["recipe"])
-    fields.pop("views")
-    return Pretraining(**fields)
+from sslguard.training import Task
 
 
 def costs(victims: dict[str, Encoder], thieves: dict[str, Distillation]) -> tuple[dict[str, float], dict[str, float]]:
