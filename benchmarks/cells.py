@@ -149,7 +149,10 @@ def _through(
     broken = False
     while True:
         while not broken and len(running) < workers and (cell := _next(waiting, set(running.values()), outcome)):
-            running[pool.submit(_do, cell, out, work)] = cell.name
+            try:
+                running[pool.submit(_do, cell, out, work)] = cell.name
+            except BrokenProcessPool:
+                broken, waiting[cell.name] = True, cell
         if not running:
             return
         for job in wait(running, return_when=FIRST_COMPLETED).done:

@@ -12,6 +12,7 @@ from whole_targets import above, chosen, counted, high, of, percent, targets
 from sslguard.attacks.stealing import STUDENTS
 
 NOT_RUN = "not run"
+NOTHING = "–"  # what the plan does not hold
 LOST = "†"
 
 
@@ -34,24 +35,34 @@ def page(results: Results) -> str:
 def kept(row: Row | None) -> str:
     """Accuracy kept, marked where the attack has not won."""
     if row is None or not row.run:
-        return NOT_RUN
+        return _absent(row)
     return f"{'n/a' if row.kept is None else percent(row.kept)}{'' if row.won else ' ' + LOST}"
 
 
 def ranked(row: Row | None, variant: str) -> str:
     """WR and, in parentheses, the rank among controls under a variant's key."""
     score = None if row is None else row.of_key(variant)
-    return NOT_RUN if score is None else shown(score)
+    return _absent(row) if score is None else shown(score)
+
+
+def cost(row: Row | None) -> str:
+    """Cost as a share of pre-training."""
+    return _absent(row) if row is None or row.share is None else percent(row.share)
+
+
+def asked(row: Row | None) -> str:
+    """How many queries a theft took."""
+    return _absent(row) if row is None or row.queries is None else f"{row.queries:,}"
+
+
+def _absent(row: Row | None) -> str:
+    """What stands for a figure that is not there."""
+    return NOTHING if row is None else NOT_RUN
 
 
 def shown(score: Scored) -> str:
     """WR and rank."""
     return f"{score.WR:.2f} ({'no null' if score.rank is None else score.rank})"
-
-
-def cost(row: Row | None) -> str:
-    """Cost as a share of pre-training."""
-    return NOT_RUN if row is None or row.share is None else percent(row.share)
 
 
 def _head(results: Results) -> str:
@@ -81,8 +92,9 @@ def _legend(results: Results) -> str:
     sizes = {s.of for row in results.rows for s in (row.scores or {}).values() if s.of}
     among = " or ".join(map(str, sorted(sizes))) or "?"
     return (
-        "- *cured*: `SSLGuard.inherited()`; *published*: `SSLGuard()`, the published losses; *released*: the same with "
-        "the gradients of the released code. Each victim's first cured and first published key are attacked.\n"
+        "- *cured*: this project's additions, the default of `watermark`; *published*: the published losses; "
+        "*released*: the same with the gradients of the released code. Each victim's first cured and first published "
+        "key are attacked.\n"
         f"- *WR (rank)*: share of queries with cosine above {WR_PAPER}, and the place of the suspect's mean cosine "
         f"among that key's controls, 1 above all of them; the p-value is rank / {among}.\n"
         "- *kept*: (A − A₀)/(A_F − A₀) on the garments, linear probe, A₀ the better of raw pixels and an untrained "
@@ -90,14 +102,15 @@ def _legend(results: Results) -> str:
         "- *cost*: CPU seconds of the attack, its queries' answers included, over those of the victim's pre-training "
         "at the same precision.\n"
         f"- {LOST}: has not won, since it keeps less than {percent(KEEPS)} or costs more than pre-training.\n"
-        "- *twin*: the same attack on the clean F, scored by the same key. All twins are negatives, whatever they keep.\n"
+        "- *twin*: the same attack on the clean F, scored by the same key. All of them are negatives, whatever "
+        "they keep.\n"
         "- Brackets: exact (Clopper-Pearson) 95 % intervals; scores under one key are not independent, so read them as "
         "too narrow."
     )
 
 
 def _targets(results: Results) -> Iterable[str]:
-    rows = [[t.aim, t.figure, t.negatives or "–", t.verdict] for t in targets(results)]
+    rows = [[t.aim, t.figure, t.negatives or NOTHING, t.verdict] for t in targets(results)]
     yield "## Targets\n\nCured keys. Negatives: the same figure where no mark is."
     yield table(["aim", "figure", "negatives", ""], rows)
 
@@ -133,7 +146,7 @@ def _marks(results: Results) -> Iterable[str]:
                     variant,
                     " · ".join(NOT_RUN if m.kept is None else percent(m.kept) for m in marks),
                     NOT_RUN if mean is None else percent(mean),
-                    "–" if bound is None else percent(bound),
+                    NOTHING if bound is None else percent(bound),
                     " · ".join(NOT_RUN if m.kept_digits is None else percent(m.kept_digits) for m in marks),
                     _scores(marks, lambda m: m.marked),
                     _scores(marks, lambda m: m.clean),
@@ -161,6 +174,7 @@ def _scores(marks: Sequence[Mark], which: Callable[[Mark], Scored | None]) -> st
 
 
 def _null(results: Results) -> Iterable[str]:
+    settings = results.settings
     yield (
         "## The null population\n\nEvery innocent under every key. *other key*: the same encoder marked by somebody "
         "else's key. *false claims*: the share of a family above every control of all other families, so what a claim "
@@ -171,7 +185,7 @@ def _null(results: Results) -> Iterable[str]:
             row.victim,
             row.variant,
             row.family if row.family != "all" else "**all**",
-            row.keys,
+            f"{row.keys} of {len(settings.seeds[row.variant])}",
             row.low.n,
             _share(row.low),
             _share(row.paper),
@@ -180,11 +194,12 @@ def _null(results: Results) -> Iterable[str]:
         ]
         for row in results.null
     ]
-    present = {(row.victim, row.variant) for row in results.null}
-    for victim in results.settings.victims:
-        for variant, seeds in results.settings.seeds.items():
-            if seeds and (victim, variant) not in present:
-                rows.append([victim, variant, NOT_RUN, *[NOT_RUN] * 6])
+    present = {(row.victim, row.variant, row.family) for row in results.null}
+    for victim in settings.victims:
+        for variant, seeds in settings.seeds.items():
+            for family in ("all", "other key"):
+                if seeds and (victim, variant, family) not in present:
+                    rows.append([victim, variant, family, f"0 of {len(seeds)}", *[NOT_RUN] * 5])
     yield table(
         [
             "encoder",
@@ -203,7 +218,7 @@ def _null(results: Results) -> Iterable[str]:
 
 def _share(found: Rate) -> str:
     if not found.n:
-        return "–"
+        return NOTHING
     low, high_end = found.interval()
     return f"{percent(found.share)} [{percent(low)}, {percent(high_end)}]"
 
@@ -256,7 +271,7 @@ def _thieves(results: Results) -> Iterable[str]:
 def _compact(results: Results, victim: str, label: str) -> str:
     row = results.find(suspect_name("thieves", victim, "cured", label))
     if row is None or not row.run:
-        return NOT_RUN
+        return _absent(row)
     return f"{ranked(row, 'cured')} / {kept(row)} / {cost(row)}"
 
 
@@ -272,23 +287,15 @@ def _theft_table(results: Results, group: str, labels: Sequence[str], variants: 
             line: list[object] = [victim, label]
             for variant in variants:
                 row = results.find(suspect_name(group, victim, variant, label))
-                absent = "–" if row is None else ""
-                line += [
-                    absent or (NOT_RUN if row is None or row.queries is None else f"{row.queries:,}"),
-                    absent or kept(row),
-                    absent or cost(row),
-                    absent or ranked(row, variant),
-                ]
+                line += [asked(row), kept(row), cost(row), ranked(row, variant)]
             twin = results.find(suspect_name(group, victim, TWIN, label))
-            line += ["–" if twin is None else kept(twin)]
-            line += ["–" if twin is None else ranked(twin, variant) for variant in variants]
-            rows.append(line)
+            rows.append([*line, kept(twin), *(ranked(twin, variant) for variant in variants)])
     return _without_empty(header, rows)
 
 
 def _without_empty(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table without the columns in which no line has anything."""
-    full = [number for number in range(len(header)) if any(row[number] != "–" for row in rows)]
+    full = [number for number in range(len(header)) if any(row[number] != NOTHING for row in rows)]
     return table([header[n] for n in full], [[row[n] for n in full] for row in rows])
 
 
@@ -307,9 +314,8 @@ def _beside(results: Results, group: str, labels: Iterable[str], *, costs: bool 
                 results.find(suspect_name(group, victim, target, label)) for target in (*ATTACKED, TWIN)
             )
             line += [kept(cured), ranked(cured, "cured"), ranked(twin, "cured"), *([cost(cured)] if costs else [])]
-            none = published is None
-            line += ["–" if none else kept(published), "–" if none else ranked(published, "published")]
-            line += ["–" if none else ranked(twin, "published")]
+            twin_there = twin if published is not None else None
+            line += [kept(published), ranked(published, "published"), ranked(twin_there, "published")]
         rows.append(line)
     return _without_empty(header, rows)
 

@@ -47,7 +47,7 @@ def prepare() -> None:
     """A process of one thread that keeps its memory and says nothing of its precision."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 class Joined(Data):
