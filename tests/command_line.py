@@ -45,14 +45,16 @@ def weights(folder: Path) -> str:
     return weights_hash(load_encoder(folder).module)
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
-    """Send this process a signal while step `step` of a training runs, once."""
-    whole, sent = training_loop._Runner._step, list[int]()
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> list[int]:
+    """Send this process a signal while step `step` of a training runs, once. Returns a list that notes every step."""
+    whole, sent, steps = training_loop._Runner._step, list[int](), list[int]()
 
     def stepping(self: Any, now: int) -> Any:
+        steps.append(now)
         if now == step and not sent:
             sent.append(now)
             signal.raise_signal(number)
         return whole(self, now)
 
     monkeypatch.setattr(training_loop._Runner, "_step", stepping)
+    return steps

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from command_line import interrupt_at
+from sslguard.attacks import removal
 from sslguard.attacks.removal import FineTune, Overwrite, Prune, Removal, SelfSupervised
 from sslguard.attacks.stealing import Distil, Stealing, grid, recipes
 from sslguard.augmentation import MILD
@@ -44,7 +46,9 @@ REMOVAL = {
     "go on with BYOL": SelfSupervised(replace(GOING_ON, method="byol")),
     "overwrite": Overwrite(MARKING),
 }
+REMOVAL["fine-tune for epochs"] = FineTune(TUNING, epochs=0.6)
 ATTACKS = {**STEALING, **REMOVAL}
+TRAINED = {name: attack for name, attack in ATTACKS.items() if not isinstance(attack, Prune)}
 
 
 @pytest.fixture
@@ -99,6 +103,45 @@ class TestContract:
         with pytest.raises(FrozenInstanceError):
             setattr(attack, fields(attack)[0].name, None)
         assert attack == type(attack)(**{f.name: getattr(attack, f.name) for f in fields(attack)})
+
+
+@pytest.mark.parametrize("name", TRAINED)
+class TestCheckpoints:
+    def test_a_killed_run_goes_on_to_the_same_result(self, name, data, tiny, hashed, tmp_path, monkeypatch):
+        kept, attack = tmp_path / "checkpoint.pt", TRAINED[name]
+        expected = hashed(attack(tiny(1), data, seed=5))
+        steps = interrupt_at(monkeypatch, 0)
+        with pytest.raises(KeyboardInterrupt):
+            attack(tiny(1), data, seed=5, checkpoint=kept)
+        assert kept.exists()
+        steps.clear()
+        victim = tiny(1)
+        before = hashed(victim)
+        got = attack(victim, data, seed=5, checkpoint=kept)
+        assert steps == [1]
+        assert hashed(got) == expected
+        assert hashed(victim) == before
+        # Once more it has nothing left to do.
+        steps.clear()
+        assert hashed(attack(tiny(1), data, seed=5, checkpoint=kept)) == expected
+        assert steps == []
+
+    def test_progress_is_drawn_on_standard_error(self, name, data, tiny, capsys):
+        TRAINED[name](tiny(1), data, seed=5, progress=True)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "2/2" in err
+        TRAINED[name](tiny(1), data, seed=5)
+        assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", sorted(TRAINED.keys() & REMOVAL.keys()))
+def test_a_checkpoint_of_another_victim_or_seed_is_refused(name, data, tiny, tmp_path):
+    kept, attack = tmp_path / "checkpoint.pt", TRAINED[name]
+    attack(tiny(1), data, seed=5, checkpoint=kept)
+    for victim, seed in ((tiny(2), 5), (tiny(1), 6)):
+        with pytest.raises(UsageError, match="belongs to a run with other settings"):
+            attack(victim, data, seed=seed, checkpoint=kept)
 
 
 class TestStealing:
@@ -245,6 +288,28 @@ class TestFineTuning:
         victim = tiny(1, linear=7)
         tuned = FineTune(replace(TUNING, layers="last"))(victim, data, seed=0)
         assert not torch.equal(victim.module.backbone[5].conv2.weight, tuned.module.backbone[5].conv2.weight)
+
+    @pytest.mark.parametrize(
+        ("epochs", "n", "batch_size", "steps"),
+        # 1.1 · 100 is 110.00000000000001 in binary.
+        [(1, 24, 8, 3), (0.6, 24, 8, 2), (0.01, 24, 8, 1), (2.5, 24, 24, 3), (1.1, 100, 10, 11), (1, 25, 8, 4)],
+    )
+    def test_for_epochs_rounds_their_steps_up(self, images, tiny, monkeypatch, epochs, n, batch_size, steps):
+        given = []
+        monkeypatch.setattr(removal, "train_supervised", lambda recipe, *_, **__: given.append(recipe))
+        FineTune(replace(TUNING, batch_size=batch_size, steps=77), epochs)(tiny(1), images(n, classes=3), seed=0)
+        assert given == [replace(TUNING, batch_size=batch_size, steps=steps)]
+
+    @pytest.mark.parametrize("epochs", [0, -1, float("nan"), float("inf")])
+    def test_for_no_epochs_is_refused(self, epochs):
+        with pytest.raises(UsageError, match=f"epochs must be positive and finite, not {epochs}"):
+            FineTune(TUNING, epochs)
+
+    def test_says_what_it_cost(self, data, tiny):
+        record = FineTune(TUNING)(tiny(1), data, seed=0).record
+        assert record["seconds"] >= 0
+        assert record["cpu_seconds"] >= 0
+        assert np.isfinite(record["final_loss"])
 
     def test_learns_the_labels(self, data, tiny):
         task = SupervisedTask(replace(TUNING, steps=30), tiny(1), data, seed=0)

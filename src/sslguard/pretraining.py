@@ -24,6 +24,7 @@ from sslguard.augmentation import VIEWS, Augmentation
 from sslguard.data.base import Data
 from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 from sslguard.training import (
@@ -129,6 +130,7 @@ class PretrainingTask(Task):
             raise UsageError("pre-training makes views of images: the encoder must take images")
         self.recipe, self.encoder, self.data = recipe, encoder, data
         self.n_items = len(data)
+        self._start = weights_hash(encoder.module)
         self._augment = recipe.views.build(encoder.preprocess.height, encoder.preprocess.width)
         hidden = 2 * encoder.dim
         with isolated_rng(seed, 1):
@@ -155,6 +157,7 @@ class PretrainingTask(Task):
             "recipe": asdict(self.recipe),
             "architecture": self.encoder.architecture,
             "data": self.data.spec,
+            "start": self._start,
         }
 
     def load(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
@@ -270,7 +273,7 @@ def pretrain(
 
 
 def train_encoder(
-    recipe: Pretraining, encoder: Encoder, data: Data, *, seed: int, **loop_settings: Any
+    recipe: Pretraining, encoder: Encoder, data: Data, *, seed: int, title: str | None = None, **loop_settings: Any
 ) -> tuple[Encoder, History]:
     """The same from a given start, trained in place. `loop_settings` are `training.Loop`'s."""
     task = PretrainingTask(recipe, encoder, data, seed=seed)
@@ -278,7 +281,7 @@ def train_encoder(
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         seed=seed,
-        title=f"pretrain {recipe.method}",
+        title=title or f"pretrain {recipe.method}",
         **loop_settings,
     )
     history = run(task, loop)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sslguard.augmentation import Augmentation
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import DataError, UsageError
 from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate
@@ -52,6 +53,7 @@ class SupervisedTask(Task):
             raise DataError(f"{data.spec} has no labels to train on")
         self.recipe, self.encoder, self.data = recipe, encoder, data
         self.n_items = len(data)
+        self._start = weights_hash(encoder.module)
         self._labels = torch.from_numpy(data.labels)
         with isolated_rng(seed, 3):
             self._classifier = nn.Linear(encoder.dim, int(data.labels.max()) + 1)
@@ -66,7 +68,7 @@ class SupervisedTask(Task):
             self._augment = recipe.augmentation.build(encoder.preprocess.height, encoder.preprocess.width)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"task": "supervised", "recipe": asdict(self.recipe), "data": self.data.spec}
+        return {"task": "supervised", "recipe": asdict(self.recipe), "data": self.data.spec, "start": self._start}
 
     def load(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         images = self._augment(self.encoder.prepare(self.data.take(indices)))
@@ -91,11 +93,23 @@ def _last_block(module: nn.Module) -> nn.Module:
     return children[-1] if children else module
 
 
-def train_supervised(recipe: Supervised, encoder: Encoder, data: Data, *, seed: int, progress: bool = False) -> Encoder:
-    """A copy of `encoder` trained on `data`'s labels; the classifier is dropped and `encoder` left as it is."""
+def train_supervised(
+    recipe: Supervised,
+    encoder: Encoder,
+    data: Data,
+    *,
+    seed: int,
+    title: str = "supervised",
+    **loop_settings: Any,
+) -> Encoder:
+    """A copy of `encoder` trained on `data`'s labels; the classifier is dropped and `encoder` left as it is.
+
+    Args:
+        loop_settings: `training.Loop`'s: checkpoint, progress, devices ...
+    """
     copy = encoder.clone()
     copy.module.requires_grad_(True)
-    loop = Loop(steps=recipe.steps, batch_size=recipe.batch_size, seed=seed, progress=progress, title="supervised")
+    loop = Loop(steps=recipe.steps, batch_size=recipe.batch_size, seed=seed, title=title, **loop_settings)
     history = run(SupervisedTask(recipe, copy, data, seed=seed), loop)
     copy.module.eval()
     record = {
@@ -105,5 +119,7 @@ def train_supervised(recipe: Supervised, encoder: Encoder, data: Data, *, seed: 
         "data": data.spec,
         "seed": seed,
         "seconds": round(history.seconds, 1),
+        "cpu_seconds": round(history.cpu_seconds, 1),
+        "final_loss": history.losses["loss"][-1],
     }
     return replace(copy, source=f"{encoder.source}, trained on labels", record=record)

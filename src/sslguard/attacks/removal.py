@@ -1,14 +1,21 @@
 """Removal: what a thief who holds the weights does to be rid of a mark. The victim is left as it is.
 
+All but pruning train: they take `checkpoint`, a file that a killed run resumes from with the same result, `progress`,
+and what `training.Loop` takes of devices and precision.
+
 Source: Cong et al. 2022 fine-tune, prune and overwrite. `SelfSupervised`, and pruning layer by layer, are additions.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar, Literal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +42,39 @@ class Removal(ABC):
 
 @dataclass(frozen=True)
 class FineTune(Removal):
-    """Train on labels of the thief's own."""
+    """Train on labels of the thief's own.
+
+    Attributes:
+        recipe: budget, rates and layers.
+        epochs: passes over the data, in place of the recipe's steps: steps = ⌈epochs · n / batch_size⌉.
+    """
 
     needs: ClassVar[Literal["items", "labels", "nothing"]] = "labels"
 
     recipe: Supervised = field(default_factory=Supervised)
+    epochs: float | None = None
 
-    def __call__(self, victim: Encoder, data: Data, *, seed: int) -> Encoder:
-        return train_supervised(self.recipe, victim, data, seed=seed)
+    def __post_init__(self) -> None:
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UsageError(f"epochs must be positive and finite, not {self.epochs}")
+
+    def __call__(
+        self,
+        victim: Encoder,
+        data: Data,
+        *,
+        seed: int,
+        checkpoint: Path | None = None,
+        progress: bool = False,
+        **loop: Any,
+    ) -> Encoder:
+        recipe = self.recipe
+        if self.epochs is not None:
+            # In decimals: 1.1 epochs of 100 items are 110, not 110.00000000000001.
+            passes = Fraction(str(self.epochs)) * len(data) / recipe.batch_size
+            recipe = replace(recipe, steps=math.ceil(passes))
+        loop |= {"checkpoint": checkpoint, "progress": progress, "title": "fine-tune"}
+        return train_supervised(recipe, victim, data, seed=seed, **loop)
 
 
 def _gentle() -> Pretraining:
@@ -59,10 +91,20 @@ class SelfSupervised(Removal):
 
     recipe: Pretraining = field(default_factory=_gentle)
 
-    def __call__(self, victim: Encoder, data: Data, *, seed: int) -> Encoder:
+    def __call__(
+        self,
+        victim: Encoder,
+        data: Data,
+        *,
+        seed: int,
+        checkpoint: Path | None = None,
+        progress: bool = False,
+        **loop: Any,
+    ) -> Encoder:
         copy = victim.clone()
         copy.module.requires_grad_(True)
-        trained, _ = train_encoder(self.recipe, copy, data, seed=seed)
+        loop |= {"checkpoint": checkpoint, "progress": progress, "title": f"go on with {self.recipe.method}"}
+        trained, _ = train_encoder(self.recipe, copy, data, seed=seed, **loop)
         record = {**trained.record, "from": victim.source}
         return replace(trained, source=f"{victim.source}, {trained.source}", record=record)
 
@@ -80,11 +122,21 @@ class Overwrite(Removal):
 
     scheme: Scheme = field(default_factory=SSLGuard)
 
-    def __call__(self, victim: Encoder, data: Data, *, seed: int) -> Encoder:
+    def __call__(
+        self,
+        victim: Encoder,
+        data: Data,
+        *,
+        seed: int,
+        checkpoint: Path | None = None,
+        progress: bool = False,
+        **loop: Any,
+    ) -> Encoder:
         secret = Secret.from_seed(Secret.from_seed(seed).stream("overwrite").integer())
         copy = victim.clone()
         copy.module.requires_grad_(True)
-        marked = self.scheme.watermark(copy, data, secret=secret).encoder
+        loop |= {"checkpoint": checkpoint, "progress": progress}
+        marked = self.scheme.watermark(copy, data, secret=secret, **loop).encoder
         record = {**marked.record, "made_by": "overwrite", "from": victim.source, "seed": seed}
         return replace(marked, source=f"{victim.source}, overwritten by {self.scheme.name}", record=record)
 
@@ -110,12 +162,14 @@ class Prune(Removal):
             raise UsageError(f"scope must be global or layer, not {self.scope!r}")
 
     def __call__(self, victim: Encoder, data: Data | None = None, *, seed: int = 0) -> Encoder:  # noqa: ARG002
+        started = time.perf_counter()
         pruned = victim.clone()
         kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
         weights = [layer.weight for layer in pruned.module.modules() if isinstance(layer, kinds)]
         for group in [weights] if self.scope == "global" else [[weight] for weight in weights]:
             _zero_smallest(group, self.amount)
-        record = {"made_by": "prune", "from": victim.source, "recipe": asdict(self)}
+        seconds = round(time.perf_counter() - started, 1)
+        record = {"made_by": "prune", "from": victim.source, "recipe": asdict(self), "seconds": seconds}
         each = " of every layer" if self.scope == "layer" else ""
         return replace(pruned, source=f"{victim.source}, pruned {self.amount:.0%}{each}", record=record)
 

@@ -28,7 +28,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from sslguard import __version__
-from sslguard.cli import make, measure, prove
+from sslguard.cli import attack, make, measure, prove
 from sslguard.cli.options import Output
 from sslguard.cli.output import Result, say, show, show_json
 from sslguard.errors import SslguardError
@@ -46,6 +46,7 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     make.pretrain,
     make.watermark,
     make.steal,
+    *attack.COMMANDS,
     measure.embed,
     measure.probe,
     prove.queries,
@@ -54,16 +55,13 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     prove.demo,
 )
 
-app = App(
-    name="sslguard",
-    help=HELP,
-    version=__version__,
-    help_format="plaintext",
-    # No --no-json, no --empty-control.
-    default_parameter=Parameter(negative=()),
-)
+# No --no-json, no --empty-control.
+STYLE: dict[str, Any] = {"help_format": "plaintext", "default_parameter": Parameter(negative=())}
+app = App(name="sslguard", help=HELP, version=__version__, **STYLE)
+attacks = App(name="attack", help=attack.HELP, sort_key=COMMANDS.index(attack.COMMANDS[0]), **STYLE)
+app.command(attacks)
 for number, command in enumerate(COMMANDS):
-    app.command(command, sort_key=number)
+    (attacks if command in attack.COMMANDS else app).command(command, sort_key=number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

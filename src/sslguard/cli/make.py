@@ -156,7 +156,7 @@ def pretrain(
 
     images = open_data(data)
     chosen = pretraining.Pretraining(method, **given(recipe))
-    with unfinished(out, replaces=_is_encoder) as work:
+    with unfinished(out, replaces=is_encoder) as work:
         encoder, _ = pretraining.pretrain(
             chosen,
             images,
@@ -206,12 +206,10 @@ def watermark(
     from sslguard import api
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
-    from sslguard.schemes.sslguard import SSLGuard
     from sslguard.secrets import Secret
 
     del scheme  # there is one so far
-    presets = {"inherited": SSLGuard.inherited, "small": SSLGuard, "published": SSLGuard.published}
-    chosen: SSLGuard = replace(presets[preset](), **given(settings))
+    chosen = scheme_of(preset, settings)
     clean, images = load_encoder(encoder), open_data(data)
     if control or verify_data:
         _check_null(control, verify_data, images, clean.dim, chosen.n_queries)
@@ -271,7 +269,7 @@ def steal(
     from sslguard.encoders.load import load_encoder
 
     victim, asked = load_encoder(encoder), open_data(data)
-    with unfinished(out, replaces=_is_encoder) as work:
+    with unfinished(out, replaces=is_encoder) as work:
         surrogate = api.steal(
             victim,
             asked,
@@ -289,7 +287,15 @@ def steal(
     return replace(result, rows=[*result.rows, ("queries", str(surrogate.record["queries"]))])
 
 
-def _is_encoder(folder: Path) -> bool:
+def scheme_of(preset: str, settings: SchemeOptions) -> SSLGuard:
+    """The preset, and what the user chose instead."""
+    from sslguard.schemes.sslguard import SSLGuard
+
+    presets = {"inherited": SSLGuard.inherited, "small": SSLGuard, "published": SSLGuard.published}
+    return replace(presets[preset](), **given(settings))
+
+
+def is_encoder(folder: Path) -> bool:
     """A folder that holds an encoder of ours and nothing else."""
     from sslguard.encoders.folder import DESCRIPTION, WEIGHTS
 

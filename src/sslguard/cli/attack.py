@@ -1,0 +1,288 @@
+"""Commands of a thief who holds the weights: `attack fine-tune`, `prune`, `self-supervised`, `overwrite`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from sslguard.cli.make import RECIPE, PretrainingOptions, SchemeOptions, is_encoder, scheme_of
+from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Rate, Seed, Share, given
+from sslguard.cli.output import Result
+from sslguard.cli.unfinished import unfinished
+from sslguard.errors import UsageError
+
+if TYPE_CHECKING:
+    from sslguard.data.base import Data
+    from sslguard.encoders.base import Encoder
+
+HELP = """Try to be rid of a mark, as a thief does who holds the weights; the victim is left as it is.
+
+Attacks in a row are one command after another: steal, then fine-tune what was stolen, then prune that. A thief who \
+has answers alone begins with `sslguard steal`. Noise before or behind an encoder that is served changes no weights: \
+it is in Python, sslguard.attacks.wrapping."""
+
+PROBE = Group("Probe", sort_key=2)
+
+
+@Parameter(name="*", group=RECIPE)
+@dataclass(frozen=True, kw_only=True)
+class FineTuningOptions:
+    """What is left out is the recipe's own default.
+
+    Attributes:
+        batch_size: Items a step.
+        learning_rate: Of AdamW, at its peak.
+        weight_decay: Of AdamW.
+    """
+
+    batch_size: Count | None = None
+    learning_rate: Rate | None = None
+    weight_decay: Share | None = None
+
+
+@Parameter(name="*", group=PROBE)
+@dataclass(frozen=True, kw_only=True)
+class Probing:
+    """What the attack leaves of an encoder's use.
+
+    Attributes:
+        probe_train: Labelled data of a linear probe on the result, with --probe-test.
+        probe_test: What its accuracy is measured on.
+        clean: The clean encoder: also print how much of its accuracy above the better baseline (raw pixels, the
+            untrained network) is kept.
+    """
+
+    probe_train: str | None = None
+    probe_test: str | None = None
+    clean: str | None = None
+
+
+UNPROBED, ITS_OWN, AS_PRESET = Probing(), PretrainingOptions(), SchemeOptions()
+
+
+def fine_tune(
+    victim: str,
+    /,
+    *,
+    data: str,
+    out: Path,
+    layers: Literal["all", "last"] = "all",
+    steps: Count | None = None,
+    epochs: Rate | None = None,
+    seed: Seed = 0,
+    recipe: FineTuningOptions = FineTuningOptions(),
+    probing: Probing = UNPROBED,
+    machine: Machine = ONE_MACHINE,
+    output: Output = PRINTED,
+) -> Result:
+    """Train an encoder on labels of the thief's own.
+
+    After an interruption the same command goes on where it stopped.
+
+    Args:
+        victim: The encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        data: Labelled items.
+        out: Folder of the result; an encoder that is there is replaced.
+        layers: Train all layers, or the last block alone.
+        steps: Optimiser steps; give these or --epochs.
+        epochs: Passes over the data, such as 0.5 or 10.
+        seed: Of the classifier and of the order.
+    """
+    from sslguard.attacks.removal import FineTune
+    from sslguard.data.specs import open_data
+    from sslguard.supervised import Supervised
+
+    if steps is not None and epochs is not None:
+        raise UsageError("--steps and --epochs both say how long to train: give one of them")
+    chosen = Supervised(layers=layers, **given(recipe))
+    attack, items = FineTune(replace(chosen, steps=steps or chosen.steps), epochs), open_data(data)
+    if items.labels is None:
+        raise UsageError(f"{data} has no labels to fine-tune on; without labels there is `attack self-supervised`")
+
+    def run(encoder: Encoder, checkpoint: Path) -> Encoder:
+        return attack(encoder, items, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
+
+    return _attacked(victim, out, probing, run)
+
+
+def prune(
+    victim: str,
+    /,
+    *,
+    out: Path,
+    amount: Rate = 0.5,
+    scope: Literal["global", "layer"] = "global",
+    probing: Probing = UNPROBED,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Set the smallest weights of an encoder to zero.
+
+    Args:
+        victim: The encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        out: Folder of the result; an encoder that is there is replaced.
+        amount: Share of the weights of convolutions and linear layers, between 0 and 1.
+        scope: Rank the weights of the whole network together, or take that share of every layer.
+    """
+    from sslguard.attacks.removal import Prune
+
+    attack = Prune(amount, scope)
+    return _attacked(victim, out, probing, lambda encoder, _: attack(encoder))
+
+
+def self_supervised(
+    victim: str,
+    /,
+    *,
+    data: str,
+    out: Path,
+    method: Literal["simclr", "moco", "byol"] = "simclr",
+    seed: Seed = 0,
+    recipe: PretrainingOptions = ITS_OWN,
+    probing: Probing = UNPROBED,
+    machine: Machine = ONE_MACHINE,
+    output: Output = PRINTED,
+) -> Result:
+    """Go on pre-training an encoder, without labels: 200 steps at half the rate that trains from scratch.
+
+    After an interruption the same command goes on where it stopped.
+
+    Args:
+        victim: The encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        data: Images of the thief's own.
+        out: Folder of the result; an encoder that is there is replaced.
+        method: SimCLR, MoCo v2 or BYOL.
+        seed: Of the projection head, order and views.
+    """
+    from sslguard.attacks.removal import SelfSupervised
+    from sslguard.data.specs import open_data
+
+    attack, images = SelfSupervised(), open_data(data)
+    attack = SelfSupervised(replace(attack.recipe, method=method, **given(recipe)))
+
+    def run(encoder: Encoder, checkpoint: Path) -> Encoder:
+        return attack(encoder, images, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
+
+    return _attacked(victim, out, probing, run)
+
+
+def overwrite(
+    victim: str,
+    /,
+    *,
+    data: str,
+    out: Path,
+    preset: Literal["inherited", "small", "published"] = "small",
+    seed: Seed = 0,
+    settings: SchemeOptions = AS_PRESET,
+    probing: Probing = UNPROBED,
+    machine: Machine = ONE_MACHINE,
+    output: Output = PRINTED,
+) -> Result:
+    """Mark an encoder once more, under a key of the thief's own that is thrown away.
+
+    After an interruption the same command goes on where it stopped.
+
+    Args:
+        victim: The encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        data: Images of the thief's own.
+        out: Folder of the result; an encoder that is there is replaced.
+        preset: Losses and size, as of `watermark`.
+        seed: Of the thief's secret, which is none that --secret-seed draws.
+    """
+    from sslguard.attacks.removal import Overwrite
+    from sslguard.data.specs import open_data
+
+    attack, images = Overwrite(scheme_of(preset, settings)), open_data(data)
+
+    def run(encoder: Encoder, checkpoint: Path) -> Encoder:
+        return attack(encoder, images, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
+
+    return _attacked(victim, out, probing, run)
+
+
+COMMANDS: tuple[Callable[..., Result], ...] = (fine_tune, prune, self_supervised, overwrite)
+
+
+def _attacked(victim: str, out: Path, probing: Probing, run: Callable[[Encoder, Path], Encoder]) -> Result:
+    """Load the victim, `run` the attack with its checkpoint, keep what is left of it, and say what that is worth."""
+    from sslguard.encoders.folder import save_encoder
+    from sslguard.encoders.load import load_encoder
+
+    if os.path.realpath(out) == os.path.realpath(victim):
+        raise UsageError("--out is the victim, which an attack leaves as it is: choose another folder")
+    encoder = load_encoder(victim)
+    yardstick = _Yardstick.of(probing, encoder)
+    with unfinished(out, replaces=is_encoder) as work:
+        left = run(encoder, work.checkpoint)
+        if work.result is not None:
+            save_encoder(left, work.result)
+    fields: dict[str, Any] = {"encoder": str(out), "dim": left.dim, "n_parameters": left.n_parameters, **left.record}
+    rows = [("encoder", str(out)), ("width", str(left.dim)), ("seconds", f"{left.record['seconds']:.1f}")]
+    if "final_loss" in left.record:
+        rows.insert(2, ("final loss", f"{left.record['final_loss']:.4f}"))
+    if yardstick is not None:
+        found, lines = yardstick.measure(left)
+        fields["probe"] = found
+        rows += lines
+    return Result(fields, rows)
+
+
+@dataclass(frozen=True)
+class _Yardstick:
+    """A probe's task and the victim's accuracy on it; with a clean encoder also its A_F and the better baseline's A₀."""
+
+    train: Data
+    test: Data
+    victim: float
+    clean: float | None = None
+    baseline: float | None = None
+
+    @classmethod
+    def of(cls, probing: Probing, victim: Encoder) -> _Yardstick | None:
+        """None where no probe is asked for, and in all processes but the first.
+
+        Raises:
+            UsageError: options are missing, the data cannot be probed on, or the clean encoder is no better than the
+                baseline: all before any training.
+        """
+        from sslguard import probes
+        from sslguard.data.specs import open_data
+        from sslguard.encoders.load import load_encoder
+        from sslguard.training import is_first_process
+
+        if (probing.probe_train is None) != (probing.probe_test is None):
+            raise UsageError("--probe-train and --probe-test go together")
+        if probing.probe_train is None or probing.probe_test is None:
+            if probing.clean is not None:
+                raise UsageError("--clean is what a probe compares with: give --probe-train and --probe-test too")
+            return None
+        if not is_first_process():
+            return None
+        train, test = open_data(probing.probe_train), open_data(probing.probe_test)
+        task = cls(train, test, probes.probe_encoder(victim, train, test).accuracy)
+        if probing.clean is None:
+            return task
+        clean = load_encoder(probing.clean)
+        accuracy = probes.probe_encoder(clean, train, test).accuracy
+        floor = probes.baseline(clean, train, test).accuracy
+        probes.accuracy_kept(accuracy, accuracy, floor)
+        return replace(task, clean=accuracy, baseline=floor)
+
+    def measure(self, encoder: Encoder) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Fields and rows on an encoder's accuracy and, with a clean one, on how much of that one's is kept."""
+        from sslguard import probes
+
+        accuracy = probes.probe_encoder(encoder, self.train, self.test).accuracy
+        fields = {"train": self.train.spec, "test": self.test.spec, "accuracy": accuracy, "victim": self.victim}
+        rows = [("accuracy", f"{accuracy:.4f}, of the victim {self.victim:.4f}")]
+        if self.clean is not None and self.baseline is not None:
+            kept = probes.accuracy_kept(accuracy, self.clean, self.baseline)
+            fields |= {"clean": self.clean, "baseline": self.baseline, "kept": kept}
+            of_clean = f"of the clean encoder's {self.clean:.4f} above the baseline's {self.baseline:.4f}"
+            rows.append(("accuracy kept", f"{100 * kept:.1f} % {of_clean}"))
+        return fields, rows
