@@ -53,6 +53,8 @@ def watermark(
 ) -> Watermarked:
     """Mark a copy of `encoder` and return it with its secret key.
 
+    For a key that knows its null: `save_key(marked.key, folder)`, then `score_controls(folder, data)`.
+
     Args:
         data: unlabelled items to mark with; part of them becomes D_v.
         scheme: settings; `SSLGuard.inherited()` unless given, `SSLGuard()` for the published losses.

@@ -27,7 +27,8 @@ _SCHEMES: dict[str, type[Key]] = {SSLGuardKey.scheme: SSLGuardKey}
 
 
 def save_key(key: Key, folder: Path) -> None:
-    """Write `key` to `folder` (mode 0700, files 0600), whole or not at all; replaces a key that is there.
+    """Write `key` to `folder` (mode 0700, files 0600), whole or not at all; replaces a key that is there, with its
+    stored scores.
 
     Raises:
         OutputError: the folder holds something else, or cannot be written.

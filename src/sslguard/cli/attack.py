@@ -234,7 +234,7 @@ def _attacked(victim: str, out: Path, probing: Probing, run: Callable[[Encoder, 
 
 @dataclass(frozen=True)
 class _Yardstick:
-    """A probe's task and the victim's accuracy on it; with a clean encoder also its A_F and the better baseline's A₀."""
+    """A probe's task, the victim's accuracy on it and, with a clean encoder, its A_F and the better baseline's A₀."""
 
     train: Data
     test: Data
