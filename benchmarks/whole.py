@@ -78,7 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             return 2
         work = Work(options.out, settings)
-        outcome = run_cells(cells, options.out, work, workers=options.workers, prepare=prepare)
+        try:
+            outcome = run_cells(cells, options.out, work, workers=options.workers, prepare=prepare)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return 130
     write_tables(options.out, options.quick)
     report(outcome)
     return 1 if outcome.failed or outcome.skipped else 0

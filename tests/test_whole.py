@@ -382,3 +382,15 @@ def test_cells_of_other_settings_are_refused(ran: Path, tmp_path: Path, capsys: 
     path.write_text(path.read_text().replace('"carrier"', '"carriage"'))
     assert whole.main([str(tmp_path), "--quick", "--workers", "1"]) == 2
     assert "made by other settings" in capsys.readouterr().err
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole, "run_cells", stopped)
+    assert whole.main([str(tmp_path), "--quick", "--workers", "1"]) == 130
+    assert "goes on" in capsys.readouterr().err
+    assert not (tmp_path / "results.md").exists()
