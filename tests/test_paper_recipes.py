@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -104,6 +104,8 @@ def shrunken(bed: Path, name: str = "moco", **changes: str) -> list[str]:
         **{"encoder_rate": "1e-3", "decoder_rate": "3e-3", "trigger_rate": "3e-2"},
         **{"n_verification": "8", "n_queries": "12", "secret_dim": "32", "decoder_hidden": "[64, 64]"},
     }
+    if "shadow_weights" in {f.name for f in fields(SSLGuard)}:
+        mark["shadow_weights"] = "none"
     settings = {
         "encoder.checkpoint": f"{bed}/{name}.pth",
         "encoder.architecture": "resnet18",
@@ -264,11 +266,24 @@ class TestRun:
         assert "settings.recipe.steps = 2 and not 3: choose another --out, or delete" in ran.err
         assert made.read_bytes() == before
 
-    def test_a_further_attack_joins_what_is_there(self, out: Path, bed: Path, paper: Any) -> None:
-        more = {"attacks.prune.amounts": "[0.4, 0.9]"}
-        ran = paper(*shrunken(bed, **more), "--out", out, "--only", "verify")
+    def test_further_attacks_and_controls_join_what_is_there(self, out: Path, bed: Path, paper: Any) -> None:
+        """With a seventh innocent p can be 1/8, so that there is a decision at 20 %."""
+        control = "torchvision:resnet18:random@16"
+        more = {"attacks.prune.amounts": "[0.4, 0.9]", "verify.controls": f"['{control}']", "verify.alpha": "0.2"}
+        page = (out / "table.md").read_text()
+        try:
+            ran = paper(*shrunken(bed, **more), "--out", out, "--only", "verify", "table")
+        finally:
+            (out / "table.md").write_text(page)
         assert ran.code == 0, ran.err
-        assert (out / "marked" / "itself+prune-0.9" / "score.json").exists()
+        assert "among 7 innocents" in ran.out
+        assert list(json.loads((out / "controls.json").read_text())["result"]["cosines"]) == [control]
+        found = rows(ran.out, "Detection")
+        assert found["prune-0.9"][0] != "–"
+        for cells in list(found.values())[1:]:
+            assert cells[6] == ("derived" if float(cells[5]) <= 0.2 else "not shown")
+        assert found["the encoder itself"][5:] == ["0.125", "derived"]
+        (out / "controls.json").unlink()
 
     def test_a_plan_lists_what_is_made_and_makes_nothing(self, bed: Path, paper: Any) -> None:
         ran = paper(*shrunken(bed), "--out", bed / "planned", "--plan")
@@ -406,6 +421,15 @@ class TestMistakes:
         ran = paper(*shrunken(bed), "--out", bed / "refused", "--only", "verify")
         assert (ran.code, ran.err) == (2, "paper: marked/itself is not made yet: run the step mark first\n")
 
+    def test_a_device_that_is_not_there_is_named(
+        self, bed: Path, recipe_modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        command = [*shrunken(bed), "--out", str(bed / "refused"), "--accelerator", "cuda"]
+        with redirect_stderr(io.StringIO()) as err:
+            assert recipe_modules["run"].main(command) == 2
+        assert err.getvalue() == "paper: --accelerator cuda: torch finds no such device here\n"
+
     def test_a_damaged_result_is_named(self, bed: Path, paper: Any) -> None:
         made = bed / "damaged" / "marked" / "itself" / "made.json"
         made.parent.mkdir(parents=True)
@@ -446,7 +470,7 @@ class TestRecipes:
         assert published.gradients == "released"
         assert preset("clean-gradients") == replace(published, gradients="clean")
         cured = preset("cured")
-        assert (cured.negatives, cured.shadow) == ("shadow", "torchvision:resnet50")
+        assert (cured.gradients, cured.shadow) == ("clean", published.shadow)
         assert cured.steps * cured.batch_size == published.steps * published.batch_size
 
     def test_none_and_nested_settings_can_be_set(self, bed: Path, recipe_modules: dict[str, ModuleType]) -> None:

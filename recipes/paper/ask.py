@@ -57,12 +57,11 @@ def score_negatives(run: Run, marked: Item, clean: Item) -> None:
         run.result(CONTROLS, ranked, partial(_controls, run, marked, specs))
 
 
-def load_whole(spec: str) -> Encoder:
-    """An encoder by specification, shown whole images as all of a run are: a crop would cut the trigger's rim off."""
-    encoder = load_encoder(spec)
-    if isinstance(encoder.preprocess, ImagePreprocess):
-        encoder = replace(encoder, preprocess=replace(encoder.preprocess, crop=None))
-    return encoder
+def whole(encoder: Encoder) -> Encoder:
+    """The encoder, shown whole images as all of a run are: a crop would cut the trigger's rim off."""
+    if not isinstance(encoder.preprocess, ImagePreprocess):
+        return encoder
+    return replace(encoder, preprocess=replace(encoder.preprocess, crop=None))
 
 
 def probe_items(run: Run, chosen: Iterable[Item], clean: Item) -> None:
@@ -96,13 +95,13 @@ def _untrained(run: Run, clean: Item, architecture: dict[str, Any] | None) -> En
 
 
 def _independent(run: Run, spec: str) -> Encoder:
-    return run.machine.place(load_whole(spec))
+    return run.machine.place(whole(load_encoder(spec)))
 
 
 def _controls(run: Run, marked: Item, specs: list[str]) -> dict[str, Any]:
     def placed() -> Iterator[tuple[str, Encoder]]:
         for name, encoder in open_controls(specs):
-            yield name, run.machine.place(encoder)
+            yield name, run.machine.place(whole(encoder))
 
     return {"cosines": score_controls(run.key(marked), placed(), open_data(run.recipe.verify.data))}
 

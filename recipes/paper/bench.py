@@ -43,6 +43,10 @@ class Machine:
     precision: str = "32"
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        if self.accelerator == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--accelerator cuda: torch finds no such device here")
+
     def loop(self) -> dict[str, Any]:
         """The settings that training functions take."""
         return {"devices": self.devices, "accelerator": self.accelerator, "precision": self.precision}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from ask import load_whole, probe_items, score_items, score_negatives
+from ask import probe_items, score_items, score_negatives
 from bench import Machine, Run
 from items import Item, items
 from make import make
@@ -23,6 +23,7 @@ from table import page
 
 from sslguard.data.base import overlap
 from sslguard.data.specs import open_data
+from sslguard.encoders.load import load_encoder
 from sslguard.errors import SslguardError, UsageError
 from sslguard.files import write_atomic
 from sslguard.training import is_first_process
@@ -127,7 +128,7 @@ def _check_inputs(run: Run, steps: Sequence[str]) -> None:
             raise UsageError(f"verify.data shares {shared} images with {where}: ask about images nothing is trained on")
     if "verify" in steps:
         for spec in recipe.verify.independent:
-            if (other := load_whole(spec).dim) != width:
+            if (other := load_encoder(spec).dim) != width:
                 raise UsageError(f"verify.independent: {spec} answers in {other} dimensions and F in {width}")
     if "downstream" in steps:
         for task in recipe.downstream.tasks.values():

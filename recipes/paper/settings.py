@@ -31,17 +31,16 @@ def preset(name: Preset) -> SSLGuard:
     """The scheme's settings at the paper's size.
 
     "published" and "released-gradients" are one: F* steps on the gradients of all three losses, as in the released
-    code. "cured" is the package's own scheme, over as many plain images as the published one and with its shadow;
-    nobody has tried it at this size.
+    code. "cured" is the package's own scheme, over as many plain images as the published one; nobody has tried it at
+    this size.
     """
     published = SSLGuard.published()
     if name == "clean-gradients":
         return replace(published, gradients="clean")
     if name != "cured":
         return published
-    cured: SSLGuard = (getattr(SSLGuard, "cured", None) or SSLGuard.inherited)()
-    same = {f.name: getattr(published, f.name) for f in fields(SSLGuard) if f.name in ("shadow", "shadow_weights")}
-    return replace(cured, steps=published.steps * published.batch_size // cured.batch_size, **same)
+    cured = SSLGuard.cured()
+    return replace(cured, steps=published.steps * published.batch_size // cured.batch_size)
 
 
 @dataclass(frozen=True)
