@@ -1,4 +1,4 @@
-"""What a statistic is worth under a stated null: the rank among controls, and corrections for many claims.
+"""What a statistic is worth under a stated null: ranks among controls and among decoys, and levels.
 
 P-values travel as base-2 logarithms: they do not underflow, and −log2 p reads as bits of evidence. Every
 result carries its floor, the smallest p-value its null can give, so that a claim never outruns its null.
@@ -7,15 +7,27 @@ result carries its floor, the smallest p-value its null can give, so that a clai
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from sslguard.errors import RefusedError, UsageError
+from sslguard.stats.arguments import count, finite, finite_vector
+from sslguard.stats.corrections import bonferroni, holm
+
+__all__ = [
+    "Significance",
+    "bonferroni",
+    "check_floor",
+    "control_rank_test",
+    "decoy_rank_test",
+    "holm",
+    "rejects",
+    "supports",
+]
 
 # Slack for the last bits of a quotient of two floats; far below any difference between two ranks.
 _RELATIVE_SLACK = 4 * float(np.finfo(np.float64).eps)
@@ -32,8 +44,8 @@ class Significance:
     log2_pvalue : float
         Base-2 logarithm of the p-value, in bits, log2(floor) ≤ log2_pvalue ≤ 0.
     floor : float
-        The smallest p-value this null can give, 0 < floor ≤ 1: 1/(n+1) for n controls, 2**-entropy of the
-        secret for an exact test.
+        The smallest p-value this null can give, 0 < floor ≤ 1: 1/(n+1) for n controls or decoys, 2**-entropy
+        of the secret for a direction test.
     null : {"exact", "controls"}
         "exact": the distribution is a theorem about the secret's own randomness. "controls": it is the
         values of known innocents, and no better than their choice.
@@ -62,11 +74,11 @@ class Significance:
     details: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        details = {str(name): _finite(f"details[{name!r}]", value) for name, value in self.details.items()}
+        details = {str(name): finite(f"details[{name!r}]", value) for name, value in self.details.items()}
         object.__setattr__(self, "details", details)
-        object.__setattr__(self, "statistic", _finite("statistic", self.statistic))
-        object.__setattr__(self, "n_queries", _count("n_queries", self.n_queries, minimum=1))
-        object.__setattr__(self, "n_controls", _count("n_controls", self.n_controls, minimum=0))
+        object.__setattr__(self, "statistic", finite("statistic", self.statistic))
+        object.__setattr__(self, "n_queries", count("n_queries", self.n_queries, minimum=1))
+        object.__setattr__(self, "n_controls", count("n_controls", self.n_controls, minimum=0))
         if self.null not in ("exact", "controls"):
             raise UsageError(f"null must be 'exact' or 'controls', not {self.null!r}")
         if (self.null == "controls") != (self.n_controls > 0):
@@ -156,29 +168,115 @@ def control_rank_test(
     >>> control_rank_test(0.4, [0.1, 0.4, 0.2], n_queries=256).pvalue
     0.5
     """
-    own = _finite("statistic", statistic)
-    innocent = _finite_vector("controls", controls)
+    own = finite("statistic", statistic)
+    innocent = finite_vector("controls", controls)
     n = len(innocent)
     if n == 0:
         raise RefusedError(
             "no controls were given, and without a null there is no p-value: name known innocent encoders as controls"
         )
-    at_least = int((innocent >= own).sum())
+    log2_pvalue, found = _rank(own, innocent, "controls")
     return Significance(
         statistic=own,
-        log2_pvalue=math.log2((1 + at_least) / (1 + n)),
+        log2_pvalue=log2_pvalue,
         floor=1 / (1 + n),
         null="controls",
         n_queries=n_queries,
         n_controls=n,
         statistic_name=statistic_name,
-        details={
-            "controls_at_least": at_least,
-            "controls_median": float(np.median(innocent)),
-            "controls_max": float(innocent.max()),
-            **(details or {}),
-        },
+        details={**found, **(details or {})},
     )
+
+
+def decoy_rank_test(
+    statistic: float,
+    decoys: Sequence[float] | NDArray[np.floating],
+    *,
+    n_queries: int,
+    statistic_name: str = "statistic",
+    details: Mapping[str, float] | None = None,
+) -> Significance:
+    """Rank the secret features among decoys of the same law: does the suspect favour the secret ones?
+
+    The p-value is (1 + #{decoy ≥ statistic}) / (1 + n): the secret features are counted among what they are
+    compared with, and a tie counts against the claim.
+
+    Parameters
+    ----------
+    statistic : float
+        The value that the secret features give on the suspect's answers, finite.
+    decoys : sequence of float, shape (n,)
+        The value of n sets of features that marked nothing, on the same answers, finite.
+    n_queries : int
+        Queries that the suspect was asked, at least 1.
+    statistic_name : str
+        What the statistic is, for people.
+    details : mapping of str to float, optional
+        Further finite numbers to keep with the result.
+
+    Returns
+    -------
+    Significance
+        null "exact", floor 1/(n+1). Its details add `n_decoys`, `decoys_at_least` (a count), `decoys_median` and
+        `decoys_max`.
+
+    Raises
+    ------
+    RefusedError
+        There are no decoys: without a null there is no p-value.
+    UsageError
+        The statistic or a decoy's is not a finite number, or the decoys are not one-dimensional.
+
+    Notes
+    -----
+    *Null.* The suspect's answers are independent of which of the n + 1 sets of features is the secret one. Then
+    every order of the n + 1 values is equally likely, and P(p ≤ a) ≤ a for every a, with equality at multiples
+    of 1/(n+1) where there are no ties [1]_.
+
+    *Assumptions.* The secret features and the decoys are n + 1 independent draws from one law, each treated
+    alike, its normalisation included; queries and statistic were fixed without knowing which is the secret one.
+    Nothing is assumed about the suspect.
+
+    *Randomness.* None is drawn here. The probability is over the draw of the secret among the decoys.
+
+    References
+    ----------
+    .. [1] M. Dwass, "Modified randomization tests for nonparametric hypotheses", Annals of Mathematical
+           Statistics 28(1), 181-187 (1957).
+
+    Examples
+    --------
+    >>> from sslguard.stats.significance import decoy_rank_test
+    >>> result = decoy_rank_test(0.31, [0.02, 0.01, 0.04], n_queries=15000)
+    >>> result.pvalue, result.null
+    (0.25, 'exact')
+    """
+    own = finite("statistic", statistic)
+    others = finite_vector("decoys", decoys)
+    n = len(others)
+    if n == 0:
+        raise RefusedError("no decoys were given, and without a null there is no p-value: draw decoys of the same law")
+    log2_pvalue, found = _rank(own, others, "decoys")
+    return Significance(
+        statistic=own,
+        log2_pvalue=log2_pvalue,
+        floor=1 / (1 + n),
+        null="exact",
+        n_queries=n_queries,
+        statistic_name=statistic_name,
+        details={"n_decoys": n, **found, **(details or {})},
+    )
+
+
+def _rank(own: float, others: NDArray[np.float64], name: str) -> tuple[float, dict[str, float]]:
+    """Base-2 logarithm of (1 + #{other ≥ own}) / (1 + n), and what was found among the others."""
+    at_least = int((others >= own).sum())
+    found = {
+        f"{name}_at_least": at_least,
+        f"{name}_median": float(np.median(others)),
+        f"{name}_max": float(others.max()),
+    }
+    return math.log2((1 + at_least) / (1 + len(others))), found
 
 
 def supports(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
@@ -280,141 +378,8 @@ def check_floor(floor: float, alpha: float, *, n_claims: int = 1, null: str = "c
     )
 
 
-def bonferroni(log2_pvalues: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
-    """Bonferroni's correction: min(1, n·p).
-
-    Parameters
-    ----------
-    log2_pvalues : array_like of float, shape (m,)
-        Base-2 logarithms of p-values, each finite and ≤ 0.
-    n : int, optional
-        How many claims were made in all, n ≥ m, those included whose p-values are not given. Default m.
-
-    Returns
-    -------
-    ndarray of float64, shape (m,)
-        Base-2 logarithms of the adjusted p-values, in the order of the input. Comparing each with log2(alpha)
-        bounds the probability of any false claim by alpha.
-
-    Raises
-    ------
-    UsageError
-        A value is not the logarithm of a p-value, or n < m.
-
-    Notes
-    -----
-    *Null.* All claims whose suspects are innocent. *Assumptions.* Each p-value is valid by itself; any
-    dependence between them is allowed. *Randomness.* That of the p-values; none is drawn here.
-
-    References
-    ----------
-    .. [1] O. J. Dunn, "Multiple comparisons among means", Journal of the American Statistical Association
-           56(293), 52-64 (1961).
-
-    Examples
-    --------
-    >>> from sslguard.stats.significance import bonferroni
-    >>> bonferroni([-10.0, -1.0], n=4).tolist()
-    [-8.0, 0.0]
-    """
-    values = _log2_pvalues(log2_pvalues)
-    return np.minimum(0.0, values + math.log2(_claims(n, len(values))))
-
-
-def holm(log2_pvalues: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
-    """Holm's step-down correction: never larger than Bonferroni's, under the same assumptions.
-
-    Parameters
-    ----------
-    log2_pvalues : array_like of float, shape (m,)
-        Base-2 logarithms of p-values, each finite and ≤ 0.
-    n : int, optional
-        How many claims were made in all, n ≥ m; those not given are taken to have larger p-values.
-        Default m.
-
-    Returns
-    -------
-    ndarray of float64, shape (m,)
-        Base-2 logarithms of the adjusted p-values, in the order of the input: the running maximum of
-        (n + 1 − i)·p_(i) over p_(1) ≤ … ≤ p_(m), at most 1. Equal to R's `p.adjust(p, "holm", n)`.
-
-    Raises
-    ------
-    UsageError
-        A value is not the logarithm of a p-value, or n < m.
-
-    Notes
-    -----
-    *Null.* All claims whose suspects are innocent. *Assumptions.* Each p-value is valid by itself; any
-    dependence between them is allowed. *Randomness.* That of the p-values; none is drawn here.
-
-    References
-    ----------
-    .. [1] S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
-           Statistics 6(2), 65-70 (1979).
-
-    Examples
-    --------
-    >>> from sslguard.stats.significance import holm
-    >>> holm([-1.0, -10.0]).tolist()
-    [-1.0, -9.0]
-    """
-    values = _log2_pvalues(log2_pvalues)
-    if not len(values):
-        return values
-    order = np.argsort(values, kind="stable")
-    stepped = values[order] + np.log2(_claims(n, len(values)) - np.arange(len(values)))
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(0.0, np.maximum.accumulate(stepped))
-    return adjusted
-
-
-def _finite(name: str, value: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name} must be a finite number, not {value!r}") from error
-    if not math.isfinite(number):
-        raise UsageError(f"{name} must be a finite number, not {number}")
-    return number
-
-
-def _finite_vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    try:
-        vector = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{name} must be a sequence of numbers: {error}") from error
-    if vector.ndim != 1:
-        raise UsageError(f"{name} must be one-dimensional, not of shape {vector.shape}")
-    if not np.isfinite(vector).all():
-        where = int(np.flatnonzero(~np.isfinite(vector))[0])
-        raise UsageError(f"{name} must be finite numbers; number {where} is {vector[where]}")
-    return vector
-
-
-def _log2_pvalues(values: ArrayLike) -> NDArray[np.float64]:
-    vector = _finite_vector("log2_pvalues", values)
-    if (vector > 0).any():
-        raise UsageError(f"log2_pvalues must be logarithms of p-values, at most 0, not {vector.max()}")
-    return vector
-
-
-def _count(name: str, value: int, *, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as error:
-        raise UsageError(f"{name} must be a whole number, not {value!r}") from error
-    if number < minimum:
-        raise UsageError(f"{name} must be at least {minimum}, not {number}")
-    return number
-
-
-def _claims(n: int | None, given: int) -> int:
-    return _count("n, the number of claims,", max(1, given) if n is None else n, minimum=max(1, given))
-
-
 def _level(alpha: float, n_claims: int) -> float:
-    level = _finite("alpha", alpha)
+    level = finite("alpha", alpha)
     if not 0 < level < 1:
         raise UsageError(f"alpha must lie strictly between 0 and 1, not {alpha}")
-    return level / _count("n_claims", n_claims, minimum=1)
+    return level / count("n_claims", n_claims, minimum=1)

@@ -1,0 +1,296 @@
+"""Streaming, mergeable second moments of clean embeddings, secret features and a suspect's answers.
+
+All that a linear witness of the exact test needs of the data, in memory that does not grow with the number of
+queries: the answers themselves are dropped. Another set of directions on the same features needs no new query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg.blas import dsyrk
+
+from sslguard.errors import UsageError
+from sslguard.stats.arguments import count, finite_matrix
+
+Block = Literal["h", "phi", "g", "unit", "standard"]
+
+# Rows taken at once: bounds the memory of an update, and is enough for BLAS to run at full speed.
+_ROWS = 1024
+# Below the exponent of the smallest float (2**-1074), so that a column's first entry that is not zero sets its unit.
+_NO_EXPONENT = -1100
+
+
+class Moments:
+    """Mean and centred second moments of the columns (h, φ, g, g/|g|) over all queries, in one pass.
+
+    Every column is kept in a unit of its own, a power of two just above its largest entry so far, so that
+    answers of any size neither overflow nor vanish; changing a unit is exact. A batch is centred before it is
+    multiplied, and joined to what came before by the rule of Chan, Golub and LeVeque [1]_; what a mean much
+    larger than the spread costs is only the digits that the input itself has lost. A constant column has
+    moments of exactly 0.
+
+    Parameters
+    ----------
+    dim : int
+        d, columns of the clean embedding h.
+    n_features : int
+        K, secret features φ.
+    width : int
+        m, columns of the suspect's answers g.
+
+    Attributes
+    ----------
+    n : int
+        Queries so far, those without an answer included.
+    dim, n_features, width : int
+        As given.
+
+    Raises
+    ------
+    UsageError
+        A size is not a whole number of at least 1.
+
+    Notes
+    -----
+    Four blocks of columns have names: "h" (n, d), "phi" (n, K), "g" (n, m) and "unit" (n, m), the rows g/|g|, 0
+    where g = 0. A query that was not answered is a row of zeros in g, and counts.
+
+    With p = d + K + 2m, an update by n rows costs n·p² multiplications, all in matrix products, and 8·p² bytes
+    stay. Sums depend on the order of the rows and on their split only by rounding.
+
+    References
+    ----------
+    .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance: analysis and
+           recommendations", The American Statistician 37(3), 242-247 (1983).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sslguard.stats.moments import Moments
+    >>> first, second = Moments(1, 1, 1), Moments(1, 1, 1)
+    >>> first.update(h=[[1.0], [2.0]], phi=[[0.5], [-0.5]], g=[[3.0], [4.0]])
+    >>> second.update(h=[[3.0]], phi=[[0.0]], g=[[5.0]])
+    >>> both = first + second
+    >>> both.n, both.covariance("h", "g").item() * 2.0 ** (both.exponent("h") + both.exponent("g"))
+    (3, 0.6666666666666666)
+    """
+
+    def __init__(self, dim: int, n_features: int, width: int) -> None:
+        self.n = 0
+        self.dim = count("dim", dim, minimum=1)
+        self.n_features = count("n_features", n_features, minimum=1)
+        self.width = count("width", width, minimum=1)
+        columns = self.dim + self.n_features + 2 * self.width
+        self._exponents = np.full(columns, _NO_EXPONENT, dtype=np.int32)
+        self._mean = np.zeros(columns)
+        # Only the upper triangle is kept up to date; BLAS adds in place to Fortran order.
+        self._scatter = np.zeros((columns, columns), order="F")
+
+    def __repr__(self) -> str:
+        return f"Moments(dim={self.dim}, n_features={self.n_features}, width={self.width}, n={self.n})"
+
+    def update(self, h: ArrayLike, phi: ArrayLike, g: ArrayLike) -> None:
+        """Add one batch of queries; nothing is added where an argument is refused.
+
+        Parameters
+        ----------
+        h : array_like of float, shape (n, d)
+            Clean embeddings, finite.
+        phi : array_like of float, shape (n, K)
+            Secret features of the same queries, finite.
+        g : array_like of float, shape (n, m)
+            The suspect's answers, finite, of any size; a row of zeros for a query without an answer.
+
+        Raises
+        ------
+        UsageError
+            An array has another shape, another number of rows than the others, or a value that is not finite.
+        """
+        embeddings = finite_matrix("h", h, columns=self.dim)
+        features = finite_matrix("phi", phi, columns=self.n_features)
+        answers = finite_matrix("g", g, columns=self.width, remedy="; an answer that is missing is a row of zeros")
+        if not len(embeddings) == len(features) == len(answers):
+            raise UsageError(
+                "h, phi and g must have one row per query, but have "
+                f"{len(embeddings)}, {len(features)} and {len(answers)}"
+            )
+        for start in range(0, len(embeddings), _ROWS):
+            rows = slice(start, start + _ROWS)
+            self._absorb(np.hstack((embeddings[rows], features[rows], answers[rows], unit_rows(answers[rows]))))
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of the queries of both.
+
+        Raises
+        ------
+        UsageError
+            The sizes differ.
+        """
+        if not isinstance(other, Moments):
+            return NotImplemented
+        if self._sizes() != other._sizes():
+            raise UsageError(f"moments of different sizes cannot be added: {self!r} and {other!r}")
+        total, part = self._copy(), other._copy()
+        exponents = np.maximum(total._exponents, part._exponents)
+        total._change_units(exponents)
+        part._change_units(exponents)
+        total._scatter += part._scatter
+        step = total._join(part.n, part._mean)
+        total._scatter += np.outer(step, step)
+        return total
+
+    def covariance(self, rows: Block, columns: Block) -> NDArray[np.float64]:
+        """Covariance of two blocks of columns, divided by n.
+
+        Parameters
+        ----------
+        rows, columns : {"h", "phi", "g", "unit", "standard"}
+            Names of blocks; "standard" is g with each column divided by its own standard deviation, or 0 if constant.
+
+        Returns
+        -------
+        ndarray of float64
+            In units of 2**(exponent(rows) + exponent(columns)), so that no answers make it overflow. A column of g
+            that is 1e-300 of the largest comes as 0, but not in "standard".
+
+        Raises
+        ------
+        UsageError
+            There is no query yet, or no block of this name.
+        """
+        first, second = self._span(rows), self._span(columns)
+        if self.n == 0:
+            raise UsageError("moments of no queries have no covariance: update them with answers first")
+        if first.start > second.start:
+            return self.covariance(columns, rows).T
+        block = self._scatter[first, second] / self.n
+        if first == second:
+            block = _mirrored(block)
+        return self._scale(rows)[:, None] * block * self._scale(columns)
+
+    def exponent(self, block: Block) -> int:
+        """Base-2 logarithm of the unit in which `covariance` gives a block's columns; 0 for "standard"."""
+        return 0 if block == "standard" else int(self._exponents[self._span(block)].max())
+
+    def to_arrays(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64] | NDArray[np.int32]]:
+        """Everything, for storage: `sizes` (n, d, K, m), `exponents` (p,), `mean` (p,), `scatter` (p, p)."""
+        return {
+            "sizes": np.array([self.n, *self._sizes()], dtype=np.int64),
+            "exponents": self._exponents.copy(),
+            "mean": self._mean.copy(),
+            "scatter": _mirrored(self._scatter),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Self:
+        """The moments that `to_arrays` came from.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array_like
+            What `to_arrays` returned.
+
+        Raises
+        ------
+        UsageError
+            An array is missing, or is not what moments can have.
+        """
+        missing = {"sizes", "exponents", "mean", "scatter"} - set(arrays)
+        if missing:
+            raise UsageError(f"stored moments lack {', '.join(sorted(missing))}")
+        sizes, exponents = np.asarray(arrays["sizes"]), np.asarray(arrays["exponents"])
+        if sizes.shape != (4,) or sizes.dtype.kind not in "iu" or sizes.min() < 0 or sizes.max() > 2**53:
+            raise UsageError(f"sizes of stored moments must be four whole numbers n, d, K, m, not {sizes!r}")
+        n, dim, n_features, width = (int(size) for size in sizes)
+        columns = dim + n_features + 2 * width
+        mean = finite_matrix("mean of stored moments", np.asarray(arrays["mean"])[None], columns=columns)[0]
+        scatter = finite_matrix("scatter of stored moments", arrays["scatter"], columns=columns)
+        whole = exponents.dtype.kind in "iu" and exponents.shape == (columns,)
+        if not whole or exponents.min() < _NO_EXPONENT or exponents.max() > -_NO_EXPONENT:
+            raise UsageError(f"exponents of stored moments must be {columns} whole numbers between -1100 and 1100")
+        if scatter.shape != (columns, columns) or (scatter != scatter.T).any() or (np.diag(scatter) < 0).any():
+            raise UsageError(f"scatter of stored moments must be a symmetric matrix of {columns} rows, not negative")
+        if n == 0 and (mean.any() or scatter.any()):
+            raise UsageError("stored moments of no queries must be 0")
+        moments = cls(dim, n_features, width)
+        moments.n, moments._mean, moments._scatter = n, mean.copy(), np.array(scatter, order="F")
+        moments._exponents = exponents.astype(np.int32)
+        return moments
+
+    def _absorb(self, batch: NDArray[np.float64]) -> None:
+        largest = np.abs(batch).max(axis=0)
+        exponents = np.where(largest > 0, np.frexp(largest)[1], _NO_EXPONENT).astype(np.int32)
+        self._change_units(np.maximum(self._exponents, exponents))
+        scaled = np.ldexp(batch, -self._exponents)
+        # Shifting by the first row first makes a constant column exactly constant, whatever its mean rounds to.
+        origin = scaled[0].copy()
+        scaled -= origin
+        offset = scaled.mean(axis=0)
+        scaled -= offset
+        step = self._join(len(batch), origin + offset)
+        self._add_products(scaled)
+        self._add_products(step[None])
+
+    def _join(self, n: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Take in the count and mean of a part, in the same units; returns the vector whose outer product the scatter
+        still lacks."""
+        if n == 0:
+            return np.zeros_like(mean)
+        step = mean - self._mean
+        weight = np.sqrt(self.n / (self.n + n)) * np.sqrt(n)
+        self.n += n
+        self._mean = self._mean + step * (n / self.n)
+        return weight * step
+
+    def _add_products(self, rows: NDArray[np.float64]) -> None:
+        self._scatter = dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=1)
+
+    def _change_units(self, exponents: NDArray[np.int32]) -> None:
+        if (exponents == self._exponents).all():
+            return
+        factor = np.ldexp(1.0, self._exponents - exponents)
+        self._exponents = exponents
+        self._mean *= factor
+        self._scatter *= factor
+        self._scatter *= factor[:, None]
+
+    def _copy(self) -> Moments:
+        copy = Moments(*self._sizes())
+        copy.n, copy._exponents, copy._mean = self.n, self._exponents.copy(), self._mean.copy()
+        copy._scatter = self._scatter.copy(order="F")
+        return copy
+
+    def _sizes(self) -> tuple[int, int, int]:
+        return self.dim, self.n_features, self.width
+
+    def _span(self, block: Block) -> slice:
+        ends = np.cumsum((0, self.dim, self.n_features, self.width, self.width))
+        places = {"h": 0, "phi": 1, "g": 2, "standard": 2, "unit": 3}
+        if block not in places:
+            raise UsageError(f"a block of moments must be one of {', '.join(places)}, not {block!r}")
+        return slice(int(ends[places[block]]), int(ends[places[block] + 1]))
+
+    def _scale(self, block: Block) -> NDArray[np.float64]:
+        """What brings the columns of a block from the units they are kept in to those of `covariance`."""
+        span = self._span(block)
+        if block != "standard":
+            return np.ldexp(1.0, self._exponents[span] - self.exponent(block))
+        deviations = np.sqrt(np.diag(self._scatter)[span] / self.n)
+        return np.divide(1.0, deviations, out=np.zeros_like(deviations), where=deviations > 0)
+
+
+def unit_rows(g: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of (n, m) finite numbers of any size, scaled to Euclidean length 1; rows of zeros stay."""
+    largest = np.abs(g).max(axis=1, keepdims=True)
+    scaled = g / np.where(largest > 0, largest, 1.0)
+    length = np.linalg.norm(scaled, axis=1, keepdims=True)
+    return np.asarray(scaled / np.where(length > 0, length, 1.0))
+
+
+def _mirrored(upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The symmetric matrix with this upper triangle."""
+    return np.asarray(np.triu(upper) + np.triu(upper, 1).T)

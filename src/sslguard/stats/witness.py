@@ -1,0 +1,293 @@
+"""Witnesses of the exact test: what a suspect's answers say about directions that the witness cannot see.
+
+A witness V (K, d) estimates the secret directions from moments of clean embeddings, secret features and the suspect's
+answers, and from the spread of the mark. **No argument exists through which the directions could come in**: that is
+what makes the p-value of `direction.direction_test` exact, and every choice made here a matter of power alone.
+
+========  ==========================================================================================
+F, h      clean encoder; its embedding of a query, (d,)
+g         the suspect's answer, (m,), any m
+φ, φ̃      K secret features of h; what of them is not linear in (1, h)
+M, M⁻     spread of the mark, (d, d); (M + 0.3·mean(diag M)·I)⁻¹, so that every direction comes back with equal gain
+========  ==========================================================================================
+
+The mark is h + ε·K^(-1/2)·Σ_k φ_k·M u_k, so φ̃ᵀh* M⁻ is near U, and φ̃ᵀh = 0. The witnesses differ in how they bring g
+back to h's space. None wins everywhere: `family` is what is asked of a suspect of m columns, fixed before its answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh, svd
+
+from sslguard.errors import UsageError
+from sslguard.stats.arguments import count, finite_matrix
+from sslguard.stats.moments import Block, Moments
+
+Array = NDArray[np.float64]
+
+# Columns that are a linear combination of others up to this share of the largest singular value carry rounding, not
+# information: single precision leaves 1e-7 in a direction that a layer norm has flattened. On moments, which hold
+# squared singular values with 1e-16 of the largest, it is also the last share that can be told from 0.
+_RANK = 1e-6
+# The map from h to g is noise where h hardly moves, and the residual's covariance where the residual hardly does.
+_FIT_RANK, _RESIDUAL_RANK = 1e-3, 1e-4
+# Below this correlation with every column of g, φ̃ shows only rounding: single precision averages to some 1e-9.
+_CARRIED = 1e-10
+_GAIN_FLOOR, _NOISE_FLOOR = 0.3, 0.1
+
+
+def own_space(moments: Moments, spread: ArrayLike) -> Array:
+    """Witness of a suspect that answers in the clean encoder's own space: φ̃ᵀ(g/|g|) M⁻.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, with m = d.
+    spread : array_like of float, shape (d, d)
+        M, symmetric and positive semidefinite, not 0. Chosen without the directions, not even through its scale.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        V, of arbitrary scale; 0 where the suspect carries nothing of φ̃ beyond rounding.
+
+    Raises
+    ------
+    UsageError
+        The moments hold no query, m differs from d, or the spread is not as described.
+    """
+    return _product(_own_space(moments, _Spread(spread, moments.dim)))
+
+
+def procrustes(moments: Moments, spread: ArrayLike) -> Array:
+    """Witness of a suspect whose space is a rotation of the clean encoder's: φ̃ᵀ(g/|g|) R M⁻.
+
+    R (m, d) is the orthogonal map that brings g/|g| nearest to h, the polar factor of their covariance. For m ≠ d it
+    is the rotation after the narrower one is padded with columns of 0. Directions that the covariance does not
+    determine are left out of R.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, any m.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `own_space`. Unchanged by rotations of g about 0, and by its scale.
+
+    Raises
+    ------
+    UsageError
+        The moments hold no query, or the spread is not as described.
+    """
+    return _product(_procrustes(moments, _Spread(spread, moments.dim)))
+
+
+def predicted(moments: Moments, spread: ArrayLike) -> Array:
+    """Witness that undoes any linear map: φ̃ᵀĥ M⁻ with ĥ the regression of h on (1, g).
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, any m.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `own_space`. Unchanged by every invertible affine map of g that rounding survives.
+
+    Raises
+    ------
+    UsageError
+        As in `procrustes`.
+    """
+    return _product(_predicted(moments, _Spread(spread, moments.dim)))
+
+
+def whitened(moments: Moments, spread: ArrayLike) -> Array:
+    """Witness for logits, strong maps and noisy answers: φ̃ᵀ r W L̂ᵀ M, where g ≈ h L̂ + r is the regression on (1, h).
+
+    W = (Cov r + λI)⁻¹ gives each direction of g the weight that its noise leaves it; λ is a tenth of r's mean
+    variance.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, any m.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `own_space`.
+
+    Raises
+    ------
+    UsageError
+        As in `procrustes`.
+    """
+    return _product(_whitened(moments, _Spread(spread, moments.dim)))
+
+
+WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyType(
+    {"own_space": own_space, "procrustes": procrustes, "predicted": predicted, "whitened": whitened}
+)
+
+
+def family(dim: int, width: int) -> tuple[str, ...]:
+    """Names in `WITNESSES` of what is asked of a suspect: all that applies, and all that Bonferroni charges for.
+
+    Parameters
+    ----------
+    dim : int
+        d, columns of the clean embedding.
+    width : int
+        m, columns of the suspect's answers: known before the first query that counts.
+
+    Returns
+    -------
+    tuple of str
+        Every witness where m = d; without "own_space" elsewhere.
+
+    Examples
+    --------
+    >>> from sslguard.stats.witness import family
+    >>> family(64, 64), family(64, 10)
+    (('own_space', 'procrustes', 'predicted', 'whitened'), ('procrustes', 'predicted', 'whitened'))
+    """
+    same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
+    return tuple(name for name in WITNESSES if same or name != "own_space")
+
+
+def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
+    """The subspace that a witness's rows can lie in, where that is not all of R^d: `basis` of `direction_test`.
+
+    A suspect of m < d columns, or of lower rank, shows the directions only through the range of the fit between its
+    space and h's. Within it the same evidence stands against fewer dimensions. The subspace depends on h and g, not
+    on φ̃ᵀg: the row space of V itself would be a worse choice.
+
+    Parameters
+    ----------
+    name : str
+        A name in `WITNESSES`.
+    moments, spread
+        As given to that witness.
+
+    Returns
+    -------
+    ndarray of float64, shape (d, r), or None
+        Orthonormal columns, 0 < r < d; None where the range is R^d, or the witness is 0.
+
+    Raises
+    ------
+    UsageError
+        There is no witness of this name, or as the witness itself.
+    """
+    if name not in _FACTORS:
+        raise UsageError(f"witness must be one of {', '.join(_FACTORS)}, not {name!r}")
+    left, right = _FACTORS[name](moments, _Spread(spread, moments.dim))
+    if not left.any() or not right.any():
+        return None
+    _, sizes, rows = svd(right / np.abs(right).max(), full_matrices=False)
+    basis = rows[sizes > _RANK * sizes[0]].T
+    return basis if basis.shape[1] < moments.dim else None
+
+
+class _Spread:
+    """M, checked, and M⁻."""
+
+    def __init__(self, spread: ArrayLike, dim: int) -> None:
+        matrix = finite_matrix("spread", spread, columns=dim)
+        size = float(np.abs(matrix).max())
+        if len(matrix) != dim or size == 0 or np.abs(matrix - matrix.T).max() > 1e-9 * size:
+            raise UsageError(f"spread must be a symmetric matrix of {dim} rows, not 0; it came in shape {matrix.shape}")
+        self.matrix = (matrix / size + (matrix / size).T) / 2
+        values, vectors = eigh(self.matrix)
+        if values[0] < -1e-9 * values[-1]:
+            raise UsageError(f"spread must be positive semidefinite; its eigenvalues begin at {size * values[0]:.3g}")
+        gains = np.maximum(values, 0) + _GAIN_FLOOR * np.diag(self.matrix).mean()
+        self.inverse = (vectors / gains) @ vectors.T
+
+
+# A witness is the product of two factors, (K, r) and (r, d): only the first sees φ, and the second spans V's rows.
+_Factors = tuple[Array, Array]
+
+
+def _own_space(moments: Moments, spread: _Spread) -> _Factors:
+    if moments.width != moments.dim:
+        raise UsageError(
+            f"own_space needs answers in the clean encoder's space, of {moments.dim} columns, not {moments.width}: "
+            "ask witness.family which witnesses apply"
+        )
+    return _beyond_linear(moments, "unit"), spread.inverse
+
+
+def _procrustes(moments: Moments, spread: _Spread) -> _Factors:
+    left, sizes, right = svd(moments.covariance("unit", "h"), full_matrices=False)
+    # Squared, for these are the product of two spreads.
+    keep = sizes > _RANK**2 * sizes[0]
+    return _beyond_linear(moments, "unit") @ left[:, keep], right[keep] @ spread.inverse
+
+
+def _predicted(moments: Moments, spread: _Spread) -> _Factors:
+    axes = _whitener(moments.covariance("standard", "standard"), _RANK)
+    return _beyond_linear(moments, "standard") @ axes, axes.T @ moments.covariance("standard", "h") @ spread.inverse
+
+
+def _whitened(moments: Moments, spread: _Spread) -> _Factors:
+    answers, axes = moments.covariance("g", "g"), _whitener(moments.covariance("h", "h"), _FIT_RANK)
+    shared = axes.T @ moments.covariance("h", "g")
+    noise, directions = eigh(answers - shared.T @ shared)
+    keep = noise > max(_RESIDUAL_RANK**2 * noise[-1], _RANK**2 * np.trace(answers))
+    if not keep.any():
+        return np.zeros((moments.n_features, 0)), np.zeros((0, moments.dim))
+    noise, directions = noise[keep], directions[:, keep]
+    weights = (directions / (noise + _NOISE_FLOOR * noise.mean())) @ directions.T
+    return _beyond_linear(moments, "g") @ weights, (axes @ shared).T @ spread.matrix
+
+
+_FACTORS: Mapping[str, Callable[[Moments, _Spread], _Factors]] = {
+    "own_space": _own_space,
+    "procrustes": _procrustes,
+    "predicted": _predicted,
+    "whitened": _whitened,
+}
+
+
+def _product(factors: _Factors) -> Array:
+    left, right = factors
+    return _or_zero(left @ right, np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=0))
+
+
+def _beyond_linear(moments: Moments, block: Block) -> Array:
+    """Covariance (K, ·) of φ̃ with a block of columns."""
+    axes = _whitener(moments.covariance("h", "h"), _RANK)
+    linear = (moments.covariance("phi", "h") @ axes) @ (axes.T @ moments.covariance("h", block))
+    sizes = [np.sqrt(np.diag(moments.covariance(name, name))) for name in ("phi", block)]
+    return _or_zero(moments.covariance("phi", block) - linear, *sizes)
+
+
+def _or_zero(difference: Array, row_sizes: Array, column_sizes: Array) -> Array:
+    """0 in place of what terms of these sizes leave when they cancel: another machine would round otherwise."""
+    if (np.abs(difference) > _CARRIED * np.outer(row_sizes, column_sizes)).any():
+        return difference
+    return np.zeros_like(difference)
+
+
+def _whitener(gram: Array, tolerance: float) -> Array:
+    """Axes (p, r), r its rank, that turn columns of this Gram matrix into orthonormal ones; singular values of the
+    columns up to `tolerance` of the largest count as 0."""
+    values, vectors = eigh(gram)
+    keep = values > max(tolerance**2 * values[-1], 0.0)
+    return np.asarray(vectors[:, keep] / np.sqrt(values[keep]))
