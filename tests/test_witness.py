@@ -229,6 +229,16 @@ def test_what_carries_nothing_gives_a_witness_of_zero(name: str, suspect: str, p
     assert direction_test(v, b.directions, n_queries=len(g)).pvalue == 1
 
 
+def test_answers_that_fit_h_exactly_predict_nothing_of_the_features(plain: Bed) -> None:
+    # Fewer queries than columns of g, and h of low rank: ĥ = h, so that φ̃ᵀĥ = 0 although φ̃ᵀg is not.
+    h = plain.h[:20, :6] @ gaussian(6, 24)
+    b = Bed(h, plain.phi[:20], plain.directions, plain.spread)
+    moments = moments_of(b, np.tanh(h @ gaussian(24, 24)))
+    assert not WITNESSES["predicted"](moments, b.spread).any()
+    assert fit_range("predicted", moments, b.spread) is None
+    assert WITNESSES["own_space"](moments, b.spread).any()
+
+
 def test_an_outlier_costs_predicted_one_answer_and_not_the_mark(plain: Bed) -> None:
     g = noisy(plain)
     g[7, 3] = 1e12

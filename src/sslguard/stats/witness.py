@@ -196,10 +196,10 @@ def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
     """
     if name not in _FACTORS:
         raise UsageError(f"witness must be one of {', '.join(_FACTORS)}, not {name!r}")
-    left, right = _FACTORS[name](moments, _Spread(spread, moments.dim))
-    if not left.any() or not right.any():
+    factors = _FACTORS[name](moments, _Spread(spread, moments.dim))
+    if not _product(factors).any():
         return None
-    _, sizes, rows = svd(right / np.abs(right).max(), full_matrices=False)
+    _, sizes, rows = svd(factors[1], full_matrices=False)
     basis = rows[sizes > _RANK * sizes[0]].T
     return basis if basis.shape[1] < moments.dim else None
 
