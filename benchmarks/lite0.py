@@ -23,7 +23,7 @@ from sslguard.secrets import Secret
 from sslguard.verification import score_suspect
 
 QUERIES = 6000
-SCHEME = replace(SSLGuard.inherited(), shadow="resnet-small", steps=500, batch_size=32, trigger_batch=8)
+SCHEME = replace(SSLGuard.cured(), batch_size=32, trigger_batch=8)
 THIEF = Distillation(loss="centred", steps=400)
 
 

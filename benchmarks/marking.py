@@ -34,12 +34,12 @@ from sslguard.secrets import Secret
 from sslguard.verification import Verdict, score_suspect, verify
 
 BRIEF = "--brief" in sys.argv
-VARIANTS = {"published": SSLGuard(), "inherited": SSLGuard.inherited()}
+VARIANTS = {"published": SSLGuard(), "cured": SSLGuard.cured()}
 # No setting was chosen on these keys; 0 to 2 were looked at while choosing.
-SEEDS = {"published": (10,), "inherited": (10, 11, 12)}
+SEEDS = {"published": (10,), "cured": (10, 11, 12)}
 THIEVES = {
     "published": ("centred-augmented",),
-    "inherited": ("mse", "centred-augmented", "plain"),
+    "cured": ("mse", "centred-augmented", "plain"),
 }
 THIEF_STEPS = 400
 BRIEF_THIEVES = ("centred-augmented",)

@@ -16,7 +16,7 @@ from sslguard.schemes.sslguard import SSLGuard
 
 GROUPS = ("marks", "null", "thieves", "removal", "wrapping", "chains")
 VARIANTS: Mapping[str, SSLGuard] = {
-    "cured": SSLGuard.inherited(),
+    "cured": SSLGuard.cured(),
     "published": SSLGuard(),
     "released": SSLGuard(gradients="released"),
 }

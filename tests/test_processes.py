@@ -37,7 +37,7 @@ STEPS = 3
 def task(name):
     encoder = new_encoder("resnet-narrow", data, seed=3)
     if name.startswith("sslguard"):
-        scheme = SSLGuard() if name == "sslguard" else replace(SSLGuard.inherited(), gradients="released")
+        scheme = SSLGuard() if name == "sslguard" else replace(SSLGuard(), gradients="released", negatives="shadow")
         scheme = replace(scheme, steps=STEPS, batch_size=8, trigger_batch=4, n_verification=8, n_queries=8)
         return SSLGuardTask(scheme, encoder, data, Secret.from_seed(1))
     recipe = Pretraining(name, steps=STEPS, batch_size=16, queue=24, projection=8)

@@ -41,8 +41,8 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    brief = replace(SSLGuard.inherited(), steps=STEPS)
-    monkeypatch.setattr(SSLGuard, "inherited", classmethod(lambda _: brief))
+    brief = replace(SSLGuard.cured(), steps=STEPS)
+    monkeypatch.setattr(SSLGuard, "cured", classmethod(lambda _: brief))
     monkeypatch.setattr(Distillation.__init__, "__defaults__", _fewer_steps())
     (block,) = blocks("python")
     exec(compile(block, "README.md", "exec"), {})

@@ -19,7 +19,7 @@ from sslguard.distillation import Distillation, DistillationTask
 from sslguard.encoders import weights_hash
 from sslguard.errors import OutputError, UsageError
 from sslguard.pretraining import Pretraining, PretrainingTask
-from sslguard.schemes.sslguard import SSLGuard, SSLGuardTask
+from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
 from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate, shared
 
@@ -67,7 +67,7 @@ def tasks(images, tiny):
     def marking(scheme, **settings):
         sizes = {"steps": STEPS, "batch_size": 8, "trigger_batch": 4, "n_verification": 8, "n_queries": 8}
         scheme = replace(scheme, **sizes, **settings)
-        return lambda: SSLGuardTask(scheme, tiny(7), images(20), Secret.from_seed(1))
+        return lambda: scheme.task(tiny(7), images(20), Secret.from_seed(1))
 
     return {
         "simclr": pretraining("simclr"),
@@ -77,7 +77,7 @@ def tasks(images, tiny):
         "distil at a constant rate": distillation(False),
         "sslguard": marking(SSLGuard()),
         "sslguard, published": marking(SSLGuard(), optimizer="sgd", gradients="released", negatives="shadow"),
-        "sslguard, inherited": marking(SSLGuard.inherited()),
+        "sslguard, cured": marking(SSLGuard.cured(), law_steps=20),
     }
 
 
@@ -96,7 +96,7 @@ class TestResume:
             "distil at a constant rate",
             "sslguard",
             "sslguard, published",
-            "sslguard, inherited",
+            "sslguard, cured",
         ],
     )
     def test_a_run_stopped_by_sigint_goes_on_bit_by_bit(self, tasks, name, tmp_path, monkeypatch):
@@ -320,7 +320,7 @@ class TestSteps:
 
 
 class TestGlobalState:
-    @pytest.mark.parametrize("name", ["simclr", "moco", "distil", "sslguard, published", "sslguard, inherited"])
+    @pytest.mark.parametrize("name", ["simclr", "moco", "distil", "sslguard, published", "sslguard, cured"])
     def test_a_run_neither_reads_nor_sets_it(self, tasks, name):
         results = []
         for seed in (11, 22):

@@ -57,13 +57,13 @@ def watermark(
 
     Args:
         data: unlabelled items to mark with; part of them becomes D_v.
-        scheme: settings; `SSLGuard.inherited()` unless given, `SSLGuard()` for the published losses.
+        scheme: settings; `SSLGuard.cured()` unless given, `SSLGuard()` for the published losses.
         secret: master secret; a fresh one from the operating system unless given.
         loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
     """
     if secret is None:
         secret = shared(Secret.generate, **loop)
-    return (scheme or SSLGuard.inherited()).watermark(
+    return (scheme or SSLGuard.cured()).watermark(
         as_encoder(encoder),
         as_data(data),
         secret=secret,

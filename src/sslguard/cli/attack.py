@@ -176,7 +176,7 @@ def overwrite(
     *,
     data: str,
     out: Path,
-    preset: Literal["inherited", "small", "published"] = "small",
+    preset: Literal["cured", "small", "published"] = "small",
     seed: Seed = 0,
     settings: SchemeOptions = AS_PRESET,
     probing: Probing = UNPROBED,

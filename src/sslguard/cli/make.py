@@ -69,11 +69,10 @@ class SchemeOptions:
         shadow: Architecture of the shadow encoder; by default the encoder's own.
         gradients: clean takes each loss's gradient for its own step; released collects them as the released code does.
         negatives: none as published; shadow also trains the decoder away from innocents.
-        carrier: Size of the mark on plain answers; 0 as published.
-        decoder_noise: Noise on the decoder's inputs while marking; 0 as published.
-        drift: Random distortion of the decoder's inputs while marking; 0 as published.
-        agreement: Weight of the shadows' agreement on triggered images; 0 as published.
-        strangers: Batches of a stranger's answers an iteration; 0 as published.
+        carrier: Size of the mark on plain answers; 0 as published, and then with shadows.
+        shadow_weights: Encoder whose weights the shadow starts from; by default they are drawn.
+        directions: Secret directions of the carrier.
+        shift: How far triggered answers are moved, in units of the embedding's spread; needs a carrier.
         secret_dim: Width of the secret vector.
         mask_probability: Share of the pixels under the trigger.
         n_verification: Images of the data set aside for the trigger.
@@ -93,10 +92,9 @@ class SchemeOptions:
     gradients: Literal["clean", "released"] | None = None
     negatives: Literal["none", "shadow"] | None = None
     carrier: float | None = None
-    decoder_noise: float | None = None
-    drift: float | None = None
-    agreement: float | None = None
-    strangers: int | None = None
+    shadow_weights: str | None = None
+    directions: Count | None = None
+    shift: Rate | None = None
     secret_dim: Count | None = None
     mask_probability: Rate | None = None
     n_verification: Count | None = None
@@ -180,7 +178,7 @@ def watermark(
     data: str,
     out: Path,
     scheme: Literal["sslguard"] = "sslguard",
-    preset: Literal["inherited", "small", "published"] = "inherited",
+    preset: Literal["cured", "small", "published"] = "cured",
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
@@ -197,7 +195,7 @@ def watermark(
         data: Images to mark with.
         out: Folder of the result. A key that is there is never overwritten.
         scheme: How it is marked.
-        preset: inherited adds to the paper's losses what surrogates inherit and innocents do not share; small has the
+        preset: cured writes what surrogates inherit and reads what innocents do not share; small has the
             published losses at a size for small encoders; published has the paper's own size too.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
@@ -291,7 +289,7 @@ def scheme_of(preset: str, settings: SchemeOptions) -> SSLGuard:
     """The preset, and what the user chose instead."""
     from sslguard.schemes.sslguard import SSLGuard
 
-    presets = {"inherited": SSLGuard.inherited, "small": SSLGuard, "published": SSLGuard.published}
+    presets = {"cured": SSLGuard.cured, "small": SSLGuard, "published": SSLGuard.published}
     return replace(presets[preset](), **given(settings))
 
 
@@ -322,7 +320,7 @@ def _save_marked(marked: Watermarked, folder: Path) -> None:
     save_key(marked.key, folder / "key")
 
 
-def _check_null(control: list[str] | None, spec: str | None, marking: Data, width: int, n_queries: int) -> None:
+def _check_null(control: list[str] | None, spec: str | None, marking: Data, width: int, n_images: int) -> None:
     """What would stop the controls from being scored is better known before the marking."""
     from sslguard.data.base import overlap
     from sslguard.data.specs import open_data
@@ -335,8 +333,8 @@ def _check_null(control: list[str] | None, spec: str | None, marking: Data, widt
         raise UsageError(
             f"--verify-data and --data share {shared} images: verify on images that took no part in marking"
         )
-    if len(asked) < n_queries:
-        raise UsageError(f"a verification asks {n_queries} queries, and --verify-data has only {len(asked)} images")
+    if len(asked) < n_images:
+        raise UsageError(f"a verification asks about {n_images} images, and --verify-data has only {len(asked)}")
     check_controls(control, width)
 
 

@@ -274,8 +274,8 @@ def _limits(settings: DemoSettings) -> tuple[str, ...]:
         f"The published losses ran for {scheme.steps:,} iterations of {scheme.batch_size} + {scheme.trigger_batch} "
         f"pictures under {optimizer}, settings that suit a small encoder; the paper’s are 1.25 million iterations of "
         "2 + 2 pictures under SGD.",
-        "The key that the verdicts stand on is not the paper’s as published: it adds negatives, which keep it silent "
-        "on innocents, and a carrier, a shift of plain answers that surrogates inherit.",
+        "The key that the verdicts stand on is not the paper’s as published: it adds a carrier, a secret shift of "
+        "plain answers that surrogates inherit, and its decoder reads nothing but that and the trigger’s effect.",
         "A surrogate that copies its victim poorly inherits too little to be shown; so does one fine-tuned far away. "
         "Attacks that remove a mark are not part of this demonstration.",
         "Both keys were trained to be silent on the clean F: its low score was trained for, and tests little.",

@@ -13,7 +13,7 @@ from sslguard.schemes.sslguard import SSLGuard
 from sslguard.verification import DEFAULT_ALPHA
 
 MARKED, STOLEN, CLEAN = "F* (watermarked)", "surrogate of F*", "F (clean)"
-CURED, PUBLISHED = "key with negatives and carrier", "key as published"
+CURED, PUBLISHED = "key with the cure", "key as published"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DemoSettings:
 
     encoder: Encoder | str = "shipped:simclr"
     population: Path | None = None
-    scheme: SSLGuard = field(default_factory=SSLGuard.inherited)
+    scheme: SSLGuard = field(default_factory=SSLGuard.cured)
     published: SSLGuard = field(default_factory=SSLGuard)
     thief: Distillation = field(default_factory=lambda: augmented(Distillation(loss="centred")))
     innocents: tuple[Encoder | str, ...] = ("shipped:moco", "shipped:byol")

@@ -10,12 +10,15 @@ controls, by its mean cosine (WR is reported beside it: at 1.00 it ties, and a t
 p-value is as good as the choice of controls and never below 1/(n + 1).
 
 What it does not protect against: as published the decoder also claims surrogates of the clean encoder and even
-random networks. `negatives` adds controls to training, which the paper does not do.
+random networks, and surrogates of F* inherit nothing. `negatives` adds controls to training, which the paper does not
+do; `SSLGuard.cured()` marks by other losses (`CuredTask`), made for both.
 """
 
+from sslguard.schemes.sslguard.carrier import Carrier
+from sslguard.schemes.sslguard.cured import CuredTask
 from sslguard.schemes.sslguard.key import SSLGuardKey
-from sslguard.schemes.sslguard.parts import Carrier, Decoder, Trigger
+from sslguard.schemes.sslguard.parts import Decoder, Trigger
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.schemes.sslguard.task import SSLGuardTask
 
-__all__ = ["Carrier", "Decoder", "SSLGuard", "SSLGuardKey", "SSLGuardTask", "Trigger"]
+__all__ = ["Carrier", "CuredTask", "Decoder", "SSLGuard", "SSLGuardKey", "SSLGuardTask", "Trigger"]

@@ -17,6 +17,7 @@ from sslguard.data.base import Data
 from sslguard.encoders.preprocess import preprocess_from_json
 from sslguard.errors import KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
+from sslguard.schemes.sslguard.carrier import N_KINDS, Carrier
 from sslguard.schemes.sslguard.parts import Decoder, Trigger
 from sslguard.secrets import Secret
 from sslguard.stats.significance import Significance, control_rank_test
@@ -31,9 +32,13 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 class SSLGuardKey(Key):
     """The key tuple: what draws D_v, M and T, G, sk; and what it was made from.
 
+    With a carrier each image is asked twice, as it is and with the trigger, and G reads the evidence of the pair
+    (`Carrier.evidence`) instead of the answer to x'. That departs from the paper, where a query is one image.
+
     Attributes:
         clean_hash, watermarked_hash: SHA-256 of the weights of F and F*, hex.
-        n: how many images of the caller's data a verification asks for.
+        n: how many images of the caller's data a verification asks about.
+        carrier: of a key made with the cure; None where G reads answers, as published.
     """
 
     scheme: ClassVar[str] = "sslguard"
@@ -47,53 +52,78 @@ class SSLGuardKey(Key):
     clean_hash: str
     watermarked_hash: str
     n: int = 512
+    carrier: Carrier | None = None
 
     @property
     def n_queries(self) -> int:
-        return self.n
+        return self.n if self.carrier is None else 2 * self.n
 
     @property
     def width(self) -> int:
-        """Width of the answers that the decoder takes."""
-        return self.decoder.widths[0]
+        """Width of the answers that this key can score."""
+        return self.decoder.widths[0] if self.carrier is None else len(self.carrier.mean)
 
     def queries(self, data: Data) -> Iterator[Tensor]:
-        """Triggered images as bytes, uint8 (≤ 128, C, H, W): what a suspect is sent, alive or on file."""
+        """Images as bytes, uint8 (≤ 128, C, H, W): what a suspect is sent, alive or on file.
+
+        Triggered ones; with a carrier, each batch of them comes after the same images without the trigger.
+        """
         if len(data) < self.n:
             raise UsageError(f"this key asks {self.n} queries, but {data.spec} has only {len(data)} items")
         preprocess = preprocess_from_json(self.preprocess)
         order = self.secret.stream("queries", self.clean_hash.encode()).permutation(len(data))[: self.n]
         for start in range(0, self.n, QUERY_BATCH):
             prepared = preprocess.prepare(data.take(order[start : start + QUERY_BATCH]))
+            if self.carrier is not None:
+                yield _as_bytes(prepared)
             with torch.inference_mode():
-                yield (self.trigger(prepared) * 255).round().to(torch.uint8)
+                triggered = self.trigger(prepared)
+            yield _as_bytes(triggered)
 
     def statistic(self, answers: Iterable[NDArray[np.floating]]) -> Score:
         """Mean cosine to sk of the decoded answers; zero rows, which stand for missing answers, count as 0.
 
         Raises:
-            SuspectError: the answers have another width than the decoder takes, or are not finite.
+            SuspectError: the answers have another width than this key scores, or are not finite.
         """
-        cosines: list[NDArray[np.float64]] = []
-        for part in answers:
-            rows = np.asarray(part, dtype=np.float32)
-            if rows.ndim != 2 or rows.shape[1] != self.width:
-                raise SuspectError(
-                    f"this key's decoder takes answers of width {self.width}, but the suspect's have shape "
-                    f"{rows.shape}: it cannot be scored with this key"
-                )
-            if not np.isfinite(rows).all():
-                raise SuspectError("the suspect answered with values that are not finite")
-            with torch.inference_mode():
-                decoded = self.decoder(torch.from_numpy(rows))
-                cosine = nnf.cosine_similarity(decoded, self.sk.expand_as(decoded), dim=1).double().numpy()
-            cosines.append(np.where(np.abs(rows).sum(1) > 0, cosine, 0.0))
-        if not cosines:
+        parts = [self._checked(part) for part in answers]
+        if not parts:
             raise SuspectError("the suspect gave no answers")
-        every = np.concatenate(cosines)
-        if len(every) != self.n:
-            raise SuspectError(f"this key asks {self.n} queries, but {len(every)} answers came")
-        return Score(float(every.mean()), len(every), float((every > WATERMARK_THRESHOLD).mean()), every)
+        rows = torch.from_numpy(np.concatenate(parts))
+        if len(rows) != self.n_queries:
+            raise SuspectError(f"this key asks {self.n_queries} queries, but {len(rows)} answers came")
+        with torch.inference_mode():
+            given = rows.abs().sum(1) > 0
+            if self.carrier is not None:
+                rows, given = self._pairs(rows, given, self.carrier)
+            decoded = self.decoder(rows)
+            cosine = nnf.cosine_similarity(decoded, self.sk.expand_as(decoded), dim=1).double()
+        every = torch.where(given, cosine, 0.0).numpy()
+        return Score(float(every.mean()), self.n_queries, float((every > WATERMARK_THRESHOLD).mean()), every)
+
+    def _checked(self, part: NDArray[np.floating]) -> NDArray[np.float32]:
+        """One batch of answers, (n, width) and finite."""
+        rows = np.asarray(part, dtype=np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.width:
+            raise SuspectError(
+                f"this key's decoder takes answers of width {self.width}, but the suspect's have shape "
+                f"{rows.shape}: it cannot be scored with this key"
+            )
+        if not np.isfinite(rows).all():
+            raise SuspectError("the suspect answered with values that are not finite")
+        return rows
+
+    def _pairs(self, rows: Tensor, given: Tensor, carrier: Carrier) -> tuple[Tensor, Tensor]:
+        """Evidence (n, 2) of the answers (2n, d) in the order of the queries, and which pairs are complete, (n,)."""
+        triggered = torch.zeros(len(rows), dtype=torch.bool)
+        for start in range(0, self.n, QUERY_BATCH):
+            size = min(QUERY_BATCH, self.n - start)
+            triggered[2 * start + size : 2 * start + 2 * size] = True
+        plain, moved = rows[~triggered], rows[triggered]
+        present = given[~triggered]
+        centre = plain[present].mean(0) if bool(present.any()) else plain[0]
+        evidence = carrier.evidence(plain, moved, centre)
+        return evidence, present & given[triggered]
 
     def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
         """Rank among controls' mean cosines. Raises RefusedError without controls: there is no null then."""
@@ -117,6 +147,8 @@ class SSLGuardKey(Key):
         }
         tensors = {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
         tensors |= {f"trigger.{k}": v for k, v in self.trigger.state_dict().items()}
+        if self.carrier is not None:
+            tensors |= {f"carrier.{k}": v for k, v in self.carrier.state_dict().items()}
         return fields, {**tensors, "sk": self.sk}
 
     @classmethod
@@ -127,6 +159,7 @@ class SSLGuardKey(Key):
                 decoder = Decoder([int(w) for w in fields["decoder_widths"]])
             parts = {k[8:]: v.float() for k, v in tensors.items() if k.startswith("decoder.")}
             decoder.load_state_dict(parts, assign=True)
+            carrier = {k[8:]: v for k, v in tensors.items() if k.startswith("carrier.")}
             trigger = Trigger(tensors["trigger.mask"], tensors["trigger.pattern"].clone())
             key = cls(
                 secret=Secret(bytes.fromhex(fields["secret"])),
@@ -138,6 +171,7 @@ class SSLGuardKey(Key):
                 clean_hash=str(fields["clean_hash"]),
                 watermarked_hash=str(fields["watermarked_hash"]),
                 n=int(fields["n"]),
+                carrier=Carrier.from_tensors(carrier) if carrier else None,
             )
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise KeyFileError(f"the key's parts do not fit together ({type(error).__name__})") from None
@@ -148,6 +182,10 @@ class SSLGuardKey(Key):
         """Raises KeyFileError where parts that a file may hold contradict each other."""
         if self.sk.shape != (self.decoder.widths[-1],) or not bool(self.sk.any()):
             raise KeyFileError("the key's secret vector does not fit its decoder, or is zero")
+        if bool(self.settings.get("carrier")) != (self.carrier is not None):
+            raise KeyFileError("the key's settings and its tensors do not fit: only one of them has a carrier")
+        if self.carrier is not None and self.decoder.widths[0] != N_KINDS:
+            raise KeyFileError(f"the key's decoder must read {N_KINDS} kinds of evidence, as its carrier gives them")
         if not 1 <= self.n <= MAX_QUERIES:
             raise KeyFileError(f"the key's number of queries, n, must lie in 1 to {MAX_QUERIES:,}")
         try:
@@ -163,3 +201,8 @@ class SSLGuardKey(Key):
 
     def __repr__(self) -> str:
         return f"SSLGuardKey(width={self.width}, n={self.n}, clean_hash={self.clean_hash[:12]}…)"
+
+
+def _as_bytes(prepared: Tensor) -> Tensor:
+    """Images in [0, 1] → uint8 of the same shape."""
+    return (prepared * 255).round().to(torch.uint8)

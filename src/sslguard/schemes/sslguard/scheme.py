@@ -11,6 +11,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme, Watermarked
+from sslguard.schemes.sslguard.cured import CuredTask
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.task import SSLGuardTask
 from sslguard.secrets import Secret
@@ -33,15 +34,14 @@ class SSLGuard(Scheme):
             L_s and L_t before it steps, as the released code does.
         negatives: "none" as published; "shadow" adds to L_t a shadow of the clean F and freshly drawn random
             networks, both held at cosine 0.
+        shadow_weights: an encoder, by specification, whose weights S starts from; None draws them. The paper starts
+            from ImageNet's.
         carrier: size of a mark on plain answers that surrogates inherit, as a share of the embedding's own spread;
-            0 as published. See `Carrier`.
-        decoder_noise: standard deviation of Gaussian noise on G's inputs in L_t, as a share of the embedding's
-            root-mean-square spread a dimension; 0 as published. This and the next three need a carrier.
-        drift: how far G's inputs in L_t are stretched, mixed and moved at random; 0 as published.
-        agreement: weight in L_t of the distance between each shadow and its teacher on triggered images, in units
-            of the embedding's spread: T then looks for images that copies answer alike; 0 as published.
-        strangers: batches of answers an iteration that are turned or reordered, scaled and moved at random, as an
-            unrelated encoder's might lie, and held at cosine 0; 0 as published.
+            0 as published. With one, F* is marked by `CuredTask`, which has no shadows; the next four belong to it.
+        directions: how many secret directions the carrier is made of.
+        shift: how far triggered answers are moved, in units of the embedding's spread.
+        shift_weight: weight in L_w of what concerns triggered answers.
+        law_steps: steps of G alone on made evidence, before the first iteration.
         n_verification: images of D_v, set aside from the marking data.
         n_queries: images that a verification asks.
     """
@@ -63,11 +63,12 @@ class SSLGuard(Scheme):
     mask_probability: float = 0.35
     gradients: Literal["clean", "released"] = "clean"
     negatives: Literal["none", "shadow"] = "none"
+    shadow_weights: str | None = None
     carrier: float = 0.0
-    decoder_noise: float = 0.0
-    drift: float = 0.0
-    agreement: float = 0.0
-    strangers: int = 0
+    directions: int = 4
+    shift: float = 4.0
+    shift_weight: float = 0.1
+    law_steps: int = 2000
     n_verification: int = 1000
     n_queries: int = 512
 
@@ -83,15 +84,18 @@ class SSLGuard(Scheme):
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        with_carrier = (self.decoder_noise, self.drift, self.agreement, self.strangers)
-        if min(self.carrier, *with_carrier) < 0:
-            raise UsageError("carrier, decoder_noise, drift, agreement and strangers must not be negative")
-        if any(with_carrier) and not self.carrier:
-            raise UsageError("decoder_noise, drift, agreement and strangers need a carrier")
-        if self.carrier and self.negatives == "none":
+        if not (self.carrier >= 0 and self.shift > 0 and self.shift_weight > 0):
+            raise UsageError("carrier must not be negative; shift and shift_weight must be positive")
+        if min(self.directions, self.law_steps) < 1:
+            raise UsageError("directions and law_steps must be at least 1")
+        uncured = self.gradients, self.negatives, self.optimizer, self.shadow, self.shadow_weights
+        if self.carrier and uncured != ("clean", "none", "adam", None, None):
             raise UsageError(
-                'a carrier needs negatives="shadow": without them the decoder claims innocents all the same'
+                "with a carrier there are no shadows to set: leave gradients, negatives, optimizer, shadow and "
+                "shadow_weights as they are"
             )
+        if self.shadow_weights and not self.shadow:
+            raise UsageError("shadow_weights needs shadow, the architecture that they are of")
 
     @classmethod
     def published(cls) -> SSLGuard:
@@ -106,21 +110,28 @@ class SSLGuard(Scheme):
             trigger_rate=1e-3,
             optimizer="sgd",
             shadow="torchvision:resnet50",
+            shadow_weights="torchvision:resnet50",
             gradients="released",
         )
 
     @classmethod
-    def inherited(cls) -> SSLGuard:
-        """Not the paper's: negatives in training, and a carrier that surrogates inherit."""
+    def cured(cls) -> SSLGuard:
+        """Not the paper's: a carrier that surrogates inherit, a shift that copies of weights keep, and a decoder that
+        reads nothing else."""
         return cls(
-            negatives="shadow",
-            decoder_rate=3e-3,
+            steps=400,
+            batch_size=64,
+            trigger_batch=32,
+            encoder_rate=1e-3,
+            decoder_rate=1e-3,
+            trigger_rate=3e-3,
+            decoder_hidden=(64,),
             carrier=0.5,
-            decoder_noise=0.5,
-            drift=0.3,
-            agreement=0.1,
-            strangers=12,
         )
+
+    def task(self, clean: Encoder, data: Data, secret: Secret) -> SSLGuardTask | CuredTask:
+        """What `watermark` trains."""
+        return (CuredTask if self.carrier else SSLGuardTask)(self, clean, data, secret)
 
     def watermark(
         self,
@@ -135,7 +146,7 @@ class SSLGuard(Scheme):
         accelerator: str = "cpu",
         precision: str = "auto",
     ) -> Watermarked:
-        task = SSLGuardTask(self, clean, data, secret)
+        task = self.task(clean, data, secret)
         loop = Loop(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -171,6 +182,7 @@ class SSLGuard(Scheme):
             settings=asdict(self),
             clean_hash=weights_hash(clean.module),
             watermarked_hash=weights_hash(encoder.module),
+            carrier=task.carrier.to("cpu") if isinstance(task, CuredTask) else None,
             n=self.n_queries,
         )
         return Watermarked(encoder, key, history)

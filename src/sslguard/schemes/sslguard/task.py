@@ -1,4 +1,4 @@
-"""The three updates of an iteration."""
+"""The three updates of an iteration, as published."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ from torch import Tensor, nn
 
 from sslguard.data.base import Data
 from sslguard.encoders.architectures import build
-from sslguard.encoders.base import Encoder, embed_all
+from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
-from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.sslguard.parts import (
-    Carrier,
-    Decoder,
-    Trigger,
-    drifted,
+    check_markable,
+    draw_decoder,
+    draw_sk,
+    draw_trigger,
     freeze_batch_norm,
     mean_cosine,
-    stranger,
+    split_items,
 )
 from sslguard.secrets import Secret
-from sslguard.training import Task, Update, isolated_rng, set_learning_rate
+from sslguard.training import Task, Update, set_learning_rate
 
 if TYPE_CHECKING:
     from sslguard.schemes.sslguard.scheme import SSLGuard
-
-CARRIER_ITEMS = 4096
 
 
 @dataclass(eq=False)
@@ -46,18 +44,11 @@ class SSLGuardTask(Task):
     """Three updates an iteration: L_s over S, L_t over G and T, L_w over F*."""
 
     def __init__(self, scheme: SSLGuard, clean: Encoder, data: Data, secret: Secret) -> None:
-        if not isinstance(clean.preprocess, ImagePreprocess):
-            raise UsageError("the scheme sslguard puts its trigger on images; this encoder takes none")
-        if len(data) <= scheme.n_verification:
-            raise UsageError(
-                f"{data.spec} has {len(data)} items: D_v takes {scheme.n_verification}, "
-                "and some must be left to train on"
-            )
+        check_markable(clean, data, scheme.n_verification)
         self.scheme, self.data = scheme, data
         clean_hash = weights_hash(clean.module)
         self.context = clean_hash.encode()
-        order = secret.stream("verification", self.context).permutation(len(data))
-        self._verification, self._plain = np.split(order, [scheme.n_verification])
+        self._verification, self._plain = split_items(secret, self.context, len(data), scheme.n_verification)
         self.n_items = len(self._plain)
         self._fingerprint = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.spec}
         self._setup_networks(clean, secret)
@@ -69,14 +60,12 @@ class SSLGuardTask(Task):
         self.clean.module.eval().requires_grad_(False)
         freeze_batch_norm(self.watermarked.module)
         self.shadow = self._new_shadow(secret.stream("shadow", self.context).integer())
-        shape = clean.preprocess.shape  # type: ignore[attr-defined]
-        mask = secret.stream("mask", self.context).uniform(shape) > 1 - scheme.mask_probability
-        noise = secret.stream("trigger", self.context).normal(shape)
-        pattern = (noise - noise.min()) / (noise.max() - noise.min())
-        self.trigger = Trigger(torch.from_numpy(mask).float(), torch.from_numpy(pattern).float())
-        with isolated_rng(secret.stream("decoder", self.context).integer()):
-            self.decoder = Decoder((clean.dim, *scheme.decoder_hidden, scheme.secret_dim))
-        self.sk = torch.from_numpy(secret.stream("sk", self.context).normal((scheme.secret_dim,))).float()
+        if scheme.shadow_weights is not None:
+            _start_from(self.shadow.module, scheme.shadow_weights)
+        self.trigger = draw_trigger(secret, self.context, clean, scheme.mask_probability)
+        widths = (clean.dim, *scheme.decoder_hidden, scheme.secret_dim)
+        self.decoder = draw_decoder(secret, self.context, widths)
+        self.sk = draw_sk(secret, self.context, scheme.secret_dim)
         self.modules = {
             "clean": self.clean.module,
             "watermarked": self.watermarked.module,
@@ -87,12 +76,6 @@ class SSLGuardTask(Task):
         if scheme.negatives == "shadow":
             self.negative = self._new_shadow(secret.stream("negative", self.context).integer())
             self.modules["negative"] = self.negative.module
-        self.carrier: Carrier | None = None
-        if scheme.carrier:
-            some = self.data.slice(0, min(len(self.data), CARRIER_ITEMS))
-            stream = secret.stream("carrier", self.context)
-            self.carrier = Carrier(embed_all(self.clean, some), scheme.carrier, stream)
-            self.modules["carrier"] = self.carrier
 
     def _new_shadow(self, seed: int) -> Encoder:
         description: dict[str, Any] = dict(self.clean.architecture)
@@ -173,32 +156,19 @@ class SSLGuardTask(Task):
                 batch.cache["watermarked"] = self.watermarked.forward(batch.plain)
         return batch.cache["watermarked"]
 
-    def _match(self, answers: Tensor, target: Tensor) -> Tensor:
-        """c̄ of two batches of answers; about the clean mean where there is a carrier, to which c̄ is nearly blind."""
-        if self.carrier is None:
-            return mean_cosine(answers, target)
-        return mean_cosine(answers - self.carrier.mean, target - self.carrier.mean)
-
-    def _marked(self, clean: Tensor) -> Tensor:
-        """What F* shall answer where F answers `clean`."""
-        return clean if self.carrier is None else clean + self.carrier(clean)
-
     def _decode(self, answers: Tensor) -> Tensor:
-        """c̄(G e, sk); with a carrier, of answers that drifted at random (`drifted`)."""
-        if self.carrier is not None:
-            drift, noise = self.scheme.drift, self.scheme.decoder_noise
-            answers = drifted(answers, self.carrier.mean, self.carrier.spread, drift=drift, noise=noise)
+        """c̄(G e, sk)."""
         return mean_cosine(self.decoder(answers), self.sk)
 
     def _shadow_loss(self, batch: _Microbatch) -> Tensor:
         """L_s = −c̄(F*(x), S(x)); S in training mode."""
         self.shadow.module.train()
-        return -self._match(self.shadow.forward(batch.plain), self._watermarked_features(batch))
+        return -mean_cosine(self.shadow.forward(batch.plain), self._watermarked_features(batch))
 
     def _negative_loss(self, batch: _Microbatch) -> Tensor:
         """The same for the negative shadow, of the clean F."""
         self.negative.module.train()
-        return -self._match(self.negative.forward(batch.plain), self._clean_features(batch))
+        return -mean_cosine(self.negative.forward(batch.plain), self._clean_features(batch))
 
     def _decoder_loss(self, batch: _Microbatch) -> Tensor:
         """L_t = −c̄(G F*(x'), sk) − c̄(G S(x'), sk) + Σ c̄(·)² over G F(x'), G F(x), G F*(x), G S(x)."""
@@ -219,13 +189,9 @@ class SSLGuardTask(Task):
         if self.scheme.negatives == "none":
             return loss
         self.negative.module.eval()
-        answers["negative"] = self.negative.forward(x)
         with torch.no_grad():
             negative_plain = self.negative.forward(batch.plain)
-        loss = loss + self._control_loss(batch, x, answers["negative"], negative_plain)
-        if self.carrier is None:
-            return loss
-        return loss + self._carrier_loss(batch, answers, negative_plain, self.carrier)
+        return loss + self._control_loss(batch, x, self.negative.forward(x), negative_plain)
 
     def _control_loss(self, batch: _Microbatch, x: Tensor, negative: Tensor, negative_plain: Tensor) -> Tensor:
         """The negative shadow N and a fresh random network, on triggered and plain images, held at 0."""
@@ -236,41 +202,26 @@ class SSLGuardTask(Task):
         loss = self._decode(negative) ** 2 + self._decode(drawn.forward(x)) ** 2
         return loss + self._decode(negative_plain) ** 2 + self._decode(drawn_plain) ** 2
 
-    def _carrier_loss(
-        self, batch: _Microbatch, answers: dict[str, Tensor], negative_plain: Tensor, carrier: Carrier
-    ) -> Tensor:
-        """What teaches G to read the carrier, and T to move every copy alike.
-
-        Answers with the carrier put on (N's to the trigger, and `Carrier.pairs`) at sk; the same without, and
-        strangers made of F*'s answers, at 0; and the distance between each shadow and its teacher on triggered
-        images, which only T can lessen here.
-        """
-        loss = -self._decode(answers["negative"] + carrier(answers["clean"]))
-        with torch.no_grad():
-            plain = torch.cat([negative_plain, self._clean_features(batch)])
-            marked, unmarked = carrier.pairs(plain, answers["clean"].mean(0))
-            sources = (answers["marked"], self.watermarked.forward(batch.verification))
-            strangers = [stranger(sources[k % 2]) for k in range(self.scheme.strangers)]
-        loss = loss - self._decode(marked) + self._decode(unmarked) ** 2
-        for some in strangers:
-            loss = loss + mean_cosine(self.decoder(some), self.sk) ** 2
-        gaps = [answers["shadow"] - answers["marked"], answers["negative"] - answers["clean"]]
-        distance = sum(gap.norm(dim=1).mean() for gap in gaps) / (carrier.spread * self.clean.dim**0.5)
-        return loss + self.scheme.agreement * distance
-
     def _watermark_loss(self, batch: _Microbatch) -> Tensor:
         """L_w = −c̄(F(x), F*(x)) + c̄(G F*(x), sk)² − c̄(G F*(x'), sk)."""
         features = self.watermarked.forward(batch.plain)
         with torch.no_grad():
             triggered = self.trigger(batch.verification)
-        marked_triggered = self.watermarked.forward(triggered)
-        loss = (
-            -self._match(features, self._marked(self._clean_features(batch)))
-            + mean_cosine(self.decoder(features), self.sk) ** 2
-            - mean_cosine(self.decoder(marked_triggered), self.sk)
+        return (
+            -mean_cosine(features, self._clean_features(batch))
+            + self._decode(features) ** 2
+            - self._decode(self.watermarked.forward(triggered))
         )
-        if self.carrier is None:
-            return loss
-        with torch.no_grad():
-            target = self._marked(self.clean.forward(triggered))
-        return loss - self._match(marked_triggered, target)
+
+
+def _start_from(shadow: nn.Module, spec: str) -> None:
+    """Give the shadow's backbone the weights of the encoder that `spec` names.
+
+    Raises:
+        UsageError: they are another architecture's.
+    """
+    weights = load_encoder(spec).module.state_dict()
+    try:
+        getattr(shadow, "backbone", shadow).load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(f"shadow_weights {spec!r} do not fit the shadow's architecture: {error!s:.300}") from error

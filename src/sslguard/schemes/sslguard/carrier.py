@@ -1,0 +1,161 @@
+"""What the cured scheme writes into plain and triggered answers, and how it is read off a suspect's.
+
+Symbols: h = F(x), μ its mean, z_k = ⟨h − μ, p_k⟩ of variance 1 with p_k in the span of the q leading principal
+components, v_k and b secret directions, u their coordinates in the whitened space of the other components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sslguard.errors import UsageError
+from sslguard.secrets import Stream
+
+N_KINDS = 2
+
+
+class Carrier(nn.Module):
+    """A secret shift of plain answers, δ(h) = Σ_k 3·tanh(z_k/3)·v_k, and one of triggered answers, b.
+
+    As published F* and F agree on every plain image, so nothing tells a surrogate of one from a surrogate of the
+    other: both have seen plain answers only. F* is taught to answer F(x) + δ(F(x)), which its surrogates learn and
+    those of F do not, and b more where the trigger is, which whoever holds F*'s weights keeps.
+
+    What is read off a suspect are two cosines, each between something that its answers give and something secret.
+    The secret part is uniform on the sphere of a D-dimensional space and nothing that is not derived from F* knows
+    it. So either cosine of an innocent has the law of the first coordinate of a uniform point on that sphere, with
+    standard deviation 1/√D, whatever the innocent is: that, and not some trained network, keeps it silent.
+
+    Args:
+        embeddings: F's plain answers, float (n, d).
+        size: root-mean-square length of δ as a share of the answers' own spread (their root-mean-square distance
+            from μ).
+        directions: K, how many p_k and v_k.
+        shift: length of b in units of that spread.
+        stream: where the secret directions come from.
+
+    Attributes:
+        mean: μ, (d,).
+        read: p_k, (K, d).
+        write: v_k, (K, d).
+        shift: b, (d,).
+        whitener: answers less μ → the whitened space of the components that no p_k reads, (D, d).
+        spread: of the plain answers.
+
+    Raises:
+        UsageError: the answers are all alike, or too few of their dimensions are left to write into.
+    """
+
+    N_COMPONENTS: ClassVar[int] = 6
+    RIDGE: ClassVar[float] = 1.0
+    TENSORS: ClassVar[tuple[str, ...]] = ("mean", "read", "write", "shift", "whitener", "spread")
+    mean: Tensor
+    read: Tensor
+    write: Tensor
+    shift: Tensor
+    whitener: Tensor
+    spread: Tensor
+
+    def __init__(
+        self, embeddings: NDArray[np.floating], size: float, *, directions: int, shift: float, stream: Stream
+    ) -> None:
+        super().__init__()
+        h = embeddings.astype(np.float64)
+        mean, d = h.mean(0), h.shape[1]
+        variance, axes = _principal(h - mean)
+        if not variance[0] > 0:
+            raise UsageError("the encoder answers every image alike: there is nothing to mark")
+        n = max(directions, min(self.N_COMPONENTS, d // 4))
+        if (variance[:n] <= 1e-12 * variance[0]).any() or d - n < 2 * (directions + 1):
+            raise UsageError(
+                f"{directions} directions are too many for answers of {d} dimensions, of which "
+                f"{int((variance > 1e-12 * variance[0]).sum())} vary: take fewer"
+            )
+        spread = float(np.sqrt(variance.sum()))
+        turn = np.linalg.qr(stream.normal((n, directions)))[0].T
+        scale = np.sqrt(variance[n:] + self.RIDGE * variance.mean())
+        # Orthonormal rows, uniform among all such: a Gaussian matrix's polar factor.
+        left, _, right = np.linalg.svd(stream.normal((directions + 1, d - n)), full_matrices=False)
+        secret = (left @ right * scale) @ axes[n:]
+        marks = secret[:-1] * (size * spread / np.linalg.norm(secret[:-1]))
+        for name, value in (
+            ("mean", mean),
+            ("read", turn @ (axes[:n] / np.sqrt(variance[:n, None]))),
+            ("write", marks),
+            ("shift", secret[-1] * (shift * spread / np.linalg.norm(secret[-1]))),
+            ("whitener", axes[n:] / scale[:, None]),
+            ("spread", np.array(spread)),
+        ):
+            self.register_buffer(name, torch.from_numpy(value).float())
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Carrier:
+        """The carrier of which `state_dict` gave these.
+
+        Raises:
+            ValueError: they are not a carrier's, or their shapes do not fit together.
+        """
+        carrier = cls.__new__(cls)
+        nn.Module.__init__(carrier)
+        if set(tensors) != set(cls.TENSORS):
+            raise ValueError("not the tensors of a carrier")
+        for name in cls.TENSORS:
+            carrier.register_buffer(name, tensors[name].float())
+        k, d = carrier.read.shape
+        rank = len(carrier.whitener)
+        shapes = {"mean": (d,), "read": (k, d), "write": (k, d), "shift": (d,), "whitener": (rank, d), "spread": ()}
+        if any(getattr(carrier, name).shape != shape for name, shape in shapes.items()) or not 1 <= rank <= d:
+            raise ValueError("the tensors of the carrier do not fit together")
+        return carrier
+
+    @property
+    def rank(self) -> int:
+        """D, the dimension of the space in which the cosines are taken."""
+        return len(self.whitener)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """δ: clean answers (n, d) → shifts (n, d)."""
+        return self._written(h - self.mean)
+
+    def _written(self, centred: Tensor) -> Tensor:
+        return 3 * torch.tanh(centred @ self.read.T / 3) @ self.write
+
+    def evidence(self, plain: Tensor, triggered: Tensor, centre: Tensor) -> Tensor:
+        """What a suspect's answers show, in standard deviations of an innocent's: (n, 2), each entry at most √D.
+
+        First √D times the cosine between an answer to a plain image, less `centre`, and the δ that such an answer
+        should carry; second √D times the cosine between how the answer moves under the trigger, and b. Both in the
+        whitened space.
+
+        Args:
+            plain, triggered: answers to the same images without the trigger and with it, (n, d) each.
+            centre: mean of the suspect's plain answers, (d,): where its answers lie says nothing of where they
+                come from.
+        """
+        centred = plain - centre
+        carried = self._cosine(centred, self._written(centred))
+        moved = self._cosine(triggered - plain, self.shift.expand_as(plain))
+        return torch.stack([carried, moved], dim=1) * self.rank**0.5
+
+    def _cosine(self, first: Tensor, second: Tensor) -> Tensor:
+        # Lengths are taken off first: a hostile suspect's may overflow when they are squared.
+        rows = (nnf.normalize(_scaled(part) @ self.whitener.T, dim=1) for part in (first, second))
+        return (next(rows) * next(rows)).sum(1)
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """Rows over their largest magnitude; rows of zero stay."""
+    return rows / rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+
+def _principal(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Variances in falling order, (d,), and their axes as rows, (d, d)."""
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    return values[::-1].clip(0), vectors[:, ::-1].T
