@@ -4,7 +4,9 @@ Work is cut in cells, kept in OUT: a run that is killed goes on where it stopped
 `--table` at once, what is there is written to `benchmarks/results/whole.json` and `docs/results.md`; with `--quick`
 both go to OUT. Exit code 1 where a cell failed.
 
-Run: python benchmarks/whole.py OUT [--workers 2] [--only GROUP ...] [--quick] [--table]
+Run: python benchmarks/whole.py OUT [--workers 2] [--only GROUP ...] [--brief | --quick] [--table]
+
+--brief measures one key a variant and a few attacks, and writes `whole-brief.json` and `docs/results-brief.md`.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from cells import Outcome, chosen, read_cells, run_cells
 from common import RESULTS
-from whole_plan import FULL, GROUPS, QUICK, make_plan
+from whole_plan import BRIEF, FULL, GROUPS, QUICK, Settings, make_plan
 from whole_rows import gather
 from whole_tables import page
 from whole_targets import as_json
@@ -34,7 +36,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of cells, encoders and keys")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=[], help="these groups, and what they need")
-    parser.add_argument("--quick", action="store_true", help="a few cells of two steps; figures mean nothing")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--brief", action="store_true", help="one key a variant and a few attacks")
+    sizes.add_argument("--quick", action="store_true", help="a few cells of two steps; figures mean nothing")
     parser.add_argument("--table", action="store_true", help="write the tables of what is there, and run nothing")
     options = parser.parse_args(arguments)
     if options.workers < 1:
@@ -50,13 +54,20 @@ def report(outcome: Outcome) -> None:
         print(f"{name} was not begun: it {reason}", file=sys.stderr)
 
 
-def write_tables(out: Path, quick: bool) -> None:
-    """`whole.json` and `results.md` of the cells that are there."""
-    settings = QUICK if quick else FULL
-    results = gather(settings, make_plan(settings, out), out)
-    json_path, page_path = (
-        (out / "whole.json", out / "results.md") if quick else (RESULTS / "whole.json", DOCS / "results.md")
-    )
+def settings_of(options: argparse.Namespace) -> Settings:
+    """How much is measured."""
+    if options.quick:
+        return QUICK
+    return BRIEF if options.brief else FULL
+
+
+def write_tables(options: argparse.Namespace) -> None:
+    """The results as JSON and as a page, of the cells that are there."""
+    settings, suffix = settings_of(options), "-brief" if options.brief else ""
+    results = gather(settings, make_plan(settings, options.out), options.out)
+    json_path, page_path = RESULTS / f"whole{suffix}.json", DOCS / f"results{suffix}.md"
+    if options.quick:
+        json_path, page_path = options.out / "whole.json", options.out / "results.md"
     content = json.dumps(as_json(results), indent=1, sort_keys=True, allow_nan=False)
     write_atomic(json_path, content.encode() + b"\n")
     write_atomic(page_path, page(results).encode())
@@ -65,7 +76,7 @@ def write_tables(out: Path, quick: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    settings = QUICK if options.quick else FULL
+    settings = settings_of(options)
     outcome = Outcome()
     if not options.table:
         cells = chosen(make_plan(settings, options.out), options.only)
@@ -83,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)
             return 130
-    write_tables(options.out, options.quick)
+    write_tables(options)
     report(outcome)
     return 1 if outcome.failed or outcome.skipped else 0
 

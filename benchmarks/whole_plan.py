@@ -42,6 +42,7 @@ class Settings:
         items: most items of any role; None for all.
         members: of each kind of the shipped population; None for all, and EfficientNet-Lite0.
         rounds: of timing a step of pre-training.
+        flag: of the command that measures this much, with a space before it.
     """
 
     victims: tuple[str, ...] = VICTIMS
@@ -82,6 +83,7 @@ class Settings:
     items: int | None = None
     members: int | None = None
     rounds: int = 3
+    flag: str = ""
 
     def variant(self, name: str) -> SSLGuard:
         """A variant's settings."""
@@ -94,6 +96,21 @@ class Settings:
 
 
 FULL = Settings()
+# One key a variant and a few attacks of each group: a quarter of an hour on two cores, too little for the targets.
+BRIEF = Settings(
+    seeds={"cured": (20,), "published": (30,), "released": ()},
+    recipes=("mse-plain-same", "infonce-plain-other", "cosine-augmented-narrower", "mse-augmented-wider"),
+    query_recipes=("mse-plain-same",),
+    published_recipes=("mse-plain-same",),
+    twin_recipes=("mse-plain-same",),
+    query_sets=(2000,),
+    pruned=(40, 60),
+    epochs=(1, 10),
+    input_noise=(0.05,),
+    output_noise=(0.5,),
+    behind=(("output", 0.5),),
+    flag=" --brief",
+)
 QUICK = Settings(
     victims=("simclr",),
     seeds={"cured": (20, 21), "published": (30,), "released": (40,)},
@@ -115,6 +132,7 @@ QUICK = Settings(
     items=160,
     members=1,
     rounds=1,
+    flag=" --quick",
 )
 
 

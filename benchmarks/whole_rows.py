@@ -260,7 +260,7 @@ def _header(plan: Sequence[Cell], found: Mapping[str, Any], settings: Settings) 
         "cells": len(plan),
         "cells done": len(found),
         "CPU seconds": round(sum(content["cpu_seconds"] for content in found.values())),
-        "command": "python benchmarks/whole.py OUT",
+        "command": f"python benchmarks/whole.py OUT{settings.flag}",
     }
 
 

@@ -71,13 +71,13 @@ def _head(results: Results) -> str:
     machines = "; ".join(run["machines"]) or "unknown"
     queries = ", ".join(map(str, run["queries of a verification"])) or "?"
     lines = [
-        "<!-- Written by `python benchmarks/whole.py OUT`; `make results` makes it anew. Do not edit. -->",
+        f"<!-- Written by `{run['command']}`. Do not edit. -->",
         "",
         "# Results",
         "",
-        f"SSLGuard on the test bed, whole. Run {dates}; {machines}; processes of one thread. Thieves train in "
-        f"{run['precision of thieves']} ({', '.join(FLOAT32_STUDENTS)} in 32), all else in 32 bits. {queries} queries "
-        f"a verification. {run['cells done']} of {run['cells']} cells were run, in {run['CPU seconds'] / 3600:.1f} CPU "
+        f"SSLGuard on the test bed, by `{run['command']}`. Run {dates}; {machines}; processes of one thread. "
+        f"Thieves train in {run['precision of thieves']} ({', '.join(FLOAT32_STUDENTS)} in 32), all else in 32 bits. "
+        f"{queries} queries a verification. {run['cells done']} of {run['cells']} cells were run, in {run['CPU seconds'] / 3600:.1f} CPU "
         "hours.",
     ]
     if results.missing:
