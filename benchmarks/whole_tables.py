@@ -77,8 +77,8 @@ def _head(results: Results) -> str:
         "",
         f"SSLGuard on the test bed, by `{run['command']}`. Run {dates}; {machines}; processes of one thread. "
         f"Thieves train in {run['precision of thieves']} ({', '.join(FLOAT32_STUDENTS)} in 32), all else in 32 bits. "
-        f"{queries} queries a verification. {run['cells done']} of {run['cells']} cells were run, in {run['CPU seconds'] / 3600:.1f} CPU "
-        "hours.",
+        f"{queries} queries a verification. {run['cells done']} of {run['cells']} cells were run, "
+        f"in {run['CPU seconds'] / 3600:.1f} CPU hours.",
     ]
     if results.missing:
         lines += ["", f"**{len(results.missing)} cells were not run**; tables say so where their figures would stand."]
