@@ -187,7 +187,7 @@ def test_queries_asked_elsewhere_give_the_same_verdict(bed: Bed, tmp_path: Path)
     held_out = f"{bed.data}[80:160]"
     said = done("queries", bed.key, "--data", held_out, "--out", asked)
     written = np.load(asked, allow_pickle=False)
-    assert said["shape"] == list(written.shape) == [20, 1, 16, 16]
+    assert said["shape"] == list(written.shape) == [40, 1, 16, 16]  # twenty images, without and with the trigger
     assert written.dtype == np.uint8
     assert stat.S_IMODE(asked.stat().st_mode) == 0o600
     done("embed", bed.marked, "--data", asked, "--out", answers, "--quiet")
@@ -204,7 +204,7 @@ def test_verify_derived(bed: Bed) -> None:
     assert said["decision"] == "derived"
     assert said["floor"] == said["pvalue"] == pytest.approx(1 / 16)
     assert said["log2_pvalue"] == pytest.approx(-4)
-    assert (said["null"], said["n_controls"], said["n_queries"]) == ("controls", 15, 20)
+    assert (said["null"], said["n_controls"], said["n_queries"]) == ("controls", 15, 40)
     text = sslguard(*command, "--alpha", "0.07").out
     for label in ("decision", "statistic", "watermark rate", "log2 p", "null", "floor", "queries", "alpha"):
         assert any(line.startswith(f"{label} ") for line in text.splitlines())
@@ -257,6 +257,7 @@ def test_published_preset_and_settings(bed: Bed, tmp_path: Path) -> None:
     settings = done(
         *("watermark", bed.clean, "--data", bed.data, "--out", tmp_path / "o", "--preset", "published"),
         *("--steps", 1, "--shadow", "resnet-narrow", "--negatives", "shadow", "--quiet", "--n-verification", 10),
+        *("--shadow-weights", "random:resnet-narrow@16"),
     )["settings"]
     assert (settings["optimizer"], settings["gradients"], settings["batch_size"]) == ("sgd", "released", 2)
     assert (settings["steps"], settings["shadow"], settings["negatives"]) == (1, "resnet-narrow", "shadow")

@@ -119,7 +119,7 @@ BAD = {
     "data of the marking": ("--control {innocent} --verify-data {data}[50:90]", "share 10 images"),
     "too little data": (
         "--control {innocent} --verify-data {data}[80:90]",
-        "12 queries, and --verify-data has only 10",
+        "12 images, and --verify-data has only 10",
     ),
     "no such data": ("--control {innocent} --verify-data {data}x", "does not exist"),
     "no such control": ("--control {root}/nothing --verify-data {data}[60:90]", "nothing"),

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +26,7 @@ from sslguard.data import open_data
 from sslguard.encoders import load_folder, weights_hash
 from sslguard.encoders.architectures import build
 from sslguard.keyfile import load_key
-from sslguard.schemes.sslguard import SSLGuard, SSLGuardTask
+from sslguard.schemes.sslguard import CuredTask, SSLGuard, SSLGuardTask
 from sslguard.secrets import Secret
 from sslguard.training import Loop, run
 from sslguard.verification import score_suspect
@@ -95,17 +95,19 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-def shrunken(bed: Path, name: str = "moco", **changes: str) -> list[str]:
-    """Arguments that shrink a recipe: a ResNet-18 at 16 pixels, two iterations, slices of the pictures."""
+def shrunken(bed: Path, name: str = "moco", **changes: str | None) -> list[str]:
+    """Arguments that shrink a recipe: a ResNet-18 at 16 pixels, two iterations, slices of the pictures.
+
+    `changes` are further settings; None leaves one to the recipe.
+    """
     photos = f"{bed}/photos.npz"
     tiny = {"steps": "2", "batch_size": "4"}
     mark = {
-        **{"steps": "2", "batch_size": "4", "trigger_batch": "4", "shadow": "resnet-narrow", "optimizer": "adam"},
+        **{"steps": "2", "batch_size": "4", "trigger_batch": "4", "optimizer": "adam"},
+        **{"shadow": "resnet-narrow", "shadow_weights": "none"},
         **{"encoder_rate": "1e-3", "decoder_rate": "3e-3", "trigger_rate": "3e-2"},
         **{"n_verification": "8", "n_queries": "12", "secret_dim": "32", "decoder_hidden": "[64, 64]"},
     }
-    if "shadow_weights" in {f.name for f in fields(SSLGuard)}:
-        mark["shadow_weights"] = "none"
     settings = {
         "encoder.checkpoint": f"{bed}/{name}.pth",
         "encoder.architecture": "resnet18",
@@ -133,7 +135,7 @@ def shrunken(bed: Path, name: str = "moco", **changes: str) -> list[str]:
         "downstream.tasks": f"{{photos = {{train = '{photos}[80:100]', test = '{photos}[100:120]'}}}}",
         **changes,
     }
-    pairs = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    pairs = [part for key, value in settings.items() if value is not None for part in ("--set", f"{key}={value}")]
     return [str(RECIPES / f"{name}.toml"), *pairs]
 
 
@@ -470,12 +472,28 @@ class TestRecipes:
         assert published.gradients == "released"
         assert preset("clean-gradients") == replace(published, gradients="clean")
         cured = preset("cured")
-        assert (cured.gradients, cured.shadow) == ("clean", published.shadow)
-        assert cured.steps * cured.batch_size == published.steps * published.batch_size
+        assert cured.carrier > 0
+        missed = published.steps * published.batch_size - cured.steps * cured.batch_size
+        assert 0 <= missed < cured.batch_size
+
+    def test_a_recipe_can_be_cured(self, bed: Path, paper: Any) -> None:
+        """The other preset from marking to scores; its shadows, of which it has none, are left as they are."""
+        shadows = {
+            f"scheme.settings.{key}": None for key in ("shadow", "shadow_weights", "optimizer", "decoder_hidden")
+        }
+        cured = {"scheme.preset": "cured", "steal.queries": "{}", "attacks.prune.on": '["itself"]'}
+        off = {f"attacks.{name}.on": "[]" for name in ("fine_tune", "overwrite", "noise")}
+        command = shrunken(bed, **shadows, **cured, **off)
+        ran = paper(*command, "--out", bed / "cured", "--only", "mark", "verify", "table")
+        assert ran.code == 0, ran.err
+        assert list(rows(ran.out, "Detection")) == ["suspect", "the encoder itself", "prune-0.4"]
+        record = load_folder(bed / "cured" / "marked" / "itself" / "encoder").record
+        assert record["settings"]["carrier"] == SSLGuard.cured().carrier
 
     def test_none_and_nested_settings_can_be_set(self, bed: Path, recipe_modules: dict[str, ModuleType]) -> None:
         read_recipe = recipe_modules["settings"].read_recipe
-        changes = ["scheme.settings.shadow=none", "steal.recipe.augmentation={crop = 0.6, flip = 0.5}"]
+        no_shadow = ["scheme.settings.shadow=none", "scheme.settings.shadow_weights=none"]
+        changes = [*no_shadow, "steal.recipe.augmentation={crop = 0.6, flip = 0.5}"]
         recipe = read_recipe(RECIPES / "moco.toml", changes)
         assert recipe.scheme.scheme().shadow is None
         assert recipe.steal.distillation().augmentation == Augmentation(crop=0.6, flip=0.5)
@@ -484,14 +502,17 @@ class TestRecipes:
 class TestDocument:
     PAGE = (RECIPES.parent.parent / "docs" / "paper.md").read_text()
 
-    @pytest.mark.parametrize(("name", "per_iteration"), [("published", (20, 16)), ("clean-gradients", (18, 12))])
+    @pytest.mark.parametrize(
+        ("name", "per_iteration"), [("published", (20, 16)), ("clean-gradients", (18, 12)), ("cured", (288, 160))]
+    )
     def test_passes_of_an_iteration(
         self, name: str, per_iteration: tuple[int, int], recipe_modules: dict[str, ModuleType], tiny: Any, images: Any
     ) -> None:
         """Counted on networks of another size: how many images pass forward, and back, is the scheme's alone."""
         scheme = recipe_modules["settings"].preset(name)
-        same = {field: None for field in ("shadow", "shadow_weights") if hasattr(scheme, field)}
-        task = SSLGuardTask(replace(scheme, n_verification=8, **same), tiny(), images(30), Secret.from_seed(0))
+        small = replace(scheme, n_verification=8, shadow=None, shadow_weights=None)
+        kind = CuredTask if scheme.carrier else SSLGuardTask
+        task = kind(small, tiny(), images(30), Secret.from_seed(0))
         passes = Counter[str]()
 
         def count(_: object, __: object, answers: torch.Tensor) -> None:
@@ -499,7 +520,7 @@ class TestDocument:
             if answers.requires_grad:
                 answers.register_hook(lambda _: passes.update(back=len(answers)))
 
-        for part in ("clean", "watermarked", "shadow"):
+        for part in {"clean", "watermarked", "shadow"} & task.modules.keys():
             task.modules[part].register_forward_hook(count)
         run(task, Loop(steps=3, batch_size=scheme.batch_size))
         assert (passes["forward"], passes["back"]) == (3 * per_iteration[0], 3 * per_iteration[1])
