@@ -103,7 +103,7 @@ def test_result_json_is_what_the_result_says(result: DemoResult) -> None:
     assert written == json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert written["n_controls"] == 8
     assert written["floor"] == pytest.approx(1 / 9)
-    assert written["n_queries"] == 16
+    assert written["n_images"] == 16
     assert written["public_seed"] == 7
     assert written["refusal"] is None
     assert set(written["curves"]["marking"]) == {"shadow", "negative", "decoder", "watermark"}

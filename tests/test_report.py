@@ -157,7 +157,7 @@ def test_false_claims_are_counted_by_kind_under_each_key() -> None:
 def test_json_holds_every_figure_and_nothing_that_json_lacks() -> None:
     result = json.loads(json.dumps(report_data().to_json(), allow_nan=False))
     assert result["format"] == "sslguard-report"
-    assert (result["n_controls"], result["floor"], result["n_queries"]) == (8, 1 / 9, 32)
+    assert (result["n_controls"], result["floor"], result["n_images"]) == (8, 1 / 9, 32)
     assert result["suspects"][0] == {
         "name": "F*",
         "story": "marked",

@@ -41,7 +41,7 @@ class Scores:
     Attributes:
         statistic: the number that is ranked; the mean of `cosines`.
         watermark_rate: share of `cosines` above ½, in [0, 1].
-        cosines: of each answer to the secret vector, float (n_queries,), in [-1, 1].
+        cosines: of each answer to the secret vector, float (n_images,), in [-1, 1]; an image may be asked more than once.
     """
 
     statistic: float
@@ -205,7 +205,7 @@ class ReportData:
         return min(1.0, self.level * len(self.suspects))
 
     @property
-    def n_queries(self) -> int:
+    def n_images(self) -> int:
         return len(next(iter(self.keys[0].suspects.values())).cosines)
 
     def critical(self) -> float | None:
@@ -256,7 +256,7 @@ class ReportData:
             "n_claims": self.n_claims,
             "n_suspects": len(self.suspects),
             "n_controls": self.n_controls,
-            "n_queries": self.n_queries,
+            "n_images": self.n_images,
             "floor": self.floor,
             "critical": self.critical(),
             "refusal": self.refusal,

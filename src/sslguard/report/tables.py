@@ -71,8 +71,8 @@ def _null_sentence(data: ReportData) -> str:
     else:
         shared = f"for each of {n} suspects; any false verdict among them: at most {data.family_level:.2g}"
     return (
-        f"Score: {printable(data.statistic_name)}. Null: rank among {data.n_controls} controls, {data.n_queries} "
-        f"queries each; no p-value is below 1/{data.n_controls + 1} = {data.floor:.2g}. Alpha {data.alpha:g} {shared}."
+        f"Score: {printable(data.statistic_name)}. Null: rank among {data.n_controls} controls, {data.n_images} "
+        f"images each; no p-value is below 1/{data.n_controls + 1} = {data.floor:.2g}. Alpha {data.alpha:g} {shared}."
     )
 
 
