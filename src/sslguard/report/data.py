@@ -41,7 +41,7 @@ class Scores:
     Attributes:
         statistic: the number that is ranked; the mean of `cosines`.
         watermark_rate: share of `cosines` above ½, in [0, 1].
-        cosines: of each answer to the secret vector, float (n_images,), in [-1, 1]; an image may be asked more than once.
+        cosines: of each answer to the secret vector, float (n_images,), in [-1, 1]; one may be asked twice.
     """
 
     statistic: float
