@@ -17,7 +17,10 @@ from sslguard import api, scorefile
 from sslguard.encoders import save_encoder
 from sslguard.pretraining import new_encoder
 
-MARK = ("--steps", 3, "--batch-size", 8, "--trigger-batch", 8, "--n-verification", 20, "--n-queries", 12, "--quiet")
+MARK = (
+    *("--preset", "small", "--steps", 3, "--batch-size", 8, "--trigger-batch", 8),
+    *("--n-verification", 20, "--n-queries", 12, "--quiet"),
+)
 
 
 class Bed(NamedTuple):
