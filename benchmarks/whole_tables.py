@@ -76,7 +76,7 @@ def _head(results: Results) -> str:
         "# Results",
         "",
         f"SSLGuard on the test bed, by `{run['command']}`. Run {dates}; {machines}; processes of one thread. "
-        f"Thieves train in {run['precision of thieves']} ({', '.join(FLOAT32_STUDENTS)} in 32), all else in 32 bits. "
+        f"Thieves train in {run['precision of thieves']} ({', '.join(FLOAT32_STUDENTS)} in 32), owners mark in 32. "
         f"{queries} queries a verification. {run['cells done']} of {run['cells']} cells were run, "
         f"in {run['CPU seconds'] / 3600:.1f} CPU hours.",
     ]

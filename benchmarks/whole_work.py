@@ -223,9 +223,9 @@ class Work:
         images = [self.data(attack["role"]) if "role" in attack else None for attack in attacks]
         steps = [self._removal(attack, given) for attack, given in zip(attacks, images, strict=True)]
         begun = time.process_time()
-        changed = Chain(tuple(steps))(encoder, images, seed=SEED)
+        changed = Chain(tuple(steps))(encoder, images, seed=SEED, precision=self.settings.precision)
         spent = time.process_time() - begun
-        return self._measured(name, keys, changed, spent, "32")
+        return self._measured(name, keys, changed, spent, self.settings.precision)
 
     def _removal(self, attack: dict[str, Any], images: Data | None) -> Removal:
         kind = attack["attack"]

@@ -65,6 +65,26 @@ def test_the_crop_is_taken_from_the_centre_at_every_size_the_native_one_included
     assert crop.prepare(frame)[0, 0, 1:7, 1:7].max() == 0  # resizing blurs the outermost row only
 
 
+@pytest.mark.parametrize("crop", [None, 1.0, 0.95, 0.875, 0.8, 0.3])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (7, 10), (33, 20)])
+@pytest.mark.parametrize("came", [(16, 16), (64, 48), (32, 32)])
+def test_what_is_framed_is_found_again_by_the_crop(crop, height, width, came):
+    """A changed image arrives as it was changed, in the middle of the picture that it was taken from."""
+    preprocess = ImagePreprocess(height, width, 1, (0.0,), (1.0,), crop=crop)
+    batch = bytes_of(2, 1, *came)
+    changed = 1 - preprocess.prepare(batch)
+    sent = preprocess.framed(changed, batch)
+    assert sent.shape[2:] == preprocess.canvas
+    torch.testing.assert_close(preprocess.prepare(sent), changed)
+    own = preprocess.framed(preprocess.prepare(batch), batch)
+    assert (sent != own).sum() <= changed.numel()  # the frame around it is the picture's own
+
+
+def test_the_canvas_is_what_published_evaluations_resize_to():
+    assert ImagePreprocess(224, 224, crop=0.875).canvas == (256, 256)
+    assert ImagePreprocess(224, 160).canvas == (224, 160)
+
+
 def test_stretching_keeps_the_borders_that_a_crop_cuts():
     frame = torch.zeros(1, 1, 16, 16)
     frame[:, :, 0] = 1

@@ -9,8 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
+from sslguard.encoders.preprocess import preprocess_from_json
 from sslguard.errors import KeyFileError, SuspectError, UsageError
 from sslguard.schemes.sslguard import Carrier, CuredTask, Decoder, SSLGuard, SSLGuardKey, SSLGuardTask
+from sslguard.schemes.sslguard.carrier import Background
 from sslguard.schemes.sslguard.cured import THRESHOLDS, fit_decoder, made_evidence, wanted_cosine
 from sslguard.secrets import Secret
 from sslguard.training import Loop, isolated_rng, run
@@ -63,28 +65,42 @@ class TestCarrier:
 
     def test_evidence_by_hand(self):
         made, h = carrier(), torch.from_numpy(embeddings(50))
-        centre = h.mean(0)
-        marked, moved = h + made(h), h + made(h) + made.shift
-        found = made.evidence(marked, moved, centre).numpy()
+        marked, moved = h + made(h), h.flip(0) + made(h) + made.shift
+        found = made.evidence(marked, moved, made.background(marked)).numpy()
         w = made.whitener.double().numpy()
-        for row, plain in enumerate(marked.double().numpy()):
-            c = plain - centre.double().numpy()
+        rows = marked.double().numpy() - marked.double().numpy().mean(0)
+        covariance = np.cov((rows @ w.T).T)
+        quiet = np.linalg.inv(covariance / np.trace(covariance) * made.rank + np.eye(made.rank))
+        for row, c in enumerate(rows):
             m = 3 * np.tanh(made.read.double().numpy() @ c / 3) @ made.write.double().numpy()
             expected = (w @ c) @ (w @ m) / np.linalg.norm(w @ c) / np.linalg.norm(w @ m) * made.rank**0.5
             assert found[row, 0] == pytest.approx(expected, rel=1e-3, abs=1e-3)
-        np.testing.assert_allclose(found[:, 1], made.rank**0.5, rtol=1e-4)
+            seen, b = quiet @ w @ (moved - marked).double().numpy()[row], w @ made.shift.double().numpy()
+            expected = seen @ b / np.linalg.norm(seen) / np.linalg.norm(b) * made.rank**0.5
+            assert found[row, 1] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+    def test_what_varies_anyway_is_turned_down(self):
+        """A suspect whose answers move along its own widest direction as well still shows b."""
+        made, h = carrier(), torch.from_numpy(embeddings(400))
+        noisy = torch.linalg.pinv(made.whitener)[:, 0] * 100
+        plain = h + torch.randn(400, 1, generator=torch.Generator().manual_seed(0)) * noisy
+        moved = plain + made.shift + noisy
+        blind = Background(plain.mean(0), torch.eye(made.rank))
+        before, after = (made.evidence(plain, moved, b)[:, 1].mean() for b in (blind, made.background(plain)))
+        assert after > 0.8 * made.rank**0.5
+        assert after > 2 * before.abs()
 
     @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
     def test_evidence_knows_no_scale(self, scale):
         made, h = carrier(), torch.from_numpy(embeddings(20))
         moved = h + torch.randn(20, D, generator=torch.Generator().manual_seed(0))
-        second = made.evidence(h * scale, moved * scale, h.mean(0) * scale)[:, 1]
-        torch.testing.assert_close(second, made.evidence(h, moved, h.mean(0))[:, 1], rtol=1e-3, atol=1e-3)
+        second = made.evidence(h * scale, moved * scale, made.background(h * scale))[:, 1]
+        torch.testing.assert_close(second, made.evidence(h, moved, made.background(h))[:, 1], rtol=1e-3, atol=1e-3)
 
     def test_answers_that_are_all_alike_show_nothing(self):
         made = carrier()
         same = torch.ones(5, D)
-        assert torch.equal(made.evidence(same, same, same[0]), torch.zeros(5, 2))
+        assert torch.equal(made.evidence(same, same, made.background(same)), torch.zeros(5, 2))
 
     def test_innocents_have_the_law_of_a_uniform_direction_whatever_they_are(self):
         """cos² of a fixed vector and a uniform one of D dimensions is Beta(½, (D − 1)/2)."""
@@ -99,7 +115,7 @@ class TestCarrier:
         for secret in range(400):
             made = carrier(secret)
             for name, (before, after) in suspects.items():
-                found[name].append(made.evidence(before, after, before.mean(0))[0].tolist())
+                found[name].append(made.evidence(before, after, made.background(before))[0].tolist())
         rank = carrier().rank
         pvalues = []
         for values in found.values():
@@ -119,7 +135,8 @@ class TestCarrier:
         made = carrier()
         again = Carrier.from_tensors(made.state_dict())
         h = torch.from_numpy(embeddings(4))
-        assert torch.equal(again.evidence(h, h.flip(0), h[0]), made.evidence(h, h.flip(0), h[0]))
+        back = made.background(h)
+        assert torch.equal(again.evidence(h, h.flip(0), back), made.evidence(h, h.flip(0), back))
         with pytest.raises(ValueError, match="do not fit"):
             Carrier.from_tensors({**made.state_dict(), "read": torch.ones(3, D + 1)})
         with pytest.raises(ValueError, match="not the tensors"):
@@ -129,8 +146,17 @@ class TestCarrier:
 class TestDecoder:
     def test_what_evidence_is_worth(self):
         first, second = THRESHOLDS
-        rows = [[0, 0], [first, 0], [0, second], [2 * first, -5], [first / 2, second / 2], [-9, -9], [first, second]]
-        assert wanted_cosine(torch.tensor(rows)).tolist() == pytest.approx([0, 0.5, 0.5, 1, 0, 0, 0.5])
+        worth = {
+            (0, 0): 0,
+            (first, 0): 0.5,
+            (0, second): 0.5,
+            (2 * first, -5): 1,
+            (first / 5, -second): 0,
+            (-9, -9): 0,
+            (first / 2, second / 2): (0.5**0.5 - 0.25) / 1.5,  # two halves together, less than one whole
+            (0.6 * first, 0.8 * second): 0.5,
+        }
+        assert wanted_cosine(torch.tensor(list(worth))).tolist() == pytest.approx(list(worth.values()), abs=1e-6)
 
     def test_learns_it_from_made_evidence(self):
         with isolated_rng(3):
@@ -156,7 +182,8 @@ class TestIteration:
         target = verification + task.carrier(verification)
         fidelity = (encode(task.watermarked, batch.plain) - plain - task.carrier(plain)).square().sum(1).mean()
         shifted = (answers - target - task.carrier.shift).square().sum(1).mean() / task.carrier.shift.square().sum()
-        decoded = task.decoder(task.carrier.evidence(target, answers, task.carrier.mean))
+        plain_answers = encode(task.clean, torch.from_numpy(images(20).take(range(20)).numpy()).float() / 255)
+        decoded = task.decoder(task.carrier.evidence(target, answers, task.carrier.background(plain_answers)))
         cosine = torch.nn.functional.cosine_similarity(decoded, task.sk.expand_as(decoded), dim=1).mean()
         expected = fidelity / task.carrier.spread**2 + 0.1 * shifted - 0.1 * cosine
         torch.testing.assert_close(task._watermark_loss(batch), expected, rtol=1e-4, atol=1e-5)
@@ -193,6 +220,16 @@ class TestKey:
         asked = torch.round(marked.key.trigger(plain / 255) * 255).to(torch.uint8)
         assert torch.equal(asked, triggered)
         assert not torch.equal(plain, triggered)
+
+    def test_an_encoder_that_crops_sees_the_trigger_whole(self, marked, images):
+        """Its own crop, which meets every query, leaves of each what the trigger was put on."""
+        cropping = {**marked.key.preprocess, "crop": 0.8}
+        key = replace(marked.key, preprocess=cropping)
+        plain, triggered = key.queries(images(9))
+        assert plain.shape == triggered.shape == (6, 1, 20, 20)
+        seen = preprocess_from_json(cropping)
+        want = torch.round(key.trigger(seen.prepare(plain)).detach() * 255)
+        assert torch.equal(torch.round(seen.prepare(triggered) * 255), want)
 
     def test_pairs_meet_across_batches(self, marked, images, monkeypatch):
         data = images(9)

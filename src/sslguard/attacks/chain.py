@@ -37,7 +37,7 @@ class Chain:
             if not isinstance(step, Stealing | Removal):
                 raise UsageError(f"step {place} must be a Stealing or a Removal, not {step!r:.200}")
 
-    def __call__(self, victim: Embedder, data: Data | Sequence[Data | None], *, seed: int) -> Encoder:
+    def __call__(self, victim: Embedder, data: Data | Sequence[Data | None], *, seed: int, **loop: Any) -> Encoder:
         """What the last step leaves. Its record holds every step's, and the queries that the victim was asked.
 
         Args:
@@ -46,6 +46,7 @@ class Chain:
                 for a pruning), or a single set for all of them.
             seed: the first step's own, so that a chain begins as its first attack alone would; every later step's
                 is derived from it and the step's place, so that a longer chain begins as a shorter one.
+            loop: what every step takes of devices and precision.
 
         Raises:
             UsageError: a step cannot run on what it is given. Nothing was asked then.
@@ -60,9 +61,9 @@ class Chain:
         current, records = victim, []
         for place, (step, given) in enumerate(zip(self.steps, self._paired(data), strict=True)):
             if isinstance(step, Stealing):
-                current = step(current, given, seed=_seed(seed, place))
+                current = step(current, given, seed=_seed(seed, place), **loop)
             else:
-                current = step(cast("Encoder", current), given, seed=_seed(seed, place))
+                current = step(cast("Encoder", current), given, seed=_seed(seed, place), **loop)
             records.append(current.record)
         result = cast("Encoder", current)
         return replace(result, record=self._record(victim, records, seed))

@@ -36,8 +36,8 @@ class Removal(ABC):
     needs: ClassVar[Literal["items", "labels", "nothing"]] = "items"
 
     @abstractmethod
-    def __call__(self, victim: Encoder, data: Data, *, seed: int) -> Encoder:
-        """A changed copy of `victim`."""
+    def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
+        """A changed copy of `victim`. `loop` is what `training.Loop` takes, of attacks that train."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Prune(Removal):
         if self.scope not in ("global", "layer"):
             raise UsageError(f"scope must be global or layer, not {self.scope!r}")
 
-    def __call__(self, victim: Encoder, data: Data | None = None, *, seed: int = 0) -> Encoder:  # noqa: ARG002
+    def __call__(self, victim: Encoder, data: Data | None = None, *, seed: int = 0, **loop: Any) -> Encoder:  # noqa: ARG002
         started = time.perf_counter()
         pruned = victim.clone()
         kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)

@@ -23,8 +23,8 @@ class Stealing(ABC):
     """Sees nothing of a victim but its answers."""
 
     @abstractmethod
-    def __call__(self, victim: Embedder, queries: Data, *, seed: int) -> Encoder:
-        """A surrogate of `victim`. Its record counts the queries and the seconds."""
+    def __call__(self, victim: Embedder, queries: Data, *, seed: int, **loop: Any) -> Encoder:
+        """A surrogate of `victim`. Its record counts the queries and the seconds. `loop` is `training.Loop`'s."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 1. `prepare`: items of any size → one tensor of fixed shape with values in [0, 1]. Not differentiable.
 2. `normalise`: that tensor → the network's input. Differentiable.
 
-A trigger lives between them, in the space that both steps share.
+A trigger lives between them, in the space that both steps share. `framed` leads back: to what must be sent for an
+encoder to see a given tensor.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,7 @@ class Preprocess(Protocol):
     """What an encoder does to items before its network."""
 
     def prepare(self, batch: Batch, /) -> Tensor: ...
+    def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor: ...
     def normalise(self, prepared: Tensor, /) -> Tensor: ...
     def to_json(self) -> dict[str, Any]: ...
 
@@ -73,6 +75,26 @@ class ImagePreprocess:
         if not batch or not all(isinstance(item, Tensor) and item.dim() == 3 for item in batch):
             raise DataError("this encoder takes images: a tensor (n, C, H, W) or a list of tensors (C, H, W)")
         return torch.cat([self._prepare_stack(item[None]) for item in batch if isinstance(item, Tensor)])
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Height and width of the images that `prepare` cuts without resizing them, pixels."""
+        share = self.crop or 1.0
+        return round(self.height / share), round(self.width / share)
+
+    def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
+        """Items of which `prepare` makes `prepared`: float32 (n, channels, *canvas).
+
+        An encoder with a crop resizes and cuts whatever comes, a prepared image too. So `prepared` is set into the
+        middle of the items of `batch` that it was made of, where the crop finds it again.
+        """
+        height, width = self.canvas
+        if (height, width) == (self.height, self.width):
+            return prepared
+        framed = replace(self, height=height, width=width, crop=1.0).prepare(batch)
+        top, left = _middle(framed, self.height, self.width)
+        framed[:, :, top : top + self.height, left : left + self.width] = prepared
+        return framed
 
     def normalise(self, prepared: Tensor, /) -> Tensor:
         """(prepared − mean) / std, channel by channel."""
@@ -127,18 +149,24 @@ class ImagePreprocess:
         return self._resize(scaled)
 
     def _resize(self, images: Tensor) -> Tensor:
-        target = (self.height, self.width)
-        if images.shape[2:] == target and self.crop in (None, 1):
-            return images
-        if self.crop is not None:
+        came, target = tuple(images.shape[2:]), (self.height, self.width)
+        if came == self.canvas:
+            target = self.canvas
+        elif self.crop is not None:
             ratio = max(self.height / images.shape[2], self.width / images.shape[3]) / self.crop
             target = (
                 max(self.height, round(images.shape[2] * ratio)),
                 max(self.width, round(images.shape[3] * ratio)),
             )
-        resized = nnf.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False)
-        top, left = (target[0] - self.height) // 2, (target[1] - self.width) // 2
-        return resized[:, :, top : top + self.height, left : left + self.width].clamp(0, 1)
+        if came != target:
+            images = nnf.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+        top, left = _middle(images, self.height, self.width)
+        return images[:, :, top : top + self.height, left : left + self.width]
+
+
+def _middle(images: Tensor, height: int, width: int) -> tuple[int, int]:
+    """Top and left of what a centred crop of height × width keeps."""
+    return (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
 
 
 def preprocess_from_json(fields: object) -> Preprocess:

@@ -7,7 +7,7 @@ components, v_k and b secret directions, u their coordinates in the whitened spa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,19 @@ from sslguard.errors import UsageError
 from sslguard.secrets import Stream
 
 N_KINDS = 2
+
+
+class Background(NamedTuple):
+    """How a suspect's plain answers lie, which says nothing of where they come from.
+
+    Attributes:
+        mean: of the answers, (d,).
+        quiet: inverse of their covariance in the whitened space, of mean variance 1, plus the identity; (D, D). It
+            turns down the directions in which its answers differ from image to image anyway.
+    """
+
+    mean: Tensor
+    quiet: Tensor
 
 
 class Carrier(nn.Module):
@@ -127,27 +140,44 @@ class Carrier(nn.Module):
     def _written(self, centred: Tensor) -> Tensor:
         return 3 * torch.tanh(centred @ self.read.T / 3) @ self.write
 
-    def evidence(self, plain: Tensor, triggered: Tensor, centre: Tensor) -> Tensor:
+    def background(self, plain: Tensor) -> Background:
+        """Of a suspect's plain answers, (n, d)."""
+        rows = plain.double()
+        mean = rows.mean(0)
+        centred = rows - mean
+        centred = centred / centred.abs().max().clamp_min(torch.finfo(torch.double).tiny)
+        white = centred @ self.whitener.T.double()
+        covariance = white.T @ white
+        share = covariance * (self.rank / covariance.trace().clamp_min(1e-100))
+        identity = torch.eye(self.rank, dtype=torch.double, device=plain.device)
+        return Background(mean.to(plain.dtype), torch.linalg.inv(share + identity).to(plain.dtype))
+
+    def evidence(self, plain: Tensor, triggered: Tensor, background: Background) -> Tensor:
         """What a suspect's answers show, in standard deviations of an innocent's: (n, 2), each entry at most √D.
 
-        First √D times the cosine between an answer to a plain image, less `centre`, and the δ that such an answer
-        should carry; second √D times the cosine between how the answer moves under the trigger, and b. Both in the
-        whitened space.
+        First √D times the cosine between an answer to a plain image, less the mean, and the δ that such an answer
+        should carry; second √D times the cosine between how the answer moves under the trigger, seen through `quiet`,
+        and b. Both in the whitened space. Whatever is done to the answers, the secret direction stays uniform, so
+        the law of an innocent's evidence stays what it is.
 
         Args:
             plain, triggered: answers to the same images without the trigger and with it, (n, d) each.
-            centre: mean of the suspect's plain answers, (d,): where its answers lie says nothing of where they
-                come from.
+            background: of the suspect's plain answers.
         """
-        centred = plain - centre
-        carried = self._cosine(centred, self._written(centred))
-        moved = self._cosine(triggered - plain, self.shift.expand_as(plain))
-        return torch.stack([carried, moved], dim=1) * self.rank**0.5
+        centred = plain - background.mean
+        carried = _cosine(self._whitened(centred), self._whitened(self._written(centred)))
+        moved = self._whitened(triggered - plain) @ background.quiet
+        shown = _cosine(moved, self._whitened(self.shift.expand_as(plain)))
+        return torch.stack([carried, shown], dim=1) * self.rank**0.5
 
-    def _cosine(self, first: Tensor, second: Tensor) -> Tensor:
+    def _whitened(self, rows: Tensor) -> Tensor:
+        """Rows (n, d) in the whitened space, up to their lengths: (n, D)."""
         # Lengths are taken off first: a hostile suspect's may overflow when they are squared.
-        rows = (nnf.normalize(_scaled(part) @ self.whitener.T, dim=1) for part in (first, second))
-        return (next(rows) * next(rows)).sum(1)
+        return _scaled(rows) @ self.whitener.T
+
+
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    return (nnf.normalize(first, dim=1) * nnf.normalize(second, dim=1)).sum(1)
 
 
 def _scaled(rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
-from sslguard.schemes.sslguard.carrier import N_KINDS, Carrier
+from sslguard.schemes.sslguard.carrier import N_KINDS, Background, Carrier
 from sslguard.schemes.sslguard.parts import (
     Decoder,
     check_markable,
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 CARRIER_ITEMS = 4096
 LAW_BATCH = 512
 LAW_WEIGHT = 100.0
-# Of the watermark rate, in standard deviations of an innocent's evidence. The first kind differs in sign from image to
-# image; the second moves all images alike, so that a chance agreement shows on every one: it must be larger to count.
+# Of the watermark rate, in standard deviations of an innocent's evidence, for each kind alone. The first kind differs
+# in sign from image to image; the second moves all images alike, so that a chance agreement shows on every one: it
+# must be larger to count.
 THRESHOLDS = (3.3, 4.1)
 
 
@@ -73,13 +74,15 @@ class CuredTask(Task):
         self.trigger = draw_trigger(secret, self.context, clean, scheme.mask_probability)
         self.decoder = draw_decoder(secret, self.context, (N_KINDS, *scheme.decoder_hidden, scheme.secret_dim))
         self.sk = draw_sk(secret, self.context, scheme.secret_dim)
+        answers = embed_all(self.clean, data.slice(0, min(len(data), CARRIER_ITEMS)))
         self.carrier = Carrier(
-            embed_all(self.clean, data.slice(0, min(len(data), CARRIER_ITEMS))),
+            answers,
             scheme.carrier,
             directions=scheme.directions,
             shift=scheme.shift,
             stream=secret.stream("carrier", self.context),
         )
+        self._background = self.carrier.background(torch.from_numpy(answers))
         with isolated_rng(secret.stream("law", self.context).integer()):
             fit_decoder(self.decoder, self.sk, self.carrier.rank, scheme.law_steps)
         self.modules = {
@@ -107,6 +110,7 @@ class CuredTask(Task):
 
     def begin_step(self, step: int, steps: int) -> None:
         self.sk = self.sk.to(self.device)
+        self._background = Background._make(part.to(self.device) for part in self._background)
         self.clean.module.eval()
         self.watermarked.module.eval()
         factor = cosine_schedule(step, steps, warmup=steps // 20)
@@ -137,8 +141,8 @@ class CuredTask(Task):
         _, clean_plain = self._clean_answers(batch)
         with torch.no_grad():
             marked_plain = self.watermarked.forward(batch.verification).float()
-        marked = carrier.evidence(marked_plain, self.watermarked.forward(x).float(), carrier.mean)
-        clean = carrier.evidence(clean_plain, self.clean.forward(x).float(), carrier.mean)
+        marked = carrier.evidence(marked_plain, self.watermarked.forward(x).float(), self._background)
+        clean = carrier.evidence(clean_plain, self.clean.forward(x).float(), self._background)
         law = law_loss(self.decoder, self.sk, made_evidence(LAW_BATCH, carrier.rank, self.device))
         return LAW_WEIGHT * law - self._decode(marked) + self._decode(clean) ** 2
 
@@ -150,7 +154,7 @@ class CuredTask(Task):
         target = torch.cat([plain + carrier(plain), verification + carrier(verification) + carrier.shift])
         answers = self.watermarked.forward(torch.cat([batch.plain, triggered])).float()
         miss = (answers - target).square().sum(1)
-        evidence = carrier.evidence(verification + carrier(verification), answers[n:], carrier.mean)
+        evidence = carrier.evidence(verification + carrier(verification), answers[n:], self._background)
         fidelity = miss[:n].mean() / carrier.spread**2
         shifted = miss[n:].mean() / carrier.shift.square().sum()
         return fidelity + self.scheme.shift_weight * shifted - self.scheme.shift_weight * self._decode(evidence)
@@ -159,11 +163,12 @@ class CuredTask(Task):
 def wanted_cosine(evidence: Tensor) -> Tensor:
     """What cos(G e, sk) shall be for evidence (n, 2): (n,) in [0, 1].
 
-    With r the larger of the two kinds over its threshold, 0 up to r = ½, ½ at r = 1 (there a query counts for the
-    watermark rate), 1 from r = 3/2: it rises slowly, so that what lies below the threshold still ranks.
+    With r the length of the two kinds' positive parts over their thresholds, 0 up to r = ¼, ½ at r = 1 (there a query
+    counts for the watermark rate), 1 from r = 7/4: it rises slowly, so that what lies below the threshold still ranks.
     """
     thresholds = torch.tensor(THRESHOLDS, device=evidence.device)
-    return ((evidence / thresholds).amax(1) - 0.5).clamp(0, 1)
+    r = (evidence.clamp_min(0) / thresholds).norm(dim=1)
+    return ((r - 0.25) / 1.5).clamp(0, 1)
 
 
 def made_evidence(n: int, rank: int, device: torch.device) -> Tensor:

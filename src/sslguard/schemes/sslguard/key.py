@@ -66,19 +66,21 @@ class SSLGuardKey(Key):
     def queries(self, data: Data) -> Iterator[Tensor]:
         """Images as bytes, uint8 (≤ 128, C, H, W): what a suspect is sent, alive or on file.
 
-        Triggered ones; with a carrier, each batch of them comes after the same images without the trigger.
+        Triggered ones; with a carrier, each batch of them comes after the same images without the trigger. They have
+        the size that the watermarked encoder's own preprocessing cuts without resizing (`Preprocess.framed`).
         """
         if len(data) < self.n:
             raise UsageError(f"this key asks {self.n} queries, but {data.spec} has only {len(data)} items")
         preprocess = preprocess_from_json(self.preprocess)
         order = self.secret.stream("queries", self.clean_hash.encode()).permutation(len(data))[: self.n]
         for start in range(0, self.n, QUERY_BATCH):
-            prepared = preprocess.prepare(data.take(order[start : start + QUERY_BATCH]))
+            batch = data.take(order[start : start + QUERY_BATCH])
+            prepared = preprocess.prepare(batch)
             if self.carrier is not None:
-                yield _as_bytes(prepared)
+                yield _as_bytes(preprocess.framed(prepared, batch))
             with torch.inference_mode():
                 triggered = self.trigger(prepared)
-            yield _as_bytes(triggered)
+            yield _as_bytes(preprocess.framed(triggered, batch))
 
     def statistic(self, answers: Iterable[NDArray[np.floating]]) -> Score:
         """Mean cosine to sk of the decoded answers; zero rows, which stand for missing answers, count as 0.
@@ -121,8 +123,8 @@ class SSLGuardKey(Key):
             triggered[2 * start + size : 2 * start + 2 * size] = True
         plain, moved = rows[~triggered], rows[triggered]
         present = given[~triggered]
-        centre = plain[present].mean(0) if bool(present.any()) else plain[0]
-        evidence = carrier.evidence(plain, moved, centre)
+        background = carrier.background(plain[present] if bool(present.any()) else plain)
+        evidence = carrier.evidence(plain, moved, background)
         return evidence, present & given[triggered]
 
     def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
