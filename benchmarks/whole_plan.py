@@ -50,7 +50,7 @@ class Settings:
         default_factory=lambda: {
             "cured": (20, 21, 22, 23, 24),
             "published": (30, 31, 32, 33, 34),
-            "released": (40, 41),
+            "released": (40,),
         }
     )
     precision: str = "bf16"
@@ -163,24 +163,27 @@ def _stage(settings: Settings, cell: Cell) -> int:
     """Place of a cell in the order, smaller first: the first line that is true of it."""
     key = cell.args.get("key", cell.name)
     first = any(key == first_key(settings, victim, v) for victim in settings.victims for v in ATTACKED)
-    cured = "-cured-" in key or cell.args.get("target") == TWIN
-    mark = cell.function == "mark"
+    target = cell.args.get("target", "")
+    marked = "-cured-" in key or target == "cured"
+    mark, null = cell.function == "mark", cell.group == "null"
+    # The less telling of two recipes with the same sets of queries.
+    later = any(cell.name.endswith(f"{name}-{q}") for name in settings.query_recipes[1:] for q in settings.query_sets)
     stages = (
         cell.function == "reference",
-        mark and first and cured,
+        mark and first and marked,
         mark and first,
-        cell.group == "null" and first and cell.function != "others",
-        mark and cured,
-        cell.group == "null" and cured,
-        cell.group == "removal" and cured,
-        cell.group == "thieves" and cured,
-        cell.group == "chains" and cured,
-        cell.group == "wrapping" and cured,
-        cell.group in ("removal", "thieves", "wrapping"),
+        null and first and cell.function != "others",
+        mark and marked,
+        null and marked,
+        cell.group == "removal" and marked,
+        cell.group in ("thieves", "chains") and marked,
+        cell.group in ("removal", "thieves", "chains") and target == TWIN,
+        cell.group == "wrapping" and target != "published",
         mark,
+        null,
         True,
     )
-    return stages.index(True)
+    return len(stages) if later else stages.index(True)
 
 
 def _of_victim(settings: Settings, victim: str, out: Path) -> Iterator[Cell]:
