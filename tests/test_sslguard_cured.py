@@ -41,7 +41,10 @@ class TestCarrier:
         np.testing.assert_allclose(z.T @ z / len(z), np.eye(3), atol=1e-3)  # variance 1, and uncorrelated
         spread = np.sqrt(h.var(0).sum())
         assert float(made.spread) == pytest.approx(spread, rel=1e-4)
-        assert np.linalg.norm(write) == pytest.approx(0.5 * spread, rel=1e-4)
+        w = made.whitener.double().numpy()
+        own = np.square((h - h.mean(0)) @ w.T).sum(1).mean()
+        linear = (h - h.mean(0)) @ made.read.double().numpy().T @ write
+        assert np.square(linear @ w.T).sum(1).mean() == pytest.approx(0.25 * own, rel=1e-3)
         assert float(made.shift.norm()) == pytest.approx(4 * spread, rel=1e-4)
 
     def test_writes_where_it_does_not_read(self):

@@ -48,10 +48,10 @@ class Carrier(nn.Module):
 
     Args:
         embeddings: F's plain answers, float (n, d).
-        size: root-mean-square length of δ as a share of the answers' own spread (their root-mean-square distance
-            from μ).
+        size: length of δ as a share of that of the answers less μ, root mean squares in the whitened space, where it
+            is read. (Of δ without its tanh, which shortens it by some hundredths.)
         directions: K, how many p_k and v_k.
-        shift: length of b in units of that spread.
+        shift: length of b in units of the answers' spread, their root-mean-square distance from μ.
         stream: where the secret directions come from.
 
     Attributes:
@@ -97,7 +97,8 @@ class Carrier(nn.Module):
         # Orthonormal rows, uniform among all such: a Gaussian matrix's polar factor.
         left, _, right = np.linalg.svd(stream.normal((directions + 1, d - n)), full_matrices=False)
         secret = (left @ right * scale) @ axes[n:]
-        marks = secret[:-1] * (size * spread / np.linalg.norm(secret[:-1]))
+        own = np.sqrt((variance[n:] / scale**2).sum())
+        marks = secret[:-1] * (size * own / np.sqrt(directions))
         for name, value in (
             ("mean", mean),
             ("read", turn @ (axes[:n] / np.sqrt(variance[:n, None]))),

@@ -36,8 +36,9 @@ class SSLGuard(Scheme):
             networks, both held at cosine 0.
         shadow_weights: an encoder, by specification, whose weights S starts from; None draws them. The paper starts
             from ImageNet's.
-        carrier: size of a mark on plain answers that surrogates inherit, as a share of the embedding's own spread;
-            0 as published. With one, F* is marked by `CuredTask`, which has no shadows; the next four belong to it.
+        carrier: size of a mark on plain answers that surrogates inherit, as a share of the answers' own in the space
+            where it is read; 0 as published. With one, F* is marked by `CuredTask`, which has no shadows; the next
+            four belong to it.
         directions: how many secret directions the carrier is made of.
         shift: how far triggered answers are moved, in units of the embedding's spread.
         shift_weight: weight in L_w of what concerns triggered answers.
@@ -66,7 +67,7 @@ class SSLGuard(Scheme):
     shadow_weights: str | None = None
     carrier: float = 0.0
     directions: int = 4
-    shift: float = 4.0
+    shift: float = 8.0
     shift_weight: float = 0.1
     law_steps: int = 2000
     n_verification: int = 1000
@@ -119,14 +120,14 @@ class SSLGuard(Scheme):
         """Not the paper's: a carrier that surrogates inherit, a shift that copies of weights keep, and a decoder that
         reads nothing else."""
         return cls(
-            steps=400,
+            steps=800,
             batch_size=64,
-            trigger_batch=32,
-            encoder_rate=1e-3,
+            trigger_batch=16,
+            encoder_rate=2e-3,
             decoder_rate=1e-3,
             trigger_rate=3e-3,
             decoder_hidden=(64,),
-            carrier=0.5,
+            carrier=1.0,
         )
 
     def task(self, clean: Encoder, data: Data, secret: Secret) -> SSLGuardTask | CuredTask:
