@@ -56,7 +56,7 @@ class Settings:
     precision: str = "bf16"
     thief_steps: int = 400
     recipes: tuple[str, ...] = tuple(grid())
-    query_recipes: tuple[str, ...] = ("mse-plain-same", "mse-augmented-same")
+    query_recipes: tuple[str, ...] = ("mse-plain-same",)
     published_recipes: tuple[str, ...] = ("mse-plain-same", "infonce-plain-same", "mse-augmented-same")
     twin_recipes: tuple[str, ...] = (
         "mse-plain-same",
@@ -166,8 +166,6 @@ def _stage(settings: Settings, cell: Cell) -> int:
     target = cell.args.get("target", "")
     marked = "-cured-" in key or target == "cured"
     mark, null = cell.function == "mark", cell.group == "null"
-    # The less telling of two recipes with the same sets of queries.
-    later = any(cell.name.endswith(f"{name}-{q}") for name in settings.query_recipes[1:] for q in settings.query_sets)
     stages = (
         cell.function == "reference",
         mark and first and marked,
@@ -183,7 +181,7 @@ def _stage(settings: Settings, cell: Cell) -> int:
         null,
         True,
     )
-    return len(stages) if later else stages.index(True)
+    return stages.index(True)
 
 
 def _of_victim(settings: Settings, victim: str, out: Path) -> Iterator[Cell]:

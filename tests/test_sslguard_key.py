@@ -46,14 +46,14 @@ class TestStatistic:
         with pytest.raises(SuspectError, match=message), np.errstate(over="ignore"):
             key_of().statistic(answers)
 
-    def test_ranks_among_controls_and_refuses_without(self, key_of):
+    def test_ranks_among_controls_and_refuses_without(self, key_of, images):
         answers = [np.array([[1.0, 0.0]] * 4)]
         key = key_of()
-        significance = key.score(answers, controls=[0.1, 0.2, 1.0])
+        significance = key.score(answers, images(9), controls=[0.1, 0.2, 1.0])
         assert significance.pvalue == pytest.approx(2 / 4)  # the tie counts against the claim
         assert significance.details["watermark_rate"] == 1
         with pytest.raises(RefusedError):
-            key.score(answers)
+            key.score(answers, images(9))
 
 
 class TestQueries:

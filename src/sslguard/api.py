@@ -19,7 +19,7 @@ from sslguard.distillation import Distillation
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.keyfile import load_key
-from sslguard.schemes.base import Key, Watermarked
+from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.scorefile import ControlScores, control_scores
 from sslguard.secrets import Secret
@@ -45,7 +45,7 @@ def watermark(
     encoder: Encoder | str | Path,
     data: Data | str,
     *,
-    scheme: SSLGuard | None = None,
+    scheme: Scheme | None = None,
     secret: Secret | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
@@ -57,7 +57,8 @@ def watermark(
 
     Args:
         data: unlabelled items to mark with; part of them becomes D_v.
-        scheme: settings; `SSLGuard.cured()` unless given, `SSLGuard()` for the published losses.
+        scheme: settings; `SSLGuard.cured()` unless given, `SSLGuard()` for the published losses, `Exact()` for
+            evidence that is a theorem.
         secret: master secret; a fresh one from the operating system unless given.
         loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
     """
@@ -128,7 +129,7 @@ def verify(
     suspect: Embedder | str,
     data: Data | str,
     *,
-    controls: Sequence[str] = ("shipped",),
+    controls: Sequence[str] | None = None,
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
     rescore: bool = False,
@@ -140,7 +141,8 @@ def verify(
         key: where it is a folder, the controls' scores are kept there and used again while nothing has changed.
         data: items to ask about, none of which took part in marking.
         controls: known innocents to rank among: encoders, folders of populations, or "shipped", the population
-            of the test bed.
+            of the test bed, which is the default. A key with an exact null needs none, and asks those that are given
+            only to show them.
         alpha: level of the test, shared among `n_claims`.
         rescore: score the controls anew, as an examiner must who does not trust the folder's owner.
 
@@ -149,9 +151,13 @@ def verify(
     """
     loaded, folder = _with_folder(key)
     opened = as_data(data)
-    check_null(count_controls(controls), alpha, n_claims)
+    if controls is None:
+        controls = ("shipped",) if loaded.null == "controls" else ()
+    check_null(count_controls(controls), alpha, n_claims, null=loaded.null)
     target = open_suspect(suspect) if isinstance(suspect, str) else suspect
-    null = control_scores(loaded, controls, opened, folder=folder, rescore=rescore, progress=progress)
+    null = ControlScores({}, stored=False, kept=False)
+    if controls:
+        null = control_scores(loaded, controls, opened, folder=folder, rescore=rescore, progress=progress)
     verdict = verify_key(loaded, target, opened, control_scores=null.values, alpha=alpha, n_claims=n_claims)
     return replace(verdict, stored_controls=null.stored)
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from sslguard.errors import KeyFileError
 from sslguard.files import atomic_folder, write_atomic
 from sslguard.schemes.base import Key
+from sslguard.schemes.exact import ExactKey
 from sslguard.schemes.sslguard import SSLGuardKey
 
 FORMAT = "sslguard-key"
 VERSION = 1
 MAX_JSON_BYTES = 1 << 20
 MAX_TENSOR_BYTES = 1 << 30
-_SCHEMES: dict[str, type[Key]] = {SSLGuardKey.scheme: SSLGuardKey}
+_SCHEMES: dict[str, type[Key]] = {SSLGuardKey.scheme: SSLGuardKey, ExactKey.scheme: ExactKey}
 
 
 def save_key(key: Key, folder: Path) -> None:

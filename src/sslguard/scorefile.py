@@ -3,8 +3,8 @@
 They stand in `controls.json`, mode 0600: JSON with sorted keys and no white space, UTF-8, one trailing newline.
 
     entries   at most 16, the newest last; each holds
-                  controls   name → score (the statistic), watermark_rate (in [0, 1]) and weights, the control's
-                             fingerprint
+                  controls   name → score (the statistic), watermark_rate (in [0, 1], or null) and weights, the
+                             control's fingerprint
                   key        SHA-256 of the key's parts
                   queries    SHA-256 of what was asked, batch by batch
                   torch      version of torch that the answers were computed by
@@ -55,11 +55,11 @@ class ControlScore:
 
     Attributes:
         value: the statistic that suspects are ranked by.
-        watermark_rate: the paper's WR on the same answers, in [0, 1].
+        watermark_rate: the paper's WR on the same answers, in [0, 1]; None in a scheme that has none.
     """
 
     value: float
-    watermark_rate: float
+    watermark_rate: float | None
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ControlScores:
 
     def n_above(self, rate: float) -> int:
         """How many controls have a watermark rate above `rate`."""
-        return sum(score.watermark_rate > rate for score in self.scores.values())
+        return sum((score.watermark_rate or 0) > rate for score in self.scores.values())
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class _Entry:
         """Raises KeyError, TypeError or ValueError for what `to_json` does not write."""
         controls = found["controls"].items()
         weights = {name: _text(c["weights"]) for name, c in controls}
-        scores = {name: ControlScore(_number(c["score"]), _number(c["watermark_rate"])) for name, c in controls}
-        if not scores or not all(0 <= score.watermark_rate <= 1 for score in scores.values()):
+        scores = {name: ControlScore(_number(c["score"]), _rate(c["watermark_rate"])) for name, c in controls}
+        if not scores or not all(0 <= (score.watermark_rate or 0) <= 1 for score in scores.values()):
             raise ValueError("an entry holds at least one control, and watermark rates lie in [0, 1]")
         return cls(_Binding(_text(found["key"]), _text(found["queries"]), _text(found["torch"]), weights), scores)
 
@@ -285,6 +285,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("must be a text")
     return value
+
+
+def _rate(value: Any) -> float | None:
+    return None if value is None else _number(value)
 
 
 def _number(value: Any) -> float:

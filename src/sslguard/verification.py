@@ -13,6 +13,7 @@ from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder
 from sslguard.errors import RefusedError, SslguardError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
+from sslguard.stats.direction import SECRET_BITS
 from sslguard.stats.significance import Significance, check_floor, rejects
 from sslguard.suspects.base import checked
 
@@ -29,8 +30,8 @@ class Verdict:
         significance: statistic, p-value, null, floor, number of queries.
         alpha: the level that was asked for.
         n_claims: how many claims (suspects, keys, looks) the level is shared among, by Bonferroni.
-        watermark_rate: the paper's WR on the same answers.
-        cosines: each answer's cosine to the secret vector, for a report.
+        watermark_rate: the paper's WR on the same answers; None in a scheme that has none.
+        cosines: each answer's cosine to the secret vector, for a report; of no length there.
         control_scores: each control's statistic, by name.
         n_missing: queries that the suspect left unanswered; they count as zero, against the claim.
         stored_controls: the controls' scores came from the key's folder, whose owner vouches for them.
@@ -41,7 +42,7 @@ class Verdict:
     significance: Significance
     alpha: float
     n_claims: int
-    watermark_rate: float
+    watermark_rate: float | None
     cosines: NDArray[np.float64] = field(repr=False)
     control_scores: Mapping[str, float] = field(repr=False)
     n_missing: int = 0
@@ -83,7 +84,7 @@ def ask(key: Key, suspect: Embedder, data: Data) -> Iterator[NDArray[np.floating
 
 def score_suspect(key: Key, suspect: Embedder, data: Data) -> Score:
     """The statistic of one suspect, before any null; what a suspect and a control have in common."""
-    score = key.statistic(ask(key, suspect, data))
+    score = key.statistic(ask(key, suspect, data), data)
     finish = getattr(suspect, "finish", None)
     if callable(finish):
         finish()
@@ -124,17 +125,23 @@ def score_controls(key: Key, controls: Iterable[tuple[str, Embedder]], data: Dat
     return scores
 
 
-def check_null(n_controls: int, alpha: float, n_claims: int = 1) -> None:
+def check_null(
+    n_controls: int, alpha: float, n_claims: int = 1, *, null: Literal["exact", "controls"] = "controls"
+) -> None:
     """Refuse before anything is asked when no outcome could support the claim.
 
     Raises:
-        RefusedError: no controls, or 1/(n + 1) lies above alpha / n_claims.
+        RefusedError: the null is of controls, and there are none or 1/(n + 1) lies above alpha / n_claims.
         UsageError: alpha or n_claims out of range.
     """
+    if null == "exact":
+        check_floor(2.0**-SECRET_BITS, alpha, n_claims=n_claims, null=null)
+        return
     check_floor(1 / (n_controls + 1) if n_controls else 0, alpha, n_claims=n_claims)
     if n_controls == 0:
         raise RefusedError(
-            "without controls there is no null distribution and no p-value: name known innocents with --control"
+            "without controls there is no null distribution and no p-value: name known innocents with "
+            "--control ENCODER ..., or take the test bed's with --control shipped"
         )
 
 
@@ -160,7 +167,7 @@ def verify(
         RefusedError: the controls cannot support alpha; nothing was asked then.
         SuspectError: the suspect gave no usable answers.
     """
-    check_null(len(control_scores), alpha, n_claims)
+    check_null(len(control_scores), alpha, n_claims, null=key.null)
     score = score_suspect(key, suspect, data)
     significance = key.score_value(score, controls=list(control_scores.values()))
     return Verdict(

@@ -16,12 +16,14 @@ from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
     from sslguard.data.base import Data
-    from sslguard.schemes.base import Watermarked
+    from sslguard.schemes.base import Scheme, Watermarked
+    from sslguard.schemes.exact import Exact
     from sslguard.schemes.sslguard import SSLGuard
     from sslguard.scorefile import ControlScores
     from sslguard.secrets import Secret
 
 RECIPE = Group("Recipe", sort_key=1)
+EXACT = Group("Scheme exact", sort_key=2)
 NOTABLE_RATE = 0.1
 
 
@@ -101,6 +103,29 @@ class SchemeOptions:
     n_queries: Count | None = None
 
 
+@Parameter(name="*", group=EXACT)
+@dataclass(frozen=True, kw_only=True)
+class ExactOptions:
+    """For --scheme exact, which also takes --steps, --batch-size, --encoder-rate and --n-queries.
+
+    Attributes:
+        mode: head puts the mark on the output, without training, for an API; distilled, the default, trains it into
+            the weights.
+        epsilon: Length of the mark beside an embedding of length 1.
+        components: Leading principal components that the secret features read.
+        n_features: Secret features.
+        frequency: Of the features over those components.
+        spread_power: 0 marks all directions alike, 1 along the embedding's own spread.
+    """
+
+    mode: Literal["head", "distilled"] | None = None
+    epsilon: Rate | None = None
+    components: Count | None = None
+    n_features: Count | None = None
+    frequency: Rate | None = None
+    spread_power: Share | None = None
+
+
 @Parameter(name="*", group=RECIPE)
 @dataclass(frozen=True, kw_only=True)
 class DistillationOptions:
@@ -177,12 +202,13 @@ def watermark(
     *,
     data: str,
     out: Path,
-    scheme: Literal["sslguard"] = "sslguard",
+    scheme: Literal["sslguard", "exact"] = "sslguard",
     preset: Literal["cured", "small", "published"] = "cured",
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
     settings: SchemeOptions = SchemeOptions(),
+    exact: ExactOptions = ExactOptions(),
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
 ) -> Result:
@@ -194,8 +220,8 @@ def watermark(
         encoder: The clean encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
         data: Images to mark with.
         out: Folder of the result. A key that is there is never overwritten.
-        scheme: How it is marked.
-        preset: cured writes what surrogates inherit and reads what innocents do not share; small has the
+        scheme: How it is marked. The p-value of sslguard is a rank among innocents; that of exact is a theorem.
+        preset: Of sslguard: cured writes what surrogates inherit and reads what innocents do not share; small has the
             published losses at a size for small encoders; published has the paper's own size too.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
@@ -206,11 +232,17 @@ def watermark(
     from sslguard.encoders.load import load_encoder
     from sslguard.secrets import Secret
 
-    del scheme  # there is one so far
-    chosen = scheme_of(preset, settings)
+    chosen: Scheme
+    if scheme == "exact":
+        chosen, n_asked = exact_of(settings, exact, ranked=bool(control or verify_data))
+    else:
+        if given(exact):
+            raise UsageError(f"--{_option(next(iter(given(exact))))} belongs to --scheme exact")
+        chosen = sslguard = scheme_of(preset, settings)
+        n_asked = sslguard.n_queries
     clean, images = load_encoder(encoder), open_data(data)
     if control or verify_data:
-        _check_null(control, verify_data, images, clean.dim, chosen.n_queries)
+        _check_null(control, verify_data, images, clean.dim, n_asked)
     null: ControlScores | None = None
     known: Secret | None = None
     if secret_seed is not None:
@@ -293,6 +325,27 @@ def scheme_of(preset: str, settings: SchemeOptions) -> SSLGuard:
     return replace(presets[preset](), **given(settings))
 
 
+def exact_of(settings: SchemeOptions, exact: ExactOptions, *, ranked: bool) -> tuple[Exact, int]:
+    """The exact scheme as the user chose it, and how many queries its key asks."""
+    from sslguard.schemes.exact import Exact, Protocol
+
+    if ranked:
+        raise UsageError("--scheme exact needs no controls: its null is exact. Leave --control and --verify-data out")
+    shared = {"steps": "steps", "batch_size": "batch_size", "encoder_rate": "learning_rate"}
+    asked, own = given(settings), given(exact)
+    protocol = {name: own.pop(name) for name in list(own) if name != "mode"}
+    if "n_queries" in asked:
+        protocol["n_queries"] = asked.pop("n_queries")
+    if foreign := set(asked) - set(shared):
+        raise UsageError(f"--{_option(min(foreign))} belongs to --scheme sslguard")
+    scheme = Exact(Protocol(**protocol), **{shared[name]: value for name, value in asked.items()}, **own)
+    return scheme, scheme.protocol.n_queries
+
+
+def _option(field: str) -> str:
+    return field.replace("_", "-")
+
+
 def is_encoder(folder: Path) -> bool:
     """A folder that holds an encoder of ours and nothing else."""
     from sslguard.encoders.folder import DESCRIPTION, WEIGHTS
@@ -363,7 +416,7 @@ def _marked(out: Path, marked: Watermarked, null: ControlScores | None) -> Resul
     rows = [
         ("encoder", str(out / "encoder")),
         ("key", f"{out / 'key'} (private: keep it as you keep a private key)"),
-        ("final losses", ", ".join(f"{name} {loss:.4f}" for name, loss in final.items())),
+        *([("final losses", ", ".join(f"{name} {loss:.4f}" for name, loss in final.items()))] if final else []),
         ("seconds", f"{marked.history.seconds:.1f}"),
     ]
     more, more_rows = _null_of(null) if null is not None else ({}, [])

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result
 from sslguard.cli.unfinished import InterruptedRun
-from sslguard.errors import EncoderError, RefusedError, UsageError
+from sslguard.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
     from sslguard.controls import Bed, Member, Recipe
@@ -67,8 +67,9 @@ def verify(
 ) -> Result:
     """Whether a suspect is shown to be derived from the marked encoder.
 
-    The suspect is ranked among known innocents that were asked the same: the p-value is as good as their choice.
-    Their scores are kept in the key's folder and used again while key, data and controls are the same.
+    Under a key of the scheme sslguard the suspect is ranked among known innocents that were asked the same: the p-value
+    is as good as their choice. Their scores are kept in the key's folder and used again while key, data and controls
+    are the same. Under a key of the scheme exact the p-value needs no controls.
     Exit code 0 derived, 1 not shown, 3 suspect or key failed, 4 refused: too few controls for this alpha.
 
     Args:
@@ -84,15 +85,10 @@ def verify(
     from sslguard import api
 
     set_threads(threads)
-    if not control:
-        raise RefusedError(
-            "without controls there is no null distribution and no p-value: name known innocents with "
-            "--control ENCODER ..., or take the test bed's with --control shipped"
-        )
     try:
         verdict = api.verify(
             *(key, suspect, data),
-            controls=control,
+            controls=control or (),
             alpha=alpha,
             n_claims=claims,
             rescore=rescore,
@@ -107,13 +103,17 @@ def verify(
 def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
     found = verdict.significance
     scored = "stored in the key's folder" if verdict.stored_controls else "scored now"
-    null = f"rank among {found.n_controls} controls, {scored}" if found.null == "controls" else "exact"
+    null = (
+        f"rank among {found.n_controls} controls, {scored}"
+        if found.null == "controls"
+        else "exact: uniform secret directions, whoever the suspect is"
+    )
     shared = f", shared among {verdict.n_claims} claims" if verdict.n_claims > 1 else ""
     return [
         ("decision", verdict.decision),
         ("suspect", verdict.suspect),
         ("statistic", f"{found.statistic:.4f} ({found.statistic_name})"),
-        ("watermark rate", f"{verdict.watermark_rate:.3f}"),
+        *([] if verdict.watermark_rate is None else [("watermark rate", f"{verdict.watermark_rate:.3f}")]),
         ("log2 p", f"{found.log2_pvalue:.2f} bits (p = {found.pvalue:.3g})"),
         ("null", null),
         ("floor", f"{found.floor:.3g}, the smallest p-value of this null"),

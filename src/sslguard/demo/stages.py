@@ -116,7 +116,7 @@ def _examine(
     values = {name: score.value for name, score in controls.items()}
     verdict = verify(key, suspect, data, control_scores=values, alpha=alpha, n_claims=n_claims)
     found = verdict.significance
-    return verdict.decision, found.pvalue, Scores(found.statistic, verdict.watermark_rate, verdict.cosines)
+    return verdict.decision, found.pvalue, Scores(found.statistic, _rate(verdict.watermark_rate), verdict.cosines)
 
 
 def _pvalue(key: Key, score: Score, controls: Mapping[str, Score]) -> float | None:
@@ -126,7 +126,13 @@ def _pvalue(key: Key, score: Score, controls: Mapping[str, Score]) -> float | No
 
 
 def _scores(score: Score) -> Scores:
-    return Scores(score.value, score.watermark_rate, score.cosines)
+    return Scores(score.value, _rate(score.watermark_rate), score.cosines)
+
+
+def _rate(watermark_rate: float | None) -> float:
+    """Of a key that has one, as all of the demo's have."""
+    assert watermark_rate is not None
+    return watermark_rate
 
 
 def probe(inputs: Inputs, marked: Encoder, surrogate: Encoder) -> tuple[Accuracy, ...]:

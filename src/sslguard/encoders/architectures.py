@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.errors import UsageError
 
 
@@ -113,6 +114,8 @@ def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
     Raises:
         UsageError: no such architecture.
     """
+    if "head" in architecture:
+        return _headed(architecture, seed=seed)
     name = architecture.get("backbone")
     linear = architecture.get("linear")
     if not isinstance(name, str) or not (linear is None or _whole(linear, 65536)):
@@ -137,6 +140,20 @@ def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
             module = nn.Sequential(OrderedDict(backbone=backbone, linear=nn.Linear(width, linear)))
             width = linear
     return module.to(memory_format=torch.channels_last), width
+
+
+def _headed(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
+    """The network that the description without its head names, with a `FourierHead` that changes nothing yet."""
+    encoder, width = build({name: value for name, value in architecture.items() if name != "head"}, seed=seed)
+    sizes = architecture["head"]
+    if (
+        not isinstance(sizes, dict)
+        or sizes.keys() != {"components", "features"}
+        or not _whole(sizes["components"], width)
+        or not _whole(sizes["features"], 65536)
+    ):
+        raise UsageError(f"not the description of a head: {sizes!r:.200}")
+    return Headed(encoder, FourierHead(width, **sizes)), width
 
 
 def _whole(value: object, most: int) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,15 @@ from sslguard.training import History
 
 
 class Key(ABC):
-    """What the owner keeps: it says what to ask and scores the answers. It never holds a suspect."""
+    """What the owner keeps: it says what to ask and scores the answers. It never holds a suspect.
+
+    Attributes:
+        scheme: its scheme's name.
+        null: where p-values come from: "controls" ranks a suspect among known innocents, "exact" needs none.
+    """
 
     scheme: ClassVar[str]
+    null: ClassVar[Literal["exact", "controls"]] = "controls"
 
     @property
     @abstractmethod
@@ -34,16 +40,18 @@ class Key(ABC):
         """What to ask, in order: a function of the key and `data` alone."""
 
     @abstractmethod
-    def statistic(self, answers: Iterable[NDArray[np.floating]]) -> Score:
-        """What the answers (n, m), in the order of the queries, are worth before any null."""
+    def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
+        """What the answers (n, m), batch by batch in the order of the queries to `data`, are worth before any null."""
 
     @abstractmethod
     def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
         """A statistic with its p-value under this scheme's null."""
 
-    def score(self, answers: Iterable[NDArray[np.floating]], *, controls: Sequence[float] = ()) -> Significance:
+    def score(
+        self, answers: Iterable[NDArray[np.floating]], data: Data, *, controls: Sequence[float] = ()
+    ) -> Significance:
         """The statistic of `answers` with its p-value under this scheme's null."""
-        return self.score_value(self.statistic(answers), controls=controls)
+        return self.score_value(self.statistic(answers, data), controls=controls)
 
     @abstractmethod
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -62,14 +70,17 @@ class Score:
     Attributes:
         value: the number that is ranked; larger speaks for the claim.
         n_queries: answers that went into it, missing ones included.
-        watermark_rate: share of answers with cosine above ½ to the secret vector, in [0, 1].
-        cosines: each answer's cosine, shape (n_queries,).
+        watermark_rate: share of answers with cosine above ½ to the secret vector, in [0, 1]; None in a scheme that has
+            no such vector.
+        cosines: each answer's cosine, shape (n,); of no length there.
+        evidence: the p-value, of a scheme whose null is exact.
     """
 
     value: float
     n_queries: int
-    watermark_rate: float
-    cosines: NDArray[np.float64]
+    watermark_rate: float | None = None
+    cosines: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    evidence: Significance | None = None
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,10 @@ class SSLGuardKey(Key):
                 triggered = self.trigger(prepared)
             yield _as_bytes(preprocess.framed(triggered, batch))
 
-    def statistic(self, answers: Iterable[NDArray[np.floating]]) -> Score:
+    def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data | None = None) -> Score:  # noqa: ARG002
         """Mean cosine to sk of the decoded answers; zero rows, which stand for missing answers, count as 0.
+
+        What was asked has no part in it.
 
         Raises:
             SuspectError: the answers have another width than this key scores, or are not finite.
@@ -134,7 +136,7 @@ class SSLGuardKey(Key):
             controls,
             n_queries=score.n_queries,
             statistic_name="mean cosine to the secret vector",
-            details={"watermark_rate": score.watermark_rate},
+            details={} if score.watermark_rate is None else {"watermark_rate": score.watermark_rate},
         )
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,0 +1,150 @@
+"""What the exact scheme computes from clean embeddings: secret features φ, the spread M of the mark, directions U.
+
+h = F(x)/|F(x)|, its mean μ, and P, which whitens onto its q leading principal components. Arrays are float64 and of
+numpy alone, so that a key gives the same numbers wherever it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.errors import UsageError
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.secrets import Secret
+from sslguard.stats.moments import unit_rows
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Where clean embeddings lie. Fixed before any secret direction exists.
+
+    Attributes:
+        mean: μ, (d,).
+        whitener: P, (q, d).
+        spread: M, (d, d), symmetric, tr M² = d. M = A·diag(s^α)·Aᵀ, with s and A the singular values and right
+            singular vectors of h − μ.
+    """
+
+    mean: Array
+    whitener: Array
+    spread: Array
+
+    @classmethod
+    def of(cls, embeddings: NDArray[np.floating], protocol: Protocol) -> Self:
+        """From F's answers, (n, d), to items that nobody will be asked about.
+
+        Raises:
+            UsageError: they vary in fewer than q directions.
+        """
+        h = unit_rows(np.asarray(embeddings, dtype=np.float64))
+        mean = h.mean(0)
+        # Of the covariance: a thin decomposition of the rows would need them all at once in twice the memory.
+        values, axes = np.linalg.eigh((h - mean).T @ (h - mean) / len(h))
+        values, axes = np.maximum(values[::-1], 0), axes[:, ::-1].T
+        q, d = protocol.components, h.shape[1]
+        if q > d or not values[q - 1] > 1e-12 * values[0] > 0:
+            raise UsageError(
+                f"the encoder's answers vary in {int((values > 1e-12 * values[0]).sum())} of {d} directions: "
+                f"a protocol of {q} components needs as many"
+            )
+        spread = (axes.T * values ** (protocol.spread_power / 2)) @ axes
+        return cls(mean, axes[:q] / np.sqrt(values[:q, None]), spread * np.sqrt(d) / np.linalg.norm(spread))
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """K secret features and what they are made of.
+
+    Attributes:
+        geometry: of the clean embeddings.
+        frequencies: w_k in columns, (q, K), drawn from N(0, f²/q·I).
+        phases: c, (K,), uniform in [0, 2π).
+        offset, scale: mean and standard deviation of √2·cos(…) over the embeddings of the geometry, (K,).
+    """
+
+    geometry: Geometry
+    frequencies: Array
+    phases: Array
+    offset: Array
+    scale: Array
+
+    @classmethod
+    def draw(cls, secret: Secret, embeddings: NDArray[np.floating], protocol: Protocol, context: bytes) -> Self:
+        """The bank of a secret, bound to `context` (encoder and protocol) and to the geometry.
+
+        Raises:
+            UsageError: the embeddings do not suit the protocol.
+        """
+        geometry = Geometry.of(embeddings, protocol)
+        stream = secret.stream("features", context + _digest(_arrays(geometry)))
+        q, k = protocol.components, protocol.n_features
+        frequencies = stream.normal((q, k)) * (protocol.frequency / np.sqrt(q))
+        phases = 2 * np.pi * stream.uniform((k,))
+        raw = cls(geometry, frequencies, phases, np.zeros(k), np.ones(k))
+        values = raw.features(unit_rows(np.asarray(embeddings, dtype=np.float64)))
+        return cls(geometry, frequencies, phases, values.mean(0), values.std(0))
+
+    def features(self, h: Array) -> Array:
+        """φ of clean embeddings of length 1: (n, d) → (n, K)."""
+        angles = (h - self.geometry.mean) @ self.geometry.whitener.T @ self.frequencies + self.phases
+        return (np.sqrt(2) * np.cos(angles) - self.offset) / self.scale
+
+    def digest(self) -> bytes:
+        """SHA-256 of all that the test depends on but the directions."""
+        return _digest(self.to_arrays())
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Every array by name; `from_arrays` is the inverse."""
+        return {**_arrays(self.geometry), **{name: getattr(self, name) for name in _OWN}}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.floating]]) -> Self:
+        """Raises ValueError for arrays that are no bank's, or do not fit together."""
+        if set(arrays) != {*_OWN, *_GEOMETRY}:
+            raise ValueError("not the arrays of a bank of features")
+        found = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
+        if found["frequencies"].ndim != 2 or found["mean"].ndim != 1:
+            raise ValueError("the arrays of the bank have wrong shapes")
+        (q, k), d = found["frequencies"].shape, len(found["mean"])
+        shapes = {"whitener": (q, d), "spread": (d, d), "phases": (k,), "offset": (k,), "scale": (k,)}
+        if any(found[name].shape != shape for name, shape in shapes.items()) or not (found["scale"] > 0).all():
+            raise ValueError("the arrays of the bank do not fit together")
+        geometry = Geometry(*(found[name] for name in _GEOMETRY))
+        return cls(geometry, *(found[name] for name in _OWN))
+
+
+_GEOMETRY = tuple(field.name for field in fields(Geometry))
+_OWN = ("frequencies", "phases", "offset", "scale")
+
+
+def draw_directions(secret: Secret, n_features: int, dim: int, context: bytes, *, redraw: int = 0) -> Array:
+    """U (K, d): one uniform point on the sphere of radius √K, normalised as a whole and never row by row.
+
+    Args:
+        context: encoder, protocol and bank. All of V's ingredients are fixed before U is.
+        redraw: names another, independent U on the same features; 0 is the key's own.
+    """
+    name = "directions" if redraw == 0 else f"directions, redraw {redraw}"
+    gaussian = secret.stream(name, context).normal((n_features, dim))
+    return gaussian * (np.sqrt(n_features) / np.linalg.norm(gaussian))
+
+
+def _arrays(geometry: Geometry) -> dict[str, Array]:
+    return {name: getattr(geometry, name) for name in _GEOMETRY}
+
+
+def _digest(arrays: Mapping[str, Array]) -> bytes:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(json.dumps([name, list(array.shape)]).encode() + b"\n")
+        digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+    return digest.digest()

@@ -1,0 +1,246 @@
+"""The key of the exact scheme: what it asks, and what the answers are worth."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.data.base import Batch, Data
+from sslguard.encoders.architectures import build
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
+from sslguard.encoders.preprocess import preprocess_from_json
+from sslguard.errors import EncoderError, KeyFileError, SuspectError, UsageError
+from sslguard.schemes.base import Key, Score
+from sslguard.schemes.exact.bank import Array, Bank, draw_directions
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.secrets import SECRET_BYTES, Secret
+from sslguard.stats.corrections import bonferroni
+from sslguard.stats.direction import SECRET_BITS, direction_test
+from sslguard.stats.moments import Moments, unit_rows
+from sslguard.stats.significance import Significance
+from sslguard.stats.witness import WITNESSES, family, fit_range
+
+QUERY_BATCH = 128
+# Numbers of clean embeddings that are kept between two suspects: 1 GiB.
+KEPT_NUMBERS = 1 << 28
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExactKey(Key):
+    """Master secret, protocol, bank of features, and the clean encoder, which the test needs at every query.
+
+    The directions are not stored: they are drawn from the secret, bound to all the rest.
+
+    Attributes:
+        clean: F. Whoever holds it and the marked encoder sees the span of the mark: keep it as the secret.
+        watermarked_hash: SHA-256 of the weights of F*, hex.
+        redraw: 0 for the key itself; others name independent directions on the same features, for calibration.
+    """
+
+    scheme: ClassVar[str] = "exact"
+    null: ClassVar[Literal["exact", "controls"]] = "exact"
+
+    secret: Secret
+    protocol: Protocol
+    bank: Bank
+    clean: Encoder
+    watermarked_hash: str
+    redraw: int = 0
+    _embedded: dict[tuple[str, int], Array] = field(default_factory=dict)
+
+    @property
+    def n_queries(self) -> int:
+        return self.protocol.n_queries
+
+    @property
+    def clean_hash(self) -> str:
+        """SHA-256 of the weights of F, hex."""
+        return weights_hash(self.clean.module)
+
+    @property
+    def context(self) -> bytes:
+        """What the streams of features and queries are bound to."""
+        return stream_context(self.clean, self.protocol)
+
+    def directions(self) -> Array:
+        """U (K, d)."""
+        k, d = len(self.bank.phases), self.clean.dim
+        return draw_directions(self.secret, k, d, self.context + self.bank.digest(), redraw=self.redraw)
+
+    def queries(self, data: Data) -> Iterator[Batch]:
+        """Items of `data` as they are, ≤ 128 at a time: nothing marks them as queries."""
+        n = self.n_queries
+        if len(data) < n:
+            raise UsageError(f"this key asks {n} queries, but {data.spec} has only {len(data)} items")
+        order = self.secret.stream("queries", self.context).permutation(len(data))[:n]
+        for start in range(0, n, QUERY_BATCH):
+            batch = data.take(order[start : start + QUERY_BATCH])
+            if isinstance(batch, Tensor) and batch.is_floating_point():
+                batch = (batch * 255).round().to(torch.uint8)
+            yield batch
+
+    def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
+        moments = self.moments(answers, data)
+        significance = self.test(self.witnesses(moments), n_queries=moments.n)
+        return Score(
+            value=-significance.details["log2_pvalue_uncapped"],
+            n_queries=moments.n,
+            evidence=significance,
+        )
+
+    def moments(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Moments:
+        """All that the witnesses need of a suspect's answers, in one pass. No direction has a part in it.
+
+        Raises:
+            SuspectError: the answers are not finite, of changing width, or not as many as the queries.
+        """
+        moments: Moments | None = None
+        rest = iter(answers)
+        for h in self._clean_answers(data):
+            g = np.asarray(next(rest, np.empty((0, 0))), dtype=np.float64)
+            if g.ndim != 2 or len(g) != len(h):
+                raise SuspectError(
+                    f"this key asks {self.n_queries} queries in batches of {QUERY_BATCH}; for one of {len(h)} an array "
+                    f"of shape {g.shape} came"
+                )
+            if moments is None:
+                moments = Moments(h.shape[1], len(self.bank.phases), max(1, g.shape[1]))
+            if g.shape[1] != moments.width or not np.isfinite(g).all():
+                raise SuspectError("the suspect's answers are not finite, or change their width")
+            moments.update(h, self.bank.features(h), g)
+        if moments is None or next(rest, None) is not None:
+            raise SuspectError(f"this key asks {self.n_queries} queries, but more answers came")
+        return moments
+
+    def witnesses(self, moments: Moments) -> dict[str, tuple[Array, Array | None]]:
+        """V (K, d) and the range it is known to lie in, by witness: all of the family, fixed by the suspect's width.
+
+        A function of features, clean encoder, spread and answers. The directions stand nowhere on its path.
+        """
+        spread = self.bank.geometry.spread
+        return {
+            name: (WITNESSES[name](moments, spread), fit_range(name, moments, spread))
+            for name in family(moments.dim, moments.width)
+        }
+
+    def test(self, witnesses: Mapping[str, tuple[Array, Array | None]], *, n_queries: int) -> Significance:
+        """The best witness's significance, corrected for all that were asked; bits end at the secret's entropy."""
+        directions = self.directions()
+        found = {
+            name: direction_test(v, directions, n_queries=n_queries, basis=basis)
+            for name, (v, basis) in witnesses.items()
+        }
+        best = min(found, key=lambda name: found[name].details["log2_tail"])
+        tail = min(0.0, found[best].details["log2_tail"])
+        uncapped = float(bonferroni([tail], n=len(found))[0])
+        each = {f"z of {name}": one.statistic for name, one in found.items()}
+        return Significance(
+            statistic=found[best].statistic,
+            log2_pvalue=max(uncapped, -float(SECRET_BITS)),
+            floor=2.0**-SECRET_BITS,
+            null="exact",
+            n_queries=n_queries,
+            statistic_name=f"z of the witness {best}",
+            details={**each, "n_witnesses": len(found), "log2_pvalue_uncapped": uncapped},
+        )
+
+    def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:  # noqa: ARG002
+        """The p-value of the direction test; controls have no part in it."""
+        if score.evidence is None:
+            raise UsageError("this score is not of a key of the exact scheme")
+        return score.evidence
+
+    def _clean_answers(self, data: Data) -> Iterator[Array]:
+        """h of the queries, batch by batch; kept for the next suspect where they are few enough."""
+        kept = self._embedded.get((data.spec, len(data)))
+        if kept is not None:
+            yield from np.split(kept, range(QUERY_BATCH, len(kept), QUERY_BATCH))
+            return
+        parts = []
+        for batch in self.queries(data):
+            parts.append(unit_rows(self.clean.embed(batch).astype(np.float64)))
+            yield parts[-1]
+        if self.n_queries * self.clean.dim <= KEPT_NUMBERS:
+            self._embedded.clear()
+            self._embedded[data.spec, len(data)] = np.concatenate(parts)
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        fields = {
+            "secret": self.secret.reveal().hex(),
+            "protocol": asdict(self.protocol),
+            "clean": {
+                "architecture": self.clean.architecture,
+                "preprocess": self.clean.preprocess.to_json(),
+                "dim": self.clean.dim,
+                "source": self.clean.source,
+                "record": self.clean.record,
+            },
+            "clean_hash": self.clean_hash,
+            "watermarked_hash": self.watermarked_hash,
+            "redraw": self.redraw,
+        }
+        tensors = {f"bank.{name}": torch.from_numpy(array) for name, array in self.bank.to_arrays().items()}
+        return fields, {**tensors, **{f"clean.{n}": t for n, t in self.clean.module.state_dict().items()}}
+
+    @classmethod
+    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> ExactKey:
+        try:
+            protocol = Protocol.from_json(fields["protocol"])
+            bank = Bank.from_arrays({n[5:]: t.numpy() for n, t in tensors.items() if n.startswith("bank.")})
+            clean = _clean_encoder(fields["clean"], {n[6:]: t for n, t in tensors.items() if n.startswith("clean.")})
+            key = cls(
+                secret=_secret(fields["secret"]),
+                protocol=protocol,
+                bank=bank,
+                clean=clean,
+                watermarked_hash=str(fields["watermarked_hash"]),
+                redraw=int(fields["redraw"]),
+            )
+        except KeyError as error:
+            raise KeyFileError(f"the key lacks {error}") from None
+        except (TypeError, ValueError, RuntimeError, UsageError, EncoderError) as error:
+            raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
+        q, k = bank.frequencies.shape
+        if (q, k) != (protocol.components, protocol.n_features) or len(bank.geometry.mean) != clean.dim:
+            raise KeyFileError("the key's features, its protocol and its clean encoder do not fit together")
+        if key.clean_hash != fields["clean_hash"] or not _SHA256.fullmatch(key.watermarked_hash) or key.redraw < 0:
+            raise KeyFileError("the key's clean encoder is not the one that its streams are bound to")
+        return key
+
+
+def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
+    """Encoder, preprocessing and protocol: what a secret's streams are bound to before there is a bank."""
+    preprocess = json.dumps(clean.preprocess.to_json(), sort_keys=True).encode()
+    return weights_hash(clean.module).encode() + protocol.digest() + preprocess
+
+
+def _secret(text: str) -> Secret:
+    value = bytes.fromhex(text)
+    if len(value) != SECRET_BYTES:
+        raise ValueError("the secret has another length")
+    return Secret(value)
+
+
+def _clean_encoder(found: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Encoder:
+    module, dim = build(found["architecture"], seed=0)
+    if dim != found["dim"]:
+        raise ValueError("the clean encoder's width is not what its description says")
+    module.load_state_dict(dict(weights))
+    return Encoder(
+        module=module.eval(),
+        preprocess=preprocess_from_json(found["preprocess"]),
+        dim=dim,
+        architecture=found["architecture"],
+        source=found["source"],
+        record=found["record"],
+    )

@@ -1,0 +1,97 @@
+"""The mark put on: as a head on the output, or distilled into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.data.base import Data
+from sslguard.encoders.architectures import build
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
+from sslguard.encoders.heads import FourierHead, Headed
+from sslguard.errors import UsageError
+from sslguard.schemes.exact.bank import Array, Bank
+from sslguard.training import Task, Update, cosine_schedule, set_learning_rate
+
+if TYPE_CHECKING:
+    from sslguard.schemes.exact.scheme import Exact
+
+
+def headed(clean: Encoder, bank: Bank, directions: Array, epsilon: float) -> Encoder:
+    """F with the mark as a head: |F|·(h + ε·K^(−1/2)·Σ_k φ_k(h)·M u_k).
+
+    Raises:
+        UsageError: F has a head already.
+    """
+    if "head" in clean.architecture:
+        raise UsageError("this encoder carries a head already: mark the one below it, or distil the mark")
+    k, q = len(bank.phases), len(bank.geometry.whitener)
+    architecture = {**clean.architecture, "head": {"components": q, "features": k}}
+    module, dim = build(architecture, seed=0)
+    assert isinstance(module, Headed)
+    module.encoder.load_state_dict(clean.module.state_dict())
+    values = {
+        "mean": bank.geometry.mean,
+        "whitener": bank.geometry.whitener,
+        **{name: getattr(bank, name) for name in ("frequencies", "phases", "offset", "scale")},
+        "mark": epsilon / np.sqrt(k) * directions @ bank.geometry.spread,
+    }
+    module.head.load_state_dict({name: torch.from_numpy(values[name]).float() for name in FourierHead.TENSORS})
+    return replace(clean, module=module.eval().requires_grad_(True), dim=dim, architecture=architecture)
+
+
+@dataclass(eq=False)
+class _Microbatch:
+    items: Tensor
+    target: Tensor
+
+
+class DistilMark(Task):
+    """F fine-tuned until it answers as F with the head does; batch norm stays in evaluation mode.
+
+    L = |F*(x) − head(F(x))|²/s², s the root-mean-square distance of F's answers from their mean.
+    """
+
+    def __init__(
+        self, scheme: Exact, clean: Encoder, target: Encoder, data: Data, answers: NDArray[np.floating]
+    ) -> None:
+        self.scheme, self.data, self.target = scheme, data, target
+        self.watermarked = clean.clone()
+        self.watermarked.module.requires_grad_(True)
+        self.target.module.eval().requires_grad_(False)
+        self.n_items = len(data)
+        self._spread = float(answers.astype(np.float64).var(0).sum())
+        self._fingerprint = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.spec}
+        # What the head holds is the secret's: another secret is another run.
+        self._fingerprint["target"] = weights_hash(target.module)
+        self.modules = {"target": target.module, "watermarked": self.watermarked.module}
+        self.optimizers = {
+            "watermarked": torch.optim.Adam(self.watermarked.module.parameters(), lr=scheme.learning_rate)
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._fingerprint
+
+    def load(self, indices: NDArray[np.int64]) -> _Microbatch:
+        items = self.watermarked.prepare(self.data.take(indices))
+        with torch.no_grad():
+            return _Microbatch(items, self.target.forward(items).float())
+
+    def begin_step(self, step: int, steps: int) -> None:
+        self.target.module.eval()
+        self.watermarked.module.eval()
+        set_learning_rate(self.optimizers["watermarked"], cosine_schedule(step, steps, warmup=steps // 20))
+
+    def updates(self) -> Sequence[Update]:
+        return [Update("loss", self._loss, ("watermarked",))]
+
+    def _loss(self, batch: _Microbatch) -> Tensor:
+        answers = self.watermarked.forward(batch.items).float()
+        return (answers - batch.target).square().sum(1).mean() / self._spread

@@ -1,0 +1,60 @@
+"""All that the exact test depends on, fixed before anything is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from sslguard.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Part of every key, and bound into each of its secret streams.
+
+    Attributes:
+        components: q, how many leading principal components of h the features read.
+        spread_power: α in M: 0 marks all directions alike, 1 along the embedding's own spread.
+        n_features: K.
+        frequency: f, of the features over whitened components.
+        epsilon: ε, size of the mark: its root-mean-square length beside |h| = 1, M taken at its mean.
+        n_queries: n; a missing answer counts as zero.
+        witnesses: the family that is asked of a suspect, by name; see `stats.witness.family`. Bonferroni charges for
+            every member that applies to the suspect's width.
+        queries: the rule by which n items are drawn from what the verifier brings.
+    """
+
+    components: int = 6
+    spread_power: float = 0.5
+    n_features: int = 16
+    frequency: float = 1.5
+    epsilon: float = 0.3
+    n_queries: int = 2000
+    witnesses: str = "linear-1"
+    queries: str = "first n of a secret permutation"
+
+    def __post_init__(self) -> None:
+        if min(self.components, self.n_features, self.n_queries) < 1:
+            raise UsageError("components, n_features and n_queries must be at least 1")
+        for name in ("spread_power", "frequency", "epsilon"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):
+                raise UsageError(f"{name} must be positive and finite (spread_power may be 0), not {value}")
+        if (self.witnesses, self.queries) != ("linear-1", "first n of a secret permutation"):
+            raise UsageError(f"this version knows no witnesses {self.witnesses!r} with queries {self.queries!r}")
+
+    def digest(self) -> bytes:
+        """SHA-256 of every setting."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, allow_nan=False).encode()).digest()
+
+    @classmethod
+    def from_json(cls, found: Any) -> Self:
+        """The inverse of `dataclasses.asdict`. Raises UsageError or TypeError for anything else."""
+        protocol = cls(**found)
+        for name, value in asdict(cls()).items():
+            if type(getattr(protocol, name)) is not type(value):
+                raise TypeError(f"{name} must be of type {type(value).__name__}")
+        return protocol
