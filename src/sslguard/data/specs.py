@@ -1,4 +1,4 @@
-"""Texts that open data sets: `NAME:SPLIT`, `cluttered-NAME:SPLIT`, or a path; each with `[START:STOP]`."""
+"""Specs of data sets: `NAME:SPLIT`, `cluttered-NAME:SPLIT`, `text:FILE`, or a path; each with `[START:STOP]`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from sslguard.data.arrays import NPZ_SPLITS, open_npy, open_npz
 from sslguard.data.base import Data
 from sslguard.data.folders import open_folder
 from sslguard.data.testbed import Cluttered
+from sslguard.data.texts import TextFile
 from sslguard.errors import DataError
 
 # Eighteen digits fit an int64, and stay far from the length at which int() refuses.
 _SLICE = re.compile(r"\[([0-9]{0,18}):([0-9]{0,18})\]")
 _NPZ_SPLIT = re.compile(rf"(?P<path>.*\.npz):(?P<split>{'|'.join(NPZ_SPLITS)})", re.DOTALL)
 _CLUTTERED = "cluttered-"
+_TEXT = "text:"
 
 SETS: Mapping[str, tuple[Callable[[str], Data], tuple[str, ...]]] = {
     "fashion-mnist": (sources.fashion_mnist, ("train", "test")),
@@ -40,6 +42,7 @@ def open_data(spec: str) -> Data:
     `cluttered-fashion-mnist:train`       the test bed made from it (also of mnist and mnist-5k)
     `photos/`                             a folder of pictures, or of one folder a class
     `x.npy`, `x.npz`, `x.npz:train`       arrays of pictures, see `sslguard.data.arrays`
+    `text:reviews.csv`                    texts of a .txt, .csv, .tsv or .jsonl, see `sslguard.data.texts`
     ====================================  =========================================================
 
     A text that contains a path separator, starts with a dot or names something that exists is a path. Either
@@ -70,6 +73,8 @@ def _without_slices(spec: str) -> tuple[str, list[tuple[int | None, int | None]]
 
 
 def _open_whole(spec: str) -> Data:
+    if spec.startswith(_TEXT) and not _exists(spec):
+        return TextFile(spec, Path(spec.removeprefix(_TEXT)))
     if found := _path_and_split(spec):
         return _open_path(spec, *found)
     cluttered = spec.startswith(_CLUTTERED)
@@ -77,7 +82,9 @@ def _open_whole(spec: str) -> Data:
     known = CLUTTERABLE if cluttered else tuple(SETS)
     if name not in known:
         prefix = _CLUTTERED if cluttered else ""
-        others = "" if cluttered else f", {_CLUTTERED}NAME for {', '.join(CLUTTERABLE)}, or a path that exists"
+        others = (
+            "" if cluttered else f", {_CLUTTERED}NAME for {', '.join(CLUTTERABLE)}, text:FILE, or a path that exists"
+        )
         raise DataError(f"no data set {prefix + name!r}; known: {', '.join(prefix + k for k in known)}{others}")
     opener, splits = SETS[name]
     if split not in splits:
@@ -105,7 +112,7 @@ def _open_path(spec: str, text: str, split: str) -> Data:
         return open_npz(spec, path, split)
     if suffix == ".npy":
         return open_npy(spec, path)
-    raise DataError(f"{text!r} is neither a folder of pictures nor a .npy or .npz file")
+    raise DataError(f"{text!r} is neither a folder of pictures nor a .npy or .npz file; texts are opened by text:FILE")
 
 
 def _is_path(text: str) -> bool:

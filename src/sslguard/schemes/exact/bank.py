@@ -51,10 +51,11 @@ class Geometry:
         values, axes = np.linalg.eigh((h - mean).T @ (h - mean) / len(h))
         values, axes = np.maximum(values[::-1], 0), axes[:, ::-1].T
         q, d = protocol.components, h.shape[1]
-        if q > d or not values[q - 1] > 1e-12 * values[0] > 0:
+        # Rows have length 1: what lies below that is rounding, of theirs or beside the widest direction.
+        varying = int((values > max(1e-12 * values[0], 1e-20)).sum())
+        if varying < q:
             raise UsageError(
-                f"the encoder's answers vary in {int((values > 1e-12 * values[0]).sum())} of {d} directions: "
-                f"a protocol of {q} components needs as many"
+                f"the encoder's answers vary in {varying} of {d} directions: a protocol of {q} components needs as many"
             )
         spread = (axes.T * values ** (protocol.spread_power / 2)) @ axes
         return cls(mean, axes[:q] / np.sqrt(values[:q, None]), spread * np.sqrt(d) / np.linalg.norm(spread))

@@ -1,0 +1,267 @@
+"""Texts in files: one a line, or the column `text` of a table. Read from the file when a batch is taken.
+
+============  ===============================================================================================
+.txt          one text a line
+.csv, .tsv    a table whose first record names the columns, one of them `text`; quoted as the csv module does
+.jsonl        one JSON object a line, with a string `text`
+============  ===============================================================================================
+
+Files are UTF-8; blank lines are left out. Tables and objects may carry a `label`. Where all labels of a file are
+whole numbers they are the classes; else each name is a class, in the order of the sorted names, so that files that
+are used together must hold the same names.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.data.base import Data, Extent
+from sslguard.errors import DataError
+
+MAX_ITEM = 1 << 17  # bytes of one item in its file; the csv module allows as many characters a field
+MAX_CLASSES = 1 << 16  # of labels that are names
+_WHOLE = re.compile(r"-?[0-9]{1,18}")  # fits an int64
+
+
+class TextFile(Data):
+    """The texts of one file. In memory are their places, 16 bytes a text, and their labels.
+
+    Attributes:
+        path: the file.
+        classes: name of each class where labels are names, in the order of the labels; else empty.
+    """
+
+    def __init__(self, spec: str, path: Path) -> None:
+        """Read the file once, from end to end.
+
+        Raises:
+            DataError: it is of another kind, holds no texts, or an item cannot be read; the message names the line.
+        """
+        self.spec, self.path = spec, path
+        self._read = _reader(path)
+        places, labels = array("q"), _Labels()
+        try:
+            self._state = _state(path)
+            with path.open("rb") as file:
+                lines = _Lines(path, file)
+                for item in self._read(lines):
+                    places.extend((item.start, item.stop))
+                    if item.label is not None:
+                        labels.add(item.label)
+                file.seek(0)
+                self._head = file.read(lines.head)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        if not places:
+            raise DataError(f"{path} holds no texts")
+        self._places = np.frombuffer(places, np.int64).reshape(-1, 2)
+        self._labels, self.classes = labels.finished(path)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> list[str]:
+        """The texts at `indices`, without what ends their lines.
+
+        Raises:
+            DataError: the file was changed since it was opened, or cannot be read.
+        """
+        places = self._places[self.positions(indices)].tolist()
+        try:
+            if _state(self.path) != self._state:
+                raise DataError(f"{self.path} was changed while it was in use: open it again")
+            with self.path.open("rb") as file:
+                return [self._text(file, start, stop) for start, stop in places]
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        return self._labels
+
+    def extent(self) -> Extent:
+        return self.extent_of(0, len(self))
+
+    def extent_of(self, start: int, stop: int) -> Extent:
+        return Extent(str(self.path.resolve()), start, stop)
+
+    def _text(self, file: BinaryIO, start: int, stop: int) -> str:
+        file.seek(start)
+        # A table's columns are known by its first record.
+        piece = self._head + file.read(stop - start)
+        return next(self._read(_Lines(self.path, io.BytesIO(piece)))).text
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One text, its label as it is written, and its place in the file: the bytes start ≤ i < stop."""
+
+    text: str
+    label: str | None
+    start: int
+    stop: int
+
+
+class _Lines(Iterator[str]):
+    """The lines of a file, decoded and with their ends.
+
+    Attributes:
+        number: lines read so far.
+        start, stop: first byte of the present item, and the byte behind the last line read.
+        head: length of the record that names a table's columns, bytes from the start of the file.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path, self._file = path, file
+        self.number = self.start = self.stop = self.head = 0
+
+    def begin(self) -> None:
+        """The next line begins an item."""
+        self.start = self.stop
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_ITEM + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.stop += len(line)
+        if self.stop - self.start > MAX_ITEM:
+            raise self.error(f"an item must stay below {MAX_ITEM} bytes: split it, or close its quotes")
+        try:
+            return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise self.error(f"not UTF-8 ({error.reason}): convert the file") from error
+
+    def error(self, reason: str) -> DataError:
+        """What is wrong at the present line."""
+        return DataError(f"{self._path}, line {self.number}: {reason}")
+
+
+@dataclass
+class _Labels:
+    """Labels as they are met: each name once, and one code an item."""
+
+    names: dict[str, int] = field(default_factory=dict)
+    codes: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, name: str) -> None:
+        self.codes.append(self.names.setdefault(name, len(self.names)))
+
+    def finished(self, path: Path) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+        """Labels int64 (n,), None where there are none, and the names of the classes."""
+        if not self.codes:
+            return None, ()
+        codes = np.frombuffer(self.codes, np.int64)
+        if all(_WHOLE.fullmatch(name) for name in self.names):
+            return np.array([int(name) for name in self.names], np.int64)[codes], ()
+        if len(self.names) > MAX_CLASSES:
+            raise DataError(f"{path} has {len(self.names)} different labels, above the limit of {MAX_CLASSES}")
+        classes = tuple(sorted(self.names))
+        rank = {name: k for k, name in enumerate(classes)}
+        return np.array([rank[name] for name in self.names], np.int64)[codes], classes
+
+
+def _plain(lines: _Lines) -> Iterator[_Item]:
+    for line in lines:
+        if line.strip():
+            yield _Item(line.rstrip("\r\n"), None, lines.start, lines.stop)
+        lines.begin()
+
+
+def _objects(lines: _Lines) -> Iterator[_Item]:
+    labelled: bool | None = None
+    for line in lines:
+        if line.strip():
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise lines.error(f"not JSON: {error}") from error
+            if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+                raise lines.error("a line must be a JSON object with a string 'text'")
+            if labelled not in (None, "label" in fields):
+                raise lines.error("either all lines have a label or none has")
+            labelled = "label" in fields
+            label = _json_label(lines, fields["label"]) if labelled else None
+            yield _Item(fields["text"], label, lines.start, lines.stop)
+        lines.begin()
+
+
+def _json_label(lines: _Lines, label: object) -> str:
+    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+        raise lines.error(f"a label must be a whole number or a name, not {label!r:.80}")
+    return str(label)
+
+
+def _table(delimiter: str) -> Callable[[_Lines], Iterator[_Item]]:
+    def read(lines: _Lines) -> Iterator[_Item]:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        columns: dict[str, int] | None = None
+        while (row := _record(lines, reader)) is not None:
+            if row and columns is None:
+                columns, lines.head = _columns(lines, row), lines.stop
+            elif row and columns is not None:
+                yield _row(lines, columns, row)
+            lines.begin()
+
+    return read
+
+
+def _record(lines: _Lines, reader: Any) -> list[str] | None:
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        raise lines.error(f"not a record of a table: {error}; quote fields as the csv module does") from error
+
+
+def _columns(lines: _Lines, names: list[str]) -> dict[str, int]:
+    columns = {name: k for k, name in enumerate(names)}
+    if "text" not in columns or len(columns) != len(names):
+        raise lines.error(f"the first record must name each column once, one of them 'text', not {names!r:.200}")
+    return columns
+
+
+def _row(lines: _Lines, columns: Mapping[str, int], row: list[str]) -> _Item:
+    if len(row) != len(columns):
+        raise lines.error(f"a record must have {len(columns)} fields, as many as columns, not {len(row)}")
+    label = row[columns["label"]] if "label" in columns else None
+    if label == "":
+        raise lines.error("a label must be a whole number or a name; this one is empty")
+    return _Item(row[columns["text"]], label, lines.start, lines.stop)
+
+
+_READERS: Mapping[str, Callable[[_Lines], Iterator[_Item]]] = {
+    ".txt": _plain,
+    ".csv": _table(","),
+    ".tsv": _table("\t"),
+    ".jsonl": _objects,
+}
+
+
+def _reader(path: Path) -> Callable[[_Lines], Iterator[_Item]]:
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # too long, or a null byte
+        there = False
+    if not there:
+        raise DataError(f"there is no file {str(path)!r:.200}: give text:FILE, such as text:reviews.csv")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"texts are read from {', '.join(_READERS)}, not from {path.name!r:.200}")
+    return reader
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change: what tells that a file is still the one that was opened."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,204 @@
+"""Texts without a library: words by their hash, and two small networks that take them.
+
+A thief who has answers alone has no tokenizer either: these students need none. Prepared texts are one integer
+tensor (n, 2, L), L the longest row of the batch: token ids, and a mask that is 1 where a token stands and 0 where its
+row is filled up.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslguard.data.base import Batch
+from sslguard.errors import DataError, UsageError
+
+Pooling = Literal["mean", "cls", "max"]
+POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max")
+MAX_LENGTH = 8192  # tokens of a text
+_MAX_VOCABULARY = 1 << 20
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def texts_of(batch: Batch) -> list[str]:
+    """The batch as the list of str that it must be. Raises DataError for anything else."""
+    texts = [] if isinstance(batch, Tensor | str) else [item for item in batch if isinstance(item, str)]
+    if not texts or len(texts) != len(batch):
+        raise DataError("this encoder takes texts: a list of str, such as text:FILE holds")
+    return texts
+
+
+def stacked(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """Rows of token ids as one tensor int64 (n, 2, L) of ids and mask, filled up with `pad` on the right.
+
+    A row without tokens keeps one filler as its token: a mean over nothing has no value.
+    """
+    tokens = np.zeros((len(rows), 2, max(1, *map(len, rows), 1)), np.int64)
+    tokens[:, 0] = pad
+    for k, row in enumerate(rows):
+        tokens[k, 0, : len(row)] = row
+        tokens[k, 1, : max(1, len(row))] = 1
+    return torch.from_numpy(tokens)
+
+
+def pooled(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
+    """One vector a text, (n, d), of its tokens' vectors (n, L, d): what the mask (n, L) leaves out has no part in it.
+
+    Args:
+        how: "mean" of the tokens, their "max" in each dimension, or "cls", the first token's vector.
+    """
+    if how == "cls":
+        return hidden[:, 0]
+    kept = mask.bool()[:, :, None]
+    if how == "max":
+        return hidden.masked_fill(~kept, -torch.inf).amax(1)
+    return hidden.masked_fill(~kept, 0).sum(1) / kept.sum(1)
+
+
+@dataclass(frozen=True)
+class HashedWords:
+    """Texts → ids of their words, by a fixed hash (CRC-32), case folded: no vocabulary to learn or to keep.
+
+    A word is a run of letters, digits and underscores; every other mark is a word of its own. Id 0 begins each text.
+
+    Attributes:
+        vocabulary: number of ids; words beyond it share them.
+        max_length: tokens of a text, the first included; what comes after them is cut off.
+    """
+
+    vocabulary: int = 1 << 15
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        check_whole("vocabulary", self.vocabulary, 2, _MAX_VOCABULARY)
+        check_whole("max_length", self.max_length, 1, MAX_LENGTH)
+
+    def prepare(self, batch: Batch, /) -> Tensor:
+        """Ids and mask: int64 (n, 2, L)."""
+        return stacked([self._ids(text) for text in texts_of(batch)], 0)
+
+    def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
+        """No text leads back to given ids. Raises UsageError."""
+        raise no_frame(prepared, batch)
+
+    def normalise(self, prepared: Tensor, /) -> Tensor:
+        """The same: ids have no scale."""
+        return prepared
+
+    def blank(self) -> Tensor:
+        """A text of the greatest length made of the greatest id: int64 (1, 2, max_length)."""
+        return stacked([[self.vocabulary - 1] * self.max_length], 0)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "words", "vocabulary": self.vocabulary, "max_length": self.max_length}
+
+    def files(self) -> dict[str, bytes]:
+        """Nothing lies beside the description."""
+        return {}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], folder: Path | None = None) -> HashedWords:  # noqa: ARG003
+        """The inverse of `to_json`. Raises UsageError for fields that do not fit."""
+        try:
+            return cls(fields["vocabulary"], fields["max_length"])
+        except KeyError as error:
+            raise UsageError(f"the description of a preprocessing of words lacks {error}") from error
+
+    def _ids(self, text: str) -> list[int]:
+        words = [match.group() for match, _ in zip(_WORD.finditer(text.lower()), range(self.max_length - 1), strict=False)]
+        return [0, *(1 + zlib.crc32(word.encode(errors="surrogatepass")) % (self.vocabulary - 1) for word in words)]
+
+
+class BagOfWords(nn.Module):
+    """Word vectors, averaged, through two linear layers: blind to the order of words. (n, 2, L) → (n, width)."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.words = _embedding(vocabulary, width)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        ids, mask = tokens.unbind(1)
+        return self.mlp(pooled(self.words(ids), mask, "mean"))
+
+
+class WordTransformer(nn.Module):
+    """Two layers of a transformer (Vaswani et al. 2017, norms first) over word vectors, averaged: (n, width)."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.words = _embedding(vocabulary, width)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, width // 32, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        ids, mask = tokens.unbind(1)
+        vectors = self.words(ids)
+        hidden = vectors + _positions(vectors)
+        for layer in self.layers:
+            hidden = layer(hidden, src_key_padding_mask=mask == 0)
+        return pooled(self.norm(hidden), mask, "mean")
+
+
+NETWORKS: Mapping[str, type[BagOfWords] | type[WordTransformer]] = MappingProxyType(
+    {"bag-of-words": BagOfWords, "word-transformer": WordTransformer}
+)
+"""Small networks of texts. Descriptions may name a `vocabulary`, as `HashedWords` has it, and a `width`."""
+WIDTH = 128
+
+
+def network(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
+    """One of `NETWORKS` and the width of its embedding. Raises UsageError for fields out of range."""
+    vocabulary, width = architecture.get("vocabulary", HashedWords.vocabulary), architecture.get("width", WIDTH)
+    check_whole("vocabulary", vocabulary, 2, _MAX_VOCABULARY)
+    check_whole("width", width, 32, 1024)
+    if width % 32:
+        raise UsageError(f"the width of a network of texts must be a multiple of 32, not {width}")
+    return NETWORKS[architecture["backbone"]](vocabulary, width), width
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    """Raises UsageError unless `value` is a whole number in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{name} must be a whole number from {least} to {most}, not {value!r:.80}")
+
+
+def no_frame(prepared: Tensor, batch: Batch) -> UsageError:
+    """Why a preprocessing of texts cannot lead back."""
+    return UsageError(
+        f"no texts can be given from which an encoder makes ids of shape {tuple(prepared.shape)} (of {len(batch)} "
+        "texts): triggers are put on images; mark an encoder of texts with a scheme that changes no query"
+    )
+
+
+def _embedding(vocabulary: int, width: int) -> nn.Embedding:
+    """Vectors small enough that a step of Adam's turns a rare word's."""
+    words = nn.Embedding(vocabulary, width)
+    nn.init.normal_(words.weight, std=0.02)
+    return words
+
+
+def _positions(vectors: Tensor) -> Tensor:
+    """Sines and cosines of the place in a text, scaled as the word vectors are: (L, width)."""
+    length, width = vectors.shape[1:]
+    place = torch.arange(length, device=vectors.device, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, device=vectors.device) * (-math.log(10000.0) / width))
+    waves = torch.stack([(place * rate).sin(), (place * rate).cos()], -1).flatten(1)
+    return (0.02 * waves).to(vectors.dtype)
