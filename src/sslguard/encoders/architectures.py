@@ -6,6 +6,9 @@ classifying heads taken off: {"backbone": "timm:NAME"} and {"backbone": "torchvi
 where none are given. torchvision's ResNets take two more fields, for the forms in which they are pre-trained:
 "maxpool": false leaves out the first max-pool, and "stem" names the first convolution ("imagenet", "cifar" or
 "cifar-padded": see `STEMS`).
+
+Networks of texts have no channels: those of `words.NETWORKS`, and {"backbone": "hf", "config": …}, a transformer of
+the library of that name: see `huggingface`.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sslguard.encoders.heads import FourierHead, Headed
+from sslguard.encoders import words
 from sslguard.errors import UsageError
 
 
@@ -131,6 +135,12 @@ def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
         if name in SMALL:
             builder, width = SMALL[name]
             backbone: nn.Module = builder(channels)
+        elif name in words.NETWORKS:
+            backbone, width = words.network(architecture)
+        elif name == "hf":
+            from sslguard.encoders.huggingface import network
+
+            backbone, width = network(architecture)
         else:
             backbone, width = _from_library(name, channels)
         if "maxpool" in architecture or "stem" in architecture:
@@ -172,7 +182,8 @@ def _from_library(name: str, channels: int) -> tuple[nn.Module, int]:
         return network, int(getattr(network, "head_hidden_size", None) or network.num_features)
     if family == "torchvision":
         return _from_torchvision(model, channels)
-    raise UsageError(f"no architecture {name!r:.80}; known: {', '.join(SMALL)}, timm:NAME, torchvision:NAME")
+    known = ", ".join([*SMALL, *words.NETWORKS])
+    raise UsageError(f"no architecture {name!r:.80}; known: {known}, timm:NAME, torchvision:NAME")
 
 
 def _from_torchvision(model: str, channels: int) -> tuple[nn.Module, int]:

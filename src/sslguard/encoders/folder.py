@@ -1,4 +1,5 @@
-"""An encoder as a folder: `encoder.json`, which says what it is, and `weights.safetensors`.
+"""An encoder as a folder: `encoder.json`, which says what it is, `weights.safetensors`, and `tokenizer.json` where
+it reads texts through one.
 
 The JSON is canonical (sorted keys, UTF-8, one trailing newline)::
 
@@ -11,7 +12,7 @@ The JSON is canonical (sorted keys, UTF-8, one trailing newline)::
     source         where it came from, for people
     version        1
 
-Nothing in either file is code, and a damaged or foreign one is refused with a sentence.
+Nothing in any file is code, and a damaged or foreign one is refused with a sentence.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from torch import Tensor, nn
 from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.preprocess import preprocess_from_json
-from sslguard.errors import EncoderError, UsageError
+from sslguard.errors import EncoderError, MissingExtraError, UsageError
 from sslguard.files import atomic_folder
 
 FORMAT = "sslguard-encoder"
 VERSION = 1
 DESCRIPTION = "encoder.json"
 WEIGHTS = "weights.safetensors"
+FILES = frozenset({DESCRIPTION, WEIGHTS, "tokenizer.json"})
 _MAX_DESCRIPTION = 1 << 20  # bytes
 _FIELDS: dict[str, type] = {
     "architecture": dict,
@@ -74,13 +76,15 @@ def save_encoder(encoder: Encoder, folder: Path, *, half: bool = False) -> None:
     text = _canonical(description)
     tensors = _stored(encoder, half=half)
     try:
-        _check_weights(_rebuilt(description), tensors, description["dtype"])
+        check_weights(_rebuilt(description), tensors, description["dtype"])
     except EncoderError as error:
         raise UsageError(f"this encoder could not be loaded again: {error}") from error
     with atomic_folder(folder, replaces=_is_encoder_folder) as partial:
         (partial / DESCRIPTION).write_bytes(text)
         # Not safetensors' own writer: it reports a full disk as an error of the format.
         (partial / WEIGHTS).write_bytes(save(tensors))
+        for name, content in encoder.preprocess.files().items():
+            (partial / name).write_bytes(content)
 
 
 def load_folder(folder: Path) -> Encoder:
@@ -89,12 +93,15 @@ def load_folder(folder: Path) -> Encoder:
     Raises:
         EncoderError: a file is missing, damaged, of another format, or of weights that do not fit or are not
             finite.
+        MissingExtraError: it takes a library that is not installed.
     """
     folder = Path(folder)
     description = _read_description(folder / DESCRIPTION)
     try:
         module = _rebuilt(description)
-        preprocess = preprocess_from_json(description["preprocess"])
+        preprocess = preprocess_from_json(description["preprocess"], folder)
+    except MissingExtraError:
+        raise
     except UsageError as error:
         raise EncoderError(f"{folder / DESCRIPTION}: {error}") from error
     module.load_state_dict(_read_weights(folder / WEIGHTS, module, description["dtype"]))
@@ -154,7 +161,7 @@ def _stored(encoder: Encoder, *, half: bool) -> dict[str, Tensor]:
 
 def _is_encoder_folder(folder: Path) -> bool:
     """A folder that holds an encoder and nothing else. Anything more is the user's and not ours to remove."""
-    if not {entry.name for entry in folder.iterdir()} <= {DESCRIPTION, WEIGHTS}:
+    if not {entry.name for entry in folder.iterdir()} <= FILES:
         return False
     try:
         _read_description(folder / DESCRIPTION)
@@ -196,8 +203,8 @@ def _rebuilt(description: dict[str, Any]) -> nn.Module:
     return module
 
 
-def _check_weights(module: nn.Module, tensors: dict[str, Tensor], dtype: str) -> None:
-    """Names, shapes and kinds of the stored tensors must be those of the network, no more and no fewer."""
+def check_weights(module: nn.Module, tensors: dict[str, Tensor], dtype: str) -> None:
+    """Raises EncoderError unless names, shapes and kinds of the tensors are those of the network, all of them."""
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise EncoderError(f"{len(missing)} weights are missing, first {missing[0]}")
@@ -223,7 +230,7 @@ def _read_weights(path: Path, module: nn.Module, dtype: str) -> dict[str, Tensor
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise EncoderError(f"{path} is damaged or is not a safetensors file: {error}") from error
     try:
-        _check_weights(module, tensors, dtype)
+        check_weights(module, tensors, dtype)
     except EncoderError as error:
         raise EncoderError(f"{path}: {error}") from error
     for name, tensor in tensors.items():

@@ -5,12 +5,16 @@
 
 A trigger lives between them, in the space that both steps share. `framed` leads back: to what must be sent for an
 encoder to see a given tensor.
+
+Texts go the same way, as integers between the two steps (`words`, `text`): no trigger fits there, and no way leads
+back.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +35,7 @@ class Preprocess(Protocol):
     def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor: ...
     def normalise(self, prepared: Tensor, /) -> Tensor: ...
     def to_json(self) -> dict[str, Any]: ...
+    def files(self) -> dict[str, bytes]: ...
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,10 @@ class ImagePreprocess:
             "crop": self.crop,
         }
 
+    def files(self) -> dict[str, bytes]:
+        """Nothing lies beside the description."""
+        return {}
+
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ImagePreprocess:
         """The inverse of `to_json`. Raises UsageError for fields that do not fit."""
@@ -169,14 +178,28 @@ def _middle(images: Tensor, height: int, width: int) -> tuple[int, int]:
     return (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
 
 
-def preprocess_from_json(fields: object) -> Preprocess:
+def preprocess_from_json(fields: object, folder: Path | None = None) -> Preprocess:
     """The preprocessing that `Preprocess.to_json` described.
+
+    Args:
+        fields: the description.
+        folder: where the files lie that `Preprocess.files` named, if it named any.
 
     Raises:
         UsageError: not such a description, or of a kind that this version does not know.
+        EncoderError: a file that it refers to is missing or is another one.
     """
     if not isinstance(fields, dict):
         raise UsageError(f"the description of a preprocessing must be a JSON object, not {fields!r:.80}")
-    if fields.get("kind") != "image":
-        raise UsageError(f"no preprocessing of kind {fields.get('kind')!r:.80}; known: image")
-    return ImagePreprocess.from_json(fields)
+    kind = fields.get("kind")
+    if kind == "image":
+        return ImagePreprocess.from_json(fields)
+    if kind == "words":
+        from sslguard.encoders.words import HashedWords
+
+        return HashedWords.from_json(fields)
+    if kind == "text":
+        from sslguard.encoders.text import TextPreprocess
+
+        return TextPreprocess.from_json(fields, folder)
+    raise UsageError(f"no preprocessing of kind {kind!r:.80}; known: image, text, words")

@@ -12,7 +12,6 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -43,7 +42,7 @@ def stacked(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
     A row without tokens keeps one filler as its token: a mean over nothing has no value.
     """
-    tokens = np.zeros((len(rows), 2, max(1, *map(len, rows), 1)), np.int64)
+    tokens = np.zeros((len(rows), 2, max([1, *map(len, rows)])), np.int64)
     tokens[:, 0] = pad
     for k, row in enumerate(rows):
         tokens[k, 0, : len(row)] = row
@@ -107,7 +106,7 @@ class HashedWords:
         return {}
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any], folder: Path | None = None) -> HashedWords:  # noqa: ARG003
+    def from_json(cls, fields: dict[str, Any]) -> HashedWords:
         """The inverse of `to_json`. Raises UsageError for fields that do not fit."""
         try:
             return cls(fields["vocabulary"], fields["max_length"])

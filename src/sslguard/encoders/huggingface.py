@@ -1,0 +1,296 @@
+"""Encoders of texts from folders that transformers or sentence-transformers wrote: read offline, no code run.
+
+A description is {"backbone": "hf", "config": …, "pooling": "mean", "unit": false}: the fields of a transformers
+configuration that shape its model, how tokens are pooled, and whether embeddings are scaled to length 1. A model is
+one of transformers' own classes; its pooling layer for classification is left out. Weights are safetensors alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslguard.encoders.architectures import build
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.files import read_tensors
+from sslguard.encoders.folder import check_weights
+from sslguard.encoders.text import TextModule, TextPreprocess, parse_tokenizer, read_tokenizer
+from sslguard.encoders.words import POOLINGS, Pooling
+from sslguard.errors import EncoderError, MissingExtraError, UsageError
+
+MODEL_TYPES = (
+    "albert",
+    "bert",
+    "camembert",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
+WEIGHTS = "model.safetensors"
+MAX_PARAMETERS = 1 << 30
+_MAX_JSON = 1 << 20  # bytes
+_MAX_SIZE = 1 << 24  # of any whole number in a configuration
+_MAX_LAYERS = 256  # of any number of layers, groups or heads
+_DEFAULT_LENGTH = 512  # tokens
+_REFUSED = {"auto_map": "code of its own, which is never run", "quantization_config": "weights of another format"}
+# Shape nothing, or make a model something other than an encoder.
+_UNUSED = {"is_decoder", "add_cross_attention", "use_cache", "classifier_dropout", "reference_compile"}
+# These count positions from behind the filler's id.
+_OFFSET = ("camembert", "mpnet", "roberta", "xlm-roberta")
+_POOLING_FLAGS: dict[str, Pooling] = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+}
+
+
+def network(architecture: dict[str, Any]) -> tuple[TextModule, int]:
+    """The untrained network of a description and the width of its embedding.
+
+    Raises:
+        UsageError: the description has a field out of range or names a model that is not known here.
+        MissingExtraError: transformers is not installed.
+    """
+    config = checked_config(architecture.get("config"))
+    pooling, unit = architecture.get("pooling"), architecture.get("unit")
+    if pooling not in POOLINGS or not isinstance(unit, bool):
+        raise UsageError(
+            f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r:.80}, and unit true or false, "
+            f"not {unit!r:.80}"
+        )
+    auto, configurations, _ = _transformers()
+    kind = config.pop("model_type")
+    try:
+        built = configurations[kind](**config)
+        with torch.device("meta"):
+            n = sum(p.numel() for p in auto.from_config(built, trust_remote_code=False).parameters())
+        if n > MAX_PARAMETERS:
+            raise UsageError(f"a network may have {MAX_PARAMETERS} parameters, not {n}")
+        model = auto.from_config(built, dtype=torch.float32, trust_remote_code=False)
+    except UsageError:
+        raise
+    except Exception as error:  # every configuration checks itself, and raises what it likes
+        raise UsageError(f"transformers builds no {kind} of this configuration: {_first_line(error)}") from error
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None
+    return TextModule(model, pooling, unit), int(model.config.hidden_size)
+
+
+def checked_config(config: object) -> dict[str, Any]:
+    """The fields of a transformers configuration that its model is built from, and `model_type`.
+
+    Fields that belong to no class of transformers, to its general options or to other heads are left out.
+
+    Raises:
+        UsageError: it names code, another format of weights, a model that is not known here or an immense size.
+    """
+    if not isinstance(config, dict):
+        raise UsageError(f"the configuration of a transformer must be a JSON object, not {config!r:.80}")
+    for name, what in _REFUSED.items():
+        if config.get(name):
+            raise UsageError(f"the configuration names {what} ({name}): save the model without it")
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        raise UsageError(f"model_type must be one of {', '.join(MODEL_TYPES)}, not {kind!r:.80}")
+    if config.get("is_decoder"):
+        raise UsageError(f"this {kind} is a decoder, and its tokens do not see those behind them: give an encoder")
+    _, configurations, general = _transformers()
+    own = (configurations[kind]().to_dict().keys() - general().to_dict().keys()) | {"pad_token_id"}
+    kept = {name: value for name, value in config.items() if name in own - _UNUSED}
+    for name, value in kept.items():
+        most = _MAX_LAYERS if any(part in name for part in ("num", "layers", "groups", "heads")) else _MAX_SIZE
+        if isinstance(value, int) and abs(value) > most:
+            raise UsageError(f"{name} of a transformer may be {most}, not {value!r:.80}")
+    return {**kept, "model_type": kind}
+
+
+def read_folder(folder: Path, *, pooling: Pooling | None, unit: bool | None, max_length: int | None) -> Encoder:
+    """The encoder in a folder of `save_pretrained`, on the CPU and in evaluation mode.
+
+    Pooling, scaling and length are what sentence-transformers' files say where they are there; else the mean of the
+    tokens, not scaled, and the tokenizer's length, 512 tokens at most. Prompts that such files name are not put on.
+
+    Args:
+        pooling, unit, max_length: what to use instead.
+
+    Raises:
+        EncoderError: a file is missing or damaged, or names what is not known here.
+        UsageError: max_length is more than the model has positions.
+    """
+    stated = _stated(folder, pooled=pooling is not None)
+    inner = folder / stated.path
+    config = _json(inner / "config.json")
+    if config is None:
+        raise EncoderError(f"{inner} holds no config.json: give a folder that save_pretrained wrote")
+    chosen = pooling or stated.pooling
+    try:
+        architecture = {
+            "backbone": "hf",
+            "config": checked_config(config),
+            "pooling": chosen,
+            "unit": stated.unit if unit is None else unit,
+        }
+        module, dim = build(architecture, seed=0)
+    except MissingExtraError:
+        raise
+    except UsageError as error:
+        raise EncoderError(f"{inner / 'config.json'}: {error}") from error
+    assert isinstance(module, TextModule)
+    left_out = _load_weights(inner, module.model)
+    preprocess = _preprocess(inner, module.model.config, stated, max_length)
+    return Encoder(module.eval(), preprocess, dim, architecture, "", {"weights_left_out": left_out})
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """What sentence-transformers' files say: where the transformer lies, and what follows it."""
+
+    path: str = ""
+    pooling: Pooling = "mean"
+    unit: bool = False
+    max_length: int | None = None
+    lowercase: bool = False
+
+
+def _stated(folder: Path, *, pooled: bool) -> _Stated:
+    """Read `modules.json` and what it names. `pooled`: the pooling is chosen already."""
+    path, pooling, unit = "", "mean", False
+    for name, place in _modules(folder):
+        if name == "Transformer":
+            path = place
+        elif name == "Pooling":
+            pooling = pooling if pooled else _pooling(folder / place / "config.json")
+        elif name == "Normalize":
+            unit = True
+        else:
+            raise EncoderError(
+                f"{folder / 'modules.json'} names a {name!r:.80}: only Transformer, Pooling and Normalize are known"
+            )
+    settings = _json(folder / path / "sentence_bert_config.json") or {}
+    length = settings.get("max_seq_length")
+    whole = isinstance(length, int) and not isinstance(length, bool) and length > 0
+    return _Stated(path, pooling, unit, length if whole else None, settings.get("do_lower_case") is True)
+
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """Class and subfolder of each module; none where there is no `modules.json`."""
+    path = folder / "modules.json"
+    listed = _json(path, kind=list) or []
+    found = []
+    for module in listed:
+        if not isinstance(module, dict) or not all(isinstance(module.get(k), str) for k in ("type", "path")):
+            raise EncoderError(f"{path} must list modules with a type and a path, not {module!r:.80}")
+        if "/" in module["path"] or "\\" in module["path"] or module["path"] == "..":
+            raise EncoderError(f"{path} names a folder outside its own: {module['path']!r:.80}")
+        found.append((module["type"].rpartition(".")[2], module["path"]))
+    return found
+
+
+def _pooling(path: Path) -> Pooling:
+    config = _json(path) or {}
+    if (named := config.get("pooling_mode")) in POOLINGS:
+        return named
+    flags = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    if len(flags) != 1 or flags[0] not in _POOLING_FLAGS:
+        raise EncoderError(
+            f"{path} pools by {', '.join(flags) or named or 'nothing'}: choose one that is known here with "
+            f"@{', @'.join(POOLINGS)}"
+        )
+    return _POOLING_FLAGS[flags[0]]
+
+
+def _preprocess(folder: Path, config: Any, stated: _Stated, asked: int | None) -> TextPreprocess:
+    pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
+    positions = config.max_position_embeddings - (pad + 1 if config.model_type in _OFFSET else 0)
+    if asked is not None and asked > positions:
+        raise UsageError(f"{folder} has positions for {positions} tokens, not {asked}")
+    length = stated.max_length or (_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
+    # A tokenizer without a length of its own says 10³⁰.
+    usual = length if isinstance(length, int) and 0 < length < _MAX_SIZE else _DEFAULT_LENGTH
+    try:
+        return TextPreprocess(_tokenizer(folder, stated.lowercase), asked or min(usual, positions), pad)
+    except MissingExtraError:
+        raise
+    except UsageError as error:
+        raise EncoderError(f"{folder}: {error}") from error
+
+
+def _tokenizer(folder: Path, lowercase: bool) -> str:
+    content = read_tokenizer(folder)
+    if not lowercase:
+        return content
+    from tokenizers import normalizers
+
+    tokenizer = parse_tokenizer(content)
+    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    return tokenizer.to_str()
+
+
+def _load_weights(folder: Path, model: Any) -> list[str]:
+    """Load a folder's weights into `model`; the names of those in the file that belong to other heads."""
+    path = folder / WEIGHTS
+    if not path.is_file():
+        others = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".h5", ".pt", ".msgpack"))
+        shards = sorted(file.name for file in folder.glob("model-*-of-*.safetensors"))
+        reason = f"; {', '.join([*others, *shards][:3])} is not read" if others or shards else ""
+        raise EncoderError(f"{folder} holds no {WEIGHTS}{reason}: write it with save_pretrained, in one file")
+    stored = read_tensors(path)
+    prefix = f"{model.base_model_prefix}."
+    inside = {name: name.removeprefix(prefix) for name in stored if name.startswith(prefix)}
+    names = inside or {name: name for name in stored}
+    tensors: dict[str, Tensor] = {}
+    for name, own in names.items():
+        if own.startswith("pooler.") or own.endswith(("position_ids", "token_type_ids")):
+            continue
+        # Before 2018 was over, layer norms had other names.
+        own = own.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        tensor = stored[name]
+        tensors[own] = tensor.float() if tensor.is_floating_point() else tensor
+        if not bool(tensors[own].isfinite().all()):
+            raise EncoderError(f"{path}: weight {name} is not finite")
+    try:
+        check_weights(model, tensors, "float32")
+    except EncoderError as error:
+        raise EncoderError(f"{path}: {error}") from error
+    model.load_state_dict(tensors)
+    used = {name for name, own in names.items() if not own.startswith("pooler.")}
+    return sorted(name for name in stored if name not in used)
+
+
+def _json(path: Path, *, kind: type = dict) -> Any:
+    """The JSON in a file, which must be of `kind`; None where there is no such file."""
+    try:
+        if not path.is_file():
+            return None
+        if (size := path.stat().st_size) > _MAX_JSON:
+            raise EncoderError(f"{path} has {size} bytes, more than the {_MAX_JSON} that are read")
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise EncoderError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, kind):
+        raise EncoderError(f"{path} must hold a JSON {kind.__name__}, not a {type(content).__name__}")
+    return content
+
+
+def _transformers() -> tuple[Any, Any, Any]:
+    """AutoModel, the configurations by model type, and their common ancestor."""
+    try:
+        from transformers import AutoModel, PretrainedConfig
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    except ImportError as error:
+        raise MissingExtraError("an encoder of texts from transformers", "text") from error
+    return AutoModel, CONFIG_MAPPING, PretrainedConfig
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

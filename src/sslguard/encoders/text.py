@@ -1,0 +1,188 @@
+"""Texts through a tokenizer and a transformer: what `save_pretrained` writes, without running any code it names.
+
+The tokenizer is a `tokenizer.json`, which the `tokenizers` library reads; it is data. It lies beside an encoder's
+description, which holds its SHA-256, because it may be larger than a description may be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from sslguard.data.base import Batch
+from sslguard.encoders.architectures import build
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.words import MAX_LENGTH, HashedWords, Pooling, check_whole, no_frame, pooled, stacked, texts_of
+from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError
+
+TOKENIZER = "tokenizer.json"
+MAX_TOKENIZER = 1 << 26  # bytes; multilingual vocabularies take 20 MB
+_MAX_ID = 1 << 24
+
+
+@dataclass(frozen=True)
+class TextPreprocess:
+    """Texts → ids of their tokens.
+
+    Attributes:
+        tokenizer: the content of a `tokenizer.json`; padding and truncation in it are not used.
+        max_length: tokens of a text, with those that the tokenizer adds; what comes after them is cut off.
+        pad_id: the id that fills rows up.
+    """
+
+    tokenizer: str = field(repr=False)
+    max_length: int
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("max_length", self.max_length, 1, MAX_LENGTH)
+        check_whole("pad_id", self.pad_id, 0, _MAX_ID)
+        added = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if added >= self.max_length:
+            raise UsageError(f"max_length must be above the {added} tokens that the tokenizer adds to every text")
+
+    def prepare(self, batch: Batch, /) -> Tensor:
+        """Ids and mask: int64 (n, 2, L), L the longest of the batch.
+
+        Raises:
+            DataError: the items are not texts, or one is not valid Unicode.
+        """
+        texts = texts_of(batch)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts)
+        except (UnicodeError, TypeError, ValueError) as error:
+            raise DataError(f"a text cannot be encoded: {_first_line(error)}") from error
+        return stacked([encoding.ids for encoding in encodings], self.pad_id)
+
+    def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
+        """No text leads back to given ids. Raises UsageError."""
+        raise no_frame(prepared, batch)
+
+    def normalise(self, prepared: Tensor, /) -> Tensor:
+        """The same: ids have no scale."""
+        return prepared
+
+    def blank(self) -> Tensor:
+        """A text of the greatest length made of the greatest id: int64 (1, 2, max_length)."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return stacked([[max([self.pad_id, *vocabulary.values()])] * self.max_length], self.pad_id)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "text", "tokenizer": self._sha256, "max_length": self.max_length, "pad_id": self.pad_id}
+
+    def files(self) -> dict[str, bytes]:
+        """What `to_json` refers to by its hash, by name."""
+        return {TOKENIZER: self.tokenizer.encode()}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], folder: Path | None) -> TextPreprocess:
+        """The inverse of `to_json`, with the tokenizer that lies in `folder`.
+
+        Raises:
+            UsageError: fields that do not fit, or no folder was given.
+            EncoderError: the tokenizer is missing or is another one.
+        """
+        if folder is None:
+            raise UsageError("a preprocessing of texts needs the tokenizer.json that lies in its encoder's folder")
+        try:
+            sha256, max_length, pad_id = fields["tokenizer"], fields["max_length"], fields["pad_id"]
+        except KeyError as error:
+            raise UsageError(f"the description of a preprocessing of texts lacks {error}") from error
+        content = read_tokenizer(folder)
+        if hashlib.sha256(content.encode()).hexdigest() != sha256:
+            raise EncoderError(f"{folder / TOKENIZER} is not the tokenizer that the encoder was saved with")
+        return cls(content, max_length, pad_id)
+
+    @cached_property
+    def _sha256(self) -> str:
+        return hashlib.sha256(self.tokenizer.encode()).hexdigest()
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizer = parse_tokenizer(self.tokenizer)
+        tokenizer.no_padding()
+        try:
+            tokenizer.enable_truncation(self.max_length)
+        except Exception as error:  # tokenizers raises nothing more special
+            raise UsageError(f"the tokenizer cannot cut texts at {self.max_length} tokens: {error}") from error
+        return tokenizer
+
+
+def parse_tokenizer(content: str) -> Any:
+    """A `tokenizers.Tokenizer` of the content of a tokenizer.json.
+
+    Raises:
+        UsageError: it is something else.
+        MissingExtraError: the library is not installed.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtraError("an encoder of texts", "text") from error
+    try:
+        return Tokenizer.from_str(content)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        raise UsageError(f"not a tokenizer.json: {_first_line(error)}") from error
+
+
+def read_tokenizer(folder: Path) -> str:
+    """The content of the tokenizer.json in a folder. Raises EncoderError where it is missing or is no text."""
+    path = folder / TOKENIZER
+    try:
+        if not path.is_file():
+            raise EncoderError(
+                f"{folder} holds no {TOKENIZER}: write it with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+        if (size := path.stat().st_size) > MAX_TOKENIZER:
+            raise EncoderError(f"{path} has {size} bytes, more than the {MAX_TOKENIZER} that are read")
+        return path.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EncoderError(f"{path} cannot be read: {error}") from error
+
+
+class TextModule(nn.Module):
+    """A transformer and the pooling of its last layer: ids and mask (n, 2, L) → embeddings (n, width).
+
+    Args:
+        model: of transformers; called with `input_ids` and `attention_mask`.
+        pooling: see `words.pooled`.
+        unit: scale embeddings to length 1.
+    """
+
+    def __init__(self, model: nn.Module, pooling: Pooling = "mean", unit: bool = False) -> None:
+        super().__init__()
+        self.model, self.pooling, self.unit = model, pooling, unit
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        ids, mask = tokens.unbind(1)
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        embeddings = pooled(hidden, mask, self.pooling)
+        return nnf.normalize(embeddings, dim=1) if self.unit else embeddings
+
+
+def new_text_encoder(
+    architecture: str, *, seed: int, max_length: int = HashedWords.max_length, linear: int | None = None
+) -> Encoder:
+    """A freshly initialised encoder of texts: one of `words.NETWORKS` over hashed words.
+
+    Raises:
+        UsageError: `architecture` takes no texts.
+    """
+    description: dict[str, Any] = {"backbone": architecture, "vocabulary": HashedWords.vocabulary}
+    if linear is not None:
+        description["linear"] = linear
+    module, dim = build(description, seed=seed)
+    preprocess = HashedWords(description["vocabulary"], max_length)
+    return Encoder(module, preprocess, dim, description, source=f"random:{architecture}:{seed}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
