@@ -17,8 +17,11 @@ from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.keyfile import load_key, save_key
 from sslguard.schemes.exact import Bank, Exact, ExactKey, Geometry, Protocol, draw_directions
+from sslguard.schemes.exact.power import expected_power
 from sslguard.secrets import Secret
-from sslguard.stats.moments import unit_rows
+from sslguard.stats.direction import direction_test
+from sslguard.stats.moments import Moments, unit_rows
+from sslguard.stats.witness import WITNESSES
 from sslguard.verification import score_suspect, verify
 
 D, K = 64, 16
@@ -315,3 +318,53 @@ def test_command_line(tiny, tmp_path: Path):
     ):
         ran = sslguard(*wrong, "--out", tmp_path / "no")
         assert (ran.code, words in ran.err) == (2, True), ran.err
+
+
+class TestPower:
+    def test_what_comes_is_what_was_expected(self):
+        """Synthetic suspects of a known fidelity, made as the model says; z within a tenth, or 0.8: eight draws."""
+        rng = np.random.default_rng(0)
+        protocol = Protocol(components=4, n_features=8)
+        h = unit_rows(rng.normal(size=(6000, 24)) * np.linspace(1, 0.2, 24) + 0.4)
+        power = expected_power(h, protocol)
+        for n, fidelity in ((300, 1.0), (300, 0.6), (3000, 0.8), (3000, 0.4)):
+            z = []
+            for seed in range(8):
+                bank = Bank.draw(Secret.from_seed(seed), h, protocol, b"x")
+                u, other = (draw_directions(Secret.from_seed(seed), 8, 24, name) for name in (b"u", b"other"))
+                rows = h[rng.permutation(6000)[:n]]
+                mark = fidelity * u + np.sqrt(1 - fidelity**2) * other
+                noise = rng.multivariate_normal(np.zeros(24), np.cov(h.T), size=n)
+                phi = bank.features(rows)
+                g = rows + 0.3 / np.sqrt(8) * phi @ mark @ bank.geometry.spread
+                g += np.sqrt(1 / fidelity**2 - 1) * noise
+                moments = Moments(24, 8, 24)
+                moments.update(rows, phi, g)
+                v = WITNESSES["own_space"](moments, bank.geometry.spread)
+                z.append(direction_test(v, u, n_queries=n).statistic)
+            assert np.mean(z) == pytest.approx(power.cosine(n, fidelity) * np.sqrt(8 * 24), rel=0.1, abs=0.8)
+
+    def test_least_number_of_queries(self):
+        h = np.random.default_rng(0).normal(size=(2000, 24)) + 0.4
+        power = expected_power(h, Protocol(components=4))
+        n = power.n_queries(32, 0.8)
+        assert power.bits(n, 0.8) >= 32 > power.bits(n - 1, 0.8)
+        assert power.cosine(25, 1.0) == 0  # a linear fit on 24 columns and a constant leaves nothing
+        assert power.n_queries(256, 0.05) is None
+        for bad in (0, 257):
+            with pytest.raises(UsageError, match="bits must lie in"):
+                power.n_queries(bad, 0.5)
+        with pytest.raises(UsageError, match="fidelity must lie in"):
+            power.cosine(100, 1.5)
+        with pytest.raises(UsageError, match="at least 48 items"):
+            expected_power(h[:47], Protocol(components=4))
+
+    def test_command_line(self, tiny, tmp_path: Path):
+        save_encoder(tiny(7), tmp_path / "clean")
+        pictures = np.random.default_rng(0).integers(0, 256, (300, 16, 16), dtype=np.uint8)
+        np.save(tmp_path / "pictures.npy", pictures)
+        line = ("power", tmp_path / "clean", "--data", tmp_path / "pictures.npy", "--bits", 64, "--fidelity", 0.9)
+        found = done(*line, "--out", tmp_path / "power.svg")
+        assert found["queries"]["0.9"]["64.0"] > 65
+        assert (tmp_path / "power.svg").read_bytes().startswith(b"<?xml")
+        assert sslguard(*line, "--out", tmp_path / "power.gif").code == 2

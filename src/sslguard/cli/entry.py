@@ -49,6 +49,7 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     *attack.COMMANDS,
     measure.embed,
     measure.probe,
+    measure.power,
     prove.queries,
     prove.verify,
     prove.controls,

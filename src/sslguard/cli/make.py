@@ -105,12 +105,10 @@ class SchemeOptions:
 
 @Parameter(name="*", group=EXACT)
 @dataclass(frozen=True, kw_only=True)
-class ExactOptions:
+class ProtocolOptions:
     """For --scheme exact, which also takes --steps, --batch-size, --encoder-rate and --n-queries.
 
     Attributes:
-        mode: head puts the mark on the output, without training, for an API; distilled, the default, trains it into
-            the weights.
         epsilon: Length of the mark beside an embedding of length 1.
         components: Leading principal components that the secret features read.
         n_features: Secret features.
@@ -118,7 +116,6 @@ class ExactOptions:
         spread_power: 0 marks all directions alike, 1 along the embedding's own spread.
     """
 
-    mode: Literal["head", "distilled"] | None = None
     epsilon: Rate | None = None
     components: Count | None = None
     n_features: Count | None = None
@@ -208,7 +205,8 @@ def watermark(
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
     settings: SchemeOptions = SchemeOptions(),
-    exact: ExactOptions = ExactOptions(),
+    mode: Annotated[Literal["head", "distilled"] | None, Parameter(group=EXACT)] = None,
+    exact: ProtocolOptions = ProtocolOptions(),
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
 ) -> Result:
@@ -225,6 +223,8 @@ def watermark(
             published losses at a size for small encoders; published has the paper's own size too.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
+        mode: head puts the mark on the output, without training, for an API; distilled, the default, trains it into
+            the weights.
         verify_data: What they are asked, with --control: the --data of verifications to come, no image of --data.
     """
     from sslguard import api
@@ -234,10 +234,10 @@ def watermark(
 
     chosen: Scheme
     if scheme == "exact":
-        chosen, n_asked = exact_of(settings, exact, ranked=bool(control or verify_data))
+        chosen, n_asked = exact_of(settings, exact, mode, ranked=bool(control or verify_data))
     else:
-        if given(exact):
-            raise UsageError(f"--{_option(next(iter(given(exact))))} belongs to --scheme exact")
+        if foreign := [*given(exact), *(["mode"] if mode else [])]:
+            raise UsageError(f"--{_option(foreign[0])} belongs to --scheme exact")
         chosen = sslguard = scheme_of(preset, settings)
         n_asked = sslguard.n_queries
     clean, images = load_encoder(encoder), open_data(data)
@@ -325,20 +325,22 @@ def scheme_of(preset: str, settings: SchemeOptions) -> SSLGuard:
     return replace(presets[preset](), **given(settings))
 
 
-def exact_of(settings: SchemeOptions, exact: ExactOptions, *, ranked: bool) -> tuple[Exact, int]:
+def exact_of(
+    settings: SchemeOptions, exact: ProtocolOptions, mode: Literal["head", "distilled"] | None, *, ranked: bool
+) -> tuple[Exact, int]:
     """The exact scheme as the user chose it, and how many queries its key asks."""
     from sslguard.schemes.exact import Exact, Protocol
 
     if ranked:
         raise UsageError("--scheme exact needs no controls: its null is exact. Leave --control and --verify-data out")
     shared = {"steps": "steps", "batch_size": "batch_size", "encoder_rate": "learning_rate"}
-    asked, own = given(settings), given(exact)
-    protocol = {name: own.pop(name) for name in list(own) if name != "mode"}
+    asked, protocol = given(settings), given(exact)
     if "n_queries" in asked:
         protocol["n_queries"] = asked.pop("n_queries")
     if foreign := set(asked) - set(shared):
         raise UsageError(f"--{_option(min(foreign))} belongs to --scheme sslguard")
-    scheme = Exact(Protocol(**protocol), **{shared[name]: value for name, value in asked.items()}, **own)
+    training = {shared[name]: value for name, value in asked.items()}
+    scheme = Exact(Protocol(**protocol), mode or "distilled", **training)
     return scheme, scheme.protocol.n_queries
 
 

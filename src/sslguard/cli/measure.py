@@ -1,12 +1,15 @@
-"""Commands that look at an encoder: `embed`, `probe`."""
+"""Commands that look at an encoder: `embed`, `probe`, `power`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from sslguard.cli.options import PRINTED, Count, Output, Seed, Threads, set_threads
+from sslguard.cli.make import ProtocolOptions
+from sslguard.cli.options import PRINTED, Count, Output, Rate, Seed, Share, Threads, given, set_threads
 from sslguard.cli.output import Result, tracked
+
+DEFAULT_PROTOCOL = ProtocolOptions()
 
 
 def embed(
@@ -90,3 +93,58 @@ def probe(
             ("above baseline", f"{100 * (result.accuracy - floor.accuracy):.1f} points"),
         ]
     return Result(fields, rows)
+
+
+def power(
+    encoder: str,
+    /,
+    *,
+    data: str,
+    bits: list[Rate] | None = None,
+    fidelity: list[Share] | None = None,
+    exact: ProtocolOptions = DEFAULT_PROTOCOL,
+    out: Path | None = None,
+    threads: Threads | None = None,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Queries that a claim under --scheme exact will need, before anything is trained.
+
+    A model of suspects that answer in the clean encoder's own space. Less is to be had where answers are rotated,
+    reduced or rounded; `verify` says what there is.
+
+    Args:
+        encoder: The clean encoder.
+        data: Items to mark with.
+        bits: Evidence that is wanted, -log2 of the p-value; give several by repeating it. 64, 128 and 256 by default.
+        fidelity: How well a suspect keeps the mark: the cosine between what its answers add to the clean embeddings
+            and the mark. 1, 0.8, 0.6 and 0.4 by default.
+        out: File of a picture of bits against queries, .png or .svg.
+        threads: CPU threads.
+    """
+    from sslguard.data.specs import open_data
+    from sslguard.encoders.base import embed_all
+    from sslguard.encoders.load import load_encoder
+    from sslguard.report.power import save_power
+    from sslguard.schemes.exact import Protocol
+    from sslguard.schemes.exact.power import expected_power
+    from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
+
+    set_threads(threads)
+    wanted, fidelities = bits or [64, 128, 256], fidelity or [1.0, 0.8, 0.6, 0.4]
+    protocol = Protocol(**given(exact))
+    loaded, items = load_encoder(encoder), open_data(data)
+    chosen = items.slice(0, min(len(items), GEOMETRY_ITEMS))
+    found = expected_power(embed_all(loaded, chosen), protocol)
+    table = {str(f): {str(b): found.n_queries(b, f) for b in wanted} for f in fidelities}
+    if out is not None:
+        save_power(found, fidelities, wanted, out)
+    rows = [("encoder", loaded.source), ("width", str(found.dim))]
+    for f in fidelities:
+        needs = (f"{b:g} bits: {_queries(found.n_queries(b, f))}" for b in wanted)
+        rows.append((f"fidelity {f:g}", ", ".join(needs)))
+    fields = {"encoder": loaded.source, "data": chosen.spec, "queries": table, "picture": str(out) if out else None}
+    return Result(fields, rows)
+
+
+def _queries(n: int | None) -> str:
+    return "out of reach" if n is None else f"{n:,} queries"

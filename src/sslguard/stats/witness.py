@@ -204,6 +204,27 @@ def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
     return basis if basis.shape[1] < moments.dim else None
 
 
+def equal_gain(spread: ArrayLike) -> Array:
+    """M⁻ = (M + 0.3·mean(diag M)·I)⁻¹: brings every direction of the mark back with nearly equal gain.
+
+    Parameters
+    ----------
+    spread : array_like of float, shape (d, d)
+        As in `own_space`.
+
+    Returns
+    -------
+    ndarray of float64, shape (d, d)
+
+    Raises
+    ------
+    UsageError
+        The spread is not as described.
+    """
+    matrix = finite_matrix("spread", spread, columns=np.shape(spread)[-1])
+    return _Spread(matrix, matrix.shape[1]).inverse / float(np.abs(matrix).max())
+
+
 class _Spread:
     """M, checked, and M⁻."""
 
