@@ -26,6 +26,8 @@ from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.text import new_text_encoder
+from sslguard.encoders.words import NETWORKS, HashedWords
 from sslguard.errors import UsageError
 from sslguard.training import (
     History,
@@ -232,11 +234,18 @@ class PretrainingTask(Task):
 def new_encoder(
     architecture: str, data: Data, *, seed: int, size: int | None = None, linear: int | None = None
 ) -> Encoder:
-    """A freshly initialised encoder that takes `data`'s images at their own size and channels, or at `size`."""
+    """A freshly initialised encoder that takes `data`'s images at their own size and channels, or at `size`.
+
+    Of texts, `size` is the most tokens of one.
+    """
     sample = data.take([0])
     item = sample[0]
+    if isinstance(item, str):
+        return new_text_encoder(architecture, seed=seed, linear=linear, max_length=size or HashedWords.max_length)
     if not isinstance(item, Tensor) or item.dim() != 3:
         raise UsageError(f"{data.spec} does not hold images")
+    if architecture in NETWORKS:
+        raise UsageError(f"{architecture} takes texts, and {data.spec} holds images: choose a network of images")
     channels, height, width = (int(v) for v in item.shape)
     if architecture.partition(":")[0] in ("timm", "torchvision"):
         channels = 3

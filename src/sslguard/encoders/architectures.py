@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.encoders import words
+from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.errors import UsageError
 
 

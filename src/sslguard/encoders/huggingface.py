@@ -163,7 +163,8 @@ class _Stated:
 
 def _stated(folder: Path, *, pooled: bool) -> _Stated:
     """Read `modules.json` and what it names. `pooled`: the pooling is chosen already."""
-    path, pooling, unit = "", "mean", False
+    path, unit = "", False
+    pooling: Pooling = "mean"
     for name, place in _modules(folder):
         if name == "Transformer":
             path = place
@@ -209,7 +210,8 @@ def _pooling(path: Path) -> Pooling:
 
 
 def _preprocess(folder: Path, config: Any, stated: _Stated, asked: int | None) -> TextPreprocess:
-    pad = config.pad_token_id if isinstance(config.pad_token_id, int) else 0
+    pad = getattr(config, "pad_token_id", None)
+    pad = pad if isinstance(pad, int) else 0
     positions = config.max_position_embeddings - (pad + 1 if config.model_type in _OFFSET else 0)
     if asked is not None and asked > positions:
         raise UsageError(f"{folder} has positions for {positions} tokens, not {asked}")

@@ -4,11 +4,12 @@
 FOLDER                                 an encoder that sslguard wrote
 CHECKPOINT                             a ResNet as SimCLR, MoCo v2, BYOL … publish it: see `checkpoint`
 shipped:NAME                           an encoder inside this package
-random:ARCH[:SEED]                     one of our small networks, untrained
+random:ARCH[:SEED]                     one of our small networks, of images or texts, untrained
 timm:NAME, torchvision:NAME            a library's network with the weights that it publishes
 timm:NAME:CHECKPOINT, torchvision:…    … with weights from a file in the library's naming
 timm:NAME:random, torchvision:…        … with fresh weights, seed 0
 package:efficientnet-lite0             EfficientNet-Lite0 (ImageNet, supervised) from its Python package
+hf:FOLDER                              an encoder of texts that transformers or sentence-transformers wrote
 =====================================  =====================================================================
 
 All but folders and shipped encoders take options after an @, such as `moco_v2.pth.tar@96,nopool,raw`:
@@ -16,6 +17,12 @@ All but folders and shipped encoders take options after an @, such as `moco_v2.p
 - a number: height and width of the input in pixels;
 - `raw`: inputs in [0, 1] as they are, not normalised;
 - `pool`, `nopool`: keep or leave out the first max-pool, in ResNets that torchvision builds.
+
+Encoders of texts take others, such as `hf:FOLDER@cls,unit,256`:
+
+- a number: tokens of a text at most;
+- `mean`, `cls`, `max`: how a transformer's tokens are pooled;
+- `unit`, `nounit`: scale a transformer's embeddings to length 1, or do not.
 
 `@nopool,raw` is how the SSLGuard paper uses the published SimCLR and MoCo encoders, `@raw` BYOL's.
 """
@@ -32,11 +39,13 @@ import torch
 
 from sslguard.data.testbed import CANVAS
 from sslguard.encoders.architectures import SMALL, build
-from sslguard.encoders.base import Encoder
+from sslguard.encoders.base import Encoder, evaluating
 from sslguard.encoders.checkpoint import IMAGENET, RESNETS, load_checkpoint, load_into
 from sslguard.encoders.files import SUFFIXES, read_state_dict
-from sslguard.encoders.folder import load_folder
+from sslguard.encoders.folder import DESCRIPTION, load_folder
 from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.text import TextPreprocess, new_text_encoder
+from sslguard.encoders.words import NETWORKS, POOLINGS, HashedWords, Pooling
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError
 
 FORMS = (
@@ -47,6 +56,7 @@ FORMS = (
     "timm:NAME[:CHECKPOINT|:random]",
     "torchvision:NAME[:CHECKPOINT|:random]",
     "package:efficientnet-lite0",
+    "hf:FOLDER",
 )
 _OPTIONS = re.compile(r"(?P<rest>.+)@(?P<options>[a-z0-9]+(,[a-z0-9]+)*)")
 _LITE0 = "tf_efficientnet_lite0"
@@ -59,6 +69,16 @@ class _Options:
     size: int | None = None
     maxpool: bool | None = None
     raw: bool = False
+    pooling: Pooling | None = None
+    unit: bool | None = None
+
+    @property
+    def for_images(self) -> bool:
+        return self.maxpool is not None or self.raw
+
+    @property
+    def for_tokens(self) -> bool:
+        return self.pooling is not None or self.unit is not None
 
     def on_preprocess(self, preprocess: ImagePreprocess) -> ImagePreprocess:
         if self.size is not None:
@@ -86,6 +106,8 @@ def load_encoder(spec: str | Path) -> Encoder:
         if kind == "shipped":
             encoder = _from_shipped(name, options)
         elif kind in _BUILDERS:
+            if options.for_tokens and kind != "hf":
+                raise UsageError(f"{text!r:.200}: {', '.join(POOLINGS)}, unit and nounit are for hf:FOLDER")
             encoder = replace(_BUILDERS[kind](name, options), source=text)
         else:
             encoder = _from_path(Path(rest), text, options)
@@ -101,11 +123,13 @@ def shipped_names() -> list[str]:
 
 def _split_options(spec: str) -> tuple[str, _Options]:
     match = _OPTIONS.fullmatch(spec)
-    if match is None or _exists(spec):
+    if match is None or _exists(spec) or _exists(spec.removeprefix("hf:")):
         return spec, _Options()
     size: int | None = None
     maxpool: bool | None = None
     raw = False
+    pooling: Pooling | None = None
+    unit: bool | None = None
     for option in match["options"].split(","):
         if option.isdigit():
             size = int(option[:9])
@@ -113,11 +137,16 @@ def _split_options(spec: str) -> tuple[str, _Options]:
             maxpool = option == "pool"
         elif option == "raw":
             raw = True
+        elif chosen := [way for way in POOLINGS if way == option]:
+            pooling = chosen[0]
+        elif option in ("unit", "nounit"):
+            unit = option == "unit"
         else:
             raise UsageError(
-                f"encoder {spec!r:.200}: an option is a size in pixels, raw, pool or nopool, not {option!r}"
+                f"encoder {spec!r:.200}: an option is a size in pixels, raw, pool or nopool, for texts a number of "
+                f"tokens, {', '.join(POOLINGS)}, unit or nounit, not {option!r}"
             )
-    return match["rest"], _Options(size, maxpool, raw)
+    return match["rest"], _Options(size, maxpool, raw, pooling, unit)
 
 
 def _exists(path: str) -> bool:
@@ -134,6 +163,8 @@ def _from_path(path: Path, spec: str, options: _Options) -> Encoder:
         raise UsageError(f"{spec!r:.200} does not name an encoder; it may be {', '.join(FORMS[:-1])} or {FORMS[-1]}")
     if path.is_dir():
         _no_options("a folder", options, spec)
+        if not (path / DESCRIPTION).exists() and (path / "config.json").is_file():
+            raise EncoderError(f"{path} is not an encoder's folder of sslguard's; transformers' are hf:{path}")
         return load_folder(path)
     if path.suffix in SUFFIXES:
         return replace(_published(path, None, options), source=spec)
@@ -167,10 +198,14 @@ def _from_shipped(name: str, options: _Options) -> Encoder:
 
 def _from_random(name: str, options: _Options) -> Encoder:
     architecture, _, seed = name.partition(":")
-    if architecture not in SMALL:
-        raise UsageError(f"random:ARCH takes one of {', '.join(SMALL)}, not {architecture!r:.80}")
+    if architecture not in SMALL and architecture not in NETWORKS:
+        raise UsageError(f"random:ARCH takes one of {', '.join([*SMALL, *NETWORKS])}, not {architecture!r:.80}")
     if not (seed == "" or (seed.isascii() and seed.isdigit() and len(seed) < 19)):
         raise UsageError(f"the seed of random:{architecture} must be a whole number, not {seed!r:.80}")
+    if architecture in NETWORKS:
+        _no_image_option(options, f"random:{name}")
+        words = new_text_encoder(architecture, seed=int(seed or 0), max_length=options.size or HashedWords.max_length)
+        return replace(words, module=words.module.eval(), record={"seed": int(seed or 0)})
     _no_pool_option(options, f"random:{name}")
     description = {"backbone": architecture, "channels": 1}
     module, dim = build(description, seed=int(seed or 0))
@@ -181,6 +216,11 @@ def _from_random(name: str, options: _Options) -> Encoder:
 def _no_pool_option(options: _Options, spec: str) -> None:
     if options.maxpool is not None:
         raise UsageError(f"{spec!r:.200}: pool and nopool are for ResNets that torchvision builds")
+
+
+def _no_image_option(options: _Options, spec: str) -> None:
+    if options.for_images:
+        raise UsageError(f"{spec!r:.200}: raw, pool and nopool are for encoders of images")
 
 
 def _from_timm(name: str, options: _Options) -> Encoder:
@@ -293,21 +333,41 @@ def _from_package(name: str, options: _Options) -> Encoder:
     return Encoder(module.eval(), preprocess, dim, description, "")
 
 
+def _from_transformers(name: str, options: _Options) -> Encoder:
+    _no_image_option(options, f"hf:{name}")
+    folder = Path(name)
+    if not name or not _exists(name) or not folder.is_dir():
+        raise EncoderError(
+            f"there is no folder {name!r:.200}: nothing is downloaded here; download the model first, with its "
+            f"config.json, model.safetensors and tokenizer.json, and give hf:FOLDER"
+        )
+    from sslguard.encoders.huggingface import read_folder
+
+    return read_folder(folder, pooling=options.pooling, unit=options.unit, max_length=options.size)
+
+
 _BUILDERS = {
     "random": _from_random,
     "timm": _from_timm,
     "torchvision": _from_torchvision,
     "package": _from_package,
+    "hf": _from_transformers,
 }
 
 
 def _try_out(encoder: Encoder) -> None:
     """Embed one blank item: a description that does not fit its network fails here, and in one sentence."""
-    if not isinstance(encoder.preprocess, ImagePreprocess):
-        return
+    shape: tuple[int, ...]
     try:
-        encoder.embed(torch.zeros(1, *encoder.preprocess.shape))
-    except (RuntimeError, AssertionError, ValueError, SuspectError) as error:
+        if isinstance(encoder.preprocess, ImagePreprocess):
+            shape = encoder.preprocess.shape
+            encoder.embed(torch.zeros(1, *shape))
+        elif isinstance(encoder.preprocess, TextPreprocess | HashedWords):
+            blank = encoder.preprocess.blank().to(encoder.device)
+            shape = tuple(blank.shape[1:])
+            with evaluating(encoder.module), torch.inference_mode():
+                encoder.forward(blank)
+            encoder.embed(["", "a b"])
+    except (RuntimeError, AssertionError, ValueError, IndexError, SuspectError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        shape = encoder.preprocess.shape
         raise EncoderError(f"{encoder.source} does not embed inputs of shape {shape}: {reason:.200}") from error

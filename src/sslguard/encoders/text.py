@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from sslguard.data.base import Batch
 from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.words import MAX_LENGTH, HashedWords, Pooling, check_whole, no_frame, pooled, stacked, texts_of
+from sslguard.encoders.words import (
+    MAX_LENGTH,
+    NETWORKS,
+    HashedWords,
+    Pooling,
+    check_whole,
+    no_frame,
+    pooled,
+    stacked,
+    texts_of,
+)
 from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError
 
 TOKENIZER = "tokenizer.json"
@@ -176,6 +186,8 @@ def new_text_encoder(
     Raises:
         UsageError: `architecture` takes no texts.
     """
+    if architecture not in NETWORKS:
+        raise UsageError(f"{architecture!r:.80} takes no texts: choose {' or '.join(NETWORKS)}")
     description: dict[str, Any] = {"backbone": architecture, "vocabulary": HashedWords.vocabulary}
     if linear is not None:
         description["linear"] = linear

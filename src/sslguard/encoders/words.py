@@ -114,7 +114,9 @@ class HashedWords:
             raise UsageError(f"the description of a preprocessing of words lacks {error}") from error
 
     def _ids(self, text: str) -> list[int]:
-        words = [match.group() for match, _ in zip(_WORD.finditer(text.lower()), range(self.max_length - 1), strict=False)]
+        words = [
+            match.group() for match, _ in zip(_WORD.finditer(text.lower()), range(self.max_length - 1), strict=False)
+        ]
         return [0, *(1 + zlib.crc32(word.encode(errors="surrogatepass")) % (self.vocabulary - 1) for word in words)]
 
 
