@@ -12,10 +12,10 @@ test: setup data          ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest
 
 slow: setup data          ## the long runs
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 results: setup data       ## the whole benchmark, hours; a killed run goes on; writes docs/results.md
 	$(BIN)/python benchmarks/whole.py out/results --workers 2

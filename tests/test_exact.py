@@ -17,6 +17,7 @@ from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.keyfile import load_key, save_key
 from sslguard.schemes.exact import Bank, Exact, ExactKey, Geometry, Protocol, draw_directions
+from sslguard.schemes.exact.marking import DistilMark
 from sslguard.schemes.exact.power import expected_power
 from sslguard.secrets import Secret
 from sslguard.stats.direction import direction_test
@@ -368,3 +369,11 @@ class TestPower:
         assert found["queries"]["0.9"]["64.0"] > 65
         assert (tmp_path / "power.svg").read_bytes().startswith(b"<?xml")
         assert sslguard(*line, "--out", tmp_path / "power.gif").code == 2
+
+
+def test_answers_that_are_there_are_not_asked_for_again(marked, images):
+    clean, data = marked.key.clean, images(400)
+    answers = embed_all(clean, data)
+    both = [DistilMark(Exact(SMALL), clean, marked.encoder.clone(), data, answers[:n]) for n in (400, 399)]
+    some = np.array([3, 1, 399])
+    torch.testing.assert_close(both[0].load(some).target, both[1].load(some).target, rtol=1e-4, atol=1e-5)

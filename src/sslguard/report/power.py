@@ -14,7 +14,6 @@ from sslguard.schemes.exact.power import Power
 
 # Okabe and Ito's, which the colour-blind tell apart; each curve is labelled at its end as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_COUNTS = np.unique(np.geomspace(100, 1e5, 150).round())
 
 
 def save_power(power: Power, fidelities: Sequence[float], wanted: Sequence[float], path: Path) -> None:
@@ -31,10 +30,11 @@ def save_power(power: Power, fidelities: Sequence[float], wanted: Sequence[float
 
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
+    counts = np.unique(np.geomspace(power.dim, max(1e5, 100 * power.dim), 150).round())
     for number, fidelity in enumerate(fidelities):
-        curve = [power.bits(n, fidelity) for n in _COUNTS]
+        curve = [power.bits(n, fidelity) for n in counts]
         colour = _COLOURS[number % len(_COLOURS)]
-        axes.plot(_COUNTS, curve, color=colour, label=f"fidelity {fidelity:g}")
+        axes.plot(counts, curve, color=colour, label=f"fidelity {fidelity:g}")
     for bits in wanted:
         axes.axhline(bits, color="#8c959f", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="queries", ylabel="bits to be expected, at most 256", ylim=(0, 265))

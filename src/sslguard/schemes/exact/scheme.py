@@ -37,9 +37,9 @@ class Exact(Scheme):
 
     protocol: Protocol = field(default_factory=Protocol)
     mode: Literal["head", "distilled"] = "distilled"
-    steps: int = 600
+    steps: int = 900
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
     def __post_init__(self) -> None:
         if self.mode not in ("head", "distilled"):
