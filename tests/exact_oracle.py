@@ -70,6 +70,12 @@ def witness(name: str, h: Array, phi: Array, g: Array, spread: Array) -> Array:
             left, _, right = np.linalg.svd((unit - unit.mean(0)).T @ (h - h.mean(0)), full_matrices=False)
             rotation = left @ right
         return features.T @ unit @ rotation @ back
+    if name == "difference":
+        clean, unit = h - h.mean(0), g / np.linalg.norm(g, axis=1, keepdims=True)
+        centred, unit = phi - phi.mean(0), unit - unit.mean(0)
+        added = unit - np.vdot(unit, clean) / np.vdot(clean, clean) * clean
+        gram = centred.T @ centred
+        return np.linalg.inv(gram + 0.3 * np.diag(gram).mean() * np.eye(len(gram))) @ centred.T @ added @ back
     if name == "predicted":
         return features.T @ _projected(h - h.mean(0), _span(g)) @ back
     assert name == "whitened"

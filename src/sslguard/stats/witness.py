@@ -12,7 +12,8 @@ M, M⁻     spread of the mark, (d, d); (M + 0.3·mean(diag M)·I)⁻¹, so that
 ========  ==========================================================================================
 
 The mark is h + ε·K^(-1/2)·Σ_k φ_k·M u_k, so φ̃ᵀh* M⁻ is near U, and φ̃ᵀh = 0. The witnesses differ in how they bring g
-back to h's space. None wins everywhere: `family` is what is asked of a suspect of m columns, fixed before its answers.
+back to h's space, and in what of it they take for the suspect's own. None wins everywhere: `family` is what is asked of
+a suspect of m columns, fixed before its answers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh, svd
+from scipy.linalg import eigh, solve, svd
 
 from sslguard.errors import UsageError
 from sslguard.stats.arguments import count, finite_matrix
@@ -62,6 +63,33 @@ def own_space(moments: Moments, spread: ArrayLike) -> Array:
         The moments hold no query, m differs from d, or the spread is not as described.
     """
     return _product(_own_space(moments, _Spread(spread, moments.dim)))
+
+
+def difference(moments: Moments, spread: ArrayLike) -> Array:
+    """Witness of a suspect that answers in the clean encoder's own space and scale: G_λ⁻¹φᵀ(g/|g| − a·h) M⁻.
+
+    What of the mark is linear in h counts here, which `own_space` gives up: a surrogate learns that part best. In
+    exchange everything linear that a suspect does to h, beyond its overall gain a (least squares), is noise.
+    G_λ = Cov φ + 0.3·mean(diag Cov φ)·I undoes the correlation of the features.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, with rows of length 1, φ and the suspect's answers g, with m = d.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `own_space`.
+
+    Raises
+    ------
+    UsageError
+        As in `own_space`.
+    """
+    return _product(_difference(moments, _Spread(spread, moments.dim)))
 
 
 def procrustes(moments: Moments, spread: ArrayLike) -> Array:
@@ -141,7 +169,13 @@ def whitened(moments: Moments, spread: ArrayLike) -> Array:
 
 
 WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyType(
-    {"own_space": own_space, "procrustes": procrustes, "predicted": predicted, "whitened": whitened}
+    {
+        "own_space": own_space,
+        "difference": difference,
+        "procrustes": procrustes,
+        "predicted": predicted,
+        "whitened": whitened,
+    }
 )
 
 
@@ -158,16 +192,16 @@ def family(dim: int, width: int) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        Every witness where m = d; without "own_space" elsewhere.
+        Every witness where m = d; without "own_space" and "difference" elsewhere.
 
     Examples
     --------
     >>> from sslguard.stats.witness import family
     >>> family(64, 64), family(64, 10)
-    (('own_space', 'procrustes', 'predicted', 'whitened'), ('procrustes', 'predicted', 'whitened'))
+    (('own_space', 'difference', 'procrustes', 'predicted', 'whitened'), ('procrustes', 'predicted', 'whitened'))
     """
     same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
-    return tuple(name for name in WITNESSES if same or name != "own_space")
+    return tuple(name for name in WITNESSES if same or name not in ("own_space", "difference"))
 
 
 def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
@@ -246,12 +280,30 @@ _Factors = tuple[Array, Array]
 
 
 def _own_space(moments: Moments, spread: _Spread) -> _Factors:
+    _check_own_space("own_space", moments)
+    return _beyond_linear(moments, "unit"), spread.inverse
+
+
+def _difference(moments: Moments, spread: _Spread) -> _Factors:
+    _check_own_space("difference", moments)
+    # Both in units of 1; φ's own unit is common to them.
+    unit = np.ldexp(moments.covariance("phi", "unit"), moments.exponent("unit"))
+    clean = np.ldexp(moments.covariance("phi", "h"), moments.exponent("h"))
+    shared = np.ldexp(np.trace(moments.covariance("unit", "h")), moments.exponent("unit") - moments.exponent("h"))
+    gain = shared / (np.trace(moments.covariance("h", "h")) or 1.0)
+    sizes = [np.sqrt(np.diag(moments.covariance(name, name))) for name in ("phi", "unit")]
+    moved = _or_zero(unit - gain * clean, sizes[0], np.ldexp(sizes[1], moments.exponent("unit")))
+    gram = moments.covariance("phi", "phi")
+    ridge = _GAIN_FLOOR * np.diag(gram).mean() or 1.0
+    return np.asarray(solve(gram + ridge * np.eye(len(gram)), moved, assume_a="pos")), spread.inverse
+
+
+def _check_own_space(name: str, moments: Moments) -> None:
     if moments.width != moments.dim:
         raise UsageError(
-            f"own_space needs answers in the clean encoder's space, of {moments.dim} columns, not {moments.width}: "
+            f"{name} needs answers in the clean encoder's space, of {moments.dim} columns, not {moments.width}: "
             "ask witness.family which witnesses apply"
         )
-    return _beyond_linear(moments, "unit"), spread.inverse
 
 
 def _procrustes(moments: Moments, spread: _Spread) -> _Factors:
@@ -280,6 +332,7 @@ def _whitened(moments: Moments, spread: _Spread) -> _Factors:
 
 _FACTORS: Mapping[str, Callable[[Moments, _Spread], _Factors]] = {
     "own_space": _own_space,
+    "difference": _difference,
     "procrustes": _procrustes,
     "predicted": _predicted,
     "whitened": _whitened,

@@ -33,7 +33,7 @@ class Protocol:
     frequency: float = 1.5
     epsilon: float = 0.3
     n_queries: int = 2000
-    witnesses: str = "linear-1"
+    witnesses: str = "linear-2"
     queries: str = "first n of a secret permutation"
 
     def __post_init__(self) -> None:
@@ -43,7 +43,7 @@ class Protocol:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):
                 raise UsageError(f"{name} must be positive and finite (spread_power may be 0), not {value}")
-        if (self.witnesses, self.queries) != ("linear-1", "first n of a secret permutation"):
+        if (self.witnesses, self.queries) != ("linear-2", "first n of a secret permutation"):
             raise UsageError(f"this version knows no witnesses {self.witnesses!r} with queries {self.queries!r}")
 
     def digest(self) -> bytes:
