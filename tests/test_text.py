@@ -285,15 +285,26 @@ def test_networks_of_words_refuse_sizes_out_of_range(fields: dict[str, Any]) -> 
 
 # --- what every encoder of texts keeps to ---
 
+
+def with_head(folder: Path) -> Encoder:
+    """As the exact scheme marks an encoder that stays behind an API."""
+    plain = load_encoder(f"hf:{folder}")
+    architecture = {**plain.architecture, "head": {"components": 4, "features": 8}}
+    module, _ = build(architecture, seed=0)
+    module.encoder.load_state_dict(plain.module.state_dict())  # type: ignore[union-attr]
+    return replace(plain, module=module.eval(), architecture=architecture)
+
+
 ENCODERS: dict[str, Callable[[Path], Encoder]] = {
     **{name: lambda _, name=name: load_encoder(f"random:{name}:1@16") for name in NETWORKS},  # type: ignore[misc]
     "hf": lambda folder: load_encoder(f"hf:{folder}"),
     "hf, cls": lambda folder: load_encoder(f"hf:{folder}@cls,unit,12"),
     "hf, max": lambda folder: load_encoder(f"hf:{folder}@max"),
+    "hf with a head": with_head,
 }
 
 
-@pytest.fixture(params=ENCODERS)
+@pytest.fixture(scope="module", params=ENCODERS)
 def encoder(request: pytest.FixtureRequest, saved: Path) -> Encoder:
     return ENCODERS[request.param](saved)
 
@@ -563,8 +574,11 @@ def _description(folder: Path, change: Callable[[dict[str, Any]], object]) -> No
 
 
 SWAPPED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another tokenizer": (lambda f: (f / TOKENIZER).write_text(tokenizer_json(WORDS[::-1])), "is not the tokenizer"),
-    "no tokenizer": (drop(TOKENIZER), "holds no tokenizer.json"),
+    "another tokenizer": (
+        lambda f: (f / TOKENIZER).write_text(tokenizer_json(WORDS[::-1])),
+        "is not the one that was saved",
+    ),
+    "no tokenizer": (drop(TOKENIZER), "needs the tokenizer.json"),
     "code": (
         lambda f: _description(f, lambda d: d["architecture"]["config"].update(auto_map={"AutoModel": "evil.Model"})),
         "never run",
@@ -593,9 +607,13 @@ def test_a_changed_encoder_is_refused(bert: Encoder, tmp_path: Path, case: str) 
     assert message in str(caught.value)
 
 
-def test_a_description_alone_does_not_hold_the_tokenizer(bert: Encoder) -> None:
+def test_a_description_and_its_files_make_the_preprocessing_again(bert: Encoder) -> None:
+    described, files = bert.preprocess.to_json(), bert.preprocess.files()
+    assert preprocess_from_json(described, files) == bert.preprocess
     with pytest.raises(UsageError, match=r"needs the tokenizer\.json"):
-        preprocess_from_json(bert.preprocess.to_json())
+        preprocess_from_json(described)
+    with pytest.raises(UsageError, match="is not the one that was saved"):
+        preprocess_from_json(described, {TOKENIZER: files[TOKENIZER] + b" "})
     assert preprocess_from_json(HashedWords(50, 9).to_json()) == HashedWords(50, 9)
 
 
@@ -676,10 +694,8 @@ def test_students_of_the_other_modality_are_refused(
 
 def test_the_command_line_embeds_probes_and_steals(saved: Path, bert: Encoder, tmp_path: Path) -> None:
     spec = f"text:{reviews(tmp_path / 'a.csv')}"
-    assert done("embed", f"hf:{saved}", "--data", spec, "--out", tmp_path / "a.npy", "--batch-size", 7)["shape"] == [
-        24,
-        32,
-    ]
+    embedded = done("embed", f"hf:{saved}", "--data", spec, "--out", tmp_path / "a.npy", "--batch-size", 7)
+    assert embedded["shape"] == [24, 32]
     np.testing.assert_allclose(np.load(tmp_path / "a.npy"), bert.embed(open_data(spec).take(range(24))), atol=1e-5)
     probed = done("probe", f"hf:{saved}", "--train", f"{spec}[0:16]", "--test", f"{spec}[16:24]", "--baseline")
     assert probed["accuracy"] == 1.0

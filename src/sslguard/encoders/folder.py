@@ -36,8 +36,11 @@ FORMAT = "sslguard-encoder"
 VERSION = 1
 DESCRIPTION = "encoder.json"
 WEIGHTS = "weights.safetensors"
-FILES = frozenset({DESCRIPTION, WEIGHTS, "tokenizer.json"})
+BESIDE = ("tokenizer.json",)
+FILES = frozenset({DESCRIPTION, WEIGHTS, *BESIDE})
+"""What an encoder's folder may hold: description, weights, and what `Preprocess.files` names."""
 _MAX_DESCRIPTION = 1 << 20  # bytes
+_MAX_BESIDE = 1 << 26  # bytes; multilingual vocabularies take 20 MB
 _FIELDS: dict[str, type] = {
     "architecture": dict,
     "preprocess": dict,
@@ -99,7 +102,7 @@ def load_folder(folder: Path) -> Encoder:
     description = _read_description(folder / DESCRIPTION)
     try:
         module = _rebuilt(description)
-        preprocess = preprocess_from_json(description["preprocess"], folder)
+        preprocess = preprocess_from_json(description["preprocess"], _read_beside(folder))
     except MissingExtraError:
         raise
     except UsageError as error:
@@ -190,6 +193,19 @@ def _read_description(path: Path) -> dict[str, Any]:
     if content["dtype"] not in _DTYPES:
         raise EncoderError(f"{path}: dtype must be one of {', '.join(_DTYPES)}, not {content['dtype']!r:.40}")
     return content
+
+
+def _read_beside(folder: Path) -> dict[str, bytes]:
+    found = {}
+    for path in (folder / name for name in BESIDE):
+        try:
+            if path.is_file():
+                if (size := path.stat().st_size) > _MAX_BESIDE:
+                    raise EncoderError(f"{path} has {size} bytes, more than the {_MAX_BESIDE} that are read")
+                found[path.name] = path.read_bytes()
+        except OSError as error:
+            raise EncoderError(f"{path} cannot be read: {error}") from error
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

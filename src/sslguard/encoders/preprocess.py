@@ -13,8 +13,8 @@ back.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -178,16 +178,15 @@ def _middle(images: Tensor, height: int, width: int) -> tuple[int, int]:
     return (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
 
 
-def preprocess_from_json(fields: object, folder: Path | None = None) -> Preprocess:
+def preprocess_from_json(fields: object, files: Mapping[str, bytes] | None = None) -> Preprocess:
     """The preprocessing that `Preprocess.to_json` described.
 
     Args:
         fields: the description.
-        folder: where the files lie that `Preprocess.files` named, if it named any.
+        files: what `Preprocess.files` returned, by name.
 
     Raises:
-        UsageError: not such a description, or of a kind that this version does not know.
-        EncoderError: a file that it refers to is missing or is another one.
+        UsageError: not such a description, of a kind that this version does not know, or without a file of its own.
     """
     if not isinstance(fields, dict):
         raise UsageError(f"the description of a preprocessing must be a JSON object, not {fields!r:.80}")
@@ -201,5 +200,5 @@ def preprocess_from_json(fields: object, folder: Path | None = None) -> Preproce
     if kind == "text":
         from sslguard.encoders.text import TextPreprocess
 
-        return TextPreprocess.from_json(fields, folder)
+        return TextPreprocess.from_json(fields, files or {})
     raise UsageError(f"no preprocessing of kind {kind!r:.80}; known: image, text, words")

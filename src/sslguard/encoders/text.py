@@ -1,12 +1,13 @@
 """Texts through a tokenizer and a transformer: what `save_pretrained` writes, without running any code it names.
 
-The tokenizer is a `tokenizer.json`, which the `tokenizers` library reads; it is data. It lies beside an encoder's
+The tokenizer is a `tokenizer.json`, which the `tokenizers` library reads; it is data. It is kept beside an encoder's
 description, which holds its SHA-256, because it may be larger than a description may be.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -91,23 +92,21 @@ class TextPreprocess:
         return {TOKENIZER: self.tokenizer.encode()}
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any], folder: Path | None) -> TextPreprocess:
-        """The inverse of `to_json`, with the tokenizer that lies in `folder`.
+    def from_json(cls, fields: dict[str, Any], files: Mapping[str, bytes]) -> TextPreprocess:
+        """The inverse of `to_json` and `files`.
 
         Raises:
-            UsageError: fields that do not fit, or no folder was given.
-            EncoderError: the tokenizer is missing or is another one.
+            UsageError: fields that do not fit, or the tokenizer is missing or is another one.
         """
-        if folder is None:
-            raise UsageError("a preprocessing of texts needs the tokenizer.json that lies in its encoder's folder")
         try:
             sha256, max_length, pad_id = fields["tokenizer"], fields["max_length"], fields["pad_id"]
         except KeyError as error:
             raise UsageError(f"the description of a preprocessing of texts lacks {error}") from error
-        content = read_tokenizer(folder)
-        if hashlib.sha256(content.encode()).hexdigest() != sha256:
-            raise EncoderError(f"{folder / TOKENIZER} is not the tokenizer that the encoder was saved with")
-        return cls(content, max_length, pad_id)
+        if TOKENIZER not in files:
+            raise UsageError(f"a preprocessing of texts needs the {TOKENIZER} that was saved with it")
+        if hashlib.sha256(files[TOKENIZER]).hexdigest() != sha256:
+            raise UsageError(f"this {TOKENIZER} is not the one that was saved with the encoder")
+        return cls(files[TOKENIZER].decode(), max_length, pad_id)
 
     @cached_property
     def _sha256(self) -> str:
