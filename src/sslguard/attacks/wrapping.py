@@ -45,17 +45,22 @@ class Wrapped:
 
     Attributes:
         victim: who is asked.
-        source, name: the victim's, and what stands before or behind it.
+        source, name: the victim's, and what stands before or behind it: `said`, or the noise's std and seed.
         record: the wrapping and its settings, JSON values only.
     """
 
     def __init__(
-        self, victim: Embedder, answer: Callable[[Batch], NDArray[np.floating]], title: str, recipe: dict[str, Any]
+        self,
+        victim: Embedder,
+        answer: Callable[[Batch], NDArray[np.floating]],
+        title: str,
+        recipe: dict[str, Any],
+        said: str | None = None,
     ) -> None:
         self.victim, self._answer = victim, answer
         name, source = (getattr(victim, attribute, None) for attribute in ("name", "source"))
         kind = type(victim).__name__
-        said = f"{title} {recipe['std']:g} (seed {recipe['seed']})"
+        said = said or f"{title} {recipe['std']:g} (seed {recipe['seed']})"
         self.source = f"{source or name or kind}, {said}"
         self.name = f"{name or source or kind}, {said}"
         self.record = {"made_by": title, "from": source or name or kind, "recipe": recipe}

@@ -10,7 +10,7 @@ All randomness comes from seeds in the arguments; global random state is neither
 from sslguard.probes.baselines import Baseline, PixelEmbedder, accuracy_kept, baseline, raw_pixels
 from sslguard.probes.evaluate import PROBES, few_label_subset, probe_encoder
 from sslguard.probes.knn import knn_probe
-from sslguard.probes.linear import linear_probe
+from sslguard.probes.linear import linear_classifier, linear_probe
 from sslguard.probes.mlp import mlp_probe
 from sslguard.probes.task import ProbeResult
 
@@ -23,6 +23,7 @@ __all__ = [
     "baseline",
     "few_label_subset",
     "knn_probe",
+    "linear_classifier",
     "linear_probe",
     "mlp_probe",
     "probe_encoder",

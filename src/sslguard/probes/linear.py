@@ -50,15 +50,40 @@ def linear_probe(
     grid = sorted((float(value) for value in l2_grid), reverse=True)
     if not grid or not all(0 < value < np.inf for value in grid):
         raise UsageError(f"l2_grid must hold positive numbers, not {list(l2_grid)}")
-    train, test = (torch.from_numpy(x) for x in task.standardised())
-    labels, n_classes = torch.from_numpy(task.train_y), len(task.classes)
+    test = torch.from_numpy(task.standardised()[1])
+    axes, weights, details = _fit(task, grid, seed)
+    predicted = _logits(test @ axes, weights).argmax(1).numpy()
+    return task.result("linear", predicted, seed, details)
+
+
+def linear_classifier(
+    train_x: ArrayLike, train_y: ArrayLike, *, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The regression of `linear_probe` as a map of features: weights (d, classes) and intercepts (classes,).
+
+    It takes features as they are; columns stand in the order of the sorted classes.
+
+    Raises:
+        UsageError: as `linear_probe`.
+    """
+    checked_seed(seed)
+    task = Task.of(train_x, train_y, train_x, train_y)
+    axes, weights, _ = _fit(task, sorted(L2_GRID, reverse=True), seed)
+    mean, scale = task.standard()
+    linear = (axes @ weights[:-1]).numpy() / scale[:, None]
+    return linear, weights[-1].numpy() - mean @ linear
+
+
+def _fit(task: Task, grid: Sequence[float], seed: int) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Axes (d, r) of the standardised features, weights (r + 1, classes) on them, and what the fit says of itself."""
+    train, labels = torch.from_numpy(task.standardised()[0]), torch.from_numpy(task.train_y)
+    n_classes = len(task.classes)
     variance, axes = _principal_axes(train)
     train = train @ axes
     l2, start = _choose_l2(train, labels, n_classes, variance, grid, seed)
     problem = _Softmax(train, labels, n_classes, variance, l2)
     weights, converged = problem.solve(start, tolerance=1e-5, iterations=1000)
-    predicted = _logits(test @ axes, weights).argmax(1).numpy()
-    return task.result("linear", predicted, seed, {"l2": l2, "converged": float(converged)})
+    return axes, weights, {"l2": l2, "converged": float(converged)}
 
 
 def _choose_l2(

@@ -72,10 +72,14 @@ class Task:
 
     def standardised(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Train and test features, shifted and scaled to the training part's mean 0 and variance 1."""
-        mean, std = self.train_x.mean(0), self.train_x.std(0)
-        # A column that is constant but for rounding carries nothing: it must not be blown up to variance 1.
-        scale = np.where(std > 1e-9 * np.maximum(np.abs(mean), 1e-30), std, np.inf)
+        mean, scale = self.standard()
         return (self.train_x - mean) / scale, (self.test_x - mean) / scale
+
+    def standard(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of the training part's columns; infinity where a column carries nothing."""
+        mean, std = self.train_x.mean(0), self.train_x.std(0)
+        # A column that is constant but for rounding must not be blown up to variance 1.
+        return mean, np.where(std > 1e-9 * np.maximum(np.abs(mean), 1e-30), std, np.inf)
 
     def result(self, method: str, predicted: NDArray[np.int64], seed: int, details: Mapping[str, float]) -> ProbeResult:
         """What predictions (n', as positions in `classes`) of the test part are worth."""
