@@ -20,13 +20,14 @@ from sslguard.data.roles import Roles
 from sslguard.data.specs import open_data
 from sslguard.demo import DemoResult, DemoSettings, run_demo
 from sslguard.demo import run as demo_run
-from sslguard.demo.settings import CLEAN, MARKED, STOLEN
+from sslguard.demo.settings import CLEAN, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN
 from sslguard.distillation import Distillation
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import MissingExtraError, OutputError, UsageError
 from sslguard.keyfile import load_key
+from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.verification import score_controls, verify
 
@@ -73,6 +74,8 @@ def settings(roles: Roles, population: Path) -> DemoSettings:
         population=population,
         scheme=SSLGuard(negatives="shadow", decoder_hidden=(16,), secret_dim=8, **small),
         published=SSLGuard(decoder_hidden=(16,), secret_dim=8, **small),
+        exact=Exact(Protocol(n_queries=20), mode="head"),
+        exact_thief=Distillation(architecture="resnet-narrow", loss="mse", steps=4, batch_size=8),
         thief=Distillation(architecture="resnet-narrow", steps=4, batch_size=8),
         innocents=("random:resnet-narrow:2@16",),
         held_out=("random-0", "<script>alert(1)<script>"),
@@ -143,11 +146,29 @@ def test_verdicts_can_be_repeated_from_the_written_files(
         assert verdict.significance.statistic == pytest.approx(result.data.keys[0].suspects[suspect.name].statistic)
 
 
+def test_the_exact_scheme_stands_beside(result: DemoResult, settings: DemoSettings) -> None:
+    found = result.to_json()["exact"]
+    names = [row["name"] for row in found["suspects"]]
+    assert names[:3] == [EXACT_MARKED, EXACT_STOLEN, CLEAN]
+    assert [row["truly_derived"] for row in found["suspects"]] == [True, True] + [False] * (len(names) - 2)
+    assert found["n_queries"] == 20
+    assert set(found["controls"]) == set(result.data.keys[0].controls)
+    # Again from what was written: the same evidence, to the bit.
+    key, data = load_key(result.files["exact-key"]), open_data(settings.roles.verify)
+    for row, folder in zip(found["suspects"], ("exact-encoder", "exact-surrogate"), strict=False):
+        verdict = verify(key, load_encoder(result.files[folder]), data, control_scores={}, alpha=ALPHA)
+        assert verdict.significance.log2_pvalue == pytest.approx(row["log2_pvalue"], abs=1e-9)
+        assert row["decision"] == ("derived" if 2 ** row["log2_pvalue"] <= ALPHA / len(names) else "not shown")
+    page = result.files["page"].read_text()
+    assert "whose null is exact" in page
+    assert EXACT_STOLEN in page
+
+
 def test_accuracies_come_with_their_baselines(result: DemoResult) -> None:
     full, few, other = result.to_json()["accuracies"]
     for task in (full, few, other):
         names = [bar["name"] for bar in task["bars"]]
-        assert names == ["raw pixels", "untrained network", CLEAN, MARKED, STOLEN]
+        assert names == ["raw pixels", "untrained network", CLEAN, MARKED, STOLEN, EXACT_MARKED, EXACT_STOLEN]
     assert (full["task"], few["task"]) == ("bed.npz, 24 labels", "bed.npz, 2 labels a class")
     bars = {bar["name"]: bar for bar in full["bars"]}
     floor = max(bars["raw pixels"]["accuracy"], bars["untrained network"]["accuracy"])

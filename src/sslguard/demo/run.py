@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sslguard import __version__
 from sslguard.demo import stages
 from sslguard.demo.inputs import Inputs, open_inputs
-from sslguard.demo.settings import DEFAULTS, DemoSettings
+from sslguard.demo.settings import DEFAULTS, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN, DemoSettings
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import DESCRIPTION, WEIGHTS, load_folder, save_encoder
 from sslguard.errors import EncoderError, OutputError
@@ -22,6 +22,7 @@ from sslguard.keyfile import is_key_folder, save_key
 from sslguard.report import (
     Accuracy,
     Curve,
+    ExactReport,
     KeyReport,
     ReportData,
     Suspect,
@@ -38,7 +39,8 @@ from sslguard.verification import DEFAULT_ALPHA
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_FOLDERS = ("encoder", "key", "surrogate")
+_KEYS = ("key", "exact-key")
+_FOLDERS = ("encoder", "key", "surrogate", "exact-encoder", "exact-key", "exact-surrogate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +49,8 @@ class DemoResult:
 
     Attributes:
         data: every figure.
-        files: "encoder", "key", "surrogate", "page", "result", "picture" → path.
+        files: "encoder", "key", "surrogate", "page", "result", "picture" → path; "exact-encoder", "exact-key" and
+            "exact-surrogate" where that scheme was run.
     """
 
     data: ReportData
@@ -80,15 +83,20 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
     with clock.stage("open encoders, controls and data"):
         inputs = open_inputs(settings)
     made = _make(inputs, settings, clock)
-    with clock.stage("score the controls under both keys"):
-        keys = (made.marked.key, made.published.key)
+    with clock.stage("score the controls under every key"):
+        keys = [made.marked.key, made.published.key, *([made.exact.key] if made.exact else [])]
         scores = stages.score_controls(keys, inputs.controls, inputs.verify, progress=progress)
     with clock.stage("verify the suspects"):
         suspects, main = stages.examine_suspects(inputs, settings, made.marked, made.surrogate, scores[0])
         beside = stages.score_beside(inputs, made.published, scores[1])
     with clock.stage("probe the encoders"):
-        accuracies = stages.probe(inputs, made.marked.encoder, made.surrogate)
-    data = _report_data(out, settings, inputs, made, suspects, (main, beside), accuracies, clock.seconds)
+        accuracies = stages.probe(inputs, made.probed())
+    exact = None
+    if made.exact and made.exact_surrogate:
+        with clock.stage("verify the suspects under the exact null"):
+            kept = stages.kept_on_first(accuracies)
+            exact = stages.examine_exactly(inputs, settings, made.exact, made.exact_surrogate, scores[2], kept)
+    data = _report_data(out, settings, inputs, made, suspects, (main, beside), accuracies, clock.seconds, exact)
     return DemoResult(data, _write(out, data, made))
 
 
@@ -118,6 +126,15 @@ class _Made:
     published: Watermarked
     surrogate: Encoder
     theft: History
+    exact: Watermarked | None = None
+    exact_surrogate: Encoder | None = None
+
+    def probed(self) -> list[stages.Probed]:
+        """What accuracies are measured of, beside F and the baselines."""
+        found: list[stages.Probed] = [(MARKED, "marked", self.marked.encoder), (STOLEN, "stolen", self.surrogate)]
+        if self.exact and self.exact_surrogate:
+            found += [(EXACT_MARKED, "marked", self.exact.encoder), (EXACT_STOLEN, "stolen", self.exact_surrogate)]
+        return found
 
 
 def _make(inputs: Inputs, settings: DemoSettings, clock: _Clock) -> _Made:
@@ -126,9 +143,16 @@ def _make(inputs: Inputs, settings: DemoSettings, clock: _Clock) -> _Made:
         marked = stages.mark(inputs, settings.scheme, secret, progress=clock.shown)
     with clock.stage("mark it with the published losses"):
         published = stages.mark(inputs, settings.published, secret, progress=clock.shown)
+    seed = settings.seed or 0
     with clock.stage("steal the watermarked encoder"):
-        surrogate, theft = stages.steal(inputs, settings, marked.encoder, progress=clock.shown)
-    return _Made(marked, published, surrogate, theft)
+        surrogate, theft = stages.steal(inputs, settings.thief, marked.encoder, seed=seed, progress=clock.shown)
+    if settings.exact is None:
+        return _Made(marked, published, surrogate, theft)
+    with clock.stage("mark it by the scheme whose null is exact"):
+        exact = stages.mark(inputs, settings.exact, secret, progress=clock.shown)
+    with clock.stage("steal that one"):
+        stolen, _ = stages.steal(inputs, settings.exact_thief, exact.encoder, seed=seed, progress=clock.shown)
+    return _Made(marked, published, surrogate, theft, exact, stolen)
 
 
 def _report_data(
@@ -140,6 +164,7 @@ def _report_data(
     keys: tuple[KeyReport, ...],
     accuracies: tuple[Accuracy, ...],
     seconds: Mapping[str, float],
+    exact: ExactReport | None,
 ) -> ReportData:
     n_claims, refusal = stages.shared_claims(len(inputs.controls), settings.alpha, len(suspects))
     return ReportData(
@@ -161,6 +186,7 @@ def _report_data(
         public_seed=settings.seed,
         commands=_commands(out, settings),
         limits=_limits(settings),
+        exact=exact,
     )
 
 
@@ -168,7 +194,7 @@ def _check_out(out: Path) -> None:
     check_report_folder(out)
     for name in _FOLDERS:
         folder = out / name
-        ours: Callable[[Path], bool] = is_key_folder if name == "key" else _is_encoder
+        ours: Callable[[Path], bool] = is_key_folder if name in _KEYS else _is_encoder
         if folder.is_dir() and (not any(folder.iterdir()) or ours(folder)):
             continue
         if folder.exists() or folder.is_symlink():
@@ -188,11 +214,15 @@ def _is_encoder(folder: Path) -> bool:
 
 def _write(out: Path, data: ReportData, made: _Made) -> dict[str, Path]:
     """Encoders and key first, the page last: a page never speaks of what is not there."""
-    files = {name: out / name for name in _FOLDERS}
+    files = {name: out / name for name in _FOLDERS if made.exact or not name.startswith("exact-")}
     files |= {"page": out / PAGE, "result": out / RESULT, "picture": out / PICTURE}
     save_encoder(made.marked.encoder, files["encoder"])
     save_key(made.marked.key, files["key"])
     save_encoder(made.surrogate, files["surrogate"])
+    if made.exact and made.exact_surrogate:
+        save_encoder(made.exact.encoder, files["exact-encoder"])
+        save_key(made.exact.key, files["exact-key"])
+        save_encoder(made.exact_surrogate, files["exact-surrogate"])
     write_report(data, out, extra={"files": _texts(files)})
     return files
 
@@ -216,7 +246,9 @@ def _settings(settings: DemoSettings, inputs: Inputs, surrogate: Encoder) -> dic
     spent = clean.record.get("cpu_seconds")
     if isinstance(spent, int | float) and spent > 0:
         thief["share of pre-training's CPU time"] = round(record["cpu_seconds"] / spent, 3)
+    exact = {} if settings.exact is None else {"Exact scheme": _plain(asdict(settings.exact))}
     return {
+        **exact,
         "Clean encoder": {"source": clean.source, "parameters": clean.n_parameters, "width": clean.dim},
         "Marking": scheme,
         "Marking as published: what differs": {k: v for k, v in published.items() if v != scheme[k]},
@@ -261,8 +293,13 @@ def _commands(out: Path, settings: DemoSettings) -> tuple[str, ...]:
     probe = f"sslguard probe {shlex.quote(str(out / 'surrogate'))}"
     # One line each would be broken by a terminal or a page, and then cannot be copied.
     broken = " \\\n    "
+    exact = []
+    if settings.exact is not None:
+        files = shlex.join([str(out / "exact-key"), str(out / "exact-surrogate")])
+        exact = [broken.join([f"sslguard verify {files}", shlex.join(rest[:2])])]
     return (
         *(broken.join([command, shlex.join(rest)]) for command in verify),
+        *exact,
         broken.join([probe, shlex.join(tasks[:2]), shlex.join(tasks[2:])]),
     )
 

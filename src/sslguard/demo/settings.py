@@ -9,10 +9,12 @@ from sslguard.data.roles import ROLES, Roles
 from sslguard.distillation import Distillation, augmented
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
+from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.verification import DEFAULT_ALPHA
 
 MARKED, STOLEN, CLEAN = "F* (watermarked)", "surrogate of F*", "F (clean)"
+EXACT_MARKED, EXACT_STOLEN = "F* (exact scheme)", "surrogate of that F*"
 CURED, PUBLISHED = "key with the cure", "key as published"
 
 
@@ -25,7 +27,8 @@ class DemoSettings:
         population: folder of the controls; None means the shipped ones.
         scheme: how F* is marked.
         published: the same with the published losses; its encoder is scored, not kept.
-        thief: how F* is stolen.
+        exact: the scheme whose null is exact, on the same encoder; None leaves it out.
+        thief, exact_thief: how F* is stolen, and how the exact scheme's F* is.
         innocents: further innocent suspects beside F.
         held_out: members of the population that are taken out of the controls and tested instead. Named before
             anything is scored: members chosen by their scores would be no test.
@@ -39,7 +42,9 @@ class DemoSettings:
     population: Path | None = None
     scheme: SSLGuard = field(default_factory=SSLGuard.cured)
     published: SSLGuard = field(default_factory=SSLGuard)
+    exact: Exact | None = field(default_factory=lambda: Exact(Protocol(n_queries=1000), mode="head"))
     thief: Distillation = field(default_factory=lambda: augmented(Distillation(loss="centred")))
+    exact_thief: Distillation = field(default_factory=lambda: Distillation(loss="mse"))
     innocents: tuple[Encoder | str, ...] = ("shipped:moco", "shipped:byol")
     held_out: tuple[str, ...] = ("surrogate-simclr-centred-augmented", "independent-simclr-resnet-small-first")
     alpha: float = DEFAULT_ALPHA

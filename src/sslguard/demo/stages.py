@@ -10,30 +10,34 @@ import torch
 from sslguard.controls import Member
 from sslguard.data.base import Data
 from sslguard.demo.inputs import Inputs, ProbeTask
-from sslguard.demo.settings import CLEAN, CURED, MARKED, PUBLISHED, STOLEN, DemoSettings
-from sslguard.distillation import distil
+from sslguard.demo.settings import CLEAN, CURED, EXACT_MARKED, EXACT_STOLEN, MARKED, PUBLISHED, STOLEN, DemoSettings
+from sslguard.distillation import Distillation, distil
 from sslguard.encoders.base import Encoder
 from sslguard.errors import RefusedError, SuspectError, UsageError
 from sslguard.probes import accuracy_kept, baseline, probe_encoder
-from sslguard.report import Accuracy, Bar, KeyReport, Scores, Suspect, TriggerPictures
+from sslguard.report import Accuracy, Bar, ExactReport, ExactRow, KeyReport, Scores, Suspect, TriggerPictures
 from sslguard.report.data import Decision
-from sslguard.schemes.base import Key, Score, Watermarked
-from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
+from sslguard.schemes.base import Key, Scheme, Score, Watermarked
+from sslguard.schemes.sslguard import SSLGuardKey
 from sslguard.secrets import Secret
+from sslguard.stats.direction import SECRET_BITS
 from sslguard.training import History
 from sslguard.verification import check_null, score_suspect, verify
 
 N_PICTURES = 5
+Probed = tuple[str, Literal["marked", "stolen"], Encoder]
 
 
-def mark(inputs: Inputs, scheme: SSLGuard, secret: Secret, *, progress: bool) -> Watermarked:
+def mark(inputs: Inputs, scheme: Scheme, secret: Secret, *, progress: bool) -> Watermarked:
     """F* and its key. Keys of one secret share mask, first trigger and D_v: only the losses tell them apart."""
     return scheme.watermark(inputs.clean, inputs.mark, secret=secret, progress=progress)
 
 
-def steal(inputs: Inputs, settings: DemoSettings, victim: Encoder, *, progress: bool) -> tuple[Encoder, History]:
+def steal(
+    inputs: Inputs, recipe: Distillation, victim: Encoder, *, seed: int, progress: bool
+) -> tuple[Encoder, History]:
     """A surrogate from F*'s answers to the thief's own pictures."""
-    return distil(settings.thief, victim, inputs.thief, seed=settings.seed or 0, progress=progress, title="steal")
+    return distil(recipe, victim, inputs.thief, seed=seed, progress=progress, title="steal")
 
 
 def score_controls(
@@ -106,6 +110,35 @@ def score_beside(inputs: Inputs, marked: Watermarked, control_scores: Mapping[st
     return KeyReport(PUBLISHED, scores, controls, _pvalue(marked.key, own, control_scores))
 
 
+def examine_exactly(
+    inputs: Inputs,
+    settings: DemoSettings,
+    marked: Watermarked,
+    surrogate: Encoder,
+    controls: Mapping[str, Score],
+    kept: Mapping[str, float | None],
+) -> ExactReport:
+    """A verdict on every suspect under a key whose null is exact.
+
+    Args:
+        controls: what it says of the controls of the other key, of which it needs none.
+        kept: encoder's name → accuracy kept.
+    """
+    tested: list[tuple[str, str, bool, Encoder]] = [
+        (EXACT_MARKED, "the clean encoder with this scheme’s mark on its output", True, marked.encoder),
+        (EXACT_STOLEN, f"trained on its answers ({settings.exact_thief.loss} loss)", True, surrogate),
+        *((name, innocent.story, False, innocent.encoder) for name, innocent in inputs.innocents.items()),
+    ]
+    rows = []
+    for name, story, derived, encoder in tested:
+        verdict = verify(
+            marked.key, encoder, inputs.verify, control_scores={}, alpha=settings.alpha, n_claims=len(tested)
+        )
+        rows.append(ExactRow(name, story, derived, verdict.decision, verdict.significance.log2_pvalue, kept.get(name)))
+    others = {name: marked.key.score_value(score).log2_pvalue for name, score in controls.items()}
+    return ExactReport(tuple(rows), others, marked.key.n_queries, settings.alpha, SECRET_BITS)
+
+
 def _examine(
     key: Key, suspect: Encoder, data: Data, controls: Mapping[str, Score], *, alpha: float, n_suspects: int
 ) -> tuple[Decision, float | None, Scores]:
@@ -135,12 +168,17 @@ def _rate(watermark_rate: float | None) -> float:
     return watermark_rate
 
 
-def probe(inputs: Inputs, marked: Encoder, surrogate: Encoder) -> tuple[Accuracy, ...]:
-    """Linear probes of F, F*, the surrogate and both baselines on every task."""
-    return tuple(_probe_task(task, inputs.clean, marked, surrogate) for task in inputs.tasks)
+def probe(inputs: Inputs, derived: Sequence[Probed]) -> tuple[Accuracy, ...]:
+    """Linear probes of F, what was made of it, and both baselines on every task."""
+    return tuple(_probe_task(task, inputs.clean, derived) for task in inputs.tasks)
 
 
-def _probe_task(task: ProbeTask, clean: Encoder, marked: Encoder, surrogate: Encoder) -> Accuracy:
+def kept_on_first(accuracies: Sequence[Accuracy]) -> dict[str, float | None]:
+    """Encoder's name → accuracy kept on the first task that was measured."""
+    return next(({bar.name: bar.kept for bar in task.bars} for task in accuracies if task.bars), {})
+
+
+def _probe_task(task: ProbeTask, clean: Encoder, derived: Sequence[Probed]) -> Accuracy:
     if task.train is None or task.test is None:
         return Accuracy(task.title, skipped=task.skipped)
     chosen: dict[str, Any] = {"per_class": task.per_class, "seeds": task.seeds}
@@ -150,8 +188,6 @@ def _probe_task(task: ProbeTask, clean: Encoder, marked: Encoder, surrogate: Enc
         bars.insert(0, Bar("raw pixels", "baseline", without.pixels.accuracy))
     reference = probe_encoder(clean, task.train, task.test, **chosen).accuracy
     bars.append(Bar(CLEAN, "clean", reference, _kept(reference, reference, without.accuracy)))
-    derived: list[tuple[str, Literal["marked", "stolen"], Encoder]]
-    derived = [(MARKED, "marked", marked), (STOLEN, "stolen", surrogate)]
     for name, role, encoder in derived:
         accuracy = probe_encoder(encoder, task.train, task.test, **chosen).accuracy
         bars.append(Bar(name, role, accuracy, _kept(accuracy, reference, without.accuracy)))

@@ -90,6 +90,74 @@ class KeyReport:
     own_pvalue: float | None = None
 
 
+@dataclass(frozen=True)
+class ExactRow:
+    """One suspect under a key whose null is exact.
+
+    Attributes:
+        name, story, derived: as in `Suspect`.
+        decision: at alpha shared among all rows, by Bonferroni.
+        log2_pvalue: of this suspect alone, in bits below 0.
+        kept: accuracy kept on the first task, where it was measured.
+    """
+
+    name: str
+    story: str
+    derived: bool | None
+    decision: Decision
+    log2_pvalue: float
+    kept: float | None = None
+
+
+@dataclass(frozen=True)
+class ExactReport:
+    """A second scheme beside the first, on the same clean encoder.
+
+    Attributes:
+        rows: suspects, in the order in which they are shown.
+        controls: control's name → log2 of its p-value. None of them is needed: they show what the theorem says.
+        n_queries: of each verification.
+        alpha: shared among the rows.
+        most_bits: where evidence ends, the entropy of the secret.
+    """
+
+    rows: tuple[ExactRow, ...]
+    controls: Mapping[str, float]
+    n_queries: int
+    alpha: float
+    most_bits: int
+
+    @property
+    def level(self) -> float:
+        """What a row's p-value is compared with."""
+        return self.alpha / len(self.rows)
+
+    def below(self, level: float) -> int:
+        """Controls with a p-value of at most `level`."""
+        return sum(value <= math.log2(level) for value in self.controls.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {
+            "null": "exact",
+            "n_queries": self.n_queries,
+            "alpha": self.alpha,
+            "most_bits": self.most_bits,
+            "suspects": [
+                {
+                    "name": row.name,
+                    "story": row.story,
+                    "truly_derived": row.derived,
+                    "decision": row.decision,
+                    "log2_pvalue": row.log2_pvalue,
+                    "kept": row.kept,
+                }
+                for row in self.rows
+            ],
+            "controls": dict(self.controls),
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class TriggerPictures:
     """Prepared pictures before and after the trigger, float in [0, 1].
@@ -159,6 +227,7 @@ class ReportData:
         public_seed: the seed that the secret was made from; None for a secret of the operating system.
         commands: what to run next.
         limits: sentences about this run in particular that nobody should overlook.
+        exact: the same encoder under the scheme whose null is exact; None where it was not run.
     """
 
     created: str
@@ -179,6 +248,7 @@ class ReportData:
     commands: tuple[str, ...] = ()
     limits: tuple[str, ...] = field(default=())
     probes: Mapping[str, float] = field(default_factory=dict)
+    exact: ExactReport | None = None
 
     def __post_init__(self) -> None:
         missing = [s.name for s in self.suspects if s.name not in self.keys[0].suspects]
@@ -269,6 +339,7 @@ class ReportData:
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
             "public_seed": self.public_seed,
+            "exact": None if self.exact is None else self.exact.to_json(),
         }
 
     @staticmethod

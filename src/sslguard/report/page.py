@@ -51,6 +51,12 @@ def _environment() -> Any:
     return environment
 
 
+def format_bits(log2_pvalue: float, most: int) -> str:
+    """Evidence in bits for reading; at its end with the sign that says so."""
+    bits = -log2_pvalue
+    return f"≥ {most}" if bits >= most else f"{bits:.1f}"
+
+
 def format_probability(value: float | None) -> str:
     """A p-value for reading: two significant digits, never 0; a dash where there is none."""
     if value is None:
@@ -74,6 +80,7 @@ def _context(data: ReportData) -> dict[str, Any]:
         "kinds": _KINDS,
         "pictures": _pictures(data),
         "total_seconds": sum(data.seconds.values()),
+        "bits": format_bits,
         "own": next((suspect.name for suspect in data.suspects if suspect.derived), None),
     }
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sslguard.report.data import Bar, ReportData, printable
-from sslguard.report.page import format_probability
+from sslguard.report.data import Bar, ExactReport, ReportData, printable
+from sslguard.report.page import format_bits, format_probability
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,6 +21,8 @@ def render_tables(data: ReportData) -> RenderableType:
 
     parts: list[RenderableType] = [_verdicts(data), Text(_null_sentence(data)), Text()]
     parts += [_claims(data), Text()]
+    if data.exact is not None:
+        parts += [_exact(data.exact), Text(_exact_sentence(data.exact)), Text()]
     if any(task.bars for task in data.accuracies):
         parts += [_accuracies(data), Text()]
     parts += [Text(f"{printable(t.task)}: skipped, {printable(t.skipped)}") for t in data.accuracies if t.skipped]
@@ -73,6 +75,31 @@ def _null_sentence(data: ReportData) -> str:
     return (
         f"Score: {printable(data.statistic_name)}. Null: rank among {data.n_controls} controls, {data.n_images} "
         f"images each; no p-value is below 1/{data.n_controls + 1} = {data.floor:.2g}. Alpha {data.alpha:g} {shared}."
+    )
+
+
+def _exact(exact: ExactReport) -> Table:
+    from rich.text import Text
+
+    table = _table("The scheme whose null is exact", "suspect", "verdict", "bits", "kept", "truth")
+    for row in exact.rows:
+        table.add_row(
+            Text(printable(row.name, 60)),
+            Text(row.decision, style=_STYLES[row.decision]),
+            format_bits(row.log2_pvalue, exact.most_bits),
+            "–" if row.kept is None else f"{row.kept:.0%}",
+            {True: "derived", False: "innocent", None: "unknown"}[row.derived],
+        )
+    return table
+
+
+def _exact_sentence(exact: ExactReport) -> str:
+    n = len(exact.controls)
+    return (
+        "Bits: −log2 of the p-value, a theorem about the secret’s own randomness; it needs no controls. "
+        f"{exact.n_queries} plain queries each. Alpha {exact.alpha:g} shared among {len(exact.rows)} suspects: "
+        f"p ≤ {exact.level:.2g} for each. Of the {n} controls {exact.below(0.01)} have p ≤ 0.01, and "
+        f"{exact.below(exact.level)} reach the level of a claim."
     )
 
 
