@@ -23,11 +23,16 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def story() -> list[list[str]]:
-    """The commands of the whole story: mark, steal, verify."""
-    (block,) = [b for b in blocks("sh") if "sslguard watermark" in b]
+def commands_of(words: str) -> list[list[str]]:
+    """The commands of the one block that holds these words."""
+    (block,) = [b for b in blocks("sh") if words in b]
     lines = block.replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith("sslguard ")]
+
+
+def story() -> list[list[str]]:
+    """The commands of the whole story: mark, steal, verify."""
+    return commands_of("sslguard steal")
 
 
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +42,14 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in commands[:2]:
         assert main([*command, "--steps", str(STEPS), "--quiet"]) == 0
     assert main(commands[2]) in (0, 1)
+
+
+def test_commands_of_the_exact_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    power, mark, verify = commands_of("--scheme exact")
+    assert main([*power, "--quiet"]) == 0
+    assert main([*mark, "--steps", str(STEPS), "--quiet"]) == 0
+    assert main(verify) in (0, 1)
 
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
