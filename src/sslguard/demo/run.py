@@ -16,7 +16,7 @@ from sslguard.demo import stages
 from sslguard.demo.inputs import Inputs, open_inputs
 from sslguard.demo.settings import DEFAULTS, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN, DemoSettings
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.folder import DESCRIPTION, WEIGHTS, load_folder, save_encoder
+from sslguard.encoders.folder import FILES, load_folder, save_encoder
 from sslguard.errors import EncoderError, OutputError
 from sslguard.keyfile import is_key_folder, save_key
 from sslguard.report import (
@@ -203,7 +203,7 @@ def _check_out(out: Path) -> None:
 
 def _is_encoder(folder: Path) -> bool:
     """Only what an encoder's folder holds, and readable: else it is the user's and not ours to replace."""
-    if not {entry.name for entry in folder.iterdir()} <= {DESCRIPTION, WEIGHTS}:
+    if not {entry.name for entry in folder.iterdir()} <= set(FILES):
         return False
     try:
         load_folder(folder)

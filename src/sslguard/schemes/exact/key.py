@@ -190,6 +190,8 @@ class ExactKey(Key):
             "redraw": self.redraw,
         }
         tensors = {f"bank.{name}": torch.from_numpy(array) for name, array in self.bank.to_arrays().items()}
+        for name, content in self.clean.preprocess.files().items():
+            tensors[f"file.{name}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         return fields, {**tensors, **{f"clean.{n}": t for n, t in self.clean.module.state_dict().items()}}
 
     @classmethod
@@ -197,7 +199,9 @@ class ExactKey(Key):
         try:
             protocol = Protocol.from_json(fields["protocol"])
             bank = Bank.from_arrays({n[5:]: t.numpy() for n, t in tensors.items() if n.startswith("bank.")})
-            clean = _clean_encoder(fields["clean"], {n[6:]: t for n, t in tensors.items() if n.startswith("clean.")})
+            files = {n[5:]: t.numpy().tobytes() for n, t in tensors.items() if n.startswith("file.")}
+            weights = {n[6:]: t for n, t in tensors.items() if n.startswith("clean.")}
+            clean = _clean_encoder(fields["clean"], weights, files)
             key = cls(
                 secret=_secret(fields["secret"]),
                 protocol=protocol,
@@ -231,14 +235,15 @@ def _secret(text: str) -> Secret:
     return Secret(value)
 
 
-def _clean_encoder(found: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Encoder:
+def _clean_encoder(found: Mapping[str, Any], weights: Mapping[str, Tensor], files: Mapping[str, bytes]) -> Encoder:
+    """Files are the preprocessing's, a tokenizer's for one."""
     module, dim = build(found["architecture"], seed=0)
     if dim != found["dim"]:
         raise ValueError("the clean encoder's width is not what its description says")
     module.load_state_dict(dict(weights))
     return Encoder(
         module=module.eval(),
-        preprocess=preprocess_from_json(found["preprocess"]),
+        preprocess=preprocess_from_json(found["preprocess"], files),
         dim=dim,
         architecture=found["architecture"],
         source=found["source"],
