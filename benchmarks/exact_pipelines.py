@@ -5,6 +5,9 @@ all through the functions that `sslguard watermark` and `sslguard verify` call. 
 Kolmogorov-Smirnov against the uniform law, and how many p-values lie below some levels; Holm over the cells. Of
 `verify`'s own p-values, which Bonferroni makes too large, only the share below each level is shown.
 
+Then the null population, every member under a fresh secret of its own: how small their p-values are, Bonferroni over
+all members.
+
 Run: python benchmarks/exact_pipelines.py [--pipelines 2000] [--workers 2]
 """
 
@@ -28,7 +31,7 @@ from sslguard.encoders.load import load_encoder
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
 from sslguard.secrets import Secret
 from sslguard.stats.corrections import holm
-from sslguard.verification import ask
+from sslguard.verification import ask, score_suspect
 
 SCHEME = Exact(Protocol(n_queries=400), mode="head")
 MARKING_ITEMS, ASKED_ITEMS = 500, 600
@@ -79,6 +82,15 @@ def pipeline(seed: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def member_alone(number: int) -> tuple[str, float]:
+    """A member of the null population and log2 of its p-value under a secret that nobody else is tested with."""
+    member = read_population(shipped_population())[number]
+    _, key = marked(FIRST_SEED + 1_000_000 + number)
+    found = score_suspect(key, member.load(), data("verify").slice(0, ASKED_ITEMS)).evidence
+    assert found is not None
+    return member.name, found.log2_pvalue
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipelines", type=int, default=2000)
@@ -87,6 +99,7 @@ def main() -> None:
     started = time.time()
     seeds = range(FIRST_SEED, FIRST_SEED + options.pipelines)
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=prepare) as pool:
+        alone = dict(pool.map(member_alone, range(len(read_population(shipped_population()))), chunksize=4))
         runs = list(pool.map(pipeline, seeds, chunksize=8))
     cells = {(name, w): np.array([run[name][w] for run in runs]) for name in runs[0] for w in runs[0][name]}
     rows, uniform = [], []
@@ -101,6 +114,8 @@ def main() -> None:
     figures = {
         "pipelines": options.pipelines,
         "least p of uniformity, Holm": float(adjusted.min()),
+        "population, log2 p": alone,
+        "population, least p after Bonferroni": min(1.0, 2 ** min(alone.values()) * len(alone)),
         "cells": [
             {
                 "innocent": r[0],
@@ -113,6 +128,11 @@ def main() -> None:
     }
     print(table(["innocent", "witness", *(f"p ≤ {level:g}" for level in LEVELS), "uniform"], rows))
     print(f"least p of uniformity after Holm over {len(tested)} cells: {adjusted.min():.3f}")
+    least = min(alone, key=alone.__getitem__)
+    print(
+        f"null population, a fresh secret each: least p of {len(alone)} is {2 ** alone[least]:.4f} ({least}), "
+        f"after Bonferroni {figures['population, least p after Bonferroni']:.3f}"
+    )
     save("exact_pipelines", figures, started=started)
 
 
