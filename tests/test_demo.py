@@ -152,13 +152,14 @@ def test_the_exact_scheme_stands_beside(result: DemoResult, settings: DemoSettin
     assert names[:3] == [EXACT_MARKED, EXACT_STOLEN, CLEAN]
     assert [row["truly_derived"] for row in found["suspects"]] == [True, True] + [False] * (len(names) - 2)
     assert found["n_queries"] == 20
+    assert found["alpha"] == settings.exact_alpha == 1e-6
     assert set(found["controls"]) == set(result.data.keys[0].controls)
     # Again from what was written: the same evidence, to the bit.
     key, data = load_key(result.files["exact-key"]), open_data(settings.roles.verify)
     for row, folder in zip(found["suspects"], ("exact-encoder", "exact-surrogate"), strict=False):
         verdict = verify(key, load_encoder(result.files[folder]), data, control_scores={}, alpha=ALPHA)
         assert verdict.significance.log2_pvalue == pytest.approx(row["log2_pvalue"], abs=1e-9)
-        assert row["decision"] == ("derived" if 2 ** row["log2_pvalue"] <= ALPHA / len(names) else "not shown")
+        assert row["decision"] == ("derived" if 2 ** row["log2_pvalue"] <= 1e-6 / len(names) else "not shown")
     page = result.files["page"].read_text()
     assert "whose null is exact" in page
     assert EXACT_STOLEN in page

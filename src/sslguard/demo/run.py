@@ -296,7 +296,8 @@ def _commands(out: Path, settings: DemoSettings) -> tuple[str, ...]:
     exact = []
     if settings.exact is not None:
         files = shlex.join([str(out / "exact-key"), str(out / "exact-surrogate")])
-        exact = [broken.join([f"sslguard verify {files}", shlex.join(rest[:2])])]
+        level = ["--alpha", f"{settings.exact_alpha:g}"]
+        exact = [broken.join([f"sslguard verify {files}", shlex.join([*rest[:2], *level])])]
     return (
         *(broken.join([command, shlex.join(rest)]) for command in verify),
         *exact,

@@ -32,7 +32,8 @@ class DemoSettings:
         innocents: further innocent suspects beside F.
         held_out: members of the population that are taken out of the controls and tested instead. Named before
             anything is scored: members chosen by their scores would be no test.
-        alpha: level of the test.
+        alpha, exact_alpha: levels of the tests. An exact null is not bound by a number of controls: at 1e-6 it claims
+            an innocent in one demonstration of a million.
         roles: who sees which data.
         few_labels: labels a class of a second, harder task; None leaves it out.
         seed: makes the run repeatable and its key public; None takes the secret from the operating system.
@@ -48,13 +49,15 @@ class DemoSettings:
     innocents: tuple[Encoder | str, ...] = ("shipped:moco", "shipped:byol")
     held_out: tuple[str, ...] = ("surrogate-simclr-centred-augmented", "independent-simclr-resnet-small-first")
     alpha: float = DEFAULT_ALPHA
+    exact_alpha: float = 1e-6
     roles: Roles = ROLES
     few_labels: int | None = 10
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < 1:
-            raise UsageError(f"alpha must lie between 0 and 1, not {self.alpha}")
+        for name in ("alpha", "exact_alpha"):
+            if not 0 < getattr(self, name) < 1:
+                raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         if self.few_labels is not None and self.few_labels < 1:
             raise UsageError(f"few_labels must be at least 1, not {self.few_labels}")
         if self.seed is not None and self.seed < 0:

@@ -132,11 +132,11 @@ def examine_exactly(
     rows = []
     for name, story, derived, encoder in tested:
         verdict = verify(
-            marked.key, encoder, inputs.verify, control_scores={}, alpha=settings.alpha, n_claims=len(tested)
+            marked.key, encoder, inputs.verify, control_scores={}, alpha=settings.exact_alpha, n_claims=len(tested)
         )
         rows.append(ExactRow(name, story, derived, verdict.decision, verdict.significance.log2_pvalue, kept.get(name)))
     others = {name: marked.key.score_value(score).log2_pvalue for name, score in controls.items()}
-    return ExactReport(tuple(rows), others, marked.key.n_queries, settings.alpha, SECRET_BITS)
+    return ExactReport(tuple(rows), others, marked.key.n_queries, settings.exact_alpha, SECRET_BITS)
 
 
 def _examine(

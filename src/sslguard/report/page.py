@@ -53,7 +53,7 @@ def _environment() -> Any:
 
 def format_bits(log2_pvalue: float, most: int) -> str:
     """Evidence in bits for reading; at its end with the sign that says so."""
-    bits = -log2_pvalue
+    bits = abs(log2_pvalue)  # −0.0 is no sign of anything
     return f"≥ {most}" if bits >= most else f"{bits:.1f}"
 
 
