@@ -160,7 +160,7 @@ class TestKey:
                 assert v.any()
 
     def test_pvalues_of_innocents_are_uniform_over_whole_pipelines(self, tiny, images, asked):
-        """Fresh master secrets, marking and all. One witness alone: Bonferroni over all of them would leave p too large."""
+        """Fresh master secrets, marking and all. One witness alone, since Bonferroni over all leaves p too large."""
         clean, logits = tiny(7), np.random.default_rng(0).normal(size=(D, 10))
         suspects = {
             "F": clean,
