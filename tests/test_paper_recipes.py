@@ -511,7 +511,7 @@ class TestDocument:
     PAGE = (RECIPES.parent.parent / "docs" / "paper.md").read_text()
 
     @pytest.mark.parametrize(
-        ("name", "per_iteration"), [("published", (20, 16)), ("clean-gradients", (18, 12)), ("cured", (288, 160))]
+        ("name", "per_iteration"), [("published", (20, 16)), ("clean-gradients", (18, 12)), ("cured", (208, 112))]
     )
     def test_passes_of_an_iteration(
         self, name: str, per_iteration: tuple[int, int], recipe_modules: dict[str, ModuleType], tiny: Any, images: Any
