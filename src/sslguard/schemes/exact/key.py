@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -62,12 +63,12 @@ class ExactKey(Key):
     def n_queries(self) -> int:
         return self.protocol.n_queries
 
-    @property
+    @cached_property
     def clean_hash(self) -> str:
         """SHA-256 of the weights of F, hex."""
         return weights_hash(self.clean.module)
 
-    @property
+    @cached_property
     def context(self) -> bytes:
         """What the streams of features and queries are bound to."""
         return stream_context(self.clean, self.protocol)

@@ -87,7 +87,7 @@ class Exact(Scheme):
         record = {
             "made_by": "watermark",
             "scheme": self.name,
-            "settings": {**asdict(self), "protocol": asdict(self.protocol)},
+            "settings": asdict(self),
             "data": data.spec,
             "seconds": round(history.seconds, 1),
             "cpu_seconds": round(history.cpu_seconds, 1),
