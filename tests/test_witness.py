@@ -323,6 +323,18 @@ def test_spreads_that_are_refused(name: str, spread: object, complaint: str, pla
             call()
 
 
+def test_all_at_once_is_each_alone_to_the_bit(plain: Bed) -> None:
+    for suspect in ("noisy", "PCA 8"):
+        moments = moments_of(plain, DERIVED[suspect](plain))
+        found = module.witnesses(moments, plain.spread)
+        assert tuple(found) == family(24, moments.width)
+        for name, (v, basis) in found.items():
+            assert np.array_equal(v, WITNESSES[name](moments, plain.spread))
+            alone = fit_range(name, moments, plain.spread)
+            assert (basis is None) == (alone is None)
+            assert basis is None or np.array_equal(basis, alone)
+
+
 def test_what_else_is_refused(plain: Bed) -> None:
     with pytest.raises(UsageError, match="of 24 columns, not 8: ask"):
         module.own_space(moments_of(plain, plain.h[:, :8]), plain.spread)

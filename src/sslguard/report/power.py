@@ -12,7 +12,7 @@ from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 from sslguard.schemes.exact.power import Power
 
-# Okabe and Ito's, which the colour-blind tell apart; each curve is labelled at its end as well.
+# Okabe and Ito's, which the colour-blind tell apart; the curves' order is that of the legend.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 

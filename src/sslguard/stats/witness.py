@@ -230,12 +230,38 @@ def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
     """
     if name not in _FACTORS:
         raise UsageError(f"witness must be one of {', '.join(_FACTORS)}, not {name!r}")
-    factors = _FACTORS[name](moments, _Spread(spread, moments.dim))
+    return _range(_FACTORS[name](moments, _Spread(spread, moments.dim)), moments.dim)
+
+
+def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Array | None]]:
+    """Every witness of the suspect's `family` with its `fit_range`, what they share computed once.
+
+    Parameters
+    ----------
+    moments, spread
+        As in `procrustes`.
+
+    Returns
+    -------
+    dict of str to (ndarray, ndarray or None)
+        Name to what `WITNESSES[name]` and `fit_range` give, bit for bit.
+
+    Raises
+    ------
+    UsageError
+        As in `procrustes`.
+    """
+    checked = _Spread(spread, moments.dim)
+    each = {name: _FACTORS[name](moments, checked) for name in family(moments.dim, moments.width)}
+    return {name: (_product(factors), _range(factors, moments.dim)) for name, factors in each.items()}
+
+
+def _range(factors: _Factors, dim: int) -> Array | None:
     if not _product(factors).any():
         return None
     _, sizes, rows = svd(factors[1], full_matrices=False)
     basis = rows[sizes > _RANK * sizes[0]].T
-    return basis if basis.shape[1] < moments.dim else None
+    return basis if basis.shape[1] < dim else None
 
 
 def equal_gain(spread: ArrayLike) -> Array:

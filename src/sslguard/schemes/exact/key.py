@@ -28,7 +28,7 @@ from sslguard.stats.corrections import bonferroni
 from sslguard.stats.direction import SECRET_BITS, direction_test
 from sslguard.stats.moments import Moments, unit_rows
 from sslguard.stats.significance import Significance
-from sslguard.stats.witness import WITNESSES, family, fit_range
+from sslguard.stats.witness import witnesses
 
 QUERY_BATCH = 128
 # Numbers of clean embeddings that are kept between two suspects: 1 GiB.
@@ -128,11 +128,7 @@ class ExactKey(Key):
 
         A function of features, clean encoder, spread and answers. The directions stand nowhere on its path.
         """
-        spread = self.bank.geometry.spread
-        return {
-            name: (WITNESSES[name](moments, spread), fit_range(name, moments, spread))
-            for name in family(moments.dim, moments.width)
-        }
+        return witnesses(moments, self.bank.geometry.spread)
 
     def test(self, witnesses: Mapping[str, tuple[Array, Array | None]], *, n_queries: int) -> Significance:
         """The best witness's significance, corrected for all that were asked; bits end at the secret's entropy."""
