@@ -358,7 +358,7 @@ class TestSpecs:
             ("torchvision:nope:random", UsageError, "no classification model"),
             ("torchvision:resnet18:nope.pth", EncoderError, "no file"),
             ("torchvision:mobilenet_v3_small:random@nopool", UsageError, "ResNets"),
-            ("package:nope", UsageError, "efficientnet-lite0"),
+            ("package:nope", UsageError, "efficientnet-lite0 and package:all-minilm-l6-v2"),
         ],
     )
     def test_what_names_no_encoder(self, spec, error, words, monkeypatch):

