@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from sslguard.errors import KeyFileError, OutputError
-from sslguard.keyfile import MAX_JSON_BYTES, is_key_folder, load_key, save_key
+from sslguard.keyfile import MAX_JSON_BYTES, is_key_folder, load_key, open_key, save_key
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
 
@@ -45,7 +45,8 @@ class TestRoundTrip:
         assert (loaded.clean_hash, loaded.watermarked_hash) == (key.clean_hash, key.watermarked_hash)
 
     def test_written_again_it_is_the_same_file(self, folder, tmp_path):
-        save_key(load_key(folder), tmp_path / "again")
+        stored = open_key(folder)
+        save_key(stored.key, tmp_path / "again", owner=stored.owner)
         for name in ("key.json", "tensors.safetensors"):
             assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
@@ -128,7 +129,12 @@ HOSTILE = {
     "a list": (write("key.json", b"[]"), "not a key of this program"),
     "oversized description": (write("key.json", b" " * (MAX_JSON_BYTES + 1)), "larger than"),
     "another format": (edit_json(lambda d: d.update(format="other")), "not a key of this program"),
-    "another version": (edit_json(lambda d: d.update(version=2)), "version 2; this program reads 1"),
+    "another version": (edit_json(lambda d: d.update(version=3)), "version 3; this program reads 1 to 2"),
+    "a version that is true": (edit_json(lambda d: d.update(version=True)), "version True"),
+    "another protection": (edit_json(lambda d: d.update(protection="rot13")), "protection is none or age"),
+    "no owner": (edit_json(lambda d: d.pop("owner")), "lacks a salt or a signing key"),
+    "half a salt": (edit_json(lambda d: d["owner"].update(salt="ab" * 16)), "32 bytes each"),
+    "another owner's name": (edit_json(lambda d: d.update(id="ab" * 32)), "its id and its scheme"),
     "no version": (edit_json(lambda d: d.pop("version")), "version None"),
     "unknown scheme": (edit_json(lambda d: d.update(scheme="nope")), "scheme 'nope'"),
     "unhashable scheme": (edit_json(lambda d: d.update(scheme=["sslguard"])), "not known here"),

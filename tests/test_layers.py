@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pretraining",),
     ("distillation",),
     ("supervised",),
-    ("secrets",),
+    ("secrets", "sealing"),
     ("schemes",),
     ("keyfile",),
     ("attacks",),

@@ -108,6 +108,7 @@ def score_controls(
     data: Data | str,
     *,
     controls: Sequence[str] = ("shipped",),
+    folder: Path | None = None,
     rescore: bool = False,
     progress: bool = False,
 ) -> ControlScores:
@@ -118,9 +119,11 @@ def score_controls(
 
     Args:
         data, controls: as in `verify`.
+        folder: where a key that is given as an object stands.
         rescore: score anew what the key's folder may hold.
     """
-    loaded, folder = _with_folder(key)
+    loaded, found = _with_folder(key)
+    folder = folder or found
     return control_scores(loaded, controls, as_data(data), folder=folder, rescore=rescore, progress=progress)
 
 

@@ -1,20 +1,37 @@
 """Files that are there whole or not at all.
 
 A result is written beside its place under a temporary name and renamed when it is complete, so that a full
-disk, an error or ^C halfway leaves what was there before.
+disk, an error or ^C halfway leaves what was there before. A process that is killed outright may leave the temporary
+name behind (`.NAME.xxxxxxxx.partial`), with key material in it where NAME holds some.
 """
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sslguard.errors import OutputError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way in which a JSON value is written where bytes are hashed or signed.
+
+    UTF-8, of which ASCII alone is used (other characters as escapes), keys sorted by code points, no white space,
+    floats as the shortest decimal that reads as the same double (`repr` of Python), no newline at the end.
+
+    Raises:
+        ValueError, TypeError: NaN, infinity, or what is no JSON value.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
@@ -114,7 +131,9 @@ def _move_folder(partial: Path, target: Path) -> None:
     if not target.exists():
         partial.rename(target)
         return
-    # A folder that holds files cannot be renamed over, so the old one steps aside first.
+    # A folder that holds files cannot be renamed over.
+    if _exchange(partial, target):
+        return
     old = _beside(target)
     target.rename(old)
     try:
@@ -124,6 +143,15 @@ def _move_folder(partial: Path, target: Path) -> None:
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places, in one step that nothing can interrupt; False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return not renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
 
 
 def _sync(file: Path) -> None:

@@ -38,11 +38,11 @@ from sslguard.controls import Control, list_controls, progress_bar
 from sslguard.data.base import Data
 from sslguard.errors import EncoderError, KeyFileError, OutputError, UsageError
 from sslguard.files import write_atomic
-from sslguard.keyfile import key_hash, tensor_bytes
+from sslguard.keyfile import SCORES, key_hash, tensor_bytes
 from sslguard.schemes.base import Key
 from sslguard.verification import check_names, score_control
 
-FILE = "controls.json"
+FILE = SCORES
 FORMAT = "sslguard-control-scores"
 VERSION = 1
 MAX_ENTRIES = 16

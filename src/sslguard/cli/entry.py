@@ -28,7 +28,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from sslguard import __version__
-from sslguard.cli import attack, make, measure, prove
+from sslguard.cli import attack, claim, make, measure, prove
 from sslguard.cli.options import Output
 from sslguard.cli.output import Result, say, show, show_json
 from sslguard.errors import SslguardError
@@ -53,6 +53,7 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     prove.queries,
     prove.verify,
     prove.controls,
+    *claim.COMMANDS,
     prove.demo,
 )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sslguard.schemes.exact import Exact
     from sslguard.schemes.sslguard import SSLGuard
     from sslguard.scorefile import ControlScores
+    from sslguard.sealing import Seal
     from sslguard.secrets import Secret
 
 RECIPE = Group("Recipe", sort_key=1)
@@ -204,6 +205,8 @@ def watermark(
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
+    recipient: list[str] | None = None,
+    ask_passphrase: bool = False,
     settings: SchemeOptions = SchemeOptions(),
     mode: Annotated[Literal["head", "distilled"] | None, Parameter(group=EXACT)] = None,
     exact: ProtocolOptions = ProtocolOptions(),
@@ -226,8 +229,11 @@ def watermark(
         mode: head puts the mark on the output, without training, for an API; distilled, the default, trains it into
             the weights.
         verify_data: What they are asked, with --control: the --data of verifications to come, no image of --data.
+        recipient: Encrypt the key for this age public key, or those in this file; give several by repeating it.
+        ask_passphrase: Encrypt the key by a passphrase that is asked for; SSLGUARD_PASSPHRASE does so without asking.
     """
     from sslguard import api
+    from sslguard.cli.claim import chosen_seal
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
     from sslguard.secrets import Secret
@@ -240,6 +246,7 @@ def watermark(
             raise UsageError(f"--{_option(foreign[0])} belongs to --scheme exact")
         chosen = sslguard = scheme_of(preset, settings)
         n_asked = sslguard.n_queries
+    seal = chosen_seal(recipient, ask_passphrase)
     clean, images = load_encoder(encoder), open_data(data)
     if control or verify_data:
         _check_null(control, verify_data, images, clean.dim, n_asked)
@@ -259,9 +266,16 @@ def watermark(
             **machine.loop(),
         )
         if work.result is not None:
-            _save_marked(marked, work.result)
+            _save_marked(marked, work.result, seal)
             if control and verify_data:
-                null = api.score_controls(work.result / "key", verify_data, controls=control, progress=output.progress)
+                null = api.score_controls(
+                    *(marked.key, verify_data),
+                    controls=control,
+                    folder=work.result / "key",
+                    progress=output.progress,
+                )
+            if seal is None:
+                say(f"the key is in the clear: whoever reads {out / 'key'} has it; sslguard protect encrypts it")
     return _marked(out, marked, null)
 
 
@@ -367,12 +381,12 @@ def _trained(out: Path, dim: int, n_parameters: int, record: Mapping[str, Any]) 
     return Result(fields, rows)
 
 
-def _save_marked(marked: Watermarked, folder: Path) -> None:
+def _save_marked(marked: Watermarked, folder: Path, seal: Seal | None) -> None:
     from sslguard.encoders.folder import save_encoder
     from sslguard.keyfile import save_key
 
     save_encoder(marked.encoder, folder / "encoder")
-    save_key(marked.key, folder / "key")
+    save_key(marked.key, folder / "key", seal=seal)
 
 
 def _check_null(control: list[str] | None, spec: str | None, marking: Data, width: int, n_images: int) -> None:
