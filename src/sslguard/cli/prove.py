@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +12,7 @@ from cyclopts import Parameter
 
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result
+from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, remote_rows
 from sslguard.cli.unfinished import InterruptedRun
 from sslguard.errors import EncoderError, UsageError
 
@@ -62,6 +64,7 @@ def verify(
     alpha: Rate = 0.01,
     claims: Count = 1,
     rescore: bool = False,
+    remote: RemoteOptions = DEFAULT_REMOTE,
     threads: Threads | None = None,
     output: Output = PRINTED,
 ) -> Result:
@@ -74,7 +77,8 @@ def verify(
 
     Args:
         key: Folder of the key.
-        suspect: An encoder (a folder, a checkpoint ...), or answers:FILE.npy in the order of `queries`.
+        suspect: An encoder (a folder, a checkpoint ...), answers:FILE.npy in the order of `queries`, or an address,
+            https://..., with --protocol.
         data: Images to ask about, none of which took part in marking.
         control: Known innocents: encoders, the folder of a population, or shipped for the test bed's.
         alpha: Level of the test.
@@ -83,21 +87,31 @@ def verify(
         threads: CPU threads.
     """
     from sslguard import api
+    from sslguard.suspects import RemoteSuspect, open_suspect
 
     set_threads(threads)
-    try:
-        verdict = api.verify(
-            *(key, suspect, data),
-            controls=control or (),
-            alpha=alpha,
-            n_claims=claims,
-            rescore=rescore,
-            progress=output.progress,
-        )
-    except EncoderError as error:
-        # The suspect's own failures are SuspectErrors.
-        raise UsageError(f"a control cannot be used: {error}") from error
-    return Result(verdict.to_json(), _verdict_rows(verdict), verdict.exit_code)
+    how = remote.remote()
+    with ExitStack() as opened:
+        target: RemoteSuspect | str = suspect
+        if how is not None and isinstance(found := open_suspect(suspect, how), RemoteSuspect):
+            target = opened.enter_context(found)
+        try:
+            verdict = api.verify(
+                *(key, target, data),
+                controls=control or (),
+                alpha=alpha,
+                n_claims=claims,
+                rescore=rescore,
+                progress=output.progress,
+            )
+        except EncoderError as error:
+            # The suspect's own failures are SuspectErrors.
+            raise UsageError(f"a control cannot be used: {error}") from error
+    fields, rows = verdict.to_json(), _verdict_rows(verdict)
+    if isinstance(target, RemoteSuspect):
+        fields["remote"] = target.report()
+        rows += remote_rows(fields["remote"])
+    return Result(fields, rows, verdict.exit_code)
 
 
 def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:

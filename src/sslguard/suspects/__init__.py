@@ -1,4 +1,4 @@
-"""Who is tested: encoders that run here, and answers that were logged elsewhere."""
+"""Who is tested: encoders that run here, answers that were logged elsewhere, and servers."""
 
 from __future__ import annotations
 
@@ -8,30 +8,43 @@ from sslguard.errors import UsageError
 from sslguard.suspects.base import MAX_WIDTH, Counted, Suspect, checked
 from sslguard.suspects.local import LocalSuspect, load_local
 from sslguard.suspects.logged import LoggedAnswers
+from sslguard.suspects.remote import PREFIXES, Remote, RemoteSuspect, open_remote
 
 __all__ = [
     "MAX_WIDTH",
     "Counted",
     "LocalSuspect",
     "LoggedAnswers",
+    "Remote",
+    "RemoteSuspect",
     "Suspect",
     "checked",
     "load_local",
+    "open_remote",
     "open_suspect",
 ]
 
 _LOGGED = "answers:"
 
 
-def open_suspect(spec: str | Path) -> Suspect:
-    """The suspect that `spec` names: `answers:FILE.npy`, else any specification of an encoder.
+def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
+    """The suspect that `spec` names: `answers:FILE.npy`, an address, else any specification of an encoder.
+
+    Args:
+        remote: how an address is asked.
 
     Raises:
-        UsageError: `spec` names neither.
+        UsageError: `spec` names none of these, or `remote` does not go with it.
         SuspectError: what it names is missing, damaged or of another shape.
     """
     if not isinstance(spec, str | Path) or not str(spec):
         raise UsageError(f"a suspect is named by a text or a path, not {spec!r}")
+    if isinstance(spec, str) and spec.startswith(PREFIXES):
+        if remote is None:
+            raise UsageError("a suspect behind an address needs --protocol: oip, openai, tei or json")
+        return open_remote(spec, remote)
+    if remote is not None:
+        raise UsageError("--protocol is for suspects behind an http:// or https:// address")
     if isinstance(spec, str) and spec.startswith(_LOGGED):
         file = spec.removeprefix(_LOGGED)
         if not file:

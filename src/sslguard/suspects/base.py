@@ -6,6 +6,7 @@ that are not numbers. Whatever comes is checked here before anything computes wi
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,19 @@ from sslguard.errors import SuspectError, UsageError
 
 MAX_WIDTH = 65_536
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+class UnansweredError(SuspectError):
+    """One request went without a usable answer; its queries count as missing unless it is asked again.
+
+    Attributes:
+        again: whether asking again may help.
+        after: seconds that the suspect asks to be left alone; None where it did not say.
+    """
+
+    def __init__(self, message: str, *, again: bool, after: float | None = None) -> None:
+        super().__init__(message)
+        self.again, self.after = again, after
 
 
 class Suspect(Embedder, Protocol):
@@ -72,20 +86,30 @@ def checked(answers: object, n: int, *, width: int | None = None, name: str = "t
 
 
 class Counted:
-    """A suspect that counts its queries and checks its answers.
+    """A suspect that counts its queries, never asks more than a budget, and checks its answers.
 
-    A query counts when it is asked, whatever becomes of it: nobody drops queries after seeing answers.
+    A query counts when it is asked, whatever becomes of it: nobody drops queries after seeing answers. Several
+    threads may ask at once.
 
     Attributes:
         suspect: who answers.
+        budget: queries that may be asked; None for any number.
+        price: of one query, in a currency of the caller's.
         n_queries: queries asked, unanswered ones included.
+        n_requests: batches asked.
         width: numbers in an answer; None before the first.
     """
 
-    def __init__(self, suspect: Suspect) -> None:
-        self.suspect = suspect
+    def __init__(self, suspect: Suspect, *, budget: int | None = None, price: float = 0.0) -> None:
+        if budget is not None and budget < 0:
+            raise UsageError(f"a budget must be 0 or more queries, not {budget}")
+        if not 0 <= price < float("inf"):
+            raise UsageError(f"the price of a query must be 0 or more and finite, not {price}")
+        self.suspect, self.budget, self.price = suspect, budget, price
         self.n_queries = 0
+        self.n_requests = 0
         self.width: int | None = None
+        self._lock = threading.Lock()
 
     @property
     def name(self) -> str:
@@ -95,22 +119,38 @@ class Counted:
     def n_missing(self) -> int:
         return self.suspect.n_missing
 
+    @property
+    def cost(self) -> float:
+        """Of all queries so far, unanswered ones included."""
+        return self.n_queries * self.price
+
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
         """Checked answers to a batch, float (n, m).
 
         Raises:
             UsageError: the batch is empty.
-            SuspectError: the answers are not n finite rows of one width, the same in every batch.
+            SuspectError: the budget does not reach for the batch, which is not asked then; or the answers are not n
+                finite rows of one width, the same in every batch.
         """
         if not len(batch):
             raise UsageError("a batch of queries must hold at least one item, not 0")
-        self.n_queries += len(batch)
+        self._spend(len(batch))
         answers = checked(self.suspect.embed(batch), len(batch), width=self.width, name=self.name)
         self.width = answers.shape[1]
         return answers
 
     def finish(self) -> None:
         self.suspect.finish()
+
+    def _spend(self, n: int) -> None:
+        with self._lock:
+            if self.budget is not None and self.n_queries + n > self.budget:
+                raise SuspectError(
+                    f"the budget of {self.budget:,} queries does not reach: {self.name} was asked {self.n_queries:,}, "
+                    f"and {n} more are needed now; raise the budget"
+                )
+            self.n_queries += n
+            self.n_requests += 1
 
 
 def _real_numbers(answers: object, name: str) -> NDArray[np.floating]:

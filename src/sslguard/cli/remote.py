@@ -1,0 +1,141 @@
+"""Options of suspects behind an address, and what `verify` says about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from sslguard.cli.options import Count, Rate, Seed, Share
+from sslguard.errors import UsageError
+
+if TYPE_CHECKING:
+    from sslguard.suspects import Remote
+
+REMOTE = Group("Suspect behind an address", sort_key=1)
+MAX_BODY = 1 << 20  # bytes
+
+
+@Parameter(name="*", group=REMOTE)
+@dataclass(frozen=True, kw_only=True)
+class RemoteOptions:
+    """For https://… and http://….
+
+    Attributes:
+        protocol: oip is the Open Inference Protocol V2, openai its /v1/embeddings, tei text-embeddings-inference's
+            /embed, json any other API: see --body. Images go over oip and json.
+        model: The model's name there, for oip and openai.
+        binary: Numbers as bytes: tensors of oip, base64 of openai.
+        output_tensor: For oip: the tensor to read; by default the first with a row a query.
+        scale: For oip: values of images where the model takes floats; unit is [0, 1], signed [-1, 1], bytes [0, 255],
+            imagenet ImageNet's mean and deviation.
+        body: For json: what is sent, JSON or @FILE of it. The texts {text} or {texts}, {image} or {images} (base64 of
+            PNG) stand for queries; an array whose one entry holds {text} or {image} is repeated for each.
+        answers: For json: where the answers are, as in data[*].embedding.
+        auth_env: Environment variable that holds the credential.
+        auth_header: Header that carries it; Authorization says Bearer before it.
+        cache: Folder that keeps answers, so that the same command goes on after an interruption.
+        budget: Queries that may be asked, asking again included; the run ends before it would ask more.
+        price: Of one query, for the cost in the result.
+        rate: Queries a second at most.
+        request_size: Queries of a request.
+        workers: Requests at a time.
+        attempts: How often a request is sent at most.
+        request_limit: Seconds that a request may take.
+        time_limit: Seconds that everything may take.
+        reask: First queries that are asked twice, to see whether answers change; 0 for none.
+    """
+
+    protocol: Literal["oip", "openai", "tei", "json"] | None = None
+    model: str | None = None
+    binary: bool = False
+    output_tensor: str | None = None
+    scale: Literal["unit", "signed", "bytes", "imagenet"] = "unit"
+    body: str | None = None
+    answers: str | None = None
+    auth_env: str | None = None
+    auth_header: str = "Authorization"
+    cache: Path | None = None
+    budget: Count | None = None
+    price: Share = 0.0
+    rate: Rate | None = None
+    request_size: Count = 16
+    workers: Count = 4
+    attempts: Count = 5
+    request_limit: Rate = 60.0
+    time_limit: Rate = 86_400.0
+    reask: Seed = 4
+
+    def remote(self) -> Remote | None:
+        """What `open_suspect` takes; None where no protocol was given.
+
+        Raises:
+            UsageError: an option came without --protocol.
+        """
+        if self.protocol is None:
+            if self != RemoteOptions():
+                raise UsageError("options of a suspect behind an address need --protocol: oip, openai, tei or json")
+            return None
+        from sslguard.suspects import Remote
+
+        return Remote(
+            protocol=self.protocol,
+            model=self.model,
+            binary=self.binary,
+            output=self.output_tensor,
+            scale=self.scale,
+            body=None if self.body is None else _content(self.body),
+            path=self.answers,
+            auth_env=self.auth_env,
+            auth_header=self.auth_header,
+            cache=self.cache,
+            budget=self.budget,
+            price=self.price,
+            rate=self.rate,
+            request_size=self.request_size,
+            workers=self.workers,
+            attempts=self.attempts,
+            request_seconds=self.request_limit,
+            seconds=self.time_limit,
+            reask=self.reask,
+        )
+
+
+DEFAULT_REMOTE = RemoteOptions()
+
+
+def remote_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lines for people from `RemoteSuspect.report`."""
+    cost = f", cost {report['cost']:g}" if report["cost"] else ""
+    cached = f", {report['n_cached']} from the cache" if report["n_cached"] else ""
+    rows = [
+        ("asked", f"{report['n_asked']} queries in {report['n_requests']} requests{cached}{cost}"),
+        ("unanswered", f"{report['n_missing']} queries, counted as zero"),
+    ]
+    for label, found in (("asked again at once", "again_at_once"), ("asked again at end", "again_at_end")):
+        if (agreement := report[found]) is not None:
+            rows.append(
+                (
+                    label,
+                    f"{agreement['n_equal']} of {agreement['n']} the same, else 1 - cosine up to "
+                    f"{agreement['worst']:.2g}",
+                )
+            )
+    if report["n_changed"]:
+        rows.append(("changed", f"{report['n_changed']} answers: another model may answer now"))
+    return rows
+
+
+def _content(body: str) -> str:
+    """A body as it stands, or the file behind an @."""
+    if not body.startswith("@"):
+        return body
+    path = Path(body[1:])
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BODY:
+            raise UsageError(f"--body @FILE must name a file of at most {MAX_BODY} bytes, not {str(path)!r:.200}")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--body {body!s:.200} cannot be read: {error!s:.200}") from error

@@ -1,0 +1,331 @@
+"""One exchange with a server that nobody trusts: a request, and an answer of bounded size within a bounded time.
+
+The time covers all of it: connecting, redirects, headers and the body, however slowly they trickle. A redirect is
+followed only to the same host, so that neither queries nor credentials go elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any
+
+from sslguard.errors import SuspectError, UsageError
+from sslguard.suspects.base import UnansweredError
+
+if TYPE_CHECKING:
+    import httpx2
+
+MAX_REDIRECTS = 3
+_AGAIN = frozenset({408, 409, 425, 429})
+_HOPELESS = frozenset({401, 402, 403, 404, 405, 407, 410, 415, 451})
+_SILENT = frozenset({401, 403, 407})
+"""Statuses whose body is not shown: it may hold the credential, whole or in part."""
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_EXCERPT = 200  # characters
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one exchange may take.
+
+    Attributes:
+        seconds: from its begin to its last byte.
+        answer_bytes: of the body, decompressed.
+        connections: open at a time.
+    """
+
+    seconds: float = 60.0
+    answer_bytes: int = 1 << 25
+    connections: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds < math.inf:
+            raise UsageError(f"the time of a request must be a positive number of seconds, not {self.seconds}")
+        if self.answer_bytes < 1 or self.connections < 1:
+            raise UsageError("answer_bytes and connections must be at least 1")
+
+
+@dataclass(frozen=True)
+class Credential:
+    """A header that names the caller. The value stands in no message and no `repr`."""
+
+    header: str
+    value: str = field(repr=False)
+
+    @classmethod
+    def from_environment(cls, variable: str, header: str = "Authorization") -> Credential:
+        """The content of an environment variable, as `Authorization: Bearer …` or as the header `header`.
+
+        Raises:
+            UsageError: the variable is not set, or no header can hold what it holds.
+        """
+        if not _HEADER_NAME.fullmatch(header):
+            raise UsageError(f"a header's name has up to 64 letters, digits and hyphens, unlike {header!r:.80}")
+        value = os.environ.get(variable, "").strip()
+        if not value:
+            raise UsageError(f"the environment variable {variable!r:.80} holds no credential: set it")
+        if not (value.isascii() and value.isprintable()):
+            raise UsageError(f"the environment variable {variable!r:.80} holds characters that no header can hold")
+        return cls(header, f"Bearer {value}" if header.lower() == "authorization" and " " not in value else value)
+
+    def hidden(self, text: str) -> str:
+        """`text` without the credential."""
+        secret = self.value.rpartition(" ")[2]
+        return text.replace(self.value, "[hidden]").replace(secret, "[hidden]")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request; `path` is appended to the address."""
+
+    path: str = ""
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    method: str = "POST"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back with status 200 … 299."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Exchange:
+    """Requests to one address, by any number of threads; kept-alive connections, no cookies.
+
+    Attributes:
+        address: scheme, host, port and path, without query or fragment: what may be shown.
+        full_address: with the query, which may hold a credential.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        credential: Credential | None = None,
+        limits: Limits | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            address: http:// or https://; a query stays part of every request.
+            transport: in place of the network.
+
+        Raises:
+            UsageError: the address is none, holds a password, or a credential would go in clear over a network.
+        """
+        import httpx2
+
+        self._url = checked_address(address)
+        if credential is not None and self._url.scheme == "http" and self._url.host not in _LOOPBACK:
+            raise UsageError(
+                f"a credential would go to {self._url.host} unencrypted: give an https:// address, or no --auth-env"
+            )
+        self.address = str(self._url.copy_with(query=None, fragment=None)).rstrip("?#/")
+        self.full_address = str(self._url)
+        self._credential, self._limits = credential, limits or Limits()
+        self._loop = _Loop()
+        headers = {"Accept-Encoding": "gzip", "User-Agent": "sslguard"}
+        if credential is not None:
+            headers[credential.header] = credential.value
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            timeout=self._limits.seconds,
+            limits=httpx2.Limits(max_connections=self._limits.connections),
+            transport=transport,
+            follow_redirects=False,
+        )
+        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+
+    def send(self, call: Call, *, seconds: float = math.inf) -> Reply:
+        """The answer to one request.
+
+        Args:
+            seconds: an upper limit of this call's own.
+
+        Raises:
+            UnansweredError: no answer came, or one that is none.
+            SuspectError: no request to this address will be answered: it is missing, forbidden, or elsewhere.
+        """
+        limit = min(seconds, self._limits.seconds)
+        return self._loop.run(self._sent(call, limit), limit)
+
+    def close(self) -> None:
+        """Cut all connections; requests under way fail."""
+        self._loop.stop(self._client.aclose())
+
+    async def _sent(self, call: Call, limit: float) -> Reply:
+        try:
+            async with asyncio.timeout(limit):
+                return await self._exchanged(call)
+        except TimeoutError:
+            raise UnansweredError(f"{self.address} did not answer within {limit:.3g} s", again=True) from None
+        except SuspectError:
+            raise
+        # Transports and decoders fail in ways of their own on what a server may send.
+        except Exception as error:
+            reason = self._shown(str(error)) or "without a reason"
+            raise UnansweredError(
+                f"{self.address} gave no answer: {type(error).__name__}, {reason}", again=True
+            ) from error
+
+    async def _exchanged(self, call: Call) -> Reply:
+        url = self._url.copy_with(path=self._url.path.rstrip("/") + call.path) if call.path else self._url
+        for _ in range(MAX_REDIRECTS + 1):
+            request = self._client.build_request(call.method, url, content=call.body, headers=dict(call.headers))
+            response = await self._client.send(request, stream=True)
+            try:
+                if response.is_redirect and "location" in response.headers:
+                    url = self._moved(response, url)
+                    continue
+                body = await self._body(response)
+            finally:
+                await response.aclose()
+            if not response.is_success:
+                raise self._refused(response, body)
+            return Reply(body, response.headers)
+        raise SuspectError(f"{self.address} redirects in circles: give the address where it answers")
+
+    async def _body(self, response: httpx2.Response) -> bytes:
+        most = self._limits.answer_bytes
+        promised = response.headers.get("content-length", "")
+        if promised.isascii() and promised.isdigit() and len(promised) < 19 and int(promised) > most:
+            raise self._too_large()
+        parts, size = [], 0
+        async for part in response.aiter_bytes():
+            size += len(part)
+            if size > most:
+                raise self._too_large()
+            parts.append(part)
+        return b"".join(parts)
+
+    def _too_large(self) -> UnansweredError:
+        most = self._limits.answer_bytes
+        return UnansweredError(f"{self.address} answered with more than the {most:,} bytes that are read", again=False)
+
+    def _moved(self, response: httpx2.Response, url: httpx2.URL) -> httpx2.URL:
+        try:
+            target = url.join(response.headers["location"])
+        except Exception as error:
+            raise SuspectError(f"{self.address} redirects to something that is no address") from error
+        if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port) or target.userinfo:
+            raise SuspectError(
+                f"{self.address} redirects to another server, {self._shown(target.host)}: it is not asked; give the "
+                "address where the suspect itself answers"
+            )
+        if response.status_code not in (307, 308):
+            raise SuspectError(
+                f"{self.address} redirects with status {response.status_code}, which drops the request: give the "
+                "address where the suspect answers"
+            )
+        return target
+
+    def _refused(self, response: httpx2.Response, body: bytes) -> SuspectError:
+        status = response.status_code
+        said = "" if status in _SILENT else self._shown(body[:4096].decode("utf-8", "replace"))
+        message = f"{self.address} answered with status {status}" + (f": {said}" if said else "")
+        if status in (401, 403):
+            message += "; name the variable that holds the credential with --auth-env"
+        if status in _HOPELESS:
+            return SuspectError(message)
+        again = status in _AGAIN or status >= 500
+        return UnansweredError(message, again=again, after=_retry_after(response.headers.get("retry-after")))
+
+    def _shown(self, text: str) -> str:
+        """What came from the server, on one line, short, and without the credential."""
+        line = " ".join(text.split())
+        return (line if self._credential is None else self._credential.hidden(line))[:_EXCERPT]
+
+
+def checked_address(address: str) -> httpx2.URL:
+    """An http:// or https:// address.
+
+    Raises:
+        UsageError: it is none, or it holds a user's name or password, which a list of processes would show.
+    """
+    import httpx2
+
+    try:
+        url = httpx2.URL(address)
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise UsageError(f"this is no address: {error!s:.200}") from None
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 1 << 16:
+        raise UsageError("a remote suspect's address must begin with http:// or https:// and name a host")
+    if url.userinfo:
+        raise UsageError(
+            f"the address of {url.host} holds a user or a password: put the credential into an environment variable "
+            "and name that with --auth-env"
+        )
+    return url
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, a number or a date; None where it says neither."""
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+class _Loop:
+    """An event loop in a thread of its own, so that a limit holds wherever the caller stands."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="sslguard-http", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+    def run(self, coroutine: Any, limit: float) -> Reply:
+        """The coroutine's result; `limit` seconds are its own, a few more are allowed for a loop that is busy."""
+        if self._loop.is_closed() or not self._thread.is_alive():
+            coroutine.close()
+            raise SuspectError("this suspect was closed")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(limit + 30)
+        except TimeoutError:
+            raise UnansweredError(f"no answer within {limit:.3g} s", again=True) from None
+        except asyncio.CancelledError:
+            raise SuspectError("this suspect was closed") from None
+        finally:
+            future.cancel()
+
+    def stop(self, last: Any) -> None:
+        """Cancel what runs, then run `last`, then end the thread."""
+        if self._loop.is_closed() or not self._thread.is_alive():
+            last.close()
+            return
+
+        async def end() -> None:
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await last
+            self._loop.stop()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop)
+        self._thread.join(5)

@@ -1,0 +1,87 @@
+"""Texts over two APIs that many servers speak: OpenAI's `/v1/embeddings`, and text-embeddings-inference's `/embed`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from sslguard.data.base import Batch
+from sslguard.suspects.http import Call, Reply
+from sslguard.suspects.protocols.base import (
+    MalformedReplyError,
+    Protocol,
+    json_call,
+    member,
+    numbers,
+    read_json,
+    shown,
+    texts,
+)
+
+
+@dataclass(frozen=True)
+class OpenAI(Protocol):
+    """`{"model", "input", "encoding_format"}` → `{"data": [{"index", "embedding"}, …]}`, ordered by `index`.
+
+    The address ends before `/embeddings`, as in https://host/v1. Numbers and base64 are read whichever was asked for:
+    some servers know only one.
+
+    Source: platform.openai.com/docs/api-reference/embeddings.
+
+    Attributes:
+        model: the name under which the server knows it.
+        encoding: what is asked for.
+        dimensions: to which the server shall cut its embeddings; None leaves them.
+    """
+
+    name: ClassVar[str] = "openai"
+    model: str
+    encoding: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+    def call(self, batch: Batch, /) -> Call:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "input": texts(batch, self.name),
+            "encoding_format": self.encoding,
+        }
+        if self.dimensions is not None:
+            body["dimensions"] = self.dimensions
+        return json_call("/embeddings", body)
+
+    def answers(self, reply: Reply, n: int) -> object:
+        data = member(read_json(reply.body), "data")
+        if not isinstance(data, list) or len(data) != n:
+            raise MalformedReplyError(f"'data' must be a list of {n} embeddings, not {shown(data)}")
+        ordered: list[object] = [None] * n
+        for entry in data:
+            index = member(entry, "index")
+            if type(index) is not int or not 0 <= index < n or ordered[index] is not None:
+                raise MalformedReplyError(f"each 'index' must come once and lie in 0 to {n - 1}, unlike {shown(index)}")
+            ordered[index] = numbers(member(entry, "embedding"))
+        return ordered
+
+    def identity(self) -> dict[str, Any]:
+        return {"protocol": self.name, "model": self.model, "dimensions": self.dimensions}
+
+
+@dataclass(frozen=True)
+class TEI(Protocol):
+    """`{"inputs", "truncate": true}` → a list of embeddings. The address ends before `/embed`.
+
+    Source: huggingface.co/docs/text-embeddings-inference, `/embed`.
+    """
+
+    name: ClassVar[str] = "tei"
+
+    def call(self, batch: Batch, /) -> Call:
+        return json_call("/embed", {"inputs": texts(batch, self.name), "truncate": True})
+
+    def answers(self, reply: Reply, n: int) -> object:
+        rows = read_json(reply.body)
+        if not isinstance(rows, list) or len(rows) != n:
+            raise MalformedReplyError(f"the answer must be a list of {n} embeddings, not {shown(rows)}")
+        return rows
+
+    def identity(self) -> dict[str, Any]:
+        return {"protocol": self.name}
