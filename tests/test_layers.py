@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("suspects",),
     ("verification",),
     ("scorefile",),
+    ("claims",),
     ("api",),
     ("",),
     ("report",),

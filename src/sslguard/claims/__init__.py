@@ -1,0 +1,1 @@
+"""Claims that an examiner can check who trusts neither side: commitment, bundle, audit."""

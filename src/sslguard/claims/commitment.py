@@ -1,0 +1,226 @@
+"""Commitments: what an owner publishes before any suspect is seen, and opens when one is.
+
+A commitment is a document (`documents`) with, beside the owner's public key::
+
+    format   "sslguard-commitment"
+    keys     for each key SHA-256(salt ‖ canonical JSON of its description), hex; the salt is 32 bytes of its own
+    version  1
+
+The description of a key is all of it but the weights of F, which its hash stands for::
+
+    fields   of the key, the secret, protocol or settings, and the hashes of F and F* among them
+    scheme   "exact" or "sslguard"
+    tensors  name → SHA-256 of `keyfile.tensor_bytes`
+
+The commitment is public and hides all of that. It is a function of the key's folder, so it can be written again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sslguard.claims.documents import (
+    MAX_DOCUMENT,
+    ClaimError,
+    Document,
+    hex_bytes,
+    parse_document,
+    read_file,
+    sign_document,
+)
+from sslguard.claims.timestamps import MAX_TOKEN, claimed_time, request_token, verified_time
+from sslguard.encoders.base import Encoder
+from sslguard.errors import KeyFileError, OutputError, UsageError
+from sslguard.files import canonical_json, write_atomic
+from sslguard.keyfile import Owner, StoredKey, key_of, tensor_bytes
+from sslguard.schemes.base import Key
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+FORMAT = "sslguard-commitment"
+VERSION = 1
+MAX_KEYS = 64
+# Parts of an exact key that are F's and travel with F.
+_OF_CLEAN = ("clean.", "file.")
+_CLEAN_FIELDS = ("architecture", "preprocess", "dim")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OpenedKey:
+    """A key as it is shown to an examiner: without F, which is shown beside it.
+
+    Attributes:
+        fields: JSON values, the secret among them.
+        tensors: all but those of F.
+    """
+
+    scheme: str
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, key: Key) -> OpenedKey:
+        """Paths and records of F, which nothing depends on, are left out."""
+        fields, tensors = key.to_parts()
+        if isinstance(fields.get("clean"), dict):
+            fields = {**fields, "clean": {name: fields["clean"][name] for name in _CLEAN_FIELDS}}
+        kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if not name.startswith(_OF_CLEAN)}
+        # As it will come back from a file: tuples as lists.
+        return cls(key.scheme, json.loads(canonical_json(fields)), kept)
+
+    def digest(self, salt: bytes) -> str:
+        """SHA-256, hex, that commits to it."""
+        description = {
+            "scheme": self.scheme,
+            "fields": self.fields,
+            "tensors": {
+                name: hashlib.sha256(tensor_bytes(tensor)).hexdigest() for name, tensor in self.tensors.items()
+            },
+        }
+        return hashlib.sha256(salt + canonical_json(description)).hexdigest()
+
+    @property
+    def clean_hash(self) -> str:
+        """SHA-256 of the weights of the F that it was made for, as it says, hex."""
+        return str(self.fields.get("clean_hash"))
+
+    def with_clean(self, clean: Encoder) -> Key:
+        """The key itself, F put back.
+
+        Raises:
+            ClaimError: `clean` is described otherwise than the key's F.
+            KeyFileError: the parts do not fit together.
+        """
+        described = self.fields.get("clean")
+        if self.scheme != "exact":
+            return key_of(self.scheme, dict(self.fields), dict(self.tensors))
+        ours = {"architecture": clean.architecture, "preprocess": clean.preprocess.to_json(), "dim": clean.dim}
+        if described != json.loads(canonical_json(ours)):
+            raise ClaimError("the committed key's F has another architecture or preprocessing than --clean has")
+        fields = {**self.fields, "clean": {**described, "source": "", "record": {}}}
+        weights = {f"clean.{name}": tensor for name, tensor in clean.module.state_dict().items()}
+        files = {
+            f"file.{name}": torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            for name, content in clean.preprocess.files().items()
+        }
+        if any(name.startswith(_OF_CLEAN) for name in self.tensors):
+            raise ClaimError("the opened key brings weights of F along: F comes from the examiner alone")
+        return key_of(self.scheme, fields, {**self.tensors, **weights, **files})
+
+
+@dataclass(frozen=True)
+class Commitment:
+    """What an owner published: `document`, and the digests of the keys in it."""
+
+    document: Document
+    keys: tuple[str, ...]
+
+
+def commit(stored: StoredKey) -> Commitment:
+    """The commitment of an owner to a key.
+
+    Raises:
+        KeyFileError: the key's folder is of version 1, which has no owner.
+    """
+    owner = owner_of(stored)
+    digest = OpenedKey.of(stored.key).digest(key_salt(owner))
+    document = sign_document(owner, {"format": FORMAT, "version": VERSION, "keys": [digest]})
+    return Commitment(document, (digest,))
+
+
+def publish(
+    stored: StoredKey,
+    out: Path,
+    *,
+    authority: str | None = None,
+    token: Path | None = None,
+    roots: Sequence[Certificate] = (),
+) -> tuple[Commitment, datetime | None]:
+    """Write the commitment to `out`, and a timestamp of it beside, `out` and ".tsr".
+
+    The same key gives the same commitment, so a timestamp can be added later; none is ever replaced, nor another
+    commitment.
+
+    Args:
+        authority: address of an RFC 3161 authority that is asked for a token.
+        token: a file with a token over the commitment that was got otherwise.
+        roots: whom the authority must be vouched for by; none means that its signature is not checked now.
+
+    Returns:
+        The commitment, and the time that its timestamp says, where it has one.
+
+    Raises:
+        OutputError: something else stands there.
+        ClaimError: the authority gave no timestamp, or what stands there is of something else.
+        UsageError: both kinds of token are given.
+    """
+    if authority is not None and token is not None:
+        raise UsageError("a timestamp comes from an authority or from a file, not from both")
+    commitment = commit(stored)
+    content, beside = commitment.document.content, timestamp_file(out)
+    if os.path.lexists(out) and read_file(out, MAX_DOCUMENT) != content:
+        raise OutputError(f"{out} is there and is not this key's commitment: choose another name")
+    stamped = os.path.lexists(beside)
+    if stamped and (authority or token):
+        raise OutputError(f"{beside} is there already, and an earlier timestamp is worth more than a later one")
+    found = None
+    if stamped:
+        found = read_file(beside, MAX_TOKEN)
+    elif authority is not None:
+        found = request_token(authority, content)
+    elif token is not None:
+        found = read_file(token, MAX_TOKEN)
+    when = None
+    if found is not None:
+        what = str(beside if stamped else authority or token)
+        when = verified_time(found, content, roots, what) if roots else claimed_time(found, content, what)
+    write_atomic(out, content)
+    if found is not None and not stamped:
+        write_atomic(beside, found)
+    return commitment, when
+
+
+def timestamp_file(commitment: Path) -> Path:
+    """Where the timestamp of a commitment's file stands."""
+    return commitment.with_name(f"{commitment.name}.tsr")
+
+
+def key_salt(owner: Owner, index: int = 0) -> bytes:
+    """The salt of the key at `index`, from the owner's: opening one key says nothing of the others' salts."""
+    return hmac.new(owner.salt, f"sslguard commitment, key {index}".encode(), hashlib.sha256).digest()
+
+
+def owner_of(stored: StoredKey) -> Owner:
+    """Raises KeyFileError where the folder has none."""
+    if stored.owner is None:
+        raise KeyFileError("a key of version 1 has no owner who could commit: write it again with sslguard protect")
+    return stored.owner
+
+
+def parse_commitment(content: bytes, what: str) -> Commitment:
+    """A commitment from the bytes of its file.
+
+    Raises:
+        ClaimError: they are anything else.
+    """
+    document = parse_document(content, what, format_=FORMAT, version=VERSION)
+    keys = document.signed.get("keys")
+    if document.signed.keys() != {"format", "version", "keys", "owner"} or not isinstance(keys, list):
+        raise ClaimError(f"{what} holds something else than a commitment")
+    if not 1 <= len(keys) <= MAX_KEYS or len(set(map(str, keys))) != len(keys):
+        raise ClaimError(f"{what} must commit to 1 to {MAX_KEYS} keys, each once")
+    for digest in keys:
+        hex_bytes(digest, 32, f"a key in {what}")
+    return Commitment(document, tuple(keys))

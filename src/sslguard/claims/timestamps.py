@@ -1,0 +1,172 @@
+"""RFC 3161 timestamps: an authority's signed word that some bytes existed at a time.
+
+The token is over the whole file of a commitment, so that other tools check it too::
+
+    openssl ts -verify -data commitment.json -in commitment.json.tsr -CAfile authority.pem
+
+What it does not protect against: an authority that lies. Which authorities to believe is the examiner's choice, and
+no list of them is built in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslguard.claims.documents import ClaimError, read_file
+from sslguard.errors import UsageError
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+MAX_TOKEN = 1 << 16  # bytes; authorities send four to eight thousand
+MAX_ROOTS = 1 << 20
+TIMEOUT = 30.0  # seconds
+_SHA256 = "2.16.840.1.101.3.4.2.1"
+_GRANTED = 0
+
+
+def request_token(url: str, content: bytes) -> bytes:
+    """Ask an authority for a token over `content`; only its SHA-256 is sent.
+
+    Raises:
+        UsageError: `url` is no address of http or https.
+        ClaimError: it gives no token over these bytes.
+    """
+    from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
+
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"an authority's address begins with http:// or https://, not {url!r:.80}")
+    builder = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256)
+    request = builder.nonce(nonce=True).cert_request(cert_request=True).build()
+    token = _post(url, request.as_bytes())
+    response = parse_token(token, f"the answer of {url}")
+    _check_imprint(response, content, f"the answer of {url}")
+    if response.tst_info.nonce != request.nonce:
+        raise ClaimError(f"the answer of {url} is not to this request: its nonce differs")
+    return token
+
+
+def claimed_time(token: bytes, content: bytes, what: str) -> datetime:
+    """When the token says that `content` existed. Nobody's signature is checked.
+
+    Raises:
+        ClaimError: it is no granted token over these bytes.
+    """
+    response = parse_token(token, what)
+    _check_imprint(response, content, what)
+    return _time(response, what)
+
+
+def verified_time(token: bytes, content: bytes, roots: Sequence[Certificate], what: str) -> datetime:
+    """When an authority that one of `roots` vouches for says that `content` existed.
+
+    Certificates count at that time, so that a token outlives them.
+
+    Raises:
+        ClaimError: no such authority says so.
+    """
+    from rfc3161_client import VerifierBuilder
+
+    response = parse_token(token, what)
+    _check_imprint(response, content, what)
+    verifier = VerifierBuilder(roots=list(roots)).build()
+    try:
+        verifier.verify(response, hashlib.sha256(content).digest())
+    except Exception:  # a hostile token may fail in any step of foreign parsers
+        raise ClaimError(
+            f"{what} is not of an authority that the given certificates vouch for, or was forged"
+        ) from None
+    return _time(response, what)
+
+
+def read_roots(path: Path) -> list[Certificate]:
+    """Certificates of authorities, PEM.
+
+    Raises:
+        UsageError: the file holds none.
+    """
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        return load_pem_x509_certificates(read_file(path, MAX_ROOTS))
+    except (ValueError, ClaimError) as error:
+        raise UsageError(f"{path} must hold certificates of authorities, PEM: {error!s:.160}") from None
+
+
+def parse_token(content: bytes, what: str) -> Any:
+    """A granted response of an authority (DER). Raises ClaimError for anything else."""
+    from rfc3161_client import decode_timestamp_response
+
+    if len(content) > MAX_TOKEN:
+        raise ClaimError(f"{what} is larger than {MAX_TOKEN} bytes: no timestamp")
+    try:
+        response = decode_timestamp_response(content)
+        status = int(response.status)
+    except Exception:  # a hostile token may fail in any step of foreign parsers
+        raise ClaimError(f"{what} is no timestamp: a response of RFC 3161 in DER") from None
+    if status != _GRANTED:
+        raise ClaimError(f"{what} is no timestamp: the authority refused, with status {status}")
+    return response
+
+
+def _check_imprint(response: Any, content: bytes, what: str) -> None:
+    try:
+        imprint = response.tst_info.message_imprint
+        algorithm, message = imprint.hash_algorithm.dotted_string, bytes(imprint.message)
+    except Exception:  # as above: fields are parsed when they are read
+        raise ClaimError(f"{what} is no timestamp: it cannot be read") from None
+    if algorithm != _SHA256:
+        raise ClaimError(f"{what} is over another hash than SHA-256")
+    if message != hashlib.sha256(content).digest():
+        raise ClaimError(f"{what} is over something else than this commitment")
+
+
+def _time(response: Any, what: str) -> datetime:
+    """The latest time at which it may have been given: authorities state an accuracy."""
+    from datetime import timedelta
+
+    try:
+        given = response.tst_info.gen_time
+        accuracy = response.tst_info.accuracy
+        if given.tzinfo is None:
+            given = given.replace(tzinfo=UTC)
+        if accuracy is None:
+            return given
+        parts = {"seconds": accuracy.seconds, "milliseconds": accuracy.millis, "microseconds": accuracy.micros}
+        return given + timedelta(**{unit: value or 0 for unit, value in parts.items()})
+    except Exception:  # as above
+        raise ClaimError(f"{what} is no timestamp: its time cannot be read") from None
+
+
+def _post(url: str, request: bytes) -> bytes:
+    """The authority's answer, at most `MAX_TOKEN` bytes within `TIMEOUT`; redirections are not followed."""
+    import time
+
+    import httpx2
+
+    deadline, content = time.monotonic() + TIMEOUT, b""
+    headers = {
+        "Content-Type": "application/timestamp-query",
+        "Accept": "application/timestamp-reply",
+        "Accept-Encoding": "identity",
+    }
+    try:
+        with (
+            httpx2.Client(timeout=TIMEOUT / 3, follow_redirects=False) as client,
+            client.stream("POST", url, content=request, headers=headers) as answer,
+        ):
+            if answer.status_code != httpx2.codes.OK:
+                raise ClaimError(f"the authority {url} answered with status {answer.status_code}")
+            for part in answer.iter_raw(1 << 12):
+                content += part
+                if len(content) > MAX_TOKEN or time.monotonic() > deadline:
+                    raise ClaimError(
+                        f"the authority {url} sent more than {MAX_TOKEN} bytes, or took over {TIMEOUT:g} s"
+                    )
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        raise ClaimError(f"the authority {url} cannot be asked: {type(error).__name__}: {error!s:.160}") from None
+    return content
