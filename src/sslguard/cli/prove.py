@@ -77,8 +77,8 @@ def verify(
 
     Args:
         key: Folder of the key.
-        suspect: An encoder (a folder, a checkpoint ...), answers:FILE.npy in the order of `queries`, or an address,
-            https://..., with --protocol.
+        suspect: An encoder (a folder, a checkpoint ...), onnx:FILE, answers:FILE.npy in the order of `queries`, or
+            an address, https://..., with --protocol.
         data: Images to ask about, none of which took part in marking.
         control: Known innocents: encoders, the folder of a population, or shipped for the test bed's.
         alpha: Level of the test.

@@ -1,4 +1,4 @@
-"""Who is tested: encoders that run here, answers that were logged elsewhere, and servers."""
+"""Who is tested: encoders that run here, ONNX files, answers that were logged elsewhere, and servers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from sslguard.errors import UsageError
 from sslguard.suspects.base import MAX_WIDTH, Counted, Suspect, checked
 from sslguard.suspects.local import LocalSuspect, load_local
 from sslguard.suspects.logged import LoggedAnswers
+from sslguard.suspects.onnx import OnnxSuspect
 from sslguard.suspects.remote import PREFIXES, Remote, RemoteSuspect, open_remote
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Counted",
     "LocalSuspect",
     "LoggedAnswers",
+    "OnnxSuspect",
     "Remote",
     "RemoteSuspect",
     "Suspect",
@@ -24,11 +26,11 @@ __all__ = [
     "open_suspect",
 ]
 
-_LOGGED = "answers:"
+_LOGGED, _ONNX = "answers:", "onnx:"
 
 
 def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
-    """The suspect that `spec` names: `answers:FILE.npy`, an address, else any specification of an encoder.
+    """The suspect that `spec` names: `answers:FILE.npy`, `onnx:FILE`, an address, or an encoder.
 
     Args:
         remote: how an address is asked.
@@ -50,4 +52,6 @@ def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
         if not file:
             raise UsageError("answers: must be followed by a file of logged answers, as in answers:FILE.npy")
         return LoggedAnswers(file, name=spec)
+    if isinstance(spec, str) and spec.startswith(_ONNX):
+        return OnnxSuspect(spec.removeprefix(_ONNX))
     return load_local(spec)

@@ -1,0 +1,173 @@
+"""An encoder as an ONNX file, which other programs run without torch and without this package.
+
+Images come in as `images`, float32 (n, C, H, W) in [0, 1] of the encoder's own size; tokens as `input_ids` and
+`attention_mask`, int64 (n, L), with the tokenizer.json beside the file. `embeddings` (n, dim) come out. Normalising,
+and a head where the encoder has one, are part of the file. The metadata entry `sslguard.preprocess` holds what
+`preprocess.preprocess_from_json` makes items into inputs with.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslguard.encoders.base import Encoder, evaluating
+from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.errors import EncoderError, MissingExtraError
+from sslguard.files import write_atomic
+
+METADATA = "sslguard.preprocess"
+OPSET = 18
+TOLERANCE = 1e-3
+"""Of the largest number in an embedding."""
+_TOKENS = ("input_ids", "attention_mask")
+
+
+class _Images(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.module, self.preprocess = encoder.module, encoder.preprocess
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(self.preprocess.normalise(images))
+
+
+class _Tokens(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.module = encoder.module
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.module(torch.stack((ids, mask), 1))
+
+
+def export_onnx(encoder: Encoder, path: Path) -> None:
+    """Write `encoder`, in evaluation mode, to the ONNX file `path`, and beside it the files that its texts need.
+
+    The file is run on inputs of other sizes than it was traced with before it is written.
+
+    Raises:
+        EncoderError: it holds an operation that ONNX has no name for, or the file answers otherwise.
+        OutputError: the file cannot be written.
+        MissingExtraError: onnx or onnxruntime is not installed.
+    """
+    runtime = _libraries()
+    with evaluating(encoder.module), torch.no_grad():
+        model = _model(encoder)
+        _check(encoder, model, runtime)
+    for name, beside in encoder.preprocess.files().items():
+        write_atomic(path.parent / name, beside)
+    write_atomic(path, model)
+
+
+def _model(encoder: Encoder) -> bytes:
+    """The content of the file."""
+    import onnx
+
+    network, content = _network(encoder).eval(), io.BytesIO()
+    names, axes = (["images"], {0: "n"}) if _is_of_images(encoder) else (list(_TOKENS), {0: "n", 1: "length"})
+    with _traceable():
+        try:
+            torch.onnx.export(
+                network,
+                _inputs(encoder, 2),
+                content,  # type: ignore[arg-type]
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=names,
+                output_names=["embeddings"],
+                dynamic_axes={**dict.fromkeys(names, axes), "embeddings": {0: "n"}},
+            )
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            raise _cannot_write(encoder, error) from error
+    model = onnx.load_model_from_string(content.getvalue())
+    model.producer_name = "sslguard"
+    onnx.helper.set_model_props(model, {METADATA: json.dumps(_seen_from_outside(encoder), sort_keys=True)})
+    return model.SerializeToString()
+
+
+def _check(encoder: Encoder, model: bytes, runtime: Any) -> None:
+    """Raises EncoderError where the file does not answer as the encoder does."""
+    inputs = _inputs(encoder, 3)
+    expected = _network(encoder).eval()(*inputs).float().cpu().numpy()
+    settings = runtime.SessionOptions()
+    settings.log_severity_level = 4
+    try:
+        session = runtime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        names = [one.name for one in session.get_inputs()]
+        feeds = {name: value.cpu().numpy() for name, value in zip(names, inputs, strict=True)}
+        (found,) = session.run(None, feeds)
+    except Exception as error:  # onnxruntime's own errors have no common class but this
+        raise _cannot_write(encoder, error) from error
+    far = np.abs(found - expected).max() > TOLERANCE * max(1e-6, float(np.abs(expected).max()))
+    if found.shape != expected.shape or far:
+        raise EncoderError(f"{encoder.source} cannot be written as ONNX: the file would answer otherwise")
+
+
+def _cannot_write(encoder: Encoder, error: Exception) -> EncoderError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return EncoderError(f"{encoder.source} cannot be written as ONNX: {reason:.200}")
+
+
+def _libraries() -> Any:
+    # Read when the library loads.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("writing ONNX", "onnx") from error
+    return onnxruntime
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """What torch fuses in evaluation mode has no name in ONNX; what it prints of a failure stays unprinted."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            # The exporter that torch recommends takes a package more; what tracing warns of are sizes that are fixed.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _is_of_images(encoder: Encoder) -> bool:
+    return isinstance(encoder.preprocess, ImagePreprocess)
+
+
+def _network(encoder: Encoder) -> nn.Module:
+    """The network as ONNX shall see it."""
+    return _Images(encoder) if _is_of_images(encoder) else _Tokens(encoder)
+
+
+def _inputs(encoder: Encoder, n: int) -> tuple[Tensor, ...]:
+    """Inputs of n items; texts grow longer with n."""
+    if isinstance(encoder.preprocess, ImagePreprocess):
+        sides = encoder.preprocess.shape
+        ramp = torch.linspace(0, 1, n * math.prod(sides), device=encoder.device)
+        return (ramp.reshape(n, *sides),)
+    texts = ["a b c d e"[: 2 * i + 1] for i in range(n)]
+    return encoder.preprocess.prepare(texts).to(encoder.device).unbind(1)
+
+
+def _seen_from_outside(encoder: Encoder) -> dict[str, object]:
+    """The preprocessing without its normalising, which the file holds."""
+    fields = encoder.preprocess.to_json()
+    if isinstance(encoder.preprocess, ImagePreprocess):
+        channels = encoder.preprocess.channels
+        fields |= {"mean": [0.0] * channels, "std": [1.0] * channels}
+    return fields
