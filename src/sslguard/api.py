@@ -12,13 +12,16 @@ from typing import Any
 
 from sslguard.attacks.stealing import Distil
 from sslguard.augmentation import MILD
+from sslguard.claims.audit import audit as audit_bundle
+from sslguard.claims.claim import claim as make_claim
+from sslguard.claims.outcome import Audit, Terms
 from sslguard.controls import count_controls
 from sslguard.data.base import Data
 from sslguard.data.specs import open_data
 from sslguard.distillation import Distillation
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
-from sslguard.keyfile import load_key
+from sslguard.keyfile import StoredKey, load_key, open_key
 from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.scorefile import ControlScores, control_scores
@@ -163,6 +166,66 @@ def verify(
         null = control_scores(loaded, controls, opened, folder=folder, rescore=rescore, progress=progress)
     verdict = verify_key(loaded, target, opened, control_scores=null.values, alpha=alpha, n_claims=n_claims)
     return replace(verdict, stored_controls=null.stored)
+
+
+def claim(
+    key: StoredKey | str | Path,
+    suspect: Embedder | str,
+    data: Data | str,
+    *,
+    seed: str,
+    commitment: str | Path,
+    out: str | Path,
+    controls: Sequence[str] = (),
+    alpha: float = DEFAULT_ALPHA,
+    n_claims: int = 1,
+    progress: bool = False,
+) -> Verdict:
+    """Ask a suspect what an examiner's seed draws, and write the evidence to `out`: see `claims.claim`.
+
+    Args:
+        key: its folder, or what `keyfile.open_key` gave. The bundle opens it.
+        seed: the examiner's, given after the commitment was seen.
+        commitment: the file that `claims.commitment.publish` wrote.
+    """
+    stored = open_key(Path(key)) if isinstance(key, str | Path) else key
+    return make_claim(
+        stored,
+        open_suspect(suspect) if isinstance(suspect, str) else suspect,
+        as_data(data),
+        seed=seed,
+        commitment=Path(commitment),
+        out=Path(out),
+        controls=controls,
+        alpha=alpha,
+        n_claims=n_claims,
+        progress=progress,
+    )
+
+
+def audit(
+    bundle: str | Path,
+    data: Data | str,
+    terms: Terms,
+    *,
+    clean: Encoder | str | Path | None = None,
+    suspect: Embedder | str | None = None,
+    progress: bool = False,
+) -> Audit:
+    """Check a bundle and decide anew, by an examiner's terms: see `claims.audit`.
+
+    Args:
+        clean: F; without it there is no verdict.
+        suspect: asked again, where the examiner can.
+    """
+    return audit_bundle(
+        Path(bundle),
+        as_data(data),
+        terms,
+        clean=None if clean is None else as_encoder(clean),
+        suspect=open_suspect(suspect) if isinstance(suspect, str) else suspect,
+        progress=progress,
+    )
 
 
 def _with_folder(key: Key | str | Path) -> tuple[Key, Path | None]:

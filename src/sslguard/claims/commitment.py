@@ -103,13 +103,17 @@ class OpenedKey:
             ClaimError: `clean` is described otherwise than the key's F.
             KeyFileError: the parts do not fit together.
         """
-        described = self.fields.get("clean")
+        preprocess = clean.preprocess.to_json()
+        ours = {"architecture": clean.architecture, "preprocess": preprocess, "dim": clean.dim}
+        described, wanted = (
+            (self.fields.get("clean"), ours) if self.scheme == "exact" else (self.fields.get("preprocess"), preprocess)
+        )
+        # As it was committed to: tuples as lists.
+        if described != json.loads(canonical_json(wanted)):
+            raise ClaimError("the committed key's F has another architecture or preprocessing than this one")
         if self.scheme != "exact":
             return key_of(self.scheme, dict(self.fields), dict(self.tensors))
-        ours = {"architecture": clean.architecture, "preprocess": clean.preprocess.to_json(), "dim": clean.dim}
-        if described != json.loads(canonical_json(ours)):
-            raise ClaimError("the committed key's F has another architecture or preprocessing than --clean has")
-        fields = {**self.fields, "clean": {**described, "source": "", "record": {}}}
+        fields = {**self.fields, "clean": {**ours, "source": "", "record": {}}}
         weights = {f"clean.{name}": tensor for name, tensor in clean.module.state_dict().items()}
         files = {
             f"file.{name}": torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -1,13 +1,18 @@
-"""Commands of claims that a third party can check: `protect`, `commit`."""
+"""Commands of claims that a third party can check: `protect`, `commit`, `claim`, `audit`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from sslguard.cli.options import PRINTED, Output
+from cyclopts import Parameter
+
+from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result, say
+from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions
 from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,6 +95,148 @@ def commit(
     return Result(fields, [*rows, ("timestamp", "none" if stamped is None else f"{stamped}{checked}")])
 
 
+def claim(
+    key: Path,
+    suspect: str,
+    /,
+    *,
+    data: str,
+    seed: str,
+    commitment: Path,
+    out: Path,
+    control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    alpha: Rate = 0.01,
+    claims: Count = 1,
+    remote: RemoteOptions = DEFAULT_REMOTE,
+    threads: Threads | None = None,
+    output: Output = PRINTED,
+) -> Result:
+    """Ask a suspect what an examiner's seed draws, and write the evidence as a bundle that decides again elsewhere.
+
+    The bundle opens the key: it shows the secret, and must go to nobody but the examiner. Exit code as of verify.
+
+    Args:
+        key: Folder of the key.
+        suspect: An encoder, answers:FILE.npy, or an address with --protocol: as verify's.
+        data: What the examiner agreed to draw from, none of which took part in marking.
+        seed: What the examiner gave you after seeing the commitment.
+        commitment: File of the commitment; its timestamp is taken from FILE.tsr.
+        out: Folder of the bundle.
+        control: Known innocents, for a key of the scheme sslguard: as verify's.
+        alpha: Level of the test.
+        claims: How many claims (suspects, keys, looks) share that level.
+        threads: CPU threads.
+    """
+    from sslguard import api
+    from sslguard.suspects import RemoteSuspect, open_suspect
+
+    set_threads(threads)
+    with ExitStack() as opened:
+        target = open_suspect(suspect, remote.remote())
+        if isinstance(target, RemoteSuspect):
+            opened.enter_context(target)
+        verdict = api.claim(
+            *(key, target, data),
+            seed=seed,
+            commitment=commitment,
+            out=out,
+            controls=control or (),
+            alpha=alpha,
+            n_claims=claims,
+            progress=output.progress,
+        )
+    fields = {"bundle": str(out), **verdict.to_json()}
+    rows = [
+        ("bundle", f"{out} (it holds the opened key: for the examiner alone)"),
+        ("decision", verdict.decision),
+        ("suspect", verdict.suspect),
+        ("log2 p", f"{verdict.significance.log2_pvalue:.2f} bits"),
+        ("queries", f"{verdict.significance.n_queries}, {verdict.n_missing} unanswered"),
+    ]
+    return Result(fields, rows, verdict.exit_code)
+
+
+def audit(
+    bundle: Path,
+    /,
+    *,
+    data: str,
+    seed: str,
+    clean: str | None = None,
+    suspect: str | None = None,
+    not_after: str | None = None,
+    opened: str | None = None,
+    authority_roots: Path | None = None,
+    control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
+    alpha: Rate = 0.01,
+    claims: Count = 1,
+    report: Path | None = None,
+    remote: RemoteOptions = DEFAULT_REMOTE,
+    threads: Threads | None = None,
+    output: Output = PRINTED,
+) -> Result:
+    """Check a bundle as an examiner, and decide anew: nothing that the claimant computed is believed.
+
+    Exit code 0 derived, 1 not shown, 3 forged or damaged, 4 not checkable, as without the clean encoder.
+
+    Args:
+        bundle: Folder of the bundle.
+        data: What you agreed to draw queries from.
+        seed: What you gave the claimant after seeing the commitment.
+        clean: The clean encoder F, handed over by the claimant. The test is recomputed by running it.
+        suspect: Ask the suspect again, as verify does; the decision is then taken on these answers.
+        not_after: When the suspect could first be asked, as 2026-01-31 (its beginning, UTC) or 2026-01-31T12:00+01:00.
+            A later commitment shows nothing. Without it, or without --authority-roots, the key is taken for the best
+            of 2^64.
+        opened: When this key was opened in another claim, or lost: it does not count against suspects dated later.
+        authority_roots: Certificates, PEM, that you trust to vouch for the timestamp's authority.
+        control: Known innocents, for a key of the scheme sslguard. They are scored anew.
+        alpha: Level of the test.
+        claims: How many claims (suspects, keys, looks) share that level.
+        report: File of a report in plain words, HTML.
+        threads: CPU threads.
+    """
+    from sslguard import api
+    from sslguard.claims.outcome import Terms
+    from sslguard.claims.page import check_page, write_page
+    from sslguard.claims.timestamps import read_roots
+    from sslguard.suspects import RemoteSuspect, open_suspect
+
+    set_threads(threads)
+    terms = Terms(
+        seed=seed,
+        alpha=alpha,
+        n_claims=claims,
+        not_after=_moment("--not-after", not_after),
+        opened=_moment("--opened", opened),
+        roots=() if authority_roots is None else tuple(read_roots(authority_roots)),
+        controls=tuple(control or ()),
+    )
+    if report is not None:
+        check_page(report)
+    with ExitStack() as stack:
+        how = remote.remote()
+        target = None if suspect is None else open_suspect(suspect, how)
+        if isinstance(target, RemoteSuspect):
+            stack.enter_context(target)
+        found = api.audit(bundle, data, terms, clean=clean, suspect=target, progress=output.progress)
+    if report is not None:
+        write_page(found, report)
+    rows = [("decision", found.decision), *((c.name, f"{c.status}: {c.words}") for c in found.checks)]
+    return Result(found.to_json(), rows, found.exit_code)
+
+
+def _moment(option: str, text: str | None) -> datetime | None:
+    """A date or a time; UTC where no zone is given."""
+    if text is None:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{option} must be a date as 2026-01-31 or 2026-01-31T12:00+01:00, not {text!r:.60}") from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
 def chosen_seal(recipient: list[str] | None, ask_passphrase: bool) -> Seal | None:
     """What a new key is encrypted by: recipients, an asked passphrase, that of the environment, or nothing."""
     from sslguard.sealing import Seal, read_recipients, seal_from_environment, seal_from_prompt
@@ -101,4 +248,4 @@ def chosen_seal(recipient: list[str] | None, ask_passphrase: bool) -> Seal | Non
     return seal_from_prompt() if ask_passphrase else seal_from_environment()
 
 
-COMMANDS: tuple[Callable[..., Result], ...] = (protect, commit)
+COMMANDS: tuple[Callable[..., Result], ...] = (protect, commit, claim, audit)

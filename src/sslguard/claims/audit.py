@@ -1,0 +1,322 @@
+"""The examiner's side: a bundle is checked and decided anew, and nothing that the claimant computed is believed.
+
+What no check can see stands among the report's assumptions: `_Log.assumptions`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.claims.bundle import Bundle, check_answers, read_bundle
+from sslguard.claims.claim import Recorded, versions
+from sslguard.claims.derivation import undue_freedom
+from sslguard.claims.documents import ClaimError
+from sslguard.claims.outcome import UNDATED_TRIES, Audit, Check, Status, Terms
+from sslguard.claims.queries import ExaminerData, items_hash, n_items
+from sslguard.claims.timestamps import claimed_time, verified_time
+from sslguard.controls import count_controls
+from sslguard.data.base import Data
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.folder import weights_hash
+from sslguard.errors import EncoderError, KeyFileError, RefusedError, SuspectError, UsageError
+from sslguard.schemes.base import Key
+from sslguard.scorefile import control_scores
+from sslguard.suspects import LoggedAnswers
+from sslguard.verification import Verdict, check_null, verify
+
+# Relative; another machine rounds otherwise.
+_TOLERANCE = 1e-3
+
+
+def audit(
+    folder: Path,
+    data: Data,
+    terms: Terms,
+    *,
+    clean: Encoder | None = None,
+    suspect: Embedder | None = None,
+    progress: bool = False,
+) -> Audit:
+    """Check a bundle and decide anew.
+
+    Args:
+        data: what the examiner and the claimant agreed to draw queries from.
+        clean: F, as the claimant handed it over; the test is recomputed by running it. None: no verdict.
+        suspect: asked again, where the examiner can: the decision is then taken on these answers alone.
+
+    Raises:
+        ClaimError: the bundle cannot be read, or a signature in it is not good.
+        UsageError: `data` holds what the key cannot ask about.
+    """
+    bundle = read_bundle(folder)
+    log = _Log(bundle, terms)
+    log.identity()
+    dated = log.date()
+    log.openings()
+    key = log.key(clean)
+    verdict, n_tries = None, terms.n_claims * len(bundle.commitment.keys)
+    if not dated:
+        n_tries <<= UNDATED_TRIES
+    if key is not None:
+        chosen = log.queries(key, data)
+        if chosen is not None and log.answers(key):
+            verdict = log.decide(key, chosen, suspect, n_tries, dated=dated, progress=progress)
+    log.assumptions(data, suspect)
+    return Audit(tuple(log.checks), verdict, n_tries, terms, _facts(bundle, data))
+
+
+class _Log:
+    """Checks of one bundle, in order."""
+
+    def __init__(self, bundle: Bundle, terms: Terms) -> None:
+        self.bundle, self.terms = bundle, terms
+        self.checks: list[Check] = []
+
+    def add(self, name: str, status: Status, words: str) -> None:
+        self.checks.append(Check(name, status, words))
+
+    def identity(self) -> None:
+        """Claim and commitment are of one owner, and the opened key is what was committed to."""
+        claim, commitment = self.bundle.claim, self.bundle.commitment
+        if claim.owner != commitment.document.owner:
+            self.add("signature", "failed", "The claim is signed by somebody else than the commitment.")
+        else:
+            self.add("signature", "passed", "Claim and commitment carry good signatures of one owner.")
+        if self.bundle["commitment"] != commitment.document.digest:
+            self.add("commitment", "failed", "The claim was made for another commitment than the one in the bundle.")
+        elif self.bundle.opened.digest(self.bundle.salt) not in commitment.keys:
+            self.add("commitment", "failed", "The opened key is not what the commitment commits to.")
+        else:
+            self.add("commitment", "passed", "The opened key is, to the last bit, what the commitment commits to.")
+
+    def date(self) -> bool:
+        """Whether the commitment is shown to be older than the suspect."""
+        token, content, wanted = self.bundle.token, self.bundle.commitment.document.content, self.terms.not_after
+        missing: Status = "assumed" if wanted is None else "not checkable"
+        charge = "" if wanted else f" The key is taken for the best of 2^{UNDATED_TRIES} that may have been tried."
+        if token is None:
+            self.add("date", missing, f"The commitment has no timestamp, so nothing shows when it was made.{charge}")
+            return False
+        try:
+            claimed = claimed_time(token, content, "the timestamp")
+            if not self.terms.roots:
+                words = f"The timestamp says {_day(claimed)}, and no certificates came with which to check that."
+                self.add("date", missing, words + charge)
+                return False
+            when = verified_time(token, content, self.terms.roots, "the timestamp")
+        except ClaimError as error:
+            self.add("date", "failed", f"The timestamp was not accepted: {error}.")
+            return False
+        words = f"The commitment is from {_day(when)}"
+        if wanted is None:
+            self.add("date", "assumed", f"{words}; when the suspect could first be asked was not given.{charge}")
+            return False
+        words = f"{words}; the suspect could first be asked on {_day(wanted)}"
+        if when > wanted:
+            self.add("date", "against", f"{words}, before that: the key may have been made for it.")
+            return False
+        self.add("date", "passed", f"{words}, after that.")
+        return True
+
+    def openings(self) -> None:
+        """A key that was opened before the suspect says nothing of it: anybody could have put the mark there."""
+        opened, dated = self.terms.opened, self.terms.not_after
+        name = "key still secret"
+        if opened is None:
+            self.add(name, "assumed", "Nobody but the owner knew this key when the suspect was made.")
+        elif dated is None:
+            words = f"The key was opened or lost on {_day(opened)}, and no date of the suspect was given."
+            self.add(name, "not checkable", words)
+        elif dated >= opened:
+            words = f"The key was opened or lost on {_day(opened)}, before the suspect: anybody could have marked it."
+            self.add(name, "not checkable", words)
+        else:
+            words = f"The suspect could be asked on {_day(dated)}, before the key was opened or lost on {_day(opened)}."
+            self.add(name, "passed", words)
+
+    def key(self, clean: Encoder | None) -> Key | None:
+        """The opened key with the examiner's F, once it follows from its secret and that F."""
+        opened = self.bundle.opened
+        if clean is None:
+            words = "The clean encoder F was not given. What it answers is half of the test, and is not taken on trust."
+            self.add("clean encoder", "not checkable", words)
+            return None
+        if weights_hash(clean.module) != opened.clean_hash:
+            self.add("clean encoder", "failed", "The clean encoder that was handed over is not the committed one.")
+            return None
+        self.add("clean encoder", "passed", "The clean encoder that was handed over is the committed one.")
+        try:
+            key = opened.with_clean(clean)
+            freedom = undue_freedom(key, clean)
+        except (ClaimError, KeyFileError, UsageError) as error:
+            self.add("derivation", "failed", f"The opened key is no key of this F: {error}.")
+            return None
+        if freedom is not None:
+            self.add("derivation", "failed", f"The key was not drawn as a key is: {freedom}.")
+            return None
+        words = "What a key draws from its secret is what this secret gives with this F."
+        if key.null == "controls":
+            words += " Its trained parts are bound by the commitment's date alone."
+        self.add("derivation", "passed", words)
+        return key
+
+    def queries(self, key: Key, data: Data) -> ExaminerData | None:
+        """What the examiner's seed draws from the examiner's data."""
+        if self.bundle["seed"] != self.terms.seed:
+            self.add("queries", "failed", "The queries were drawn by another seed than the examiner gave.")
+            return None
+        n, spec = n_items(key), data.spec
+        if len(data) < n:
+            self.add("queries", "not checkable", f"The key asks about {n:,} items, and {spec} has only {len(data):,}.")
+            return None
+        chosen = ExaminerData(data, n, seed=self.terms.seed, commitment=self.bundle.commitment.document.digest)
+        if self.bundle["data"].get("asked") != items_hash(chosen):
+            words = (
+                f"The seed draws other items from {spec} than were asked: the claimant chose, or drew from other data."
+            )
+            self.add("queries", "failed", words)
+            return None
+        self.add(
+            "queries", "passed", f"{n:,} items were asked about, those that the examiner's seed draws from {spec}."
+        )
+        return chosen
+
+    def answers(self, key: Key) -> bool:
+        """Whether each query has its row, in the file that was signed."""
+        try:
+            n_zero = check_answers(self.bundle, key.n_queries)
+        except ClaimError as error:
+            self.add("answers", "failed", f"{str(error)[:1].upper()}{str(error)[1:]}.")
+            return False
+        words = (
+            f"All {key.n_queries:,} queries are in. {n_zero} answers are zero, as missing ones are: against the claim."
+        )
+        self.add("answers", "passed", words)
+        return True
+
+    def decide(
+        self,
+        key: Key,
+        chosen: ExaminerData,
+        suspect: Embedder | None,
+        n_tries: int,
+        *,
+        dated: bool,
+        progress: bool,
+    ) -> Verdict | None:
+        """The verdict on the answers in the bundle, or on the suspect's own where it was asked again."""
+        if key.null == "controls" and not dated:
+            words = (
+                "Trigger and decoder were trained. Unless they are older than the suspect, they may be fitted to it."
+            )
+            self.add("verdict", "not checkable", words)
+            return None
+        terms, scores = self.terms, dict[str, float]()
+
+        def decided(asked: Embedder) -> Verdict:
+            found = verify(key, asked, chosen, control_scores=scores, alpha=terms.alpha, n_claims=n_tries)
+            return replace(found, suspect=self.bundle["suspect"][:200])
+
+        try:
+            check_null(count_controls(terms.controls), terms.alpha, n_tries, null=key.null)
+            if key.null == "controls":
+                scores.update(control_scores(key, terms.controls, chosen, progress=progress).values)
+            found = decided(LoggedAnswers(self.bundle.answers, name="the answers in the bundle"))
+            self._compare(found)
+            if suspect is not None:
+                recorded = Recorded(suspect)
+                found = self._asked_again(found, decided(recorded), recorded.answers())
+        except RefusedError as error:
+            self.add("verdict", "not checkable", f"No verdict can be supported: {error}.")
+            return None
+        except (SuspectError, EncoderError) as error:
+            self.add("verdict", "failed", f"The answers cannot be scored: {error}.")
+            return None
+        self._conclude(found, n_tries)
+        return found
+
+    def _compare(self, found: Verdict) -> None:
+        """The claimant's figure beside ours: it decides nothing, but one that differs was made up."""
+        claimed, ours = self.bundle["claimed"].get("statistic"), found.significance.statistic
+        if isinstance(claimed, float) and abs(claimed - ours) <= _TOLERANCE * max(1.0, abs(ours)):
+            self.add("statistic", "passed", f"Recomputed from the answers: {ours:.4f}, as the claimant says.")
+            return
+        said = f"{claimed:.4f}" if isinstance(claimed, float) else "nothing"
+        self.add("statistic", "failed", f"The answers give a statistic of {ours:.4f}; the claimant says {said}.")
+
+    def _asked_again(self, claimed: Verdict, own: Verdict, now: NDArray[np.floating]) -> Verdict:
+        """The verdict on the answers that the examiner got, `now`, beside those in the bundle."""
+        then = np.asarray(np.lib.format.open_memmap(self.bundle.answers, mode="r"))
+        differing = len(now) if now.shape != then.shape else _differing(now, then)
+        words = f"The suspect was asked again: {differing} of {len(now)} answers differ"
+        if own.decision != "derived" and claimed.decision == "derived":
+            self.add("suspect", "failed", f"{words}, and the new ones do not show what those in the bundle do.")
+        elif differing:
+            self.add("suspect", "passed", f"{words}. The verdict is on the new ones.")
+        else:
+            self.add("suspect", "passed", "The suspect was asked again and gave the same answers.")
+        return own
+
+    def _conclude(self, found: Verdict, n_tries: int) -> None:
+        significance = found.significance
+        shared = f", shared among {_tries(n_tries)}" if n_tries > 1 else ""
+        null = (
+            "by a theorem, whoever the suspect is"
+            if significance.null == "exact"
+            else f"by rank among {significance.n_controls} known innocents, no better than their choice"
+        )
+        what = f"{abs(significance.log2_pvalue):.1f} bits of evidence {null}, at alpha {self.terms.alpha:g}{shared}."
+        if found.decision == "derived":
+            self.add("verdict", "passed", f"Derived: {what}")
+        else:
+            self.add("verdict", "against", f"Not shown: {what}")
+
+    def assumptions(self, data: Data, suspect: Embedder | None) -> None:
+        """What no check can say."""
+        if suspect is None:
+            words = "The answers are the suspect's own, at the first asking. Asking it again would show that."
+            self.add("suspect", "assumed", words)
+        self.add("seed", "assumed", "The seed was drawn by the examiner after seeing the commitment, and by chance.")
+        self.add("data", "assumed", f"No item of {data.spec} took part in marking.")
+        if self.terms.roots and self.bundle.token is not None:
+            self.add("authority", "assumed", "The timestamp authority told the truth about the time.")
+        self.add(
+            "F", "assumed", "The clean encoder F is the claimant's to mark: whose it was first is another question."
+        )
+
+
+def _facts(bundle: Bundle, data: Data) -> dict[str, Any]:
+    return {
+        "owner": bundle.claim.owner,
+        "suspect": bundle["suspect"][:200],
+        "scheme": bundle.opened.scheme,
+        "seed": bundle["seed"][:256],
+        "data": data.spec,
+        "commitment_sha256": bundle.commitment.document.digest,
+        "claim_sha256": bundle.claim.digest,
+        "clean_hash": bundle.opened.clean_hash[:64],
+        "watermarked_hash": str(bundle.opened.fields.get("watermarked_hash"))[:64],
+        "claimed_by": {str(name)[:40]: str(value)[:80] for name, value in list(bundle["versions"].items())[:16]},
+        "audited_by": versions(),
+    }
+
+
+def _differing(one: NDArray[np.floating], other: NDArray[np.floating]) -> int:
+    """Rows that differ by more than rounding."""
+    lengths = np.maximum(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
+    return int((np.linalg.norm(one - other, axis=1) > _TOLERANCE * lengths).sum())
+
+
+def _tries(n: int) -> str:
+    return f"{n:,} claims" if n < 1 << UNDATED_TRIES else f"2^{math.log2(n):.0f} keys that may have been tried"
+
+
+def _day(when: datetime) -> str:
+    return when.strftime("%Y-%m-%d %H:%M %Z").strip()

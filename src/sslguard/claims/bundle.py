@@ -1,0 +1,207 @@
+"""Evidence bundles: a folder with all that an examiner needs to decide anew, but F.
+
+=====================  ==================================================================================
+`claim.json`           a document of format "sslguard-claim": what is claimed, with hashes of all the rest
+`commitment.json`      the commitment, and `commitment.json.tsr`, its timestamp where it has one
+`key.safetensors`      the tensors of the opened key, but those of F
+`answers.npy`          what the suspect answered, (n, m), row i the answer to query i, missing ones zero
+=====================  ==================================================================================
+
+docs/key-format.md has the fields. The opened key stands in the clear: whoever has the bundle has the key.
+
+A reader takes nothing in it for granted: names are fixed and no link is followed, sizes are bounded, the document has
+one spelling, and what it says is compared with what is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.claims.commitment import Commitment, OpenedKey, parse_commitment, timestamp_file
+from sslguard.claims.documents import MAX_DOCUMENT, ClaimError, Document, hex_bytes, parse_document, read_file
+from sslguard.claims.timestamps import MAX_TOKEN
+from sslguard.errors import KeyFileError
+from sslguard.files import write_atomic
+from sslguard.keyfile import MAX_TENSOR_BYTES, parse_tensors, serialise_tensors
+from sslguard.suspects.base import MAX_WIDTH
+
+FORMAT, VERSION = "sslguard-claim", 1
+CLAIM, COMMITMENT, TENSORS, ANSWERS = "claim.json", "commitment.json", "key.safetensors", "answers.npy"
+TIMESTAMP = timestamp_file(Path(COMMITMENT)).name
+FILES = frozenset({CLAIM, COMMITMENT, TIMESTAMP, TENSORS, ANSWERS})
+MAX_ANSWERS = 1 << 33  # bytes
+_NPY_HEADER = 1 << 12
+_FIELDS: Mapping[str, type] = {
+    "answers": dict,
+    "claimed": dict,
+    "commitment": str,
+    "controls": list,
+    "data": dict,
+    "key": dict,
+    "seed": str,
+    "suspect": str,
+    "versions": dict,
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Bundle:
+    """A bundle as it was read: what its owner says, none of it believed yet.
+
+    Attributes:
+        folder: where it lies.
+        claim: its document, of a good signature.
+        commitment: of a good signature, too.
+        token: the timestamp's bytes; None where there is none.
+        opened: the opened key.
+        salt: what it is said to be committed with.
+    """
+
+    folder: Path
+    claim: Document
+    commitment: Commitment
+    token: bytes | None
+    opened: OpenedKey
+    salt: bytes
+
+    @property
+    def answers(self) -> Path:
+        return self.folder / ANSWERS
+
+    def __getitem__(self, name: str) -> Any:
+        """A field of the claim."""
+        return self.claim.signed[name]
+
+
+def fill_bundle(
+    folder: Path,
+    *,
+    claim: Document,
+    commitment: bytes,
+    token: bytes | None,
+    opened: OpenedKey,
+    answers: NDArray[np.floating],
+) -> None:
+    """Write the files of a bundle into an empty folder, readable by their owner alone."""
+    content = {
+        COMMITMENT: commitment,
+        **({} if token is None else {TIMESTAMP: token}),
+        TENSORS: serialise_tensors(opened.tensors),
+        ANSWERS: npy(answers),
+        CLAIM: claim.content,
+    }
+    folder.chmod(0o700)
+    for name, part in content.items():
+        write_atomic(folder / name, part, private=True)
+
+
+def npy(answers: NDArray[np.floating]) -> bytes:
+    """The `.npy` file of an array."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(answers), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """A bundle's parts, each well formed; whether they fit together is the audit's business.
+
+    Raises:
+        ClaimError: a file is missing, damaged, oversized, a link, or something that a bundle does not hold.
+    """
+    names = _names(folder)
+    if strange := sorted(names - FILES):
+        raise ClaimError(f"{folder!s:.200} holds {strange[0]!r:.80}, which is no part of a bundle")
+    claim = parse_document(
+        read_file(folder / CLAIM, MAX_DOCUMENT), f"{folder!s:.200}/{CLAIM}", format_=FORMAT, version=VERSION
+    )
+    _check_fields(claim)
+    commitment = parse_commitment(read_file(folder / COMMITMENT, MAX_DOCUMENT), f"{folder!s:.200}/{COMMITMENT}")
+    token = read_file(folder / TIMESTAMP, MAX_TOKEN) if TIMESTAMP in names else None
+    opened, salt = _opened(folder, claim.signed["key"])
+    return Bundle(folder, claim, commitment, token, opened, salt)
+
+
+def check_answers(bundle: Bundle, n: int) -> int:
+    """How many rows are zero, once the file is the one that was signed and holds `n` rows of numbers.
+
+    Raises:
+        ClaimError: it is not.
+    """
+    path = bundle.answers
+    wanted = hex_bytes(bundle["answers"].get("sha256"), 32, "the hash of the answers").hex()
+    if _file_hash(path) != wanted:
+        raise ClaimError("the answers are not those that were signed: the file was changed")
+    try:
+        rows = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # a hostile header may fail in any step of numpy's parser
+        raise ClaimError("the answers are no array of numpy's") from None
+    if rows.dtype not in (np.float32, np.float64) or rows.ndim != 2 or not 1 <= rows.shape[1] <= MAX_WIDTH:
+        raise ClaimError(f"the answers must be floats (n, m), not {rows.dtype} of shape {rows.shape}")
+    if len(rows) != n:
+        raise ClaimError(
+            f"{n} queries were to be asked, and the bundle has {len(rows)} answers: some were dropped or added"
+        )
+    return int((~rows.any(axis=1)).sum())
+
+
+def _opened(folder: Path, found: Mapping[str, Any]) -> tuple[OpenedKey, bytes]:
+    if found.keys() != {"fields", "salt", "scheme", "tensors"} or not isinstance(found["fields"], dict):
+        raise ClaimError("the claim opens no key")
+    if found["scheme"] not in ("exact", "sslguard"):
+        raise ClaimError(f"there is no scheme {found['scheme']!r:.80} here")
+    content = read_file(folder / TENSORS, MAX_TENSOR_BYTES)
+    if hashlib.sha256(content).hexdigest() != found["tensors"]:
+        raise ClaimError("the tensors of the opened key are not those that were signed: the file was changed")
+    try:
+        tensors = parse_tensors(content, f"{folder!s:.200}/{TENSORS}")
+    except KeyFileError as error:
+        raise ClaimError(str(error)) from None
+    return OpenedKey(found["scheme"], found["fields"], tensors), hex_bytes(found["salt"], 32, "the salt")
+
+
+def _check_fields(claim: Document) -> None:
+    signed = claim.signed
+    if signed.keys() != {"format", "version", "owner", *_FIELDS}:
+        raise ClaimError("the claim has other fields than a claim has")
+    for name, kind in _FIELDS.items():
+        if not isinstance(signed[name], kind):
+            raise ClaimError(f"the claim's {name} must be of type {kind.__name__}")
+    hex_bytes(signed["commitment"], 32, "the claim's commitment")
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        names: list[str] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) > len(FILES):
+                    break
+    except OSError as error:
+        raise ClaimError(f"{folder!s:.200} cannot be read as a bundle: {error.strerror}") from None
+    return set(names)
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256, hex, of a plain file of bounded size. Raises ClaimError for anything else."""
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_ANSWERS:
+            raise ClaimError(f"{path!s:.200} is missing, no plain file, or larger than {MAX_ANSWERS} bytes")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ClaimError(f"{path!s:.200} cannot be read: {error.strerror}") from None
+
+
+def text(value: object, most: int = 200) -> str:
+    """A short text for a claim, whatever the value's characters."""
+    return str(value).encode("ascii", "backslashreplace").decode()[:most]

@@ -1,0 +1,143 @@
+"""The claimant's side: a suspect is asked what the examiner's seed draws, and all that was found goes into a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sslguard.claims.bundle import FORMAT, VERSION, fill_bundle, npy, text
+from sslguard.claims.commitment import OpenedKey, key_salt, owner_of, parse_commitment, timestamp_file
+from sslguard.claims.documents import MAX_DOCUMENT, ClaimError, read_file, sign_document
+from sslguard.claims.queries import ExaminerData, items_hash, n_items
+from sslguard.claims.timestamps import MAX_TOKEN
+from sslguard.controls import count_controls
+from sslguard.data.base import Batch, Data
+from sslguard.encoders.base import Embedder
+from sslguard.files import atomic_folder
+from sslguard.keyfile import StoredKey, serialise_tensors
+from sslguard.scorefile import control_scores
+from sslguard.verification import DEFAULT_ALPHA, Verdict, check_null, verify
+
+
+class Recorded:
+    """A suspect whose answers are kept, in the order in which they were asked for."""
+
+    def __init__(self, suspect: Embedder) -> None:
+        self.suspect = suspect
+        self.name = str(getattr(suspect, "name", getattr(suspect, "source", type(suspect).__name__)))
+        self._parts: list[NDArray[np.floating]] = []
+
+    @property
+    def n_missing(self) -> int:
+        return int(getattr(self.suspect, "n_missing", 0))
+
+    def embed(self, batch: Batch, /) -> NDArray[np.floating]:
+        answers = self.suspect.embed(batch)
+        self._parts.append(np.array(answers))
+        return answers
+
+    def finish(self) -> None:
+        finish = getattr(self.suspect, "finish", None)
+        if callable(finish):
+            finish()
+
+    def answers(self) -> NDArray[np.floating]:
+        """(n, m), float32, or float64 where some came so."""
+        single = all(part.dtype == np.float32 for part in self._parts)
+        return np.concatenate(self._parts).astype(np.float32 if single else np.float64, copy=False)
+
+
+def claim(
+    stored: StoredKey,
+    suspect: Embedder,
+    data: Data,
+    *,
+    seed: str,
+    commitment: Path,
+    out: Path,
+    controls: Sequence[str] = (),
+    alpha: float = DEFAULT_ALPHA,
+    n_claims: int = 1,
+    progress: bool = False,
+) -> Verdict:
+    """Ask a suspect, decide, and write the bundle that lets somebody else decide again. It opens the key.
+
+    Args:
+        data: what the examiner agreed to; the seed draws from it. None of it may have taken part in marking.
+        seed: the examiner's, given after the commitment was seen.
+        commitment: its file; its timestamp is taken from beside it.
+        out: folder of the bundle.
+        controls: known innocents, by specification, for a key whose null they are.
+
+    Raises:
+        ClaimError: the commitment is not to this key, or is damaged. Nothing is asked then.
+        RefusedError: the controls cannot support alpha. Nothing is asked then.
+        OutputError: the bundle cannot be written.
+    """
+    owner, key = owner_of(stored), stored.key
+    check_null(count_controls(controls), alpha, n_claims, null=key.null)
+    committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))
+    opened, salt = OpenedKey.of(key), key_salt(owner)
+    if committed.document.owner != owner.public or opened.digest(salt) not in committed.keys:
+        raise ClaimError(f"{commitment} does not commit to this key: give the file that sslguard commit wrote for it")
+    beside = timestamp_file(commitment)
+    token = read_file(beside, MAX_TOKEN) if beside.exists() else None
+    chosen = ExaminerData(data, n_items(key), seed=seed, commitment=committed.document.digest)
+    # The place is taken before anybody is asked.
+    with atomic_folder(out) as partial:
+        scores: Mapping[str, float] = {}
+        if key.null == "controls":
+            scores = control_scores(key, controls, chosen, progress=progress).values
+        recorded = Recorded(suspect)
+        verdict = verify(key, recorded, chosen, control_scores=scores, alpha=alpha, n_claims=n_claims)
+        answers = recorded.answers()
+        said = {
+            "seed": seed,
+            "data": {"spec": text(data.spec, 1000), "items": len(data), "asked": items_hash(chosen)},
+            "controls": [text(name) for name in scores],
+            **_found(verdict, answers),
+        }
+        fields = {**said, "commitment": committed.document.digest, "key": _opening(opened, salt)}
+        document = sign_document(owner, {"format": FORMAT, "version": VERSION, "versions": versions(), **fields})
+        content = committed.document.content
+        fill_bundle(partial, claim=document, commitment=content, token=token, opened=opened, answers=answers)
+    return verdict
+
+
+def _found(verdict: Verdict, answers: NDArray[np.floating]) -> dict[str, Any]:
+    """What a claim says of the suspect."""
+    suspect = text(verdict.suspect)
+    return {
+        "suspect": suspect,
+        "answers": {"sha256": hashlib.sha256(npy(answers)).hexdigest(), "missing": verdict.n_missing},
+        "claimed": {**verdict.to_json(), "suspect": suspect},
+    }
+
+
+def _opening(opened: OpenedKey, salt: bytes) -> dict[str, Any]:
+    """What a claim shows of the key, beside its tensors."""
+    return {
+        "scheme": opened.scheme,
+        "fields": dict(opened.fields),
+        "salt": salt.hex(),
+        "tensors": hashlib.sha256(serialise_tensors(opened.tensors)).hexdigest(),
+    }
+
+
+def versions() -> dict[str, Any]:
+    """What figures are computed by here."""
+    return {
+        "sslguard": version("sslguard"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
