@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("claims",),
     ("api",),
     ("",),
-    ("report",),
+    ("report", "serve"),
     ("demo",),
     ("cli",),
 )

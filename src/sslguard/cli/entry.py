@@ -28,7 +28,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from sslguard import __version__
-from sslguard.cli import attack, claim, make, measure, prove
+from sslguard.cli import attack, claim, make, measure, prove, serve
 from sslguard.cli.options import Output
 from sslguard.cli.output import Result, say, show, show_json
 from sslguard.errors import SslguardError
@@ -54,6 +54,7 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     prove.verify,
     prove.controls,
     *claim.COMMANDS,
+    *serve.COMMANDS,
     prove.demo,
 )
 

@@ -1,0 +1,105 @@
+"""Commands that hand encoders to other programs: `serve`, `export`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from sslguard.cli.options import PRINTED, Count, Output, Seed, Share, Threads, set_threads
+from sslguard.cli.output import Result, say
+from sslguard.errors import MissingExtraError, UsageError
+
+LIMITS = Group("Limits", sort_key=1)
+_MIB = 1 << 20
+
+
+def serve(
+    encoder: str,
+    /,
+    *,
+    name: str = "encoder",
+    host: str = "127.0.0.1",
+    port: Seed = 8000,
+    auth_env: str | None = None,
+    max_batch: Annotated[Count, Parameter(group=LIMITS)] = 64,
+    max_wait: Annotated[Share, Parameter(group=LIMITS)] = 2.0,
+    max_items: Annotated[Count, Parameter(group=LIMITS)] = 1024,
+    max_megabytes: Annotated[Count, Parameter(group=LIMITS)] = 32,
+    threads: Threads | None = None,
+    output: Output = PRINTED,
+) -> Result:
+    """Answer queries over HTTP until ^C or SIGTERM.
+
+    Over the Open Inference Protocol V2 (/v2/models/NAME/infer; JSON tensors or bytes), and for texts as OpenAI
+    (/v1/embeddings) and text-embeddings-inference (/embed) do; /v1/embed takes {"texts": [...]} or
+    {"images": [base64, ...]}. An encoder marked by a head answers with its head. Whoever reaches the port may ask.
+
+    Args:
+        encoder: The encoder.
+        name: Of the model, in addresses and answers.
+        host: Address of this machine to listen on; 0.0.0.0 for all.
+        port: Port; 0 for any that is free.
+        auth_env: Environment variable that holds a token; callers send it as Authorization: Bearer.
+        max_batch: Items that go through the encoder together.
+        max_wait: Milliseconds that a request waits for others.
+        max_items: Items of a request.
+        max_megabytes: Size of a request.
+        threads: CPU threads.
+    """
+    from sslguard.encoders.load import load_encoder
+    from sslguard.serve import open_server
+
+    try:
+        from sslguard.serve.app import Settings
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("serving an encoder", "serve") from error
+    set_threads(threads)
+    token = None if auth_env is None else os.environ.get(auth_env, "").strip()
+    if token == "":
+        raise UsageError(f"the environment variable {auth_env!r:.80} holds no token: set it")
+    settings = Settings(
+        name=name,
+        max_batch=max_batch,
+        max_wait=max_wait / 1000,
+        max_items=max_items,
+        max_bytes=max_megabytes * _MIB,
+        token=token,
+    )
+    server = open_server(load_encoder(encoder), settings, host=host, port=port)
+    say_address = (lambda: None) if output.quiet else (lambda: say(f"serving {encoder} at {server.address}"))
+    server.run(started=say_address)
+    fields = {"encoder": encoder, "name": name, "address": server.address}
+    return Result(fields, [("served", encoder), ("address", server.address)])
+
+
+def export(
+    encoder: str,
+    /,
+    *,
+    out: Path,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Write an encoder as an ONNX file; a head that marks it becomes part of the file.
+
+    Images go in as float32 (n, C, H, W) in [0, 1] of the encoder's own size, tokens with the tokenizer.json that is
+    written beside the file.
+
+    Args:
+        encoder: The encoder.
+        out: FILE.onnx.
+    """
+    from sslguard.encoders.export import export_onnx
+    from sslguard.encoders.load import load_encoder
+
+    loaded = load_encoder(encoder)
+    export_onnx(loaded, out)
+    fields = {"encoder": encoder, "out": str(out), "dim": loaded.dim, "bytes": out.stat().st_size}
+    return Result(
+        fields, [("written", str(out)), ("width", str(loaded.dim)), ("size", f"{out.stat().st_size:,} bytes")]
+    )
+
+
+COMMANDS = (serve, export)

@@ -1,0 +1,31 @@
+"""An encoder as a server: the reference that suspects behind an address are tested against."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sslguard.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from sslguard.encoders.base import Encoder
+    from sslguard.serve.app import Settings
+    from sslguard.serve.server import Server
+
+__all__ = ["open_server"]
+
+
+def open_server(
+    encoder: Encoder, settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 8000
+) -> Server:
+    """A server of `encoder` that has taken its address; `run` answers.
+
+    Raises:
+        UsageError: the address cannot be taken.
+        MissingExtraError: fastapi or uvicorn is not installed.
+    """
+    try:
+        from sslguard.serve.app import create_app
+        from sslguard.serve.server import Server
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("serving an encoder", "serve") from error
+    return Server(create_app(encoder, settings), host=host, port=port)

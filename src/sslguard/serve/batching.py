@@ -1,0 +1,175 @@
+"""Dynamic batching: requests that come at about the same time go through the encoder together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.data.base import Batch
+from sslguard.encoders.base import Embedder
+from sslguard.errors import SslguardError, UsageError
+
+Items = Sequence[Tensor] | Sequence[str]
+Answers = NDArray[np.floating]
+
+
+class OverloadedError(SslguardError):
+    """More items wait than are let in; the caller may come again."""
+
+
+@dataclass
+class _Waiting:
+    items: Items
+    answers: asyncio.Future[Answers]
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher:
+    """An encoder behind a queue, for one event loop. One thread runs it, batch by batch.
+
+    Attributes:
+        max_batch: items that go through the encoder together.
+        max_wait: seconds that a request waits for others.
+        max_queued: items that may wait.
+        n_batches, n_items: run so far.
+    """
+
+    def __init__(
+        self, encoder: Embedder, *, max_batch: int = 64, max_wait: float = 0.002, max_queued: int = 4096
+    ) -> None:
+        if max_batch < 1 or max_queued < 1 or not 0 <= max_wait < 60:
+            raise UsageError(
+                f"max_batch and max_queued must be at least 1 and max_wait lie in [0, 60) s, not {max_batch}, "
+                f"{max_queued} and {max_wait}"
+            )
+        self.encoder, self.max_batch, self.max_wait, self.max_queued = encoder, max_batch, max_wait, max_queued
+        self.n_batches = self.n_items = 0
+        self._queue: deque[_Waiting] = deque()
+        self._queued = 0
+        self._came = asyncio.Event()
+        self._closing = False
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sslguard-encoder")
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._work())
+
+    async def embed(self, items: Items) -> Answers:
+        """Answers (n, m) to the items of one request, in their order.
+
+        Raises:
+            OverloadedError: too much is waiting, or the server is stopping.
+            SslguardError: the encoder refuses the items.
+        """
+        if self._closing or self._task is None:
+            raise OverloadedError("this server is stopping")
+        if self._queued + len(items) > self.max_queued and self._queued:
+            raise OverloadedError(f"{self._queued} items are waiting: come again later")
+        waiting = _Waiting(items, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._queued += len(items)
+        self._came.set()
+        return await waiting.answers
+
+    async def close(self) -> None:
+        """Let no more in, answer what is waiting, and end."""
+        self._closing = True
+        self._came.set()
+        if self._task is not None:
+            await self._task
+        self._pool.shutdown()
+
+    async def _work(self) -> None:
+        while True:
+            self._came.clear()
+            if not self._queue:
+                if self._closing:
+                    return
+                await self._came.wait()
+                continue
+            await self._fill()
+            batch = self._taken()
+            if batch:
+                await self._answer(batch)
+
+    async def _fill(self) -> None:
+        """Wait until a batch is full or its first request has waited long enough."""
+        deadline = self._queue[0].since + self.max_wait
+        while self._queued < self.max_batch and not self._closing:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self._came.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._came.wait()
+            except TimeoutError:
+                return
+
+    def _taken(self) -> list[_Waiting]:
+        """Requests of the next batch, without those whose callers have gone."""
+        taken: list[_Waiting] = []
+        size = 0
+        while self._queue and (not taken or size + len(self._queue[0].items) <= self.max_batch):
+            waiting = self._queue.popleft()
+            self._queued -= len(waiting.items)
+            if not waiting.answers.done():
+                taken.append(waiting)
+                size += len(waiting.items)
+        return taken
+
+    async def _answer(self, requests: list[_Waiting]) -> None:
+        loop = asyncio.get_running_loop()
+        items = [item for waiting in requests for item in waiting.items]
+        try:
+            answers = await loop.run_in_executor(self._pool, self._embedded, items)
+        except Exception as error:
+            if len(requests) == 1:
+                _settle(requests[0], error)
+                return
+            # One request's items must not cost the others their answers.
+            for waiting in requests:
+                await self._answer([waiting])
+            return
+        start = 0
+        for waiting in requests:
+            _settle(waiting, answers[start : start + len(waiting.items)])
+            start += len(waiting.items)
+
+    def _embedded(self, items: list[Tensor | str]) -> Answers:
+        parts = []
+        for start in range(0, len(items), self.max_batch):
+            part = items[start : start + self.max_batch]
+            self.n_batches += 1
+            self.n_items += len(part)
+            parts.append(self.encoder.embed(as_batch(part)))
+        return np.concatenate(parts)
+
+
+def as_batch(items: Sequence[Tensor | str]) -> Batch:
+    """Items as an encoder takes them fastest: images of one size as one tensor."""
+    texts = [item for item in items if isinstance(item, str)]
+    if texts:
+        return texts
+    images = [item for item in items if isinstance(item, Tensor)]
+    alike = len({(image.shape, image.dtype) for image in images}) == 1
+    return torch.stack(images) if alike else images
+
+
+def _settle(waiting: _Waiting, result: Answers | Exception) -> None:
+    if waiting.answers.done():
+        return
+    if isinstance(result, Exception):
+        waiting.answers.set_exception(result)
+    else:
+        waiting.answers.set_result(result)

@@ -1,0 +1,256 @@
+"""What requests hold and answers look like, in every protocol that `app` speaks. Nothing here trusts its input."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.errors import UsageError
+from sslguard.suspects.protocols.base import MalformedReplyError
+from sslguard.suspects.protocols.oip import DTYPES, LENGTH_HEADER, unpacked_texts
+
+Answers = NDArray[np.floating]
+MAX_SIDE = 4096  # pixels
+MAX_PIXELS = 1 << 26  # of a request
+MAX_ASPECT = 8  # of the longer side to the shorter: resizing to the shorter would blow the longer one up
+_DATATYPES = ("UINT8", "FP32")
+_JSON = "application/json"
+
+
+class BadRequestError(UsageError):
+    """A request that cannot be answered; the message says why."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request, decoded.
+
+    Attributes:
+        items: images (C, H, W), or texts.
+        coded: numbers as base64 (OpenAI) or bytes (OIP).
+        request_id: OIP: what the caller calls it.
+    """
+
+    items: list[Tensor] | list[str]
+    coded: bool = False
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Content:
+    """The body of an answer and its headers."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises BadRequestError."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError("the body must be JSON") from error
+    if not isinstance(value, dict):
+        raise BadRequestError("the body must be a JSON object")
+    return value
+
+
+def texts_of(value: object, name: str, most: int) -> list[str]:
+    """One text or a list of them. Raises BadRequestError."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not found or not all(isinstance(item, str) for item in found):
+        raise BadRequestError(f"{name!r} must be a text or a list of texts")
+    _check_number(len(found), most)
+    for item in found:
+        _check_unicode(item)
+    return found
+
+
+def pictures_of(value: object, name: str, most: int) -> list[Tensor]:
+    """Images in base64, bare or as data URIs: uint8 (C, H, W). Raises BadRequestError."""
+    found: list[Tensor] = []
+    left = MAX_PIXELS
+    for coded in texts_of(value, name, most):
+        found.append(picture(coded, left))
+        left -= found[-1][0].numel()
+    return found
+
+
+def picture(coded: str, most: int = MAX_PIXELS) -> Tensor:
+    """An image from the base64 of a PNG, JPEG or WebP file: uint8 (1 or 3, H, W). Raises BadRequestError."""
+    from PIL import Image
+
+    text = coded.partition(",")[2] if coded.startswith("data:") else coded
+    try:
+        content = base64.b64decode(text, validate=True)
+        with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
+            # Said in the header: nothing has been unpacked yet.
+            _check_sides(*image.size)
+            if math.prod(image.size) > most:
+                raise BadRequestError(f"a request may hold images of {MAX_PIXELS:,} pixels in all")
+            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    except BadRequestError:
+        raise
+    except (binascii.Error, ValueError, OSError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise BadRequestError("an image must be the base64 of a PNG, JPEG or WebP file") from error
+    stacked = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(stacked))
+
+
+def openai_ask(body: bytes, most: int) -> Ask:
+    """`{"input", "encoding_format"}` of /v1/embeddings. Raises BadRequestError."""
+    fields = parsed(body)
+    encoding = fields.get("encoding_format") or "float"
+    if encoding not in ("float", "base64"):
+        raise BadRequestError(f"'encoding_format' must be float or base64, not {str(encoding)[:80]!r}")
+    if fields.get("dimensions") is not None:
+        raise BadRequestError("'dimensions' is not served: embeddings have one width")
+    return Ask(texts_of(fields.get("input"), "input", most), encoding == "base64")
+
+
+def openai_answer(ask: Ask, answers: Answers, model: str) -> Content:
+    """`{"data": [{"index", "embedding"}, …]}`."""
+    rows: list[Any] = answers.tolist()
+    if ask.coded:
+        rows = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in answers]
+    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    return as_json({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def oip_ask(body: bytes, headers: Mapping[str, str], most: int) -> Ask:
+    """One tensor: UINT8 or FP32 (n, C, H, W), or BYTES (n) or (n, 1). Raises BadRequestError."""
+    length = headers.get(LENGTH_HEADER)
+    head, rest = body, b""
+    if length is not None:
+        if not (length.isascii() and length.isdigit() and len(length) < 19 and int(length) <= len(body)):
+            raise BadRequestError(f"{LENGTH_HEADER} must be at most the {len(body)} bytes that came")
+        head, rest = body[: int(length)], body[int(length) :]
+    fields = parsed(head)
+    inputs = fields.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise BadRequestError("'inputs' must hold one tensor")
+    (tensor,) = inputs
+    shape = tensor.get("shape")
+    if not isinstance(shape, list) or not all(type(side) is int and 0 < side <= 1 << 31 for side in shape) or not shape:
+        raise BadRequestError("'shape' must be a list of positive whole numbers")
+    _check_number(shape[0], most)
+    size = _parameters(tensor).get("binary_data_size")
+    if size is not None and (type(size) is not int or size != len(rest)):
+        raise BadRequestError(f"'binary_data_size' must be the {len(rest)} bytes behind the JSON")
+    content = rest if size is not None else tensor.get("data")
+    coded = _wants_bytes(fields)
+    request_id = fields.get("id")
+    items = _texts(shape, content) if tensor.get("datatype") == "BYTES" else _images(tensor, shape, content)
+    return Ask(items, coded, request_id if isinstance(request_id, str) else None)
+
+
+def oip_answer(ask: Ask, answers: Answers, model: str) -> Content:
+    """One tensor FP32 (n, m), `embeddings`."""
+    tensor: dict[str, Any] = {"name": "embeddings", "datatype": "FP32", "shape": list(answers.shape)}
+    reply: dict[str, Any] = {"model_name": model, "outputs": [tensor]}
+    if ask.request_id is not None:
+        reply["id"] = ask.request_id
+    if not ask.coded:
+        tensor["data"] = answers.reshape(-1).tolist()
+        return as_json(reply)
+    numbers = answers.astype("<f4").tobytes()
+    tensor["parameters"] = {"binary_data_size": len(numbers)}
+    head = json.dumps(reply).encode()
+    return Content(head + numbers, {"Content-Type": "application/octet-stream", LENGTH_HEADER: str(len(head))})
+
+
+def as_json(value: object) -> Content:
+    return Content(json.dumps(value, separators=(",", ":"), allow_nan=False).encode(), {"Content-Type": _JSON})
+
+
+def _images(tensor: Mapping[str, Any], shape: list[int], content: object) -> list[Tensor]:
+    datatype = tensor.get("datatype")
+    if datatype not in _DATATYPES:
+        raise BadRequestError(f"'datatype' must be UINT8, FP32 or BYTES, not {str(datatype)[:80]!r}")
+    if len(shape) != 4 or shape[1] not in (1, 3):
+        raise BadRequestError(f"images have the shape (n, 1 or 3, H, W), not {shape}")
+    _check_sides(*shape[2:])
+    dtype = DTYPES[datatype]
+    array = _numbers(content, dtype)
+    if array.size != math.prod(shape):
+        raise BadRequestError(f"a tensor of shape {shape} has {math.prod(shape)} values, not {array.size}")
+    return list(torch.from_numpy(array.reshape(shape)))
+
+
+def _numbers(content: object, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if isinstance(content, bytes):
+        if len(content) % dtype.itemsize:
+            raise BadRequestError(f"{len(content)} bytes are not {dtype.itemsize} a number")
+        return np.frombuffer(content, dtype).copy()
+    try:
+        array = np.asarray(content)
+    except ValueError as error:
+        raise BadRequestError("'data' must be an array of numbers") from error
+    if array.dtype.kind not in "iuf":
+        raise BadRequestError("'data' must be an array of numbers")
+    if dtype.kind == "u" and (array.dtype.kind == "f" or array.min(initial=0) < 0 or array.max(initial=0) > 255):
+        raise BadRequestError("'data' of UINT8 must be whole numbers from 0 to 255")
+    return array.astype(dtype)
+
+
+def _texts(shape: list[int], content: object) -> list[str]:
+    if math.prod(shape) != shape[0]:
+        raise BadRequestError(f"texts have the shape (n) or (n, 1), not {shape}")
+    if isinstance(content, bytes):
+        try:
+            found: list[Any] = list(unpacked_texts(content))
+        except MalformedReplyError as error:
+            raise BadRequestError(str(error)) from error
+    else:
+        flat = content if isinstance(content, list) else []
+        found = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in flat]
+    if len(found) != shape[0] or not all(isinstance(item, str) for item in found):
+        raise BadRequestError(f"'data' must hold {shape[0]} texts")
+    for item in found:
+        _check_unicode(item)
+    return found
+
+
+def _wants_bytes(fields: Mapping[str, Any]) -> bool:
+    outputs = fields.get("outputs")
+    if isinstance(outputs, list) and outputs and isinstance(outputs[0], dict):
+        chosen = _parameters(outputs[0]).get("binary_data")
+        if isinstance(chosen, bool):
+            return chosen
+    return _parameters(fields).get("binary_data_output") is True
+
+
+def _parameters(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = fields.get("parameters")
+    return found if isinstance(found, dict) else {}
+
+
+def _check_sides(one: int, other: int) -> None:
+    if max(one, other) > MAX_SIDE or max(one, other) > MAX_ASPECT * min(one, other):
+        raise BadRequestError(
+            f"an image has sides up to {MAX_SIDE} pixels, one at most {MAX_ASPECT} times the other, not {one} x {other}"
+        )
+
+
+def _check_number(n: int, most: int) -> None:
+    if not 1 <= n <= most:
+        raise BadRequestError(f"a request may hold 1 to {most} items, not {n}")
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequestError("a text is not valid Unicode") from error
