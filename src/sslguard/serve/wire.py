@@ -105,7 +105,7 @@ def picture(coded: str, most: int = MAX_PIXELS) -> Tensor:
     except (binascii.Error, ValueError, OSError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
         raise BadRequestError("an image must be the base64 of a PNG, JPEG or WebP file") from error
     stacked = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(stacked))
+    return torch.from_numpy(stacked.copy())
 
 
 def openai_ask(body: bytes, most: int) -> Ask:

@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
@@ -290,6 +291,7 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._running: set[Future[Reply]] = set()
         self._thread = threading.Thread(target=self._run, name="sslguard-http", daemon=True)
         self._thread.start()
 
@@ -304,14 +306,16 @@ class _Loop:
             coroutine.close()
             raise SuspectError("this suspect was closed")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._running.add(future)
         try:
             return future.result(limit + 30)
         except TimeoutError:
             raise UnansweredError(f"no answer within {limit:.3g} s", again=True) from None
-        except asyncio.CancelledError:
+        except CancelledError:
             raise SuspectError("this suspect was closed") from None
         finally:
             future.cancel()
+            self._running.discard(future)
 
     def stop(self, last: Any) -> None:
         """Cancel what runs, then run `last`, then end the thread."""
@@ -319,13 +323,14 @@ class _Loop:
             last.close()
             return
 
+        for future in list(self._running):
+            future.cancel()
+
         async def end() -> None:
-            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            await last
-            self._loop.stop()
+            try:
+                await last
+            finally:
+                self._loop.stop()
 
         asyncio.run_coroutine_threadsafe(end(), self._loop)
         self._thread.join(5)
