@@ -150,7 +150,12 @@ class TestExact:
         bed.commit().claim(half)
         found = bed.audit()
         assert "100 answers are zero" in words(found, "passed")
-        assert found.verdict.significance.n_queries == 200
+        # Which half is missing might be the claimant's choice, one of 2^196, unless the suspect says so itself.
+        assert (found.decision, round(np.log2(float(found.n_tries)))) == ("derived", 196)
+        assert bed.audit(not_after=None).exit_code == 4
+        again = bed.audit(suspect=half)
+        assert (again.decision, again.n_tries) == ("derived", 1)
+        assert again.verdict.significance.n_queries == 200
 
     def test_logged_answers(self, bed, marked, tmp_path):
         """Answers that were logged elsewhere, a missing one among them, give the same verdict."""
@@ -163,6 +168,7 @@ class TestExact:
         found = bed.audit()
         assert found.decision == "derived"
         assert "1 answers are zero" in words(found, "passed")
+        assert found.n_tries == 200
 
     def test_texts(self, tmp_path):
         """Any encoder: here one of texts, which has files beside its weights or none."""

@@ -28,6 +28,7 @@ from sslguard.encoders.folder import weights_hash
 from sslguard.errors import EncoderError, KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.base import Key
 from sslguard.scorefile import control_scores
+from sslguard.stats.direction import SECRET_BITS
 from sslguard.suspects import LoggedAnswers
 from sslguard.verification import Verdict, check_null, verify
 
@@ -66,10 +67,13 @@ def audit(
         n_tries <<= UNDATED_TRIES
     if key is not None:
         chosen = log.queries(key, data)
-        if chosen is not None and log.answers(key):
+        n_zero = None if chosen is None else log.answers(key)
+        if chosen is not None and n_zero is not None:
+            if suspect is None:
+                n_tries *= _choices(key.n_queries, n_zero)
             verdict = log.decide(key, chosen, suspect, n_tries, dated=dated, progress=progress)
     log.assumptions(data, suspect)
-    return Audit(tuple(log.checks), verdict, n_tries, terms, _facts(bundle, data))
+    return Audit(tuple(log.checks), verdict, n_tries, terms, {**_facts(bundle, data), "committed": log.committed})
 
 
 class _Log:
@@ -78,6 +82,7 @@ class _Log:
     def __init__(self, bundle: Bundle, terms: Terms) -> None:
         self.bundle, self.terms = bundle, terms
         self.checks: list[Check] = []
+        self.committed: str | None = None
 
     def add(self, name: str, status: Status, words: str) -> None:
         self.checks.append(Check(name, status, words))
@@ -114,7 +119,7 @@ class _Log:
         except ClaimError as error:
             self.add("date", "failed", f"The timestamp was not accepted: {error}.")
             return False
-        words = f"The commitment is from {_day(when)}"
+        words, self.committed = f"The commitment is from {_day(when)}", when.isoformat()
         if wanted is None:
             self.add("date", "assumed", f"{words}; when the suspect could first be asked was not given.{charge}")
             return False
@@ -188,18 +193,22 @@ class _Log:
         )
         return chosen
 
-    def answers(self, key: Key) -> bool:
-        """Whether each query has its row, in the file that was signed."""
+    def answers(self, key: Key) -> int | None:
+        """How many answers are zero, where each query has its row in the file that was signed.
+
+        Whoever knows the key could leave out the answers that disagree. Where the suspect is not asked again, the
+        claim is taken for the best of all ways to leave out as many: the p-value is valid for each of them.
+        """
         try:
             n_zero = check_answers(self.bundle, key.n_queries)
         except ClaimError as error:
             self.add("answers", "failed", f"{str(error)[:1].upper()}{str(error)[1:]}.")
-            return False
-        words = (
-            f"All {key.n_queries:,} queries are in. {n_zero} answers are zero, as missing ones are: against the claim."
-        )
+            return None
+        words = f"All {key.n_queries:,} queries are in; {n_zero} answers are zero, as missing ones are."
+        if n_zero:
+            words += " Unless the suspect is asked again, which ones counts as the claimant's choice."
         self.add("answers", "passed", words)
-        return True
+        return n_zero
 
     def decide(
         self,
@@ -216,6 +225,10 @@ class _Log:
             words = (
                 "Trigger and decoder were trained. Unless they are older than the suspect, they may be fitted to it."
             )
+            self.add("verdict", "not checkable", words)
+            return None
+        if math.log2(n_tries) > SECRET_BITS:
+            words = f"The level would be shared among {_tries(n_tries)}, more than there are secrets."
             self.add("verdict", "not checkable", words)
             return None
         terms, scores = self.terms, dict[str, float]()
@@ -314,8 +327,14 @@ def _differing(one: NDArray[np.floating], other: NDArray[np.floating]) -> int:
     return int((np.linalg.norm(one - other, axis=1) > _TOLERANCE * lengths).sum())
 
 
+def _choices(n: int, k: int) -> int:
+    """In how many ways k of n can be left out; numbers without end are cut off where no level reaches any more."""
+    bits = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    return math.comb(n, k) if bits < 2 * SECRET_BITS else 1 << 2 * SECRET_BITS
+
+
 def _tries(n: int) -> str:
-    return f"{n:,} claims" if n < 1 << UNDATED_TRIES else f"2^{math.log2(n):.0f} keys that may have been tried"
+    return f"{n:,} claims" if n < 1 << 20 else f"2^{math.log2(n):.0f} that may have been tried"
 
 
 def _day(when: datetime) -> str:

@@ -84,7 +84,8 @@ class Audit:
     Attributes:
         checks: in the order in which they were made.
         verdict: recomputed; None where it could not be.
-        n_tries: how many claims alpha was shared among, those that were charged included.
+        n_tries: how many claims alpha was shared among: the terms', one for every key in the commitment, and what
+            is charged for a key without a date and for answers left out.
         facts: of the bundle, for a report: owner, suspect, seed, hashes, versions.
     """
 
