@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from remote_servers import ADDRESS, WIDTH, Server, openai_reply, rows_of, some_texts, tei_reply, vector
+from remote_servers import ADDRESS, Server, openai_reply, rows_of, some_texts, tei_reply, vector
 from sslguard.errors import OutputError, SuspectError, UsageError
 from sslguard.suspects import Remote, open_suspect
 from sslguard.suspects.base import Counted, UnansweredError
@@ -709,7 +709,3 @@ def open_remote_without_log(reply: Any) -> Any:
 
     options = Remote(protocol="tei", request_size=500, workers=2)
     return open_remote(ADDRESS, options, transport=httpx2.MockTransport(reply))
-
-
-def test_width_constant() -> None:
-    assert rows_of(["a"]).shape == (1, WIDTH)
