@@ -98,7 +98,7 @@ class TestExport:
         with pytest.raises(SuspectError, match=r"takes tokens: .* holds no tokenizer.json"):
             OnnxSuspect(str(tmp_path / "m.onnx"))
 
-    def test_what_onnx_has_no_name_for(self, tiny: Tiny, tmp_path: Path) -> None:
+    def test_what_onnx_has_no_name_for(self, tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         class Foreign(nn.Module):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return torch.linalg.eigvals(x.mean(1)).real
@@ -106,6 +106,7 @@ class TestExport:
         with pytest.raises(EncoderError, match="cannot be written as ONNX"):
             export_onnx(replace(tiny(), module=Foreign()), tmp_path / "m.onnx")
         assert not (tmp_path / "m.onnx").exists()
+        assert capfd.readouterr().out == ""
         (tmp_path / "file").write_text("")
         with pytest.raises(OutputError):
             export_onnx(tiny(), tmp_path / "file" / "m.onnx")

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -133,11 +134,14 @@ def _libraries() -> Any:
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """What torch fuses in evaluation mode has no name in ONNX; what it prints of a failure stays unprinted."""
+    """What torch fuses in evaluation mode has no name in ONNX; what it prints of a failure goes to standard error."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    # Written by compiled code, past sys.stdout. The name is torch's own and may go.
+    if (redirect := getattr(torch._C, "_jit_set_onnx_log_output_stream", None)) is not None:
+        redirect("stderr")
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             # The exporter that torch recommends takes a package more; what tracing warns of are sizes that are fixed.
             warnings.simplefilter("ignore")
             yield
