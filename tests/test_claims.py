@@ -285,6 +285,19 @@ class TestBundle:
         opened = read_bundle(bed.bundle).opened
         assert not any(name.startswith("clean.") for name in opened.tensors)
 
+    @pytest.mark.parametrize("name", ["claim.json", "commitment.json.tsr", "key.safetensors", "answers.npy"])
+    def test_leads_nowhere_else(self, bed, marked, name):
+        """A link in a bundle is not followed, even to the very file that belongs there."""
+        bed.commit().claim(marked.encoder)
+        path, outside = bed.bundle / name, bed.folder / "outside"
+        path.rename(outside)
+        path.symlink_to(outside)
+        if name == "answers.npy":
+            assert bed.audit().exit_code == 3
+        else:
+            with pytest.raises(ClaimError, match="plain file"):
+                bed.audit()
+
     def test_another_key_or_owner_cannot_claim(self, bed, marked, tiny, images):
         bed.commit()
         other = Exact(Protocol(n_queries=200), mode="head").watermark(tiny(7), images(400), secret=Secret.from_seed(2))

@@ -1,11 +1,11 @@
 """From arguments to an exit code: parsing, messages, signals.
 
 =====  =======================================================================================
-0      done; of `verify`: derived
-1      `verify`: not shown
+0      done; of `verify`, `claim`, `audit`: derived
+1      of these three: not shown
 2      usage: an argument, data, or a place to write to is wrong
-3      a suspect, an encoder or a key failed
-4      refused: the null cannot support this alpha
+3      a suspect, an encoder or a key failed; of `audit`: forged or damaged
+4      refused: the null cannot support this alpha; of `audit`: not checkable
 70     a fault in this program; `SSLGUARD_DEBUG=1` shows its traceback
 130    interrupted by ^C, 143 by SIGTERM; the message says what can be resumed
 =====  =======================================================================================
