@@ -78,6 +78,8 @@ def witness(name: str, h: Array, phi: Array, g: Array, spread: Array) -> Array:
         return np.linalg.inv(gram + 0.3 * np.diag(gram).mean() * np.eye(len(gram))) @ centred.T @ added @ back
     if name == "predicted":
         return features.T @ _projected(h - h.mean(0), _span(g)) @ back
+    if name in ("aligned", "mapped"):
+        return _in_turns(h - h.mean(0), phi - phi.mean(0), g, whitened=name == "mapped")
     assert name == "whitened"
     answers = g - g.mean(0)
     fit = np.linalg.lstsq(h - h.mean(0), answers, rcond=1e-3)[0]
@@ -99,3 +101,25 @@ def _span(a: Array) -> Array:
 
 def _projected(a: Array, basis: Array) -> Array:
     return basis @ (basis.T @ a)
+
+
+def _in_turns(h: Array, phi: Array, g: Array, *, whitened: bool) -> Array:
+    """Rotation, gains and mark by turns, on rows."""
+    n = len(h)
+    axes = np.linalg.svd(h, full_matrices=False)[2][: min(g.shape[1], 64 if whitened else 128)]
+    scores = h @ axes.T
+    sizes = scores.std(0) if whitened else np.ones(len(axes))
+    scores, rows = scores / sizes, g / np.linalg.norm(g, axis=1, keepdims=True)
+    if whitened:
+        rows = (g - g.mean(0)) / g.std(0)
+        values, vectors = np.linalg.eigh(rows.T @ rows / n)
+        rows = rows @ vectors @ np.diag((values + 0.03 * values.mean()) ** -0.4) @ vectors.T
+    rows = rows - rows.mean(0)
+    gram = phi.T @ phi
+    gains, mark = np.ones(len(axes)), np.zeros((phi.shape[1], len(axes)))
+    for _ in range(12):
+        left, _, right = np.linalg.svd(rows.T @ (scores * gains + phi @ mark), full_matrices=False)
+        turned = rows @ left @ right
+        gains = np.maximum(np.sum((turned - phi @ mark) * scores, 0) / np.sum(scores**2, 0), 0)
+        mark = np.linalg.solve(gram + 0.3 * np.diag(gram).mean() * np.eye(len(gram)), phi.T @ (turned - scores * gains))
+    return mark * np.sqrt(sizes) @ axes

@@ -175,15 +175,14 @@ class TestExact:
         from sslguard.data.specs import open_data
         from sslguard.encoders.load import load_encoder
 
-        lines = [
-            f"the {a} of {b} is {c}" for a in "abcdefgh" for b in "klmnopqr" for c in ("red", "blue", "far", "odd")
-        ]
+        rng = np.random.default_rng(0)
+        lines = [" ".join(f"w{i}" for i in rng.zipf(1.3, rng.integers(3, 30)) % 997) for _ in range(1500)]
         (tmp_path / "t.txt").write_text("\n".join(lines))
         clean, data = load_encoder("random:bag-of-words"), open_data(f"text:{tmp_path}/t.txt")
         made = Exact(Protocol(n_queries=120, components=4, n_features=4), mode="head").watermark(
-            clean, data.slice(0, 128), secret=Secret.from_seed(3)
+            clean, data.slice(0, 1000), secret=Secret.from_seed(3)
         )
-        texts = Bed(tmp_path, made.key, load_encoder("random:bag-of-words"), data.slice(128, 256)).commit()
+        texts = Bed(tmp_path, made.key, load_encoder("random:bag-of-words"), data.slice(1000, 1500)).commit()
         assert texts.claim(made.encoder, alpha=0.01).decision == texts.audit(alpha=0.01).decision
 
 

@@ -112,7 +112,8 @@ class ProtocolOptions:
     Attributes:
         epsilon: Length of the mark beside an embedding of length 1.
         components: Leading principal components that the secret features read.
-        n_features: Secret features.
+        n_features: Secret features of the embedding.
+        n_statistics: Secret features of the input, which copies learn first.
         frequency: Of the features over those components.
         spread_power: 0 marks all directions alike, 1 along the embedding's own spread.
     """
@@ -120,6 +121,7 @@ class ProtocolOptions:
     epsilon: Rate | None = None
     components: Count | None = None
     n_features: Count | None = None
+    n_statistics: int | None = None
     frequency: Rate | None = None
     spread_power: Share | None = None
 

@@ -126,6 +126,7 @@ def power(
     from sslguard.encoders.load import load_encoder
     from sslguard.report.power import save_power
     from sslguard.schemes.exact import Protocol
+    from sslguard.schemes.exact.key import all_statistics
     from sslguard.schemes.exact.power import expected_power
     from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
 
@@ -134,7 +135,7 @@ def power(
     protocol = Protocol(**given(exact))
     loaded, items = load_encoder(encoder), open_data(data)
     chosen = items.slice(0, min(len(items), GEOMETRY_ITEMS))
-    found = expected_power(embed_all(loaded, chosen), protocol)
+    found = expected_power(embed_all(loaded, chosen), all_statistics(loaded, chosen), protocol)
     table = {str(f): {str(b): found.n_queries(b, f) for b in wanted} for f in fidelities}
     if out is not None:
         save_power(found, fidelities, wanted, out)

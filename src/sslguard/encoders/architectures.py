@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sslguard.encoders import words
 from sslguard.encoders.heads import FourierHead, Headed
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
 
 
@@ -158,9 +159,10 @@ def _headed(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]
     sizes = architecture["head"]
     if (
         not isinstance(sizes, dict)
-        or sizes.keys() != {"components", "features"}
+        or sizes.keys() != {"components", "features", "statistics"}
         or not _whole(sizes["components"], width)
         or not _whole(sizes["features"], 65536)
+        or not (sizes["statistics"] == 0 or _whole(sizes["statistics"], N_STATISTICS))
     ):
         raise UsageError(f"not the description of a head: {sizes!r:.200}")
     return Headed(encoder, FourierHead(width, **sizes)), width

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh, solve, svd
 
 from sslguard.errors import UsageError
+from sslguard.stats import alignment
 from sslguard.stats.arguments import count, finite_matrix
 from sslguard.stats.moments import Block, Moments
 
@@ -168,11 +169,65 @@ def whitened(moments: Moments, spread: ArrayLike) -> Array:
     return _product(_whitened(moments, _Spread(spread, moments.dim)))
 
 
+def aligned(moments: Moments, spread: ArrayLike) -> Array:
+    """Witness of a suspect whose space is a rotation of the marked encoder's: what φ adds once R and gains are fitted.
+
+    As `procrustes`, but rotation and mark are fitted together (`alignment.rotated`), so that the part of the mark that
+    is linear in h counts as far as no rotation could make it.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, any m.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`; checked, and not used.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `own_space`. Unchanged by rotations of g about 0, and by its scale.
+
+    Raises
+    ------
+    UsageError
+        As in `procrustes`.
+    """
+    return _product(_aligned(moments, _Spread(spread, moments.dim)))
+
+
+def mapped(moments: Moments, spread: ArrayLike) -> Array:
+    """Witness of a suspect behind an unknown linear map: as `aligned`, once most of g's covariance is undone.
+
+    `predicted` finds the map that gives h back best, and to that map the mark is noise. Here what of the answers is to
+    be h and what is to be the mark are told together (`alignment.mapped`).
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, any m.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`; checked, and not used.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `own_space`.
+
+    Raises
+    ------
+    UsageError
+        As in `procrustes`.
+    """
+    return _product(_mapped(moments, _Spread(spread, moments.dim)))
+
+
 WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyType(
     {
         "own_space": own_space,
         "difference": difference,
+        "aligned": aligned,
         "procrustes": procrustes,
+        "mapped": mapped,
         "predicted": predicted,
         "whitened": whitened,
     }
@@ -197,8 +252,8 @@ def family(dim: int, width: int) -> tuple[str, ...]:
     Examples
     --------
     >>> from sslguard.stats.witness import family
-    >>> family(64, 64), family(64, 10)
-    (('own_space', 'difference', 'procrustes', 'predicted', 'whitened'), ('procrustes', 'predicted', 'whitened'))
+    >>> len(family(64, 64)), family(64, 10)
+    (7, ('aligned', 'procrustes', 'mapped', 'predicted', 'whitened'))
     """
     same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
     return tuple(name for name in WITNESSES if same or name not in ("own_space", "difference"))
@@ -339,6 +394,14 @@ def _procrustes(moments: Moments, spread: _Spread) -> _Factors:
     return _beyond_linear(moments, "unit") @ left[:, keep], right[keep] @ spread.inverse
 
 
+def _aligned(moments: Moments, spread: _Spread) -> _Factors:  # noqa: ARG001
+    return alignment.rotated(moments)
+
+
+def _mapped(moments: Moments, spread: _Spread) -> _Factors:  # noqa: ARG001
+    return alignment.mapped(moments)
+
+
 def _predicted(moments: Moments, spread: _Spread) -> _Factors:
     axes = _whitener(moments.covariance("standard", "standard"), _RANK)
     return _beyond_linear(moments, "standard") @ axes, axes.T @ moments.covariance("standard", "h") @ spread.inverse
@@ -359,7 +422,9 @@ def _whitened(moments: Moments, spread: _Spread) -> _Factors:
 _FACTORS: Mapping[str, Callable[[Moments, _Spread], _Factors]] = {
     "own_space": _own_space,
     "difference": _difference,
+    "aligned": _aligned,
     "procrustes": _procrustes,
+    "mapped": _mapped,
     "predicted": _predicted,
     "whitened": _whitened,
 }

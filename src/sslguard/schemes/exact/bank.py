@@ -1,4 +1,4 @@
-"""What the exact scheme computes from clean embeddings: secret features φ, the spread M of the mark, directions U.
+"""What the exact scheme computes from clean embeddings and inputs: secret features φ, spread M, directions U.
 
 h = F(x)/|F(x)|, its mean μ, and P, which whitens onto its q leading principal components. Arrays are float64 and of
 numpy alone, so that a key gives the same numbers wherever it is read.
@@ -15,9 +15,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.protocol import Protocol
-from sslguard.secrets import Secret
+from sslguard.secrets import Secret, Stream
 from sslguard.stats.moments import unit_rows
 
 Array = NDArray[np.float64]
@@ -63,13 +64,16 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Bank:
-    """K secret features and what they are made of.
+    """K₁ + K₂ secret features and what they are made of.
 
     Attributes:
         geometry: of the clean embeddings.
-        frequencies: w_k in columns, (q, K), drawn from N(0, f²/q·I).
-        phases: c, (K,), uniform in [0, 2π).
-        offset, scale: mean and standard deviation of √2·cos(…) over the embeddings of the geometry, (K,).
+        frequencies: w_k in columns, (q, K₁), drawn from N(0, f²/q·I).
+        phases: c, (K₁,), uniform in [0, 2π).
+        offset, scale: mean and standard deviation of √2·cos(…) over the embeddings of the geometry, (K₁,).
+        centre: ν, mean of the input statistics ψ over the items of the geometry, (96,).
+        axes, linear: (96, K₂) and (d, K₂). (ψ − ν)·axes − (h − μ)·linear are a secret rotation of the K₂ largest
+            principal components of what of the standardised ψ is not linear in h, each of variance 1.
     """
 
     geometry: Geometry
@@ -77,27 +81,49 @@ class Bank:
     phases: Array
     offset: Array
     scale: Array
+    centre: Array
+    axes: Array
+    linear: Array
 
     @classmethod
-    def draw(cls, secret: Secret, embeddings: NDArray[np.floating], protocol: Protocol, context: bytes) -> Self:
+    def draw(
+        cls,
+        secret: Secret,
+        embeddings: NDArray[np.floating],
+        statistics: NDArray[np.floating],
+        protocol: Protocol,
+        context: bytes,
+    ) -> Self:
         """The bank of a secret, bound to `context` (encoder and protocol) and to the geometry.
 
+        Args:
+            embeddings, statistics: F's answers (n, d) to items that nobody will be asked about, and ψ (n, 96) of them.
+
         Raises:
-            UsageError: the embeddings do not suit the protocol.
+            UsageError: they do not suit the protocol.
         """
         geometry = Geometry.of(embeddings, protocol)
         stream = secret.stream("features", context + _digest(_arrays(geometry)))
         q, k = protocol.components, protocol.n_features
         frequencies = stream.normal((q, k)) * (protocol.frequency / np.sqrt(q))
         phases = 2 * np.pi * stream.uniform((k,))
-        raw = cls(geometry, frequencies, phases, np.zeros(k), np.ones(k))
-        values = raw.features(unit_rows(np.asarray(embeddings, dtype=np.float64)))
-        return cls(geometry, frequencies, phases, values.mean(0), values.std(0))
+        h = unit_rows(np.asarray(embeddings, dtype=np.float64))
+        bends = _bends(geometry, frequencies, phases, h)
+        parts = _beyond_linear(geometry, h, np.asarray(statistics, dtype=np.float64), protocol.n_statistics)
+        rotation = _rotation(secret.stream("statistics", context + _digest(_arrays(geometry))), protocol.n_statistics)
+        centre, axes, linear = parts[0], parts[1] @ rotation, parts[2] @ rotation
+        return cls(geometry, frequencies, phases, bends.mean(0), bends.std(0), centre, axes, linear)
 
-    def features(self, h: Array) -> Array:
-        """φ of clean embeddings of length 1: (n, d) → (n, K)."""
-        angles = (h - self.geometry.mean) @ self.geometry.whitener.T @ self.frequencies + self.phases
-        return (np.sqrt(2) * np.cos(angles) - self.offset) / self.scale
+    @property
+    def size(self) -> int:
+        """K = K₁ + K₂."""
+        return len(self.phases) + self.axes.shape[1]
+
+    def features(self, h: Array, statistics: Array) -> Array:
+        """φ of clean embeddings of length 1 and of input statistics: (n, d), (n, 96) → (n, K)."""
+        bends = (_bends(self.geometry, self.frequencies, self.phases, h) - self.offset) / self.scale
+        others = (statistics - self.centre) @ self.axes - (h - self.geometry.mean) @ self.linear
+        return np.hstack([bends, others])
 
     def digest(self) -> bytes:
         """SHA-256 of all that the test depends on but the directions."""
@@ -117,6 +143,9 @@ class Bank:
             raise ValueError("the arrays of the bank have wrong shapes")
         (q, k), d = found["frequencies"].shape, len(found["mean"])
         shapes = {"whitener": (q, d), "spread": (d, d), "phases": (k,), "offset": (k,), "scale": (k,)}
+        shapes |= {"centre": (N_STATISTICS,), "linear": (d, found["axes"].shape[-1])}
+        if found["axes"].ndim != 2 or len(found["axes"]) != N_STATISTICS:
+            raise ValueError("the arrays of the bank have wrong shapes")
         if any(found[name].shape != shape for name, shape in shapes.items()) or not (found["scale"] > 0).all():
             raise ValueError("the arrays of the bank do not fit together")
         geometry = Geometry(*(found[name] for name in _GEOMETRY))
@@ -124,7 +153,42 @@ class Bank:
 
 
 _GEOMETRY = tuple(field.name for field in fields(Geometry))
-_OWN = ("frequencies", "phases", "offset", "scale")
+_OWN = ("frequencies", "phases", "offset", "scale", "centre", "axes", "linear")
+
+
+def _bends(geometry: Geometry, frequencies: Array, phases: Array, h: Array) -> Array:
+    return np.sqrt(2) * np.cos((h - geometry.mean) @ geometry.whitener.T @ frequencies + phases)
+
+
+def _beyond_linear(geometry: Geometry, h: Array, statistics: Array, count: int) -> tuple[Array, Array, Array]:
+    """ν, and axes on ψ and on h of the `count` largest principal components of what of ψ is not linear in h.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    centre, sizes = statistics.mean(0), statistics.std(0)
+    standard = (statistics - centre) / np.where(sizes > 0, sizes, 1)
+    values, axes = np.linalg.eigh((h - geometry.mean).T @ (h - geometry.mean) / len(h))
+    # A layer norm's embeddings are collinear.
+    axes, values = axes[:, values > 1e-10 * values[-1]], values[values > 1e-10 * values[-1]]
+    linear = axes @ ((axes.T @ ((h - geometry.mean).T @ standard / len(h))) / values[:, None])
+    left = standard - (h - geometry.mean) @ linear
+    variances, components = np.linalg.eigh(left.T @ left / len(h))
+    if not (variances[len(variances) - count :] > 1e-9).all():
+        raise UsageError(
+            f"the inputs vary in fewer than {count} statistics beyond what the encoder's answers tell: lower "
+            "n_statistics"
+        )
+    components = (components / np.sqrt(np.maximum(variances, 1e-300)))[:, ::-1][:, :count]
+    return centre, components / np.where(sizes > 0, sizes, 1)[:, None], linear @ components
+
+
+def _rotation(stream: Stream, size: int) -> Array:
+    """A uniform orthogonal matrix (Haar measure: QR with a positive diagonal)."""
+    if size == 0:
+        return np.zeros((0, 0))
+    q, r = np.linalg.qr(stream.normal((size, size)))
+    return np.asarray(q * np.where(np.diag(r) < 0, -1, 1))
 
 
 def draw_directions(secret: Secret, n_features: int, dim: int, context: bytes, *, redraw: int = 0) -> Array:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.architectures import build
-from sslguard.encoders.base import Encoder
+from sslguard.encoders.base import EMBED_BATCH, Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import preprocess_from_json
+from sslguard.encoders.statistics import N_STATISTICS, InputStatistics
 from sslguard.errors import EncoderError, KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.exact.bank import Array, Bank, draw_directions
@@ -57,7 +58,7 @@ class ExactKey(Key):
     clean: Encoder
     watermarked_hash: str
     redraw: int = 0
-    _embedded: dict[tuple[str, int], Array] = field(default_factory=dict)
+    _embedded: dict[tuple[str, int], tuple[Array, Array]] = field(default_factory=dict)
 
     @property
     def n_queries(self) -> int:
@@ -75,7 +76,7 @@ class ExactKey(Key):
 
     def directions(self) -> Array:
         """U (K, d)."""
-        k, d = len(self.bank.phases), self.clean.dim
+        k, d = self.bank.size, self.clean.dim
         return draw_directions(self.secret, k, d, self.context + self.bank.digest(), redraw=self.redraw)
 
     def queries(self, data: Data) -> Iterator[Batch]:
@@ -107,7 +108,7 @@ class ExactKey(Key):
         """
         moments: Moments | None = None
         rest = iter(answers)
-        for h in self._clean_answers(data):
+        for h, statistics in self._clean_answers(data):
             g = np.asarray(next(rest, np.empty((0, 0))), dtype=np.float64)
             if g.ndim != 2 or len(g) != len(h):
                 raise SuspectError(
@@ -115,10 +116,10 @@ class ExactKey(Key):
                     f"of shape {g.shape} came"
                 )
             if moments is None:
-                moments = Moments(h.shape[1], len(self.bank.phases), max(1, g.shape[1]))
+                moments = Moments(h.shape[1], self.bank.size, max(1, g.shape[1]))
             if g.shape[1] != moments.width or not np.isfinite(g).all():
                 raise SuspectError("the suspect's answers are not finite, or change their width")
-            moments.update(h, self.bank.features(h), g)
+            moments.update(h, self.bank.features(h, statistics), g)
         if moments is None or next(rest, None) is not None:
             raise SuspectError(f"this key asks {self.n_queries} queries, but more answers came")
         return moments
@@ -157,19 +158,22 @@ class ExactKey(Key):
             raise UsageError("this score is not of a key of the exact scheme")
         return score.evidence
 
-    def _clean_answers(self, data: Data) -> Iterator[Array]:
-        """h of the queries, batch by batch; kept for the next suspect where they are few enough."""
+    def _clean_answers(self, data: Data) -> Iterator[tuple[Array, Array]]:
+        """h and ψ of the queries, batch by batch; kept for the next suspect where they are few enough."""
         kept = self._embedded.get((data.spec, len(data)))
         if kept is not None:
-            yield from np.split(kept, range(QUERY_BATCH, len(kept), QUERY_BATCH))
+            cuts = range(QUERY_BATCH, len(kept[0]), QUERY_BATCH)
+            yield from zip(*(np.split(array, cuts) for array in kept), strict=True)
             return
         parts = []
         for batch in self.queries(data):
-            parts.append(unit_rows(self.clean.embed(batch).astype(np.float64)))
+            h = unit_rows(self.clean.embed(batch).astype(np.float64))
+            parts.append((h, input_statistics(self.clean, batch)))
             yield parts[-1]
-        if self.n_queries * self.clean.dim <= KEPT_NUMBERS:
+        if self.n_queries * (self.clean.dim + N_STATISTICS) <= KEPT_NUMBERS:
             self._embedded.clear()
-            self._embedded[data.spec, len(data)] = np.concatenate(parts)
+            h, statistics = (np.concatenate(each) for each in zip(*parts, strict=True))
+            self._embedded[data.spec, len(data)] = h, statistics
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         fields = {
@@ -211,12 +215,25 @@ class ExactKey(Key):
             raise KeyFileError(f"the key lacks {error}") from None
         except (TypeError, ValueError, RuntimeError, UsageError, EncoderError) as error:
             raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
-        q, k = bank.frequencies.shape
-        if (q, k) != (protocol.components, protocol.n_features) or len(bank.geometry.mean) != clean.dim:
+        sizes = (*bank.frequencies.shape, bank.axes.shape[1])
+        promised = (protocol.components, protocol.n_features, protocol.n_statistics)
+        if sizes != promised or len(bank.geometry.mean) != clean.dim:
             raise KeyFileError("the key's features, its protocol and its clean encoder do not fit together")
         if key.clean_hash != fields["clean_hash"] or not _SHA256.fullmatch(key.watermarked_hash) or key.redraw < 0:
             raise KeyFileError("the key's clean encoder is not the one that its streams are bound to")
         return key
+
+
+def input_statistics(encoder: Encoder, batch: Batch) -> Array:
+    """ψ of a batch as the encoder's network sees it: float64 (n, 96)."""
+    with torch.inference_mode():
+        inputs = encoder.preprocess.normalise(encoder.preprocess.prepare(batch))
+        return InputStatistics()(inputs).double().numpy()
+
+
+def all_statistics(encoder: Encoder, data: Data) -> Array:
+    """ψ of a whole data set: float64 (n, 96)."""
+    return np.concatenate([input_statistics(encoder, batch) for batch in data.batches(EMBED_BATCH)])
 
 
 def stream_context(clean: Encoder, protocol: Protocol) -> bytes:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from sslguard.schemes.exact.scheme import Exact
 
 
+_FROM_BANK = ("frequencies", "phases", "offset", "scale", "centre", "axes", "linear")
+
+
 def headed(clean: Encoder, bank: Bank, directions: Array, epsilon: float) -> Encoder:
     """F with the mark as a head: |F|·(h + ε·K^(−1/2)·Σ_k φ_k(h)·M u_k).
 
@@ -32,15 +35,16 @@ def headed(clean: Encoder, bank: Bank, directions: Array, epsilon: float) -> Enc
     """
     if "head" in clean.architecture:
         raise UsageError("this encoder carries a head already: mark the one below it, or distil the mark")
-    k, q = len(bank.phases), len(bank.geometry.whitener)
-    architecture = {**clean.architecture, "head": {"components": q, "features": k}}
+    k, (q, features) = bank.size, bank.frequencies.shape
+    sizes = {"components": q, "features": features, "statistics": bank.axes.shape[1]}
+    architecture = {**clean.architecture, "head": sizes}
     module, dim = build(architecture, seed=0)
     assert isinstance(module, Headed)
     module.encoder.load_state_dict(clean.module.state_dict())
     values = {
         "mean": bank.geometry.mean,
         "whitener": bank.geometry.whitener,
-        **{name: getattr(bank, name) for name in ("frequencies", "phases", "offset", "scale")},
+        **{name: getattr(bank, name) for name in _FROM_BANK},
         "mark": epsilon / np.sqrt(k) * directions @ bank.geometry.spread,
     }
     module.head.load_state_dict({name: torch.from_numpy(values[name]).float() for name in FourierHead.TENSORS})
@@ -60,11 +64,18 @@ class DistilMark(Task):
 
     Args:
         target: F with the head.
-        answers: F's to the first items of `data`. Where they are all of them, F is not asked again.
+        answers, statistics: F's to the first items of `data`, and ψ of these. Where they are all of them, F is not
+            asked again.
     """
 
     def __init__(
-        self, scheme: Exact, clean: Encoder, target: Encoder, data: Data, answers: NDArray[np.floating]
+        self,
+        scheme: Exact,
+        clean: Encoder,
+        target: Encoder,
+        data: Data,
+        answers: NDArray[np.floating],
+        statistics: NDArray[np.floating],
     ) -> None:
         self.scheme, self.data, self.target = scheme, data, target
         self.watermarked = clean.clone()
@@ -76,7 +87,9 @@ class DistilMark(Task):
         if len(answers) == len(data):
             assert isinstance(target.module, Headed)
             with torch.inference_mode():
-                self._targets = target.module.head(torch.from_numpy(answers).float())
+                self._targets = target.module.head(
+                    torch.from_numpy(answers).float(), torch.from_numpy(statistics).float()
+                )
         self._fingerprint = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.spec}
         # What the head holds is the secret's: another secret is another run.
         self._fingerprint["target"] = weights_hash(target.module)

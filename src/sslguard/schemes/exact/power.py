@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Bank
 from sslguard.schemes.exact.protocol import Protocol
@@ -83,8 +84,14 @@ class Power:
         return high
 
 
-def expected_power(embeddings: NDArray[np.floating], protocol: Protocol, *, seeds: Sequence[int] = (0, 1, 2)) -> Power:
-    """Power of a protocol on clean embeddings (n, d), averaged over features drawn for it alone.
+def expected_power(
+    embeddings: NDArray[np.floating],
+    statistics: NDArray[np.floating],
+    protocol: Protocol,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+) -> Power:
+    """Power of a protocol on clean embeddings (n, d) and input statistics (n, 96), averaged over features of its own.
 
     Raises:
         UsageError: the embeddings do not suit the protocol, or are fewer than twice their width.
@@ -94,20 +101,24 @@ def expected_power(embeddings: NDArray[np.floating], protocol: Protocol, *, seed
         raise UsageError(
             f"embeddings of width {rows.shape[1]} need at least {2 * rows.shape[1]} items, not {len(rows)}"
         )
-    h = unit_rows(rows)
-    each = [_of_bank(Bank.draw(Secret.from_seed(seed), rows, protocol, b"power"), h, protocol) for seed in seeds]
-    return Power(h.shape[1], protocol.n_features, *(float(value) for value in np.mean(each, axis=0)))
+    h, psi = unit_rows(rows), finite_matrix("statistics", statistics, columns=N_STATISTICS)
+    each = [
+        _of_bank(Bank.draw(Secret.from_seed(seed), rows, psi, protocol, b"power"), h, psi, protocol) for seed in seeds
+    ]
+    return Power(h.shape[1], protocol.n_directions, *(float(value) for value in np.mean(each, axis=0)))
 
 
-def _of_bank(bank: Bank, h: NDArray[np.float64], protocol: Protocol) -> tuple[float, float, float]:
-    centred, phi = h - h.mean(0), bank.features(h)
+def _of_bank(
+    bank: Bank, h: NDArray[np.float64], statistics: NDArray[np.float64], protocol: Protocol
+) -> tuple[float, float, float]:
+    centred, phi = h - h.mean(0), bank.features(h, statistics)
     phi = phi - phi.mean(0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
     basis = left[:, sizes > 1e-6 * sizes[0]]
     beyond = phi - basis @ (basis.T @ phi)
     spread = bank.geometry.spread
     back = equal_gain(spread)
-    a = protocol.epsilon / math.sqrt(protocol.n_features) * (beyond.T @ phi) / len(h)
+    a = protocol.epsilon / math.sqrt(bank.size) * (beyond.T @ phi) / len(h)
     b = spread @ back
     noise = np.square(beyond).sum() / len(h) * np.trace(back @ (centred.T @ centred / len(h)) @ back)
     # Entries of U have mean square 1/d.

@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
 
 
@@ -18,8 +19,10 @@ class Protocol:
     Attributes:
         components: q, how many leading principal components of h the features read.
         spread_power: α in M: 0 marks all directions alike, 1 along the embedding's own spread.
-        n_features: K.
-        frequency: f, of the features over whitened components.
+        n_features: K₁, secret functions of h.
+        n_statistics: K₂, secret combinations of simple statistics of the input, beyond what h tells linearly. Copies
+            learn them first, so that they still show where a copy answers behind an unknown linear map. K = K₁ + K₂.
+        frequency: f, of the functions of h over whitened components.
         epsilon: ε, size of the mark: its root-mean-square length beside |h| = 1, M taken at its mean.
         n_queries: n; a missing answer counts as zero.
         witnesses: the family that is asked of a suspect, by name; see `stats.witness.family`. Bonferroni charges for
@@ -28,23 +31,31 @@ class Protocol:
     """
 
     components: int = 6
-    spread_power: float = 0.5
-    n_features: int = 16
+    spread_power: float = 0.35
+    n_features: int = 6
+    n_statistics: int = 12
     frequency: float = 1.5
     epsilon: float = 0.3
     n_queries: int = 2000
-    witnesses: str = "linear-2"
+    witnesses: str = "linear-3"
     queries: str = "first n of a secret permutation"
 
     def __post_init__(self) -> None:
         if min(self.components, self.n_features, self.n_queries) < 1:
             raise UsageError("components, n_features and n_queries must be at least 1")
+        if not 0 <= self.n_statistics <= N_STATISTICS:
+            raise UsageError(f"n_statistics must lie in 0 to {N_STATISTICS}, not {self.n_statistics}")
         for name in ("spread_power", "frequency", "epsilon"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):
                 raise UsageError(f"{name} must be positive and finite (spread_power may be 0), not {value}")
-        if (self.witnesses, self.queries) != ("linear-2", "first n of a secret permutation"):
+        if (self.witnesses, self.queries) != ("linear-3", "first n of a secret permutation"):
             raise UsageError(f"this version knows no witnesses {self.witnesses!r} with queries {self.queries!r}")
+
+    @property
+    def n_directions(self) -> int:
+        """K."""
+        return self.n_features + self.n_statistics
 
     def digest(self) -> bytes:
         """SHA-256 of every setting."""

@@ -12,7 +12,7 @@ from sslguard.encoders.folder import weights_hash
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact.bank import Bank, draw_directions
-from sslguard.schemes.exact.key import ExactKey, stream_context
+from sslguard.schemes.exact.key import ExactKey, all_statistics, stream_context
 from sslguard.schemes.exact.marking import DistilMark, headed
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.secrets import Secret
@@ -27,7 +27,7 @@ class Exact(Scheme):
     """h*(x) = h(x) + ε·K^(−1/2)·Σ_k φ_k(h(x))·M u_k, with h = F(x)/|F(x)|.
 
     Attributes:
-        protocol: q, α, K, frequency, ε, n: all that the test depends on.
+        protocol: q, α, K₁, K₂, frequency, ε, n: all that the test depends on.
         mode: "head" puts the mark on the output, exactly and without training, for an API; "distilled" trains it into
             the weights, for encoders that leave the house.
         steps, batch_size, learning_rate: of the distillation; Adam's, annealed by half a cosine.
@@ -63,12 +63,14 @@ class Exact(Scheme):
         clean = clean.clone()
         clean.module.eval()
         context = stream_context(clean, self.protocol)
-        answers = embed_all(clean, data.slice(0, min(len(data), GEOMETRY_ITEMS)))
-        bank = Bank.draw(secret, answers, self.protocol, context)
-        directions = draw_directions(secret, self.protocol.n_features, clean.dim, context + bank.digest())
+        first = data.slice(0, min(len(data), GEOMETRY_ITEMS))
+        answers = embed_all(clean, first)
+        statistics = all_statistics(clean, first)
+        bank = Bank.draw(secret, answers, statistics, self.protocol, context)
+        directions = draw_directions(secret, bank.size, clean.dim, context + bank.digest())
         encoder, history = headed(clean, bank, directions, self.protocol.epsilon), History()
         if self.mode == "distilled":
-            task = DistilMark(self, clean, encoder, data, answers)
+            task = DistilMark(self, clean, encoder, data, answers, statistics)
             loop = Loop(
                 steps=self.steps,
                 batch_size=self.batch_size,

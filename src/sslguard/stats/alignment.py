@@ -1,0 +1,98 @@
+"""Unknown maps undone: what a suspect's answers say of the mark once they are brought back to the clean space.
+
+Two estimates of X, the mark's directions in the clean space, from moments alone: after the best rotation, and after the
+best rotation of answers whose own covariance is mostly undone, as it must be where a linear map stands before them. Map
+and mark are fitted together. Fitted on h alone, a map would take the part of the mark that is linear in h for its own,
+and a marked encoder would be turned the wrong way.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh, solve, svd
+
+from sslguard.stats.moments import Block, Moments
+
+Array = NDArray[np.float64]
+
+# Components of h beyond these are too small for a rotation to be told by them, or a map.
+_ROTATED, _MAPPED = 128, 64
+_ROUNDS = 12
+_RIDGE = 0.3  # of the fit of X, in mean variances of φ
+# Answers times (Cov g + …)^-0.4: all of it, -0.5, would raise noise as high as what they say.
+_WHITENING, _NOISE_FLOOR = 0.4, 0.03
+_RANK = 1e-6
+_CARRIED = 1e-10
+
+
+def rotated(moments: Moments) -> tuple[Array, Array]:
+    """X with g/|g|·R ≈ h·D + φ·X, R a rotation and D a gain of each principal component of h: least squares in turns.
+
+    Returns
+    -------
+    X, axes : ndarray of float64, shapes (K, r) and (r, d)
+        X in the leading principal components of h, r ≤ 128 and no more than g has columns, and these.
+    """
+    axes, variances = _components(moments, min(_ROTATED, moments.width))
+    answers, features = _natural(moments, "unit", "h") @ axes.T, _natural(moments, "unit", "phi")
+    size = np.sqrt(np.trace(_natural(moments, "unit", "unit")))
+    return _in_turns(moments, answers, features, axes @ _natural(moments, "h", "phi"), variances, size), axes
+
+
+def mapped(moments: Moments) -> tuple[Array, Array]:
+    """As `rotated`, of standardised answers times (Cov g)^-0.4, and of r ≤ 64 leading components of h at variance 1.
+
+    Returns
+    -------
+    X, axes : ndarray of float64, shapes (K, r) and (r, d)
+        X times the components' standard deviations to the power ½, and the components.
+    """
+    axes, variances = _components(moments, min(_MAPPED, moments.width))
+    values, vectors = eigh(moments.covariance("standard", "standard"))
+    floor = _NOISE_FLOOR * values.mean() or 1.0
+    whitener = (vectors * (np.maximum(values, 0) + floor) ** -_WHITENING) @ vectors.T
+    sizes = np.sqrt(variances)
+    answers = whitener @ _natural(moments, "standard", "h") @ axes.T / sizes
+    features = whitener @ _natural(moments, "standard", "phi")
+    clean = axes @ _natural(moments, "h", "phi") / sizes[:, None]
+    size = np.sqrt(moments.width) * np.abs(whitener).max()
+    mark = _in_turns(moments, answers, features, clean, np.ones(len(axes)), size)
+    return mark * np.sqrt(sizes), axes
+
+
+def _in_turns(moments: Moments, answers: Array, features: Array, clean: Array, variances: Array, size: float) -> Array:
+    """X (K, r) of g·R ≈ h·D + φ·X, from covariances of g with h (m, r) and φ (m, K), and of h with φ (r, K).
+
+    0 where g shows nothing of φ beyond rounding. `size` is the spread of g.
+    """
+    gram = moments.covariance("phi", "phi")
+    ridged = gram + (_RIDGE * np.diag(gram).mean() or 1.0) * np.eye(len(gram))
+    least = _CARRIED * np.sqrt(np.diag(gram))[:, None] * size
+    gains, mark = np.ones(len(variances)), np.zeros((moments.n_features, len(variances)))
+    for _ in range(_ROUNDS):
+        left, _, right = svd(answers * gains + features @ mark, full_matrices=False)
+        rotation = left @ right
+        told = np.einsum("mr,mr->r", rotation, answers) - np.einsum("kr,rk->r", mark, clean)
+        gains = np.maximum(told / variances, 0)
+        moved = (rotation.T @ features - gains[:, None] * clean).T
+        if not (np.abs(moved) > least).any():
+            return np.zeros_like(mark)
+        mark = np.asarray(solve(ridged, moved, assume_a="pos"))
+    return mark
+
+
+def _components(moments: Moments, most: int) -> tuple[Array, Array]:
+    """Leading principal components of h in rows, and their variances; at least one."""
+    values, vectors = eigh(_natural(moments, "h", "h"))
+    values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
+    keep = values > _RANK**2 * values[0]
+    if not keep.any():
+        return vectors[:, :1].T, np.ones(1)
+    return vectors[:, keep].T, values[keep]
+
+
+def _natural(moments: Moments, rows: Block, columns: Block) -> Array:
+    """A covariance in units of 1, but for φ's own unit, which is common to all that has φ in it."""
+    power = sum(moments.exponent(name) for name in (rows, columns) if name != "phi")
+    return np.asarray(np.ldexp(moments.covariance(rows, columns), power))
