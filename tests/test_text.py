@@ -780,12 +780,13 @@ def test_a_text_encoder_is_marked_exactly_and_its_key_comes_back_with_the_tokeni
     bert: Encoder, tmp_path: Path
 ) -> None:
     texts = open_data(f"text:{reviews(tmp_path / 'many.csv', 400)}")
-    made = Exact(Protocol(n_queries=150, n_statistics=2), mode="head").watermark(bert, texts.slice(0, 200), secret=Secret.from_seed(1))
+    protocol = Protocol(n_queries=150, n_statistics=2)
+    made = Exact(protocol, mode="head").watermark(bert, texts.slice(0, 200), secret=Secret.from_seed(1))
     save_key(made.key, tmp_path / "key")
     again = load_key(tmp_path / "key")
     asked = texts.slice(200, 400)
     one, two = (score_suspect(key, made.encoder, asked).evidence for key in (made.key, again))
     assert one == two
-    distilled = Exact(Protocol(n_queries=150, n_statistics=2), steps=2, batch_size=8)
+    distilled = Exact(protocol, steps=2, batch_size=8)
     student = distilled.watermark(bert, texts.slice(0, 200), secret=Secret.from_seed(1)).encoder
     assert student.embed(TEXTS).shape == bert.embed(TEXTS).shape
