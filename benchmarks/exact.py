@@ -25,7 +25,15 @@ from common import RESULTS, VICTIMS, accuracy, data, pretraining_of, seconds_a_s
 from whole_work import prepare
 
 from sslguard.attacks.chain import Chain
-from sslguard.attacks.mapping import Classify, LeadingComponents, LinearMap, Mapping, SignBits, SubtractFeatures
+from sslguard.attacks.mapping import (
+    Classify,
+    LeadingComponents,
+    LinearMap,
+    Mapping,
+    SignBits,
+    SubtractFeatures,
+    SubtractStatistics,
+)
 from sslguard.attacks.removal import FineTune, Prune, Removal, SelfSupervised
 from sslguard.attacks.stealing import Distil, grid
 from sslguard.data.specs import open_data
@@ -33,12 +41,13 @@ from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.statistics import all_statistics, input_statistics
 from sslguard.files import write_atomic
 from sslguard.keyfile import load_key, save_key
 from sslguard.pretraining import PretrainingTask, new_encoder
 from sslguard.probes import accuracy_kept, baseline, linear_probe
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
-from sslguard.schemes.exact.key import QUERY_BATCH, all_statistics
+from sslguard.schemes.exact.key import QUERY_BATCH
 from sslguard.secrets import Secret
 from sslguard.supervised import Supervised
 from sslguard.training import Task
@@ -111,6 +120,9 @@ def plan() -> list[Cell]:
             for label in removals() if target == "marked" else TWIN_REMOVALS:
                 stolen = (f"steal-{v}-{target}-{TWINS[0]}",) if label.startswith("steal") else ()
                 cells.append(_cell("remove", v, target, label, needs=stolen))
+    cells += [
+        _cell("subtract", v, t, name, (f"steal-{v}-{t}-{name}",)) for v in VICTIMS for t in TARGETS for name in TWINS
+    ]
     return cells + [Cell(f"keys-{v}", "keys", "keys", {"victim": v, "seeds": list(ACCURACY_SEEDS)}) for v in VICTIMS]
 
 
@@ -180,6 +192,15 @@ class Work:
             found["noise as large"] = answers.measured(noise=1.0)
         return {"suspects": found}
 
+    def subtract(self, name: str, victim: str, target: str, label: str) -> dict[str, Any]:
+        """A surrogate from whose answers the thief, knowing the scheme, takes all that the marks could lie in."""
+        del name
+        surrogate = load_folder(self.out / "encoders" / f"steal-{victim}-{target}-{label}")
+        answers = Answers(self.key(victim), surrogate)
+        answers.subtract_statistics(surrogate)
+        further = {"": (), ", top 8": (SubtractFeatures(components=8),), ", rotated": (LinearMap(seed=SEED),)}
+        return {"suspects": {f"statistics{t} subtracted": answers.measured(*each) for t, each in further.items()}}
+
     def remove(self, name: str, victim: str, target: str, label: str) -> dict[str, Any]:
         """A changed copy of an encoder, or of a surrogate of it."""
         begun = self.target(victim, target)
@@ -232,6 +253,14 @@ class Answers:
         self.key, self.data = key, open_data(QUERIES)
         self.queries = np.concatenate(list(ask(key, suspect, self.data)))
         self.roles = {role: embed_all(suspect, data(role)) for role in (*DOMAINS["garments"], "tune")}
+
+    def subtract_statistics(self, suspect: Encoder) -> None:
+        """As `SubtractStatistics`, fitted to the thief's items."""
+        tune = self.roles["tune"].astype(np.float64)
+        taken = SubtractStatistics().fit(tune, all_statistics(suspect, data("tune")))
+        self.roles = {r: a - taken(all_statistics(suspect, data(r))) for r, a in self.roles.items()}
+        batches = self.key.queries(self.data)
+        self.queries = self.queries - np.concatenate([taken(input_statistics(suspect, batch)) for batch in batches])
 
     def measured(self, *mappings: Mapping, noise: float = 0.0) -> dict[str, float]:
         """Linear probe, bits before the cap and after Bonferroni, and every witness's z."""
@@ -287,12 +316,12 @@ def page(results: dict[str, Any], total: int) -> str:
         ),
     ]
     rows = list(rows_of(results))
-    for kind, title in (("steal", "Surrogates"), ("remove", "Removals")):
+    for kind, title in (("steal", "Surrogates"), ("subtract", "Knowing the scheme"), ("remove", "Removals")):
         chosen = [r for r in rows if r["cell"].startswith(kind)]
         labels = dict.fromkeys((r["label"], r["behind"]) for r in chosen if r["target"] == "marked")
         lines = []
         for label, behind in labels:
-            line: list[object] = [label, behind] if kind == "steal" else [label]
+            line: list[object] = [label, behind] if kind != "remove" else [label]
             for v in VICTIMS:
                 for target in TARGETS:
                     found = [
@@ -302,7 +331,7 @@ def page(results: dict[str, Any], total: int) -> str:
                     ]
                     line.append(_shown(found[0]) if found else "")
             lines.append(line)
-        header = ["attack", *(["behind"] if kind == "steal" else [])]
+        header = ["attack", *(["behind"] if kind != "remove" else [])]
         header += [f"{v}{', clean' if t == 'clean' else ''}: bits / kept" for v in VICTIMS for t in TARGETS]
         parts += [f"## {title}", table(header, lines)]
     return "\n\n".join(parts) + "\n"

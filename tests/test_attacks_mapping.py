@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sslguard.attacks.mapping import Classify, LeadingComponents, LinearMap, SignBits, SubtractFeatures
+from sslguard.attacks.mapping import (
+    Classify,
+    LeadingComponents,
+    LinearMap,
+    SignBits,
+    SubtractFeatures,
+    SubtractStatistics,
+)
 from sslguard.attacks.wrapping import Wrapped
 from sslguard.encoders import embed_all
+from sslguard.encoders.statistics import all_statistics
 from sslguard.errors import DataError, EncoderError, UsageError
 from sslguard.suspects.base import checked
 
@@ -132,3 +140,14 @@ def test_what_is_refused(numbered, images):
     wrapped.victim.rows = ROWS[:, 0]
     with pytest.raises(EncoderError, match="shape"):
         wrapped.embed(numbered.take([1, 2]))
+
+
+def test_statistics_are_taken_off_and_nothing_else(tiny, images):
+    victim, data = tiny(3), images(300)
+    psi, plain = all_statistics(victim, data), embed_all(victim, data).astype(float)
+    left = embed_all(SubtractStatistics(ridge=1e-9)(victim, data), data)
+    z = psi - psi.mean(0)
+    assert np.abs(z.T @ (left - left.mean(0))).max() < 1e-5 * np.abs(z.T @ (plain - plain.mean(0))).max()
+    taken = plain - left
+    fit = np.linalg.lstsq(np.hstack([np.ones((300, 1)), psi]), taken, rcond=None)[0]
+    np.testing.assert_allclose(np.hstack([np.ones((300, 1)), psi]) @ fit, taken, atol=1e-6)

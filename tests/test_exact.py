@@ -14,10 +14,10 @@ from command_line import done, sslguard
 from exact_oracle import spread_of
 from sslguard.encoders import embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.statistics import all_statistics
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.keyfile import load_key, save_key
 from sslguard.schemes.exact import Bank, Exact, ExactKey, Geometry, Protocol, draw_directions
-from sslguard.schemes.exact.key import all_statistics
 from sslguard.schemes.exact.marking import DistilMark
 from sslguard.schemes.exact.power import expected_power
 from sslguard.secrets import Secret

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from sslguard.attacks.wrapping import Wrapped
 from sslguard.data.base import Batch, Data
-from sslguard.encoders.base import Embedder, embed_all
+from sslguard.encoders.base import Embedder, Encoder, embed_all
+from sslguard.encoders.statistics import all_statistics, input_statistics
 from sslguard.errors import DataError, EncoderError, UsageError
 from sslguard.probes import linear_classifier
 
@@ -199,6 +200,40 @@ class SubtractFeatures(Mapping):
             return np.asarray(g - (raw(z) - np.hstack((np.ones((len(z), 1)), z)) @ straight) @ weights)
 
         return mapped
+
+
+@dataclass(frozen=True)
+class SubtractStatistics:
+    """What a copy's answers tell linearly of the input's statistics taken off them: against the exact scheme's marks.
+
+    The statistics are public (`encoders.statistics`), so their secret combinations cannot hide in them. What of them
+    the task needs goes too.
+
+    Attributes:
+        ridge: penalty of the fit, as a share of the statistics' variance.
+    """
+
+    ridge: float = 1e-4
+
+    def __call__(self, victim: Encoder, data: Data) -> Wrapped:
+        """`victim` without them, fitted to the thief's items."""
+        answers = np.asarray(embed_all(victim, data), dtype=np.float64)
+        taken = self.fit(answers, all_statistics(victim, data))
+
+        def answer(batch: Batch) -> Array:
+            found = _answer(victim, np.asarray, batch)
+            return np.asarray(found - taken(input_statistics(victim, batch)) * found.any(axis=1, keepdims=True))
+
+        return Wrapped(victim, answer, "statistics subtracted", asdict(self), f"statistics subtracted, {self.ridge}")
+
+    def fit(self, answers: Array, statistics: Array) -> Map:
+        """From statistics (n, 96) to what is taken off answers (n, m)."""
+        mean, size = statistics.mean(0), statistics.std(0)
+        size = np.where(size > 0, size, 1)
+        z = (statistics - mean) / size
+        gram = z.T @ z / len(z) + self.ridge * np.eye(z.shape[1])
+        weights = np.linalg.solve(gram, z.T @ (answers - answers.mean(0)) / len(z))
+        return lambda psi: np.asarray((psi - mean) / size @ weights)
 
 
 def _answer(victim: Embedder, fitted: Map, batch: Batch) -> Array:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from sslguard.encoders.base import Encoder
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import ExactKey
-from sslguard.schemes.exact.bank import _arrays, _digest
 from sslguard.schemes.exact.key import stream_context
 from sslguard.schemes.sslguard import SSLGuardKey
 from sslguard.schemes.sslguard.carrier import Carrier
@@ -39,7 +38,7 @@ def _of_exact(key: ExactKey, clean: Encoder) -> str | None:
     if key.redraw:
         return f"its directions are redraw {key.redraw} of the secret's, which is for calibration"
     protocol, bank = key.protocol, key.bank
-    stream = key.secret.stream("features", stream_context(clean, protocol) + _digest(_arrays(bank.geometry)))
+    stream = key.secret.stream("features", stream_context(clean, protocol) + bank.geometry.digest())
     q, k = protocol.components, protocol.n_features
     frequencies = stream.normal((q, k)) * (protocol.frequency / np.sqrt(q))
     phases = 2 * np.pi * stream.uniform((k,))

@@ -11,8 +11,11 @@ import hashlib
 import numpy as np
 import torch
 import torch.nn.functional as nnf
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sslguard.data.base import Batch, Data
+from sslguard.encoders.base import EMBED_BATCH, Encoder
 from sslguard.encoders.words import pooled
 
 N_STATISTICS = 96
@@ -51,6 +54,18 @@ class InputStatistics(nn.Module):
         first = torch.relu(nnf.conv2d(x, self.first, stride=2, padding=2))
         second = torch.relu(nnf.conv2d(first, self.second, stride=2, padding=1))
         return torch.cat([first.mean((2, 3)), second.mean((2, 3))], 1)
+
+
+def input_statistics(encoder: Encoder, batch: Batch) -> NDArray[np.float64]:
+    """The statistics of a batch as the encoder's network sees it: (n, 96)."""
+    with torch.inference_mode():
+        inputs = encoder.preprocess.normalise(encoder.preprocess.prepare(batch))
+        return InputStatistics()(inputs).double().numpy()
+
+
+def all_statistics(encoder: Encoder, data: Data) -> NDArray[np.float64]:
+    """The statistics of a whole data set: (len(data), 96)."""
+    return np.concatenate([input_statistics(encoder, batch) for batch in data.batches(EMBED_BATCH)])
 
 
 def _constants(name: str, shape: tuple[int, ...]) -> Tensor:

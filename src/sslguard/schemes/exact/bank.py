@@ -61,6 +61,10 @@ class Geometry:
         spread = (axes.T * values ** (protocol.spread_power / 2)) @ axes
         return cls(mean, axes[:q] / np.sqrt(values[:q, None]), spread * np.sqrt(d) / np.linalg.norm(spread))
 
+    def digest(self) -> bytes:
+        """SHA-256 of all three arrays."""
+        return _digest(_arrays(self))
+
 
 @dataclass(frozen=True, eq=False)
 class Bank:
@@ -103,14 +107,14 @@ class Bank:
             UsageError: they do not suit the protocol.
         """
         geometry = Geometry.of(embeddings, protocol)
-        stream = secret.stream("features", context + _digest(_arrays(geometry)))
+        stream = secret.stream("features", context + geometry.digest())
         q, k = protocol.components, protocol.n_features
         frequencies = stream.normal((q, k)) * (protocol.frequency / np.sqrt(q))
         phases = 2 * np.pi * stream.uniform((k,))
         h = unit_rows(np.asarray(embeddings, dtype=np.float64))
         bends = _bends(geometry, frequencies, phases, h)
         parts = _beyond_linear(geometry, h, np.asarray(statistics, dtype=np.float64), protocol.n_statistics)
-        rotation = _rotation(secret.stream("statistics", context + _digest(_arrays(geometry))), protocol.n_statistics)
+        rotation = _rotation(secret.stream("statistics", context + geometry.digest()), protocol.n_statistics)
         centre, axes, linear = parts[0], parts[1] @ rotation, parts[2] @ rotation
         return cls(geometry, frequencies, phases, bends.mean(0), bends.std(0), centre, axes, linear)
 

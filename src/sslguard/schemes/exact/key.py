@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.architectures import build
-from sslguard.encoders.base import EMBED_BATCH, Encoder
+from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import preprocess_from_json
-from sslguard.encoders.statistics import N_STATISTICS, InputStatistics
+from sslguard.encoders.statistics import N_STATISTICS, input_statistics
 from sslguard.errors import EncoderError, KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.exact.bank import Array, Bank, draw_directions
@@ -222,18 +222,6 @@ class ExactKey(Key):
         if key.clean_hash != fields["clean_hash"] or not _SHA256.fullmatch(key.watermarked_hash) or key.redraw < 0:
             raise KeyFileError("the key's clean encoder is not the one that its streams are bound to")
         return key
-
-
-def input_statistics(encoder: Encoder, batch: Batch) -> Array:
-    """ψ of a batch as the encoder's network sees it: float64 (n, 96)."""
-    with torch.inference_mode():
-        inputs = encoder.preprocess.normalise(encoder.preprocess.prepare(batch))
-        return InputStatistics()(inputs).double().numpy()
-
-
-def all_statistics(encoder: Encoder, data: Data) -> Array:
-    """ψ of a whole data set: float64 (n, 96)."""
-    return np.concatenate([input_statistics(encoder, batch) for batch in data.batches(EMBED_BATCH)])
 
 
 def stream_context(clean: Encoder, protocol: Protocol) -> bytes:

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
+from sslguard.encoders.statistics import all_statistics
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact.bank import Bank, draw_directions
-from sslguard.schemes.exact.key import ExactKey, all_statistics, stream_context
+from sslguard.schemes.exact.key import ExactKey, stream_context
 from sslguard.schemes.exact.marking import DistilMark, headed
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.secrets import Secret
