@@ -78,8 +78,8 @@ def witness(name: str, h: Array, phi: Array, g: Array, spread: Array) -> Array:
         return np.linalg.inv(gram + 0.3 * np.diag(gram).mean() * np.eye(len(gram))) @ centred.T @ added @ back
     if name == "predicted":
         return features.T @ _projected(h - h.mean(0), _span(g)) @ back
-    if name in ("aligned", "mapped"):
-        return _in_turns(h - h.mean(0), phi - phi.mean(0), g, whitened=name == "mapped")
+    if name in ("aligned", "shifted", "mapped"):
+        return _in_turns(name, h - h.mean(0), phi - phi.mean(0), g)
     assert name == "whitened"
     answers = g - g.mean(0)
     fit = np.linalg.lstsq(h - h.mean(0), answers, rcond=1e-3)[0]
@@ -103,13 +103,13 @@ def _projected(a: Array, basis: Array) -> Array:
     return basis @ (basis.T @ a)
 
 
-def _in_turns(h: Array, phi: Array, g: Array, *, whitened: bool) -> Array:
+def _in_turns(name: str, h: Array, phi: Array, g: Array) -> Array:
     """Rotation, gains and mark by turns, on rows."""
-    n = len(h)
+    n, whitened = len(h), name == "mapped"
     axes = np.linalg.svd(h, full_matrices=False)[2][: min(g.shape[1], 64 if whitened else 128)]
     scores = h @ axes.T
     sizes = scores.std(0) if whitened else np.ones(len(axes))
-    scores, rows = scores / sizes, g / np.linalg.norm(g, axis=1, keepdims=True)
+    scores, rows = scores / sizes, g if name == "shifted" else g / np.linalg.norm(g, axis=1, keepdims=True)
     if whitened:
         rows = (g - g.mean(0)) / g.std(0)
         values, vectors = np.linalg.eigh(rows.T @ rows / n)

@@ -8,6 +8,8 @@ and a marked encoder would be turned the wrong way.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh, solve, svd
@@ -26,8 +28,13 @@ _RANK = 1e-6
 _CARRIED = 1e-10
 
 
-def rotated(moments: Moments) -> tuple[Array, Array]:
+def rotated(moments: Moments, block: Literal["unit", "g"] = "unit") -> tuple[Array, Array]:
     """X with g/|g|·R ≈ h·D + φ·X, R a rotation and D a gain of each principal component of h: least squares in turns.
+
+    Parameters
+    ----------
+    block
+        "unit" as above; "g" takes g itself in place of g/|g|.
 
     Returns
     -------
@@ -35,8 +42,8 @@ def rotated(moments: Moments) -> tuple[Array, Array]:
         X in the leading principal components of h, r ≤ 128 and no more than g has columns, and these.
     """
     axes, variances = _components(moments, min(_ROTATED, moments.width))
-    answers, features = _natural(moments, "unit", "h") @ axes.T, _natural(moments, "unit", "phi")
-    size = np.sqrt(np.trace(_natural(moments, "unit", "unit")))
+    answers, features = _natural(moments, block, "h") @ axes.T, _natural(moments, block, "phi")
+    size = np.sqrt(np.trace(_natural(moments, block, block)))
     return _in_turns(moments, answers, features, axes @ _natural(moments, "h", "phi"), variances, size), axes
 
 
@@ -93,6 +100,6 @@ def _components(moments: Moments, most: int) -> tuple[Array, Array]:
 
 
 def _natural(moments: Moments, rows: Block, columns: Block) -> Array:
-    """A covariance in units of 1, but for φ's own unit, which is common to all that has φ in it."""
-    power = sum(moments.exponent(name) for name in (rows, columns) if name != "phi")
+    """A covariance in units of 1, but for φ's and g's own units, which are common to all that has them in it."""
+    power = sum(moments.exponent(name) for name in (rows, columns) if name not in ("phi", "g"))
     return np.asarray(np.ldexp(moments.covariance(rows, columns), power))

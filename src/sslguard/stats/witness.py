@@ -195,6 +195,29 @@ def aligned(moments: Moments, spread: ArrayLike) -> Array:
     return _product(_aligned(moments, _Spread(spread, moments.dim)))
 
 
+def shifted(moments: Moments, spread: ArrayLike) -> Array:
+    """As `aligned`, of answers that are not scaled to length 1: where a thief has moved their mean.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, any m.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`; checked, and not used.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `own_space`. Unchanged by rotations and shifts of g, and by its scale.
+
+    Raises
+    ------
+    UsageError
+        As in `procrustes`.
+    """
+    return _product(_shifted(moments, _Spread(spread, moments.dim)))
+
+
 def mapped(moments: Moments, spread: ArrayLike) -> Array:
     """Witness of a suspect behind an unknown linear map: as `aligned`, once most of g's covariance is undone.
 
@@ -226,6 +249,7 @@ WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyTyp
         "own_space": own_space,
         "difference": difference,
         "aligned": aligned,
+        "shifted": shifted,
         "procrustes": procrustes,
         "mapped": mapped,
         "predicted": predicted,
@@ -253,7 +277,7 @@ def family(dim: int, width: int) -> tuple[str, ...]:
     --------
     >>> from sslguard.stats.witness import family
     >>> len(family(64, 64)), family(64, 10)
-    (7, ('aligned', 'procrustes', 'mapped', 'predicted', 'whitened'))
+    (8, ('aligned', 'shifted', 'procrustes', 'mapped', 'predicted', 'whitened'))
     """
     same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
     return tuple(name for name in WITNESSES if same or name not in ("own_space", "difference"))
@@ -398,6 +422,10 @@ def _aligned(moments: Moments, spread: _Spread) -> _Factors:  # noqa: ARG001
     return alignment.rotated(moments)
 
 
+def _shifted(moments: Moments, spread: _Spread) -> _Factors:  # noqa: ARG001
+    return alignment.rotated(moments, "g")
+
+
 def _mapped(moments: Moments, spread: _Spread) -> _Factors:  # noqa: ARG001
     return alignment.mapped(moments)
 
@@ -423,6 +451,7 @@ _FACTORS: Mapping[str, Callable[[Moments, _Spread], _Factors]] = {
     "own_space": _own_space,
     "difference": _difference,
     "aligned": _aligned,
+    "shifted": _shifted,
     "procrustes": _procrustes,
     "mapped": _mapped,
     "predicted": _predicted,
