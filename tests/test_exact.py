@@ -107,7 +107,7 @@ class TestBank:
             "secret": HEAD.watermark(tiny(7), images(400), secret=Secret.from_seed(2)).key,
             "encoder": HEAD.watermark(tiny(8), images(400), secret=Secret.from_seed(1)).key,
             "data of the geometry": HEAD.watermark(tiny(7), images(400, seed=3), secret=Secret.from_seed(1)).key,
-            "protocol": replace(HEAD, protocol=replace(SMALL, epsilon=0.2))
+            "protocol": replace(HEAD, protocol=replace(SMALL, epsilon=0.25))
             .watermark(tiny(7), images(400), secret=Secret.from_seed(1))
             .key,
             "number of queries": replace(HEAD, protocol=replace(SMALL, n_queries=201))
@@ -127,7 +127,7 @@ class TestHead:
         length = np.linalg.norm(f, axis=1, keepdims=True)
         h = f / length
         mark = key.bank.features(h, all_statistics(key.clean, asked)) @ key.directions() @ key.bank.geometry.spread
-        expected = length * (h + 0.3 / np.sqrt(K) * mark)
+        expected = length * (h + 0.2 / np.sqrt(K) * mark)
         np.testing.assert_allclose(embed_all(marked.encoder, asked), expected, rtol=1e-3, atol=1e-4)
 
     def test_comes_back_from_its_folder(self, marked, asked, tmp_path):
@@ -355,7 +355,7 @@ class TestPower:
                 mark = fidelity * u + np.sqrt(1 - fidelity**2) * other
                 noise = rng.multivariate_normal(np.zeros(24), np.cov(h.T), size=n)
                 phi = bank.features(rows, np.zeros((n, 96)))
-                g = rows + 0.3 / np.sqrt(8) * phi @ mark @ bank.geometry.spread
+                g = rows + protocol.epsilon / np.sqrt(8) * phi @ mark @ bank.geometry.spread
                 g += np.sqrt(1 / fidelity**2 - 1) * noise
                 moments = Moments(24, 8, 24)
                 moments.update(rows, phi, g)

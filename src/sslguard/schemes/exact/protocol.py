@@ -35,7 +35,7 @@ class Protocol:
     n_features: int = 6
     n_statistics: int = 12
     frequency: float = 1.5
-    epsilon: float = 0.3
+    epsilon: float = 0.2
     n_queries: int = 2000
     witnesses: str = "linear-3"
     queries: str = "first n of a secret permutation"
