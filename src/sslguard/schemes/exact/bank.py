@@ -180,8 +180,8 @@ def _beyond_linear(geometry: Geometry, h: Array, statistics: Array, count: int) 
     variances, components = np.linalg.eigh(left.T @ left / len(h))
     if not (variances[len(variances) - count :] > 1e-9).all():
         raise UsageError(
-            f"the {len(h)} items vary in fewer than {count} statistics beyond what the encoder's answers tell: give more, "
-            "or lower n_statistics"
+            f"the {len(h)} items vary in fewer than {count} statistics beyond what the encoder's answers tell: give "
+            "more, or lower n_statistics"
         )
     components = (components / np.sqrt(np.maximum(variances, 1e-300)))[:, ::-1][:, :count]
     return centre, components / np.where(sizes > 0, sizes, 1)[:, None], linear @ components
