@@ -35,7 +35,10 @@ from sslguard.pretraining import Pretraining
 from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
 from sslguard.training import is_first_process
 
-COMMANDS = ("pretrain", "watermark", "steal", "embed", "probe", "queries", "verify", "controls", "demo")
+COMMANDS = (
+    *("pretrain", "watermark", "steal", "embed", "probe", "power", "queries", "verify", "controls", "demo"),
+    *("protect", "commit", "claim", "audit", "export", "serve"),
+)
 PRETRAIN = ("--arch", "resnet-narrow", "--steps", "4", "--batch-size", "16", "--quiet")
 MARK = ("--batch-size", "8", "--trigger-batch", "8", "--n-verification", "40", "--n-queries", "20", "--quiet")
 STEAL = ("--arch", "resnet-narrow", "--steps", "4", "--batch-size", "16", "--quiet")

@@ -221,7 +221,7 @@ def watermark(
 
     Args:
         encoder: The clean encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
-        data: Images to mark with.
+        data: Items to mark with: images, or texts where the encoder takes texts.
         out: Folder of the result. A key that is there is never overwritten.
         scheme: How it is marked. The p-value of sslguard is a rank among innocents; that of exact is a theorem.
         preset: Of sslguard: cured writes what surrogates inherit and reads what innocents do not share; small has the

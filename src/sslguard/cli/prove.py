@@ -38,7 +38,7 @@ def queries(
 
     Args:
         key: Folder of the key.
-        data: Images to ask about, none of which took part in marking.
+        data: Items to ask about, none of which took part in marking.
         out: File of the queries, FILE.npy.
     """
     import numpy as np
@@ -79,7 +79,7 @@ def verify(
         key: Folder of the key.
         suspect: An encoder (a folder, a checkpoint ...), onnx:FILE, answers:FILE.npy in the order of `queries`, or
             an address, https://..., with --protocol.
-        data: Images to ask about, none of which took part in marking.
+        data: Items to ask about, none of which took part in marking.
         control: Known innocents: encoders, the folder of a population, or shipped for the test bed's.
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level.
