@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sslguard.claims.audit import audit
+from sslguard.claims.outcome import Terms
 from sslguard.controls import Bed, Recipe, make_population, read_population
 from sslguard.controls import population as controls_population
 from sslguard.data.roles import Roles
@@ -163,6 +165,24 @@ def test_the_exact_scheme_stands_beside(result: DemoResult, settings: DemoSettin
     page = result.files["page"].read_text()
     assert "whose null is exact" in page
     assert EXACT_STOLEN in page
+
+
+def test_it_ends_with_a_claim_and_its_audit(result: DemoResult, settings: DemoSettings) -> None:
+    assert result.data.exact is not None
+    found = result.data.exact.audit
+    assert found is not None
+    status = {name: status for name, status, _ in found.checks}
+    for name in ("signature", "commitment", "clean encoder", "derivation", "queries", "answers", "statistic"):
+        assert status[name] == "passed"
+    assert status["date"] == "assumed"
+    assert found.n_tries == 2**64  # one key, one claim, and nothing that dates it
+    assert "The commitment has no timestamp" in result.files["audit"].read_text()
+    assert "A claim, and its audit" in result.files["page"].read_text()
+    # By somebody else, from what was written: the same decision; without F none.
+    terms, data = Terms(seed="demonstration 7", alpha=settings.exact_alpha), open_data(settings.roles.verify)
+    again = audit(result.files["claim"], data, terms, clean=load_encoder(settings.encoder))
+    assert again.decision == found.decision
+    assert audit(result.files["claim"], data, terms).decision == "not checkable"
 
 
 def test_accuracies_come_with_their_baselines(result: DemoResult) -> None:

@@ -7,12 +7,15 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslguard import __version__
+from sslguard.claims.page import check_page
 from sslguard.demo import stages
+from sslguard.demo.claiming import BUNDLE, COMMITMENT, claim_and_audit, is_bundle
+from sslguard.demo.claiming import PAGE as AUDIT
 from sslguard.demo.inputs import Inputs, open_inputs
 from sslguard.demo.settings import DEFAULTS, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN, DemoSettings
 from sslguard.encoders.base import Encoder
@@ -49,8 +52,8 @@ class DemoResult:
 
     Attributes:
         data: every figure.
-        files: "encoder", "key", "surrogate", "page", "result", "picture" → path; "exact-encoder", "exact-key" and
-            "exact-surrogate" where that scheme was run.
+        files: "encoder", "key", "surrogate", "page", "result", "picture" → path; "exact-encoder", "exact-key",
+            "exact-surrogate", "commitment", "claim" and "audit" where that scheme was run.
     """
 
     data: ReportData
@@ -96,8 +99,18 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
         with clock.stage("verify the suspects under the exact null"):
             kept = stages.kept_on_first(accuracies)
             exact = stages.examine_exactly(inputs, settings, made.exact, made.exact_surrogate, scores[2], kept)
+    files = _write(out, made)
+    if exact is not None and made.exact_surrogate:
+        with clock.stage("claim that the surrogate is derived, and audit the claim"):
+            found = claim_and_audit(
+                *(out, files["exact-key"], inputs.clean, made.exact_surrogate, inputs.verify),
+                alpha=settings.exact_alpha,
+                seed=settings.seed,
+            )
+            exact = replace(exact, audit=found)
     data = _report_data(out, settings, inputs, made, suspects, (main, beside), accuracies, clock.seconds, exact)
-    return DemoResult(data, _write(out, data, made))
+    write_report(data, out, extra={"files": _texts(files)})
+    return DemoResult(data, files)
 
 
 class _Clock:
@@ -199,6 +212,10 @@ def _check_out(out: Path) -> None:
             continue
         if folder.exists() or folder.is_symlink():
             raise OutputError(f"{folder} holds something else, which is not overwritten: choose another --out")
+    bundle = out / BUNDLE
+    if (bundle.exists() or bundle.is_symlink()) and not is_bundle(bundle):
+        raise OutputError(f"{bundle} holds something else, which is not overwritten: choose another --out")
+    check_page(out / AUDIT)
 
 
 def _is_encoder(folder: Path) -> bool:
@@ -212,8 +229,8 @@ def _is_encoder(folder: Path) -> bool:
     return True
 
 
-def _write(out: Path, data: ReportData, made: _Made) -> dict[str, Path]:
-    """Encoders and key first, the page last: a page never speaks of what is not there."""
+def _write(out: Path, made: _Made) -> dict[str, Path]:
+    """Encoders and keys; the page comes last, so that it never speaks of what is not there."""
     files = {name: out / name for name in _FOLDERS if made.exact or not name.startswith("exact-")}
     files |= {"page": out / PAGE, "result": out / RESULT, "picture": out / PICTURE}
     save_encoder(made.marked.encoder, files["encoder"])
@@ -223,7 +240,7 @@ def _write(out: Path, data: ReportData, made: _Made) -> dict[str, Path]:
         save_encoder(made.exact.encoder, files["exact-encoder"])
         save_key(made.exact.key, files["exact-key"])
         save_encoder(made.exact_surrogate, files["exact-surrogate"])
-    write_report(data, out, extra={"files": _texts(files)})
+        files |= {"commitment": out / COMMITMENT, "claim": out / BUNDLE, "audit": out / AUDIT}
     return files
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -110,6 +110,25 @@ class ExactRow:
 
 
 @dataclass(frozen=True)
+class AuditReport:
+    """What an examiner found of the owner's claim.
+
+    Attributes:
+        decision: "derived", "not shown", "forged" or "not checkable".
+        bits: -log2 of the recomputed p-value; None where there is none.
+        n_tries: how many claims alpha was shared among, what is charged for a key without a date included.
+        checks: name, status and words of each.
+        page: name of the examiner's own page, beside this one.
+    """
+
+    decision: str
+    bits: float | None
+    n_tries: int
+    checks: tuple[tuple[str, str, str], ...]
+    page: str
+
+
+@dataclass(frozen=True)
 class ExactReport:
     """A second scheme beside the first, on the same clean encoder.
 
@@ -119,6 +138,7 @@ class ExactReport:
         n_queries: of each verification.
         alpha: shared among the rows.
         most_bits: where evidence ends, the entropy of the secret.
+        audit: of a claim on the surrogate; None where none was made.
     """
 
     rows: tuple[ExactRow, ...]
@@ -126,6 +146,7 @@ class ExactReport:
     n_queries: int
     alpha: float
     most_bits: int
+    audit: AuditReport | None = None
 
     @property
     def level(self) -> float:
@@ -155,6 +176,7 @@ class ExactReport:
                 for row in self.rows
             ],
             "controls": dict(self.controls),
+            "audit": None if self.audit is None else asdict(self.audit),
         }
 
 

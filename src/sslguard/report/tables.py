@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sslguard.report.data import Bar, ExactReport, ReportData, printable
+from sslguard.report.data import AuditReport, Bar, ExactReport, ReportData, printable
 from sslguard.report.page import format_bits, format_probability
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ def render_tables(data: ReportData) -> RenderableType:
     parts += [_claims(data), Text()]
     if data.exact is not None:
         parts += [_exact(data.exact), Text(_exact_sentence(data.exact)), Text()]
+        if data.exact.audit is not None:
+            parts += [_audit(data.exact.audit), Text()]
     if any(task.bars for task in data.accuracies):
         parts += [_accuracies(data), Text()]
     parts += [Text(f"{printable(t.task)}: skipped, {printable(t.skipped)}") for t in data.accuracies if t.skipped]
@@ -90,6 +92,19 @@ def _exact(exact: ExactReport) -> Table:
             "–" if row.kept is None else f"{row.kept:.0%}",
             {True: "derived", False: "innocent", None: "unknown"}[row.derived],
         )
+    return table
+
+
+def _audit(audit: AuditReport) -> Table:
+    """Every check of the claim on the surrogate."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"A claim on the surrogate, audited: {audit.decision}", title_justify="left")
+    for column in ("check", "status", "words"):
+        table.add_column(column)
+    for name, status, words in audit.checks:
+        table.add_row(Text(name), Text(status), Text(printable(words, 400)))
     return table
 
 
