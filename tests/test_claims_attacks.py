@@ -38,7 +38,7 @@ from sslguard.verification import score_suspect, verify
 from timestamp_authority import Authority
 
 N = 200
-PROTOCOL = Protocol(n_queries=N)
+PROTOCOL = Protocol(n_queries=N, epsilon=0.3)
 HEAD = Exact(PROTOCOL, mode="head")
 DAY = timedelta(days=1)
 
