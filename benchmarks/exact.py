@@ -337,11 +337,15 @@ def page(results: dict[str, Any], total: int) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _bits(found: dict[str, Any]) -> str:
+    return f"{max(0.0, found['bits']):.0f}"  # never "-0"
+
+
 def _shown(row: dict[str, Any]) -> str:
     kept = row["kept"]
     if kept is None:
-        return f"{row['bits']:.0f}"
-    return f"{row['bits']:.0f} / {100 * kept:.0f} %{'' if kept >= 0.9 or row['target'] == 'clean' else ' †'}"
+        return _bits(row)
+    return f"{_bits(row)} / {100 * kept:.0f} %{'' if kept >= 0.9 or row['target'] == 'clean' else ' †'}"
 
 
 def _mark_row(victim: str, results: dict[str, Any]) -> list[object]:
@@ -351,7 +355,7 @@ def _mark_row(victim: str, results: dict[str, Any]) -> list[object]:
         and f"{100 * accuracy_kept(found['distilled']['accuracy'], reference['clean'], reference['floor']):.1f} %"
     )
     share = reference and f"{100 * found['seconds'] / reference['pretraining_seconds']:.1f} %"
-    bits = [f"{found[name]['bits']:.0f}" for name in ("distilled", "head", "clean")]
+    bits = [_bits(found[name]) for name in ("distilled", "head", "clean")]
     return [victim, kept, *bits, f"{found['seconds']:.0f}", share]
 
 
