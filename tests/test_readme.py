@@ -27,7 +27,7 @@ def commands_of(words: str) -> list[list[str]]:
     """The commands of the one block that holds these words."""
     (block,) = [b for b in blocks("sh") if words in b]
     lines = block.replace("\\\n", " ").splitlines()
-    return [shlex.split(line)[1:] for line in lines if line.startswith("sslguard ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sslguard ")]
 
 
 def story() -> list[list[str]]:
@@ -50,6 +50,11 @@ def test_commands_of_the_exact_scheme(tmp_path: Path, monkeypatch: pytest.Monkey
     assert main([*power, "--quiet"]) == 0
     assert main([*mark, "--steps", str(STEPS), "--quiet"]) == 0
     assert main(verify) in (0, 1)
+    # A claim on what was marked there, and its audit.
+    commit, claim, audit = commands_of("sslguard claim")
+    assert main(commit) == 0
+    assert main(claim) == main(audit)
+    assert (tmp_path / "audit.html").exists()
 
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
