@@ -185,6 +185,17 @@ def test_it_ends_with_a_claim_and_its_audit(result: DemoResult, settings: DemoSe
     assert audit(result.files["claim"], data, terms).decision == "not checkable"
 
 
+@pytest.mark.parametrize("name", ["commitment.json", "claim", "audit.html"])
+def test_what_somebody_else_committed_to_is_not_replaced(
+    name: str, tmp_path: Path, settings: DemoSettings, no_work: None
+) -> None:
+    place = tmp_path / name
+    place.mkdir() if name == "claim" else place.write_text("theirs")
+    with pytest.raises(OutputError):
+        run_demo(tmp_path, settings=settings)
+    assert place.exists()
+
+
 def test_accuracies_come_with_their_baselines(result: DemoResult) -> None:
     full, few, other = result.to_json()["accuracies"]
     for task in (full, few, other):

@@ -7,22 +7,44 @@ import shutil
 from pathlib import Path
 
 from sslguard.claims.audit import audit
-from sslguard.claims.bundle import FILES
+from sslguard.claims.bundle import read_bundle
 from sslguard.claims.claim import claim
-from sslguard.claims.commitment import publish, timestamp_file
+from sslguard.claims.commitment import parse_commitment, publish, timestamp_file
+from sslguard.claims.documents import MAX_DOCUMENT, read_file
 from sslguard.claims.outcome import Audit, Terms
-from sslguard.claims.page import write_page
+from sslguard.claims.page import check_page, write_page
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
+from sslguard.errors import OutputError, SslguardError
 from sslguard.keyfile import open_key
 from sslguard.report.data import AuditReport
 
 COMMITMENT, BUNDLE, PAGE = "commitment.json", "claim", "audit.html"
 
 
-def is_bundle(folder: Path) -> bool:
-    """Only what a claim's folder holds."""
-    return folder.is_dir() and not folder.is_symlink() and {entry.name for entry in folder.iterdir()} <= FILES
+def check_replaceable(out: Path, key: Path) -> None:
+    """Raises OutputError where commitment, bundle or page in `out` are not those of a former demonstration's key: a
+    commitment that somebody made is not to be had again."""
+    commitment, bundle = out / COMMITMENT, out / BUNDLE
+    for path, owner_in in ((commitment, _committed_by), (bundle, _claimed_by)):
+        if not (path.exists() or path.is_symlink()):
+            continue
+        try:
+            owner = open_key(key).owner
+            ours = owner is not None and not path.is_symlink() and owner_in(path) == owner.public
+        except SslguardError:
+            ours = False
+        if not ours:
+            raise OutputError(f"{path} holds something else, which is not overwritten: choose another --out")
+    check_page(out / PAGE)
+
+
+def _committed_by(path: Path) -> str:
+    return parse_commitment(read_file(path, MAX_DOCUMENT), str(path)).document.owner
+
+
+def _claimed_by(folder: Path) -> str:
+    return read_bundle(folder).claim.owner
 
 
 def claim_and_audit(

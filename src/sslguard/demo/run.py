@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslguard import __version__
-from sslguard.claims.page import check_page
 from sslguard.demo import stages
-from sslguard.demo.claiming import BUNDLE, COMMITMENT, claim_and_audit, is_bundle
+from sslguard.demo.claiming import BUNDLE, COMMITMENT, check_replaceable, claim_and_audit
 from sslguard.demo.claiming import PAGE as AUDIT
 from sslguard.demo.inputs import Inputs, open_inputs
 from sslguard.demo.settings import DEFAULTS, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN, DemoSettings
@@ -212,10 +211,7 @@ def _check_out(out: Path) -> None:
             continue
         if folder.exists() or folder.is_symlink():
             raise OutputError(f"{folder} holds something else, which is not overwritten: choose another --out")
-    bundle = out / BUNDLE
-    if (bundle.exists() or bundle.is_symlink()) and not is_bundle(bundle):
-        raise OutputError(f"{bundle} holds something else, which is not overwritten: choose another --out")
-    check_page(out / AUDIT)
+    check_replaceable(out, out / "exact-key")
 
 
 def _is_encoder(folder: Path) -> bool:

@@ -7,7 +7,7 @@ what makes the p-value of `direction.direction_test` exact, and every choice mad
 ========  ==========================================================================================
 F, h      clean encoder; its embedding of a query, (d,)
 g         the suspect's answer, (m,), any m
-φ, φ̃      K secret features of h; what of them is not linear in (1, h)
+φ, φ̃      K secret features of h and of the input; what of them is not linear in (1, h)
 M, M⁻     spread of the mark, (d, d); (M + 0.3·mean(diag M)·I)⁻¹, so that every direction comes back with equal gain
 ========  ==========================================================================================
 
@@ -309,7 +309,7 @@ def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
     """
     if name not in _FACTORS:
         raise UsageError(f"witness must be one of {', '.join(_FACTORS)}, not {name!r}")
-    return _range(_FACTORS[name](moments, _Spread(spread, moments.dim)), moments.dim)
+    return _with_range(_FACTORS[name](moments, _Spread(spread, moments.dim)), moments.dim)[1]
 
 
 def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Array | None]]:
@@ -331,16 +331,17 @@ def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Arr
         As in `procrustes`.
     """
     checked = _Spread(spread, moments.dim)
-    each = {name: _FACTORS[name](moments, checked) for name in family(moments.dim, moments.width)}
-    return {name: (_product(factors), _range(factors, moments.dim)) for name, factors in each.items()}
+    names = family(moments.dim, moments.width)
+    return {name: _with_range(_FACTORS[name](moments, checked), moments.dim) for name in names}
 
 
-def _range(factors: _Factors, dim: int) -> Array | None:
-    if not _product(factors).any():
-        return None
+def _with_range(factors: _Factors, dim: int) -> tuple[Array, Array | None]:
+    v = _product(factors)
+    if not v.any():
+        return v, None
     _, sizes, rows = svd(factors[1], full_matrices=False)
     basis = rows[sizes > _RANK * sizes[0]].T
-    return basis if basis.shape[1] < dim else None
+    return v, basis if basis.shape[1] < dim else None
 
 
 def equal_gain(spread: ArrayLike) -> Array:

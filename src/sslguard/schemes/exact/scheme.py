@@ -25,7 +25,7 @@ GEOMETRY_ITEMS = 20_000
 
 @dataclass(frozen=True)
 class Exact(Scheme):
-    """h*(x) = h(x) + ε·K^(−1/2)·Σ_k φ_k(h(x))·M u_k, with h = F(x)/|F(x)|.
+    """h*(x) = h(x) + ε·K^(−1/2)·Σ_k φ_k(x)·M u_k, with h = F(x)/|F(x)|.
 
     Attributes:
         protocol: q, α, K₁, K₂, frequency, ε, n: all that the test depends on.
