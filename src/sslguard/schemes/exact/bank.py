@@ -170,13 +170,14 @@ def _beyond_linear(geometry: Geometry, h: Array, statistics: Array, count: int) 
     Raises:
         UsageError: there are fewer.
     """
+    centred = h - geometry.mean
     centre, sizes = statistics.mean(0), statistics.std(0)
     standard = (statistics - centre) / np.where(sizes > 0, sizes, 1)
-    values, axes = np.linalg.eigh((h - geometry.mean).T @ (h - geometry.mean) / len(h))
+    values, axes = np.linalg.eigh(centred.T @ centred / len(h))
     # A layer norm's embeddings are collinear.
     axes, values = axes[:, values > 1e-10 * values[-1]], values[values > 1e-10 * values[-1]]
-    linear = axes @ ((axes.T @ ((h - geometry.mean).T @ standard / len(h))) / values[:, None])
-    left = standard - (h - geometry.mean) @ linear
+    linear = axes @ ((axes.T @ (centred.T @ standard / len(h))) / values[:, None])
+    left = standard - centred @ linear
     variances, components = np.linalg.eigh(left.T @ left / len(h))
     if not (variances[len(variances) - count :] > 1e-9).all():
         raise UsageError(
