@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +36,7 @@ from sslguard.attacks.mapping import (
 )
 from sslguard.attacks.removal import FineTune, Prune, Removal, SelfSupervised
 from sslguard.attacks.stealing import Distil, grid
+from sslguard.data.base import Data
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
@@ -234,14 +235,14 @@ class Work:
         return {"clean": {domain: _probe(plain, domain) for domain in DOMAINS}, "marked": each}
 
 
-def _probe(answers: dict[str, Any], domain: str) -> float:
+def _probe(answers: dict[str, Any], domain: str, source: Callable[[str], Data] = data) -> float:
     train, test = DOMAINS[domain]
-    return linear_probe(answers[train], labels(train), answers[test], labels(test)).accuracy
+    return linear_probe(answers[train], labels(train, source), answers[test], labels(test, source)).accuracy
 
 
-def labels(role: str) -> Any:
+def labels(role: str, source: Callable[[str], Data] = data) -> Any:
     """The labels of a role."""
-    found = data(role).labels
+    found = source(role).labels
     assert found is not None
     return found
 
@@ -249,16 +250,23 @@ def labels(role: str) -> Any:
 class Answers:
     """A suspect's answers to everything that is asked here, once; maps are then put behind them."""
 
-    def __init__(self, key: ExactKey, suspect: Embedder) -> None:
-        self.key, self.data = key, open_data(QUERIES)
+    def __init__(
+        self,
+        key: ExactKey,
+        suspect: Embedder,
+        *,
+        queries: str = QUERIES,
+        source: Callable[[str], Data] = data,
+    ) -> None:
+        self.key, self.data, self.source = key, open_data(queries), source
         self.queries = np.concatenate(list(ask(key, suspect, self.data)))
-        self.roles = {role: embed_all(suspect, data(role)) for role in (*DOMAINS["garments"], "tune")}
+        self.roles = {role: embed_all(suspect, source(role)) for role in (*DOMAINS["garments"], "tune")}
 
     def subtract_statistics(self, suspect: Encoder) -> None:
         """As `SubtractStatistics`, fitted to the thief's items."""
         tune = self.roles["tune"].astype(np.float64)
-        taken = SubtractStatistics().fit(tune, all_statistics(suspect, data("tune")))
-        self.roles = {r: a - taken(all_statistics(suspect, data(r))) for r, a in self.roles.items()}
+        taken = SubtractStatistics().fit(tune, all_statistics(suspect, self.source("tune")))
+        self.roles = {r: a - taken(all_statistics(suspect, self.source(r))) for r, a in self.roles.items()}
         batches = self.key.queries(self.data)
         self.queries = self.queries - np.concatenate([taken(input_statistics(suspect, batch)) for batch in batches])
 
@@ -266,7 +274,7 @@ class Answers:
         """Linear probe, bits before the cap and after Bonferroni, and every witness's z."""
         queries, roles = self.queries.astype(np.float64), {r: a.astype(np.float64) for r, a in self.roles.items()}
         for mapping in mappings:
-            fitted = mapping.fit(roles["tune"], data("tune"))
+            fitted = mapping.fit(roles["tune"], self.source("tune"))
             queries, roles = fitted(queries), {role: fitted(a) for role, a in roles.items()}
         if noise:
             rng = np.random.default_rng(SEED)
@@ -275,7 +283,11 @@ class Answers:
         found = self.key.statistic(iter(parts), self.data).evidence
         assert found is not None
         each = {k.removeprefix("z of "): v for k, v in found.details.items() if k.startswith("z of ")}
-        return {"accuracy": _probe(roles, "garments"), "bits": -found.details["log2_pvalue_uncapped"], **each}
+        return {
+            "accuracy": _probe(roles, "garments", self.source),
+            "bits": -found.details["log2_pvalue_uncapped"],
+            **each,
+        }
 
 
 def _noisy(answers: Any, size: float, rng: np.random.Generator) -> Any:
