@@ -560,8 +560,75 @@ class TestOverLoopback:
             process.send_signal(number)
             out, _ = process.communicate(timeout=20)
         assert process.returncode == 0
-        assert json.loads(out) == {"encoder": "random:bag-of-words", "name": "encoder", "address": address}
+        assert json.loads(out) == {
+            **{"encoder": "random:bag-of-words", "head": None},
+            **{"name": "encoder", "address": address},
+        }
         np.testing.assert_allclose(answers, load_encoder("random:bag-of-words").embed(TEXTS), atol=1e-6)
+
+
+class TestHead:
+    CLEAN = "random:bag-of-words:3"
+
+    @pytest.fixture
+    def marked(self, tmp_path: Path) -> Path:
+        """A key sealed to the file `identity` beside it, and the encoder that `watermark` writes with it."""
+        from command_line import done
+        from sslguard.sealing import new_identity
+
+        identity, seal = new_identity()
+        (tmp_path / "identity").write_text(identity)
+        random = np.random.default_rng(0)
+        lines = [" ".join(f"w{k}" for k in random.integers(0, 200, 8)) for _ in range(300)]
+        (tmp_path / "texts.txt").write_text("\n".join(lines))
+        done(
+            *("watermark", self.CLEAN, "--scheme", "exact", "--mode", "head", "--n-queries", 20),
+            *("--data", f"text:{tmp_path}/texts.txt", "--out", tmp_path / "marked", "--recipient", seal.recipients[0]),
+        )
+        return tmp_path / "marked"
+
+    def test_answers_are_those_of_the_exported_encoder(self, marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        import sslguard.serve
+        from command_line import done
+
+        served: list[Encoder] = []
+
+        class Server:
+            address = "http://test"
+
+            def run(self, *, started: Callable[[], None]) -> None:
+                started()
+
+        def opening(encoder: Encoder, *_: object, **__: object) -> Server:
+            served.append(encoder)
+            return Server()
+
+        monkeypatch.setattr(sslguard.serve, "open_server", opening)
+        monkeypatch.setenv("SSLGUARD_IDENTITY", str(marked.parent / "identity"))
+        assert done("serve", self.CLEAN, "--head", marked / "key")["head"] == str(marked / "key")
+        written, clean = load_encoder(marked / "encoder"), load_encoder(self.CLEAN)
+        found = answered(create_app(served[0]), {"path": TEI, "json": {"inputs": TEXTS}})[0].json()
+        np.testing.assert_allclose(found, written.embed(TEXTS), rtol=0, atol=1e-6)
+        assert np.abs(found - clean.embed(TEXTS)).max() > 1e-3
+
+    def test_another_encoder_or_key_is_refused(
+        self, marked: Path, key_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from command_line import sslguard
+        from sslguard.keyfile import save_key
+
+        save_key(key_of(), tmp_path / "other")
+        ran = sslguard("serve", self.CLEAN, "--head", marked / "key", "--port", "0")
+        assert (ran.code, "SSLGUARD_IDENTITY" in ran.err) == (3, True), ran.err
+        monkeypatch.setenv("SSLGUARD_IDENTITY", str(marked.parent / "identity"))
+        for encoder, key, complaint in (
+            ("random:bag-of-words:4", marked / "key", "not the clean encoder of this key"),
+            (f"{self.CLEAN}@64", marked / "key", "preprocessing differ"),
+            (marked / "encoder", marked / "key", "not the clean encoder of this key"),
+            (self.CLEAN, tmp_path / "other", "not sslguard"),
+        ):
+            ran = sslguard("serve", encoder, "--head", key, "--port", "0")
+            assert (ran.code, complaint in ran.err) == (2, True), ran.err
 
 
 class TestCommands:

@@ -20,6 +20,7 @@ def serve(
     encoder: str,
     /,
     *,
+    head: Path | None = None,
     name: str = "encoder",
     host: str = "127.0.0.1",
     port: Seed = 8000,
@@ -39,6 +40,8 @@ def serve(
 
     Args:
         encoder: The encoder.
+        head: Folder of a key of the scheme exact: its mark is put on the answers of its clean encoder, which ENCODER
+            must be.
         name: Of the model, in addresses and answers.
         host: Address of this machine to listen on; 0.0.0.0 for all.
         port: Port; 0 for any that is free.
@@ -50,7 +53,9 @@ def serve(
         threads: CPU threads.
     """
     from sslguard.encoders.load import load_encoder
+    from sslguard.keyfile import load_key
     from sslguard.serve import open_server
+    from sslguard.serve.heads import with_head
 
     try:
         from sslguard.serve.app import Settings
@@ -68,10 +73,13 @@ def serve(
         max_bytes=max_megabytes * _MIB,
         token=token,
     )
-    server = open_server(load_encoder(encoder), settings, host=host, port=port)
+    served = load_encoder(encoder)
+    if head is not None:
+        served = with_head(served, load_key(head))
+    server = open_server(served, settings, host=host, port=port)
     say_address = (lambda: None) if output.quiet else (lambda: say(f"serving {encoder} at {server.address}"))
     server.run(started=say_address)
-    fields = {"encoder": encoder, "name": name, "address": server.address}
+    fields = {"encoder": encoder, "head": None if head is None else str(head), "name": name, "address": server.address}
     return Result(fields, [("served", encoder), ("address", server.address)])
 
 

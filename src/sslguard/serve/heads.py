@@ -1,0 +1,27 @@
+"""A key's mark put on at serving time: the encoder stays on disk as it is."""
+
+from __future__ import annotations
+
+from sslguard.encoders.base import Encoder
+from sslguard.errors import UsageError
+from sslguard.schemes.base import Key
+from sslguard.schemes.exact import ExactKey
+from sslguard.schemes.exact.key import stream_context
+from sslguard.schemes.exact.marking import headed
+
+
+def with_head(encoder: Encoder, key: Key) -> Encoder:
+    """`encoder` with the key's mark as a head on its output; it answers as the encoder that `watermark` wrote in the
+    mode head. A key of the mode distilled gives the head that its mark was distilled from.
+
+    Raises:
+        UsageError: the key is of another scheme, or `encoder` is not the clean encoder that it was made for.
+    """
+    if not isinstance(key, ExactKey):
+        raise UsageError(f"a head is made by a key of the scheme exact, not {key.scheme}")
+    if stream_context(encoder, key.protocol) != key.context:
+        raise UsageError(
+            f"{encoder.source:.200} is not the clean encoder of this key, which is {key.clean.source:.200}: its "
+            "weights or its preprocessing differ, and the mark would not be the key's"
+        )
+    return headed(encoder, key.bank, key.directions(), key.protocol.epsilon)
