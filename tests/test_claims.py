@@ -24,12 +24,12 @@ from sslguard import api
 from sslguard.claims.audit import audit
 from sslguard.claims.bundle import read_bundle
 from sslguard.claims.derivation import undue_freedom
-from sslguard.claims.documents import ClaimError, read_file
+from sslguard.claims.documents import read_file
 from sslguard.claims.outcome import Audit, Check, Terms
 from sslguard.claims.page import render_page, write_page
 from sslguard.claims.queries import ExaminerData, items_hash
 from sslguard.encoders.folder import save_encoder
-from sslguard.errors import OutputError, RefusedError, UsageError
+from sslguard.errors import ClaimError, OutputError, RefusedError, UsageError
 from sslguard.keyfile import save_key
 from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.sslguard import SSLGuard

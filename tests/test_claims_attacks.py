@@ -19,11 +19,12 @@ import torch.nn.functional as nnf
 from claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, words
 from sslguard.claims.bundle import ANSWERS, CLAIM, COMMITMENT, TIMESTAMP, npy, read_bundle
 from sslguard.claims.commitment import publish, timestamp_file
-from sslguard.claims.documents import ClaimError, sign_document
+from sslguard.claims.documents import sign_document
 from sslguard.claims.queries import ExaminerData
 from sslguard.data.base import Data, Slice
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import save_encoder, weights_hash
+from sslguard.errors import ClaimError
 from sslguard.files import canonical_json
 from sslguard.keyfile import Owner
 from sslguard.schemes.base import Watermarked

@@ -13,9 +13,9 @@ import torch
 
 from command_line import done, sslguard
 from sslguard.claims.commitment import OpenedKey, commit, key_salt, parse_commitment, publish, timestamp_file
-from sslguard.claims.documents import MAX_DOCUMENT, ClaimError, sign_document
+from sslguard.claims.documents import MAX_DOCUMENT, sign_document
 from sslguard.claims.timestamps import MAX_TOKEN, claimed_time, read_roots, request_token, verified_time
-from sslguard.errors import KeyFileError, OutputError, UsageError
+from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
 from sslguard.files import canonical_json
 from sslguard.keyfile import Owner, StoredKey, load_key, open_key, save_key
 from sslguard.schemes.exact import Exact, Protocol

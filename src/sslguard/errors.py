@@ -10,6 +10,7 @@
     ├── EncoderError              3   an encoder's files are missing, damaged or of another shape
     ├── SuspectError              3   a suspect gave no usable answer
     ├── KeyFileError             3   a key is damaged, or does not fit what it is asked about
+    ├── ClaimError               3   a commitment, a timestamp or a bundle is missing, damaged or forged
     └── RefusedError              4   the null distribution cannot support the claim asked for
 
 Every message names the argument, the rule, what came, and what to do next. None holds a secret.
@@ -57,6 +58,12 @@ class SuspectError(SslguardError):
 
 class KeyFileError(SslguardError):
     """A key is damaged, or does not fit what it is asked about."""
+
+    exit_code = 3
+
+
+class ClaimError(SslguardError):
+    """A commitment, a timestamp or a bundle is missing, damaged or forged."""
 
     exit_code = 3
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from sslguard.claims.bundle import Bundle, check_answers, read_bundle
 from sslguard.claims.claim import Recorded, versions
 from sslguard.claims.derivation import undue_freedom
-from sslguard.claims.documents import ClaimError
 from sslguard.claims.outcome import UNDATED_TRIES, Audit, Check, Status, Terms
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import claimed_time, verified_time
@@ -25,7 +24,7 @@ from sslguard.controls import count_controls
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import weights_hash
-from sslguard.errors import EncoderError, KeyFileError, RefusedError, SuspectError, UsageError
+from sslguard.errors import ClaimError, EncoderError, KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.base import Key
 from sslguard.scorefile import control_scores
 from sslguard.stats.direction import SECRET_BITS

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.claims.commitment import Commitment, OpenedKey, parse_commitment, timestamp_file
-from sslguard.claims.documents import MAX_DOCUMENT, ClaimError, Document, hex_bytes, parse_document, read_file
+from sslguard.claims.documents import MAX_DOCUMENT, Document, hex_bytes, parse_document, read_file
 from sslguard.claims.timestamps import MAX_TOKEN
-from sslguard.errors import KeyFileError
+from sslguard.errors import ClaimError, KeyFileError
 from sslguard.files import write_atomic
 from sslguard.keyfile import MAX_TENSOR_BYTES, parse_tensors, serialise_tensors
 from sslguard.suspects.base import MAX_WIDTH

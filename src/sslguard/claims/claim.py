@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from sslguard.claims.bundle import FORMAT, VERSION, fill_bundle, npy, text
 from sslguard.claims.commitment import OpenedKey, key_salt, owner_of, parse_commitment, timestamp_file
-from sslguard.claims.documents import MAX_DOCUMENT, ClaimError, read_file, sign_document
+from sslguard.claims.documents import MAX_DOCUMENT, read_file, sign_document
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.controls import count_controls
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder
+from sslguard.errors import ClaimError
 from sslguard.files import atomic_folder
 from sslguard.keyfile import StoredKey, serialise_tensors
 from sslguard.scorefile import control_scores

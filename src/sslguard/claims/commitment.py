@@ -32,7 +32,6 @@ from torch import Tensor
 
 from sslguard.claims.documents import (
     MAX_DOCUMENT,
-    ClaimError,
     Document,
     hex_bytes,
     parse_document,
@@ -41,7 +40,7 @@ from sslguard.claims.documents import (
 )
 from sslguard.claims.timestamps import MAX_TOKEN, claimed_time, request_token, verified_time
 from sslguard.encoders.base import Encoder
-from sslguard.errors import KeyFileError, OutputError, UsageError
+from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.keyfile import Owner, StoredKey, key_of, tensor_bytes
 from sslguard.schemes.base import Key

@@ -20,18 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslguard.errors import SslguardError
+from sslguard.errors import ClaimError
 from sslguard.files import canonical_json
 from sslguard.keyfile import Owner
 
 MAX_DOCUMENT = 1 << 20  # bytes
 _HEX = {32: re.compile(r"[0-9a-f]{64}"), 64: re.compile(r"[0-9a-f]{128}")}
-
-
-class ClaimError(SslguardError):
-    """A commitment, a timestamp or a bundle is missing, damaged or forged."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)

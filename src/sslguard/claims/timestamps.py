@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslguard.claims.documents import ClaimError, read_file
-from sslguard.errors import UsageError
+from sslguard.claims.documents import read_file
+from sslguard.errors import ClaimError, UsageError
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
