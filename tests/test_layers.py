@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("schemes",),
     ("keyfile",),
     ("attacks",),
+    ("peers",),
     ("controls",),
     ("suspects",),
     ("verification",),

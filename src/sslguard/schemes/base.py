@@ -74,6 +74,8 @@ class Score:
             no such vector.
         cosines: each answer's cosine, shape (n,); of no length there.
         evidence: the p-value, of a scheme whose null is exact.
+        published_log2_pvalue: base-2 logarithm of what a peer's paper takes for its p-value, in bits; None where it
+            has none. Reported, never decided on.
     """
 
     value: float
@@ -81,6 +83,7 @@ class Score:
     watermark_rate: float | None = None
     cosines: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     evidence: Significance | None = None
+    published_log2_pvalue: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Schemes of others, rebuilt from their papers, for the benchmark: what this package is compared with."""

@@ -1,0 +1,10 @@
+"""Peers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sslguard.peers.base import Peer
+from sslguard.peers.dataset_inference import DatasetInference
+
+PEERS: Mapping[str, type[Peer]] = {peer.name: peer for peer in (DatasetInference,)}
