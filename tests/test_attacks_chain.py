@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import FrozenInstanceError, dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from sslguard.attacks.base import Wrapped
 from sslguard.attacks.chain import Chain
+from sslguard.attacks.mapping import SignBits
 from sslguard.attacks.removal import FineTune, Overwrite, Prune, Removal, SelfSupervised
 from sslguard.attacks.stealing import Distil
 from sslguard.attacks.wrapping import OutputNoise
@@ -109,6 +112,19 @@ class TestSteps:
         Chain((Noted(calls), Noted(calls)))(tiny(1), data := images(4), seed=5)
         assert [given for _, given, _ in calls] == [data, data]
 
+    def test_answers_are_changed_before_a_stealing_and_after_it(self, images, data, counting):
+        """Step by step; what is served last is no encoder."""
+        noise, signs, queries = OutputNoise(0.1), SignBits(), images(16)
+        victim = counting()
+        got = Chain((noise, STEAL, signs))(victim, (None, queries, data), seed=5)
+        expected = signs(STEAL(noise(counting()), queries, seed=SEEDS[1]), data)
+        batch = data.take(range(9))
+        assert isinstance(got, Wrapped)
+        np.testing.assert_array_equal(got.embed(batch), expected.embed(batch))
+        assert victim.asked == got.record["queries"] == 16
+        assert [step["made_by"] for step in got.record["steps"]] == ["output noise", "distil", "sign bits"]
+        json.dumps(got.record, allow_nan=False)
+
     def test_a_chain_of_one_is_that_attack(self, data, tiny, hashed):
         assert hashed(Chain((STEAL,))(tiny(1), data, seed=5)) == hashed(STEAL(tiny(1), data, seed=5))
 
@@ -142,10 +158,15 @@ class TestRefusals:
         with pytest.raises(UsageError, match="steps must be a tuple of at least one attack"):
             Chain(steps)
 
-    @pytest.mark.parametrize("step", [OutputNoise(0.1), Prune, Chain((Prune(0.5),))])
+    @pytest.mark.parametrize("step", [Prune, Chain((Prune(0.5),))])
     def test_a_step_of_another_kind(self, step):
-        with pytest.raises(UsageError, match="step 2 must be a Stealing or a Removal"):
+        with pytest.raises(UsageError, match="step 2 must be a stealing, removal, wrapping or mapping"):
             Chain((Prune(0.5), step))
+
+    @pytest.mark.parametrize("before", [OutputNoise(0.1), SignBits()])
+    def test_a_removal_where_there_are_no_weights(self, before):
+        with pytest.raises(UsageError, match=f"step 3, Prune, changes weights, and behind {type(before).__name__}"):
+            Chain((STEAL, before, Prune(0.5)))
 
     def test_a_removal_from_answers_alone(self, data, counting):
         victim = counting()

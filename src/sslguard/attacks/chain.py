@@ -1,8 +1,9 @@
 """Attacks one after another: stolen, then fine-tuned, then pruned.
 
-Any attack may stand anywhere. What stands first meets the victim: a stealing asks it, a removal needs its weights.
-All that follow work on the thief's own copy. A stealing there distils that copy into another network, as a thief
-does to change the architecture or to launder a mark twice; nobody counts those queries.
+What stands first meets the victim: a stealing asks it, a removal needs its weights. All that follow work on the
+thief's own copy. A stealing there distils that copy into another network, as a thief does to change the architecture
+or to launder a mark twice; nobody counts those queries. Wrappings and mappings stand before a stealing that learns
+from changed answers, or last, as what the thief serves: behind them there are no weights to remove anything from.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sslguard.attacks.removal import Removal
-from sslguard.attacks.stealing import Stealing
+from sslguard.attacks.base import Attack, Mapping, Removal, Stealing, Wrapped, Wrapping
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.errors import DataError, UsageError
@@ -28,24 +28,33 @@ class Chain:
         steps: the attacks in order, at least one.
     """
 
-    steps: tuple[Stealing | Removal, ...]
+    steps: tuple[Attack, ...]
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, tuple) or not self.steps:
             raise UsageError(f"steps must be a tuple of at least one attack, not {self.steps!r:.200}")
         for place, step in enumerate(self.steps, 1):
-            if not isinstance(step, Stealing | Removal):
-                raise UsageError(f"step {place} must be a Stealing or a Removal, not {step!r:.200}")
+            if not isinstance(step, Attack):
+                raise UsageError(f"step {place} must be a stealing, removal, wrapping or mapping, not {step!r:.200}")
+            before = self.steps[place - 2] if place > 1 else None
+            if isinstance(step, Removal) and isinstance(before, Wrapping | Mapping):
+                raise UsageError(
+                    f"step {place}, {type(step).__name__}, changes weights, and behind {type(before).__name__} there "
+                    "are none: put it before, or a stealing between them"
+                )
 
-    def __call__(self, victim: Embedder, data: Data | Sequence[Data | None], *, seed: int, **loop: Any) -> Encoder:
+    def __call__(
+        self, victim: Embedder, data: Data | Sequence[Data | None], *, seed: int, **loop: Any
+    ) -> Encoder | Wrapped:
         """What the last step leaves. Its record holds every step's, and the queries that the victim was asked.
 
         Args:
             victim: an Encoder where the first step is a Removal; else any Embedder.
             data: one set for each step, in order (queries for a stealing, labelled items for a fine-tuning, None
-                for a pruning), or a single set for all of them.
+                for those whose `needs` are "nothing"), or a single set for all of them.
             seed: the first step's own, so that a chain begins as its first attack alone would; every later step's
-                is derived from it and the step's place, so that a longer chain begins as a shorter one.
+                is derived from it and the step's place, so that a longer chain begins as a shorter one. Wrappings
+                and mappings have seeds of their own.
             loop: what every step takes of devices and precision.
 
         Raises:
@@ -60,13 +69,13 @@ class Chain:
             )
         current, records = victim, []
         for place, (step, given) in enumerate(zip(self.steps, self._paired(data), strict=True)):
-            if isinstance(step, Stealing):
-                current = step(current, given, seed=_seed(seed, place), **loop)
-            else:
-                current = step(cast("Encoder", current), given, seed=_seed(seed, place), **loop)
+            current = _stepped(step, current, given, seed=_seed(seed, place), **loop)
             records.append(current.record)
-        result = cast("Encoder", current)
-        return replace(result, record=self._record(victim, records, seed))
+        result, record = cast("Encoder | Wrapped", current), self._record(victim, records, seed)
+        if isinstance(result, Encoder):
+            return replace(result, record=record)
+        result.record = record
+        return result
 
     def _paired(self, data: Data | Sequence[Data | None]) -> list[Data]:
         """A set for every step; None, which only those get that need nothing, passes as one."""
@@ -74,11 +83,10 @@ class Chain:
         if len(sets) != len(self.steps):
             raise UsageError(f"data must be one set, or one for each of the {len(self.steps)} steps, not {len(sets)}")
         for place, (step, given) in enumerate(zip(self.steps, sets, strict=True), 1):
-            needs = step.needs if isinstance(step, Removal) else "items"
             title = f"step {place}, {type(step).__name__},"
-            if not isinstance(given, Data) and not (given is None and needs == "nothing"):
+            if not isinstance(given, Data) and not (given is None and step.needs == "nothing"):
                 raise UsageError(f"{title} needs a data set, not {given!r:.80}")
-            if needs == "labels" and given is not None and given.labels is None:
+            if step.needs == "labels" and given is not None and given.labels is None:
                 raise DataError(f"{title} needs labels, and {given.spec} has no labels to train on")
         return cast("list[Data]", sets)
 
@@ -90,9 +98,21 @@ class Chain:
             "seconds": round(sum(r.get("seconds", 0.0) for r in records), 1),
             "steps": records,
         }
-        if isinstance(self.steps[0], Stealing) and "queries" in records[0]:
-            record["queries"] = records[0]["queries"]
+        # The first stealing, if no removal had the weights before it, is the one that asked the victim.
+        first = next((k for k, step in enumerate(self.steps) if isinstance(step, Stealing | Removal)), 0)
+        if isinstance(self.steps[first], Stealing) and "queries" in records[first]:
+            record["queries"] = records[first]["queries"]
         return record
+
+
+def _stepped(step: Attack, current: Embedder, given: Data, *, seed: int, **loop: Any) -> Encoder | Wrapped:
+    if isinstance(step, Wrapping):
+        return step(current)
+    if isinstance(step, Mapping):
+        return step(current, given)
+    if isinstance(step, Stealing):
+        return step(current, given, seed=seed, **loop)
+    return step(cast("Encoder", current), given, seed=seed, **loop)
 
 
 def _seed(seed: int, place: int) -> int:

@@ -7,57 +7,39 @@ and is then a fixed function of one answer.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslguard.attacks.wrapping import Wrapped
+from sslguard.attacks.base import Mapping, Needs, Wrapped, rows
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.statistics import all_statistics, input_statistics
-from sslguard.errors import DataError, EncoderError, UsageError
+from sslguard.errors import DataError, UsageError
 from sslguard.probes import linear_classifier
 
 Array = NDArray[np.float64]
 Map = Callable[[Array], Array]
 
 
-class Mapped(Wrapped):
-    """A copy behind a mapping. `width` is that of its answers."""
+class AnswerMap(Mapping):
+    """A map of one answer to another, fitted to the victim's answers. Subclasses are frozen dataclasses."""
 
-    width: int
+    title: ClassVar[str]
 
-    @property
-    def dim(self) -> int:
-        return self.width
-
-
-class Mapping(ABC):
-    """Sees a copy's answers, and items of the thief's own. Subclasses are frozen dataclasses."""
-
-    title: str
-
-    def __call__(self, victim: Embedder, data: Data) -> Mapped:
-        """`victim` with mapped answers, (n, m'), float64. Its `embed` raises EncoderError for answers that are no rows.
-
-        Args:
-            data: what the map is fitted to; labelled where the mapping needs it.
-
-        Raises:
-            DataError, UsageError: the items do not allow the fit.
-        """
+    def __call__(self, victim: Embedder, data: Data) -> Wrapped:
+        """As `Mapping`: answers (n, m'), float64, of that `dim`. Missing answers, rows of zeros, stay so."""
         answers = np.asarray(embed_all(victim, data), dtype=np.float64)
         fitted = self.fit(answers, data)
         settings = asdict(self)  # type: ignore[call-overload]
         said = ", ".join([self.title, *(f"{name} {value}" for name, value in settings.items())])
-        mapped = Mapped(victim, partial(_answer, victim, fitted), self.title, settings, said)
-        mapped.width = fitted(answers[:1]).shape[1]
-        return mapped
+        width = fitted(answers[:1]).shape[1]
+        return Wrapped(victim, partial(_answer, victim, fitted), self.title, settings, said, width)
 
     @abstractmethod
     def fit(self, answers: Array, data: Data) -> Map:
@@ -65,7 +47,7 @@ class Mapping(ABC):
 
 
 @dataclass(frozen=True)
-class LinearMap(Mapping):
+class LinearMap(AnswerMap):
     """An invertible linear map after a shift of the mean to 0: secret singular vectors, singular values from 1 down.
 
     Attributes:
@@ -94,7 +76,7 @@ class LinearMap(Mapping):
 
 
 @dataclass(frozen=True)
-class LeadingComponents(Mapping):
+class LeadingComponents(AnswerMap):
     """Only the leading principal components of the answers.
 
     Attributes:
@@ -111,7 +93,7 @@ class LeadingComponents(Mapping):
 
 
 @dataclass(frozen=True)
-class SignBits(Mapping):
+class SignBits(AnswerMap):
     """Of each number, less its mean, the sign alone."""
 
     title = "sign bits"
@@ -122,7 +104,7 @@ class SignBits(Mapping):
 
 
 @dataclass(frozen=True)
-class Classify(Mapping):
+class Classify(AnswerMap):
     """The outputs of a linear classifier on the answers, trained on the thief's labels.
 
     Attributes:
@@ -130,6 +112,7 @@ class Classify(Mapping):
     """
 
     title = "linear classifier"
+    needs: ClassVar[Needs] = "labels"
 
     output: Literal["logits", "labels"] = "logits"
 
@@ -148,7 +131,7 @@ class Classify(Mapping):
 
 
 @dataclass(frozen=True)
-class SubtractFeatures(Mapping):
+class SubtractFeatures(AnswerMap):
     """Generic random features of the answers' own leading components, fitted to the answers and taken off them.
 
     What the exact scheme adds is K features of that kind. With more of them than the answers have degrees of freedom
@@ -203,7 +186,7 @@ class SubtractFeatures(Mapping):
 
 
 @dataclass(frozen=True)
-class SubtractStatistics:
+class SubtractStatistics(Mapping):
     """What a copy's answers tell linearly of the input's statistics taken off them: against the exact scheme's marks.
 
     The statistics are public (`encoders.statistics`), so their secret combinations cannot hide in them. What of them
@@ -215,14 +198,15 @@ class SubtractStatistics:
 
     ridge: float = 1e-4
 
-    def __call__(self, victim: Encoder, data: Data) -> Wrapped:
-        """`victim` without them, fitted to the thief's items."""
+    def __call__(self, victim: Embedder, data: Data) -> Wrapped:
+        """`victim` without them, fitted to the thief's items. Raises UsageError where no encoder stands behind it."""
+        encoder = encoder_behind(victim)
         answers = np.asarray(embed_all(victim, data), dtype=np.float64)
-        taken = self.fit(answers, all_statistics(victim, data))
+        taken = self.fit(answers, all_statistics(encoder, data))
 
         def answer(batch: Batch) -> Array:
-            found = _answer(victim, np.asarray, batch)
-            return np.asarray(found - taken(input_statistics(victim, batch)) * found.any(axis=1, keepdims=True))
+            found = rows(victim, batch).astype(np.float64)
+            return np.asarray(found - taken(input_statistics(encoder, batch)) * found.any(axis=1, keepdims=True))
 
         return Wrapped(victim, answer, "statistics subtracted", asdict(self), f"statistics subtracted, {self.ridge}")
 
@@ -236,10 +220,17 @@ class SubtractStatistics:
         return lambda psi: np.asarray((psi - mean) / size @ weights)
 
 
+def encoder_behind(victim: Embedder) -> Encoder:
+    """The encoder that answers behind any wrappings, whose way of reading items the thief knows."""
+    while isinstance(victim, Wrapped):
+        victim = victim.victim
+    if not isinstance(victim, Encoder):
+        raise UsageError(f"this needs the thief's own encoder behind the answers, not a {type(victim).__name__}")
+    return victim
+
+
 def _answer(victim: Embedder, fitted: Map, batch: Batch) -> Array:
-    answers = np.asarray(victim.embed(batch), dtype=np.float64)
-    if answers.ndim != 2 or len(answers) != len(batch):
-        raise EncoderError(f"{len(batch)} items were answered with an array of shape {answers.shape}")
+    answers = rows(victim, batch).astype(np.float64)
     # A missing answer, a row of zeros, stays one.
     return np.asarray(fitted(answers) * answers.any(axis=1, keepdims=True))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
@@ -20,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from sslguard.attacks.base import Needs, Removal
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
@@ -28,16 +28,6 @@ from sslguard.schemes.base import Scheme
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
 from sslguard.supervised import Supervised, train_supervised
-
-
-class Removal(ABC):
-    """Sees the weights. `needs` says what its data must hold, for whoever plans several attacks."""
-
-    needs: ClassVar[Literal["items", "labels", "nothing"]] = "items"
-
-    @abstractmethod
-    def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
-        """A changed copy of `victim`. `loop` is what `training.Loop` takes, of attacks that train."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class FineTune(Removal):
         epochs: passes over the data, in place of the recipe's steps: steps = ⌈epochs · n / batch_size⌉.
     """
 
-    needs: ClassVar[Literal["items", "labels", "nothing"]] = "labels"
+    needs: ClassVar[Needs] = "labels"
 
     recipe: Supervised = field(default_factory=Supervised)
     epochs: float | None = None
@@ -150,7 +140,7 @@ class Prune(Removal):
         scope: "global" ranks the weights of the whole network together, "layer" takes that share of every layer.
     """
 
-    needs: ClassVar[Literal["items", "labels", "nothing"]] = "nothing"
+    needs: ClassVar[Needs] = "nothing"
 
     amount: float = 0.5
     scope: Literal["global", "layer"] = "global"

@@ -6,7 +6,6 @@ to `embed`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -14,17 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sslguard.attacks.base import Stealing
 from sslguard.data.base import Data
 from sslguard.distillation import Distillation, Loss, augmented, distil
 from sslguard.encoders.base import Embedder, Encoder
-
-
-class Stealing(ABC):
-    """Sees nothing of a victim but its answers."""
-
-    @abstractmethod
-    def __call__(self, victim: Embedder, queries: Data, *, seed: int, **loop: Any) -> Encoder:
-        """A surrogate of `victim`. Its record counts the queries and the seconds. `loop` is `training.Loop`'s."""
 
 
 @dataclass(frozen=True)

@@ -16,74 +16,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslguard.attacks.base import Wrapped, Wrapping, rows
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder
-from sslguard.errors import DataError, EncoderError, UsageError
-
-
-class Wrapping(ABC):
-    """Sees neither weights nor data: it stands between whoever asks and the victim."""
-
-    @abstractmethod
-    def __call__(self, victim: Embedder) -> Embedder:
-        """An Embedder that asks `victim` for its answers. `victim` is left as it is."""
-
-
-class Wrapped:
-    """A victim behind a wrapping: an Embedder, and a suspect as much as the victim is one.
-
-    Attributes:
-        victim: who is asked.
-        source, name: the victim's, and what stands before or behind it: `said`, or the noise's std and seed.
-        record: the wrapping and its settings, JSON values only.
-    """
-
-    def __init__(
-        self,
-        victim: Embedder,
-        answer: Callable[[Batch], NDArray[np.floating]],
-        title: str,
-        recipe: dict[str, Any],
-        said: str | None = None,
-    ) -> None:
-        self.victim, self._answer = victim, answer
-        name, source = (getattr(victim, attribute, None) for attribute in ("name", "source"))
-        kind = type(victim).__name__
-        said = said or f"{title} {recipe['std']:g} (seed {recipe['seed']})"
-        self.source = f"{source or name or kind}, {said}"
-        self.name = f"{name or source or kind}, {said}"
-        self.record = {"made_by": title, "from": source or name or kind, "recipe": recipe}
-
-    @property
-    def dim(self) -> int:
-        """Width of an answer, where the victim says it; else AttributeError."""
-        return self.victim.dim  # type: ignore[attr-defined]
-
-    @property
-    def n_missing(self) -> int:
-        """Queries so far that the victim left unanswered."""
-        return int(getattr(self.victim, "n_missing", 0))
-
-    def embed(self, batch: Batch, /) -> NDArray[np.floating]:
-        """Answers to a batch, (n, m)."""
-        return self._answer(batch)
-
-    def finish(self) -> None:
-        """No query will follow: passed on to a victim that wants to know."""
-        finish = getattr(self.victim, "finish", None)
-        if callable(finish):
-            finish()
+from sslguard.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
@@ -153,9 +97,7 @@ class OutputNoise(Wrapping):
         return Wrapped(victim, partial(self._answer, victim), "output noise", asdict(self))
 
     def _answer(self, victim: Embedder, batch: Batch) -> NDArray[np.floating]:
-        answers = np.asarray(victim.embed(batch))
-        if answers.ndim != 2 or len(answers) != len(batch):
-            raise EncoderError(f"{len(batch)} items were answered with an array of shape {answers.shape}")
+        answers = rows(victim, batch)
         exact = answers.astype(np.float64)
         size = np.sqrt(np.square(exact).mean(axis=1, keepdims=True))
         noise = np.empty_like(exact)
