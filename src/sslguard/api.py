@@ -26,7 +26,7 @@ from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.scorefile import ControlScores, control_scores
 from sslguard.secrets import Secret
-from sslguard.suspects import open_suspect
+from sslguard.suspects import Complete, RemoteSuspect, open_suspect
 from sslguard.training import shared
 from sslguard.verification import DEFAULT_ALPHA, Verdict, check_null
 from sslguard.verification import verify as verify_key
@@ -92,6 +92,7 @@ def steal(
     """A surrogate trained on the victim's answers alone.
 
     Args:
+        victim: one behind an address is what `suspects.open_remote` gives; it must answer every query.
         data: what the victim is asked.
         recipe: how the surrogate learns; `augment` puts it on augmented views.
         queries: ask only the first so many items of `data`.
@@ -102,7 +103,9 @@ def steal(
     asked = as_data(data)
     if queries is not None:
         asked = asked.slice(0, queries)
-    target = load_encoder(victim) if isinstance(victim, str | Path) else victim
+    target: Embedder = load_encoder(victim) if isinstance(victim, str | Path) else victim
+    if isinstance(target, RemoteSuspect):
+        target = Complete(target)
     return Distil(chosen)(target, asked, seed=seed, checkpoint=checkpoint, progress=progress, **loop)
 
 

@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter
 
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Rate, Seed, Share, given
 from sslguard.cli.output import Result, say
+from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.cli.unfinished import unfinished
 from sslguard.errors import UsageError
 
@@ -292,6 +293,7 @@ def steal(
     augment: bool = False,
     seed: Seed = 0,
     recipe: DistillationOptions = DistillationOptions(),
+    remote: RemoteOptions = DEFAULT_REMOTE,
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
 ) -> Result:
@@ -300,7 +302,8 @@ def steal(
     After an interruption the same command goes on where it stopped.
 
     Args:
-        encoder: The victim: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        encoder: The victim: a folder, a checkpoint, timm:NAME, torchvision:NAME ..., or an address, https://..., with
+            --protocol.
         data: What the victim is asked.
         out: Folder of the surrogate; an encoder that is there is replaced.
         arch: The surrogate's network; a linear layer maps it to the victim's width.
@@ -314,23 +317,32 @@ def steal(
     from sslguard.encoders.folder import save_encoder
     from sslguard.encoders.load import load_encoder
 
-    victim, asked = load_encoder(encoder), open_data(data)
-    with unfinished(out, replaces=is_encoder) as work:
-        surrogate = api.steal(
-            victim,
-            asked,
-            recipe=Distillation(architecture=arch, **given(recipe)),
-            queries=queries,
-            augment=augment,
-            seed=seed,
-            checkpoint=work.checkpoint,
-            progress=output.progress,
-            **machine.loop(),
-        )
-        if work.result is not None:
-            save_encoder(surrogate, work.result)
+    asked = open_data(data)
+    with opened(encoder, remote) as target:
+        victim = load_encoder(target) if isinstance(target, str) else target
+        with unfinished(out, replaces=is_encoder) as work:
+            surrogate = api.steal(
+                victim,
+                asked,
+                recipe=Distillation(architecture=arch, **given(recipe)),
+                queries=queries,
+                augment=augment,
+                seed=seed,
+                checkpoint=work.checkpoint,
+                progress=output.progress,
+                **machine.loop(),
+            )
+            if not isinstance(target, str):
+                target.finish()
+            if work.result is not None:
+                save_encoder(surrogate, work.result)
     result = _trained(out, surrogate.dim, surrogate.n_parameters, surrogate.record)
-    return replace(result, rows=[*result.rows, ("queries", str(surrogate.record["queries"]))])
+    rows = [*result.rows, ("queries", str(surrogate.record["queries"]))]
+    if isinstance(target, str):
+        return replace(result, rows=rows)
+    return replace(
+        result, fields={**result.fields, "remote": target.report()}, rows=rows + remote_rows(target.report())
+    )
 
 
 def scheme_of(preset: str, settings: SchemeOptions) -> SSLGuard:

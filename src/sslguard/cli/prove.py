@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +11,7 @@ from cyclopts import Parameter
 
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result
-from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, remote_rows
+from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.cli.unfinished import InterruptedRun
 from sslguard.errors import EncoderError, UsageError
 
@@ -87,14 +86,9 @@ def verify(
         threads: CPU threads.
     """
     from sslguard import api
-    from sslguard.suspects import RemoteSuspect, open_suspect
 
     set_threads(threads)
-    how = remote.remote()
-    with ExitStack() as opened:
-        target: RemoteSuspect | str = suspect
-        if how is not None and isinstance(found := open_suspect(suspect, how), RemoteSuspect):
-            target = opened.enter_context(found)
+    with opened(suspect, remote) as target:
         try:
             verdict = api.verify(
                 *(key, target, data),
@@ -108,7 +102,7 @@ def verify(
             # The suspect's own failures are SuspectErrors.
             raise UsageError(f"a control cannot be used: {error}") from error
     fields, rows = verdict.to_json(), _verdict_rows(verdict)
-    if isinstance(target, RemoteSuspect):
+    if not isinstance(target, str):
         fields["remote"] = target.report()
         rows += remote_rows(fields["remote"])
     return Result(fields, rows, verdict.exit_code)

@@ -1,10 +1,12 @@
-"""Options of suspects behind an address, and what `verify` says about them."""
+"""Options of suspects and victims behind an address, and what commands say about them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -12,28 +14,28 @@ from sslguard.cli.options import Count, Rate, Seed, Share
 from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
-    from sslguard.suspects import Remote
+    from sslguard.suspects import Remote, RemoteSuspect
 
-REMOTE = Group("Suspect behind an address", sort_key=1)
+REMOTE = Group("Encoder behind an address", sort_key=1)
 MAX_BODY = 1 << 20  # bytes
 
 
 @Parameter(name="*", group=REMOTE)
 @dataclass(frozen=True, kw_only=True)
 class RemoteOptions:
-    """For https://… and http://….
+    """For https://… and http://…. Fields are those of `suspects.Remote`.
 
     Attributes:
         protocol: oip is the Open Inference Protocol V2, openai its /v1/embeddings, tei text-embeddings-inference's
             /embed, json any other API: see --body. Images go over oip and json.
         model: The model's name there, for oip and openai.
         binary: Numbers as bytes: tensors of oip, base64 of openai.
-        output_tensor: For oip: the tensor to read; by default the first with a row a query.
+        output: For oip: the tensor to read; by default the first with a row a query.
         scale: For oip: values of images where the model takes floats; unit is [0, 1], signed [-1, 1], bytes [0, 255],
             imagenet ImageNet's mean and deviation.
         body: For json: what is sent, JSON or @FILE of it. The texts {text} or {texts}, {image} or {images} (base64 of
             PNG) stand for queries; an array whose one entry holds {text} or {image} is repeated for each.
-        answers: For json: where the answers are, as in data[*].embedding.
+        path: For json: where the answers are, as in data[*].embedding.
         auth_env: Environment variable that holds the credential.
         auth_header: Header that carries it; Authorization says Bearer before it.
         cache: Folder that keeps answers, so that the same command goes on after an interruption.
@@ -43,18 +45,18 @@ class RemoteOptions:
         request_size: Queries of a request.
         workers: Requests at a time.
         attempts: How often a request is sent at most.
-        request_limit: Seconds that a request may take.
-        time_limit: Seconds that everything may take.
+        request_seconds: Seconds that a request may take.
+        seconds: Seconds that everything may take.
         reask: First queries that are asked twice, to see whether answers change; 0 for none.
     """
 
     protocol: Literal["oip", "openai", "tei", "json"] | None = None
     model: str | None = None
     binary: bool = False
-    output_tensor: str | None = None
+    output: Annotated[str | None, Parameter("--output-tensor")] = None
     scale: Literal["unit", "signed", "bytes", "imagenet"] = "unit"
     body: str | None = None
-    answers: str | None = None
+    path: Annotated[str | None, Parameter("--answers")] = None
     auth_env: str | None = None
     auth_header: str = "Authorization"
     cache: Path | None = None
@@ -64,8 +66,8 @@ class RemoteOptions:
     request_size: Count = 16
     workers: Count = 4
     attempts: Count = 5
-    request_limit: Rate = 60.0
-    time_limit: Rate = 86_400.0
+    request_seconds: Annotated[Rate, Parameter("--request-limit")] = 60.0
+    seconds: Annotated[Rate, Parameter("--time-limit")] = 86_400.0
     reask: Seed = 4
 
     def remote(self) -> Remote | None:
@@ -80,30 +82,30 @@ class RemoteOptions:
             return None
         from sslguard.suspects import Remote
 
-        return Remote(
-            protocol=self.protocol,
-            model=self.model,
-            binary=self.binary,
-            output=self.output_tensor,
-            scale=self.scale,
-            body=None if self.body is None else _content(self.body),
-            path=self.answers,
-            auth_env=self.auth_env,
-            auth_header=self.auth_header,
-            cache=self.cache,
-            budget=self.budget,
-            price=self.price,
-            rate=self.rate,
-            request_size=self.request_size,
-            workers=self.workers,
-            attempts=self.attempts,
-            request_seconds=self.request_limit,
-            seconds=self.time_limit,
-            reask=self.reask,
-        )
+        fields: dict[str, Any] = vars(self) | {"body": None if self.body is None else _content(self.body)}
+        return Remote(**fields)
 
 
 DEFAULT_REMOTE = RemoteOptions()
+
+
+@contextmanager
+def opened(spec: str, options: RemoteOptions) -> Iterator[RemoteSuspect | str]:
+    """What is at an address, for the time of the block; any other specification comes back as it is.
+
+    Raises:
+        UsageError: options came without an address, or an address without --protocol.
+    """
+    from sslguard.suspects import PREFIXES, RemoteSuspect, open_suspect
+
+    how = options.remote()
+    if how is None and not spec.startswith(PREFIXES):
+        yield spec
+        return
+    found = open_suspect(spec, how)
+    assert isinstance(found, RemoteSuspect)
+    with found:
+        yield found
 
 
 def remote_rows(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -10,9 +10,12 @@ from sslguard.suspects.local import LocalSuspect, load_local
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.suspects.onnx import OnnxSuspect
 from sslguard.suspects.remote import PREFIXES, Remote, RemoteSuspect, open_remote
+from sslguard.suspects.wrappers import Complete
 
 __all__ = [
     "MAX_WIDTH",
+    "PREFIXES",
+    "Complete",
     "Counted",
     "LocalSuspect",
     "LoggedAnswers",

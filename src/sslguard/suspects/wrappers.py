@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder
 from sslguard.errors import SuspectError, UsageError
-from sslguard.suspects.base import UnansweredError
+from sslguard.suspects.base import Suspect, UnansweredError
 from sslguard.suspects.clock import Clock
 
 Answers = NDArray[np.floating]
@@ -160,3 +160,25 @@ class Concurrent:
     def close(self) -> None:
         """No more is asked; requests under way are left to end on their own."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Complete:
+    """A suspect as a teacher: who learns from answers has no use for the zeros that stand for missing ones.
+
+    Attributes:
+        source: its name.
+    """
+
+    def __init__(self, suspect: Suspect) -> None:
+        self.suspect, self.source = suspect, suspect.name
+
+    def embed(self, batch: Batch, /) -> Answers:
+        """Raises SuspectError where a query of the batch went unanswered."""
+        before = self.suspect.n_missing
+        answers = self.suspect.embed(batch)
+        if missing := self.suspect.n_missing - before:
+            raise SuspectError(
+                f"{self.source} left {missing} of {len(batch)} queries unanswered; a thief cannot do without: "
+                "run the same command again; with --cache it asks for the missing answers alone"
+            )
+        return answers
