@@ -6,5 +6,6 @@ from collections.abc import Mapping
 
 from sslguard.peers.base import Peer
 from sslguard.peers.dataset_inference import DatasetInference
+from sslguard.peers.embmarker import EmbMarker, Warden
 
-PEERS: Mapping[str, type[Peer]] = {peer.name: peer for peer in (DatasetInference,)}
+PEERS: Mapping[str, type[Peer]] = {peer.name: peer for peer in (DatasetInference, EmbMarker, Warden)}
