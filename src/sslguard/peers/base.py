@@ -102,7 +102,7 @@ class ComparingKey(PeerKey):
     secret: Secret
     clean: Encoder
     n: int
-    _embedded: dict[str, Array] = field(default_factory=dict)
+    _embedded: dict[str, Array] = field(default_factory=dict, kw_only=True)
 
     @property
     def n_queries(self) -> int:

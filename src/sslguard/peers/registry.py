@@ -7,5 +7,7 @@ from collections.abc import Mapping
 from sslguard.peers.base import Peer
 from sslguard.peers.dataset_inference import DatasetInference
 from sslguard.peers.embmarker import EmbMarker, Warden
+from sslguard.peers.fingerprint import Fingerprint
+from sslguard.peers.wet import Wet
 
-PEERS: Mapping[str, type[Peer]] = {peer.name: peer for peer in (DatasetInference, EmbMarker, Warden)}
+PEERS: Mapping[str, type[Peer]] = {peer.name: peer for peer in (DatasetInference, EmbMarker, Warden, Wet, Fingerprint)}
