@@ -16,7 +16,6 @@ from sslguard.attacks.removal import FineTune, Overwrite, Prune, Removal, SelfSu
 from sslguard.attacks.stealing import Distil, Stealing, grid, recipes
 from sslguard.augmentation import MILD
 from sslguard.data.sources import ArrayData
-from sslguard.distillation import LOSSES
 from sslguard.encoders import Encoder, load_folder, save_encoder
 from sslguard.encoders.architectures import SMALL
 from sslguard.encoders.preprocess import ImagePreprocess
@@ -156,7 +155,7 @@ class TestStealing:
     def test_the_tables_thieves_cover_what_the_issue_asks(self):
         chosen = recipes(steps=10)
         assert len(chosen) >= 6
-        assert {recipe.loss for recipe in chosen.values()} == set(LOSSES)
+        assert {recipe.loss for recipe in chosen.values()} == {"cosine", "mse", "infonce", "centred"}
         assert {recipe.augmentation is None for recipe in chosen.values()} == {True, False}
         assert len({recipe.architecture for recipe in chosen.values()}) >= 4
         assert all(recipe.steps in (10, 20) for recipe in chosen.values())

@@ -27,7 +27,10 @@ BRIEF = {"steps": 2, "batch_size": 8}
 STUDENT = {"recipe": {"architecture": "resnet-narrow", **BRIEF}}
 # Settings that are small, and none of the defaults where that costs nothing.
 SETTINGS = {
-    "distil": STUDENT,
+    "distil": {"recipe": {**STUDENT["recipe"], "architecture": "vit-small"}},
+    "cont-steal": STUDENT,
+    "stolen-encoder": STUDENT,
+    "rda": STUDENT,
     "fine-tune": {"recipe": {"layers": "last", **BRIEF}},
     "self-supervised": {"recipe": {**BRIEF, "projection": 8}},
     "overwrite": {"scheme": MARKING},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from sslguard.distillation import (
     LOSSES,
     Distillation,
     DistillationTask,
+    answers_before,
     augmented,
     centred_loss,
+    cont_steal_loss,
     cosine_loss,
     distil,
     infonce_loss,
     mse_loss,
+    rda_loss,
 )
 from sslguard.encoders import Encoder
 from sslguard.errors import EncoderError, UsageError
@@ -61,10 +65,31 @@ class TestLosses:
         rows = [1.2 - math.log(math.exp(1.2) + math.exp(-1.6)), -2 - math.log(math.exp(0) + math.exp(-2))]
         assert infonce_loss(STUDENT, TEACHER, temperature=0.5).item() == pytest.approx(-sum(rows) / 2)
 
+    def test_cont_steal_by_hand(self):
+        # As InfoNCE, and beside it the cosine of the two student rows, 0.8.
+        rows = [
+            1.2 - math.log(math.exp(1.2) + math.exp(-1.6) + math.exp(1.6)),
+            -2 - math.log(math.exp(0) + math.exp(-2) + math.exp(1.6)),
+        ]
+        assert cont_steal_loss(STUDENT, TEACHER, temperature=0.5).item() == pytest.approx(-sum(rows) / 2)
+
+    def test_rda_sees_amplitude_and_angle(self):
+        """Doubled answers have the least contrast and angle, and an amplitude that is off by 1 of 1."""
+        doubled, same = (rda_loss(k * TEACHER, TEACHER, temperature=0.5).item() for k in (2, 1))
+        assert doubled - same == pytest.approx(1)
+        assert same == pytest.approx(infonce_loss(TEACHER, TEACHER, temperature=0.5).item() - 1)
+
     @pytest.mark.parametrize("name", LOSSES)
     def test_the_recipe_uses_the_loss_it_names(self, name, images, tiny):
         """The first loss of a run is the named one, of the untrained student in training mode."""
-        by_hand = {"cosine": cosine_loss, "centred": centred_loss, "mse": mse_loss, "infonce": infonce_loss}[name]
+        by_hand = {
+            "cosine": cosine_loss,
+            "centred": centred_loss,
+            "mse": mse_loss,
+            "infonce": infonce_loss,
+            "cont-steal": partial(cont_steal_loss, temperature=0.1),
+            "rda": rda_loss,
+        }[name]
         teacher, data = tiny(1), images(8)
         student, history = distil(replace(BRIEF, loss=name, steps=1), teacher, data, seed=4)
         fresh = tiny(4, linear=teacher.dim)
@@ -96,6 +121,33 @@ class TestQueries:
         views = teacher.batches[1:]
         assert all(torch.equal(a, b) for a, b in zip(seen, views, strict=True))
         assert 0 <= min(v.min() for v in views) <= max(v.max() for v in views) <= 1
+
+    @pytest.mark.parametrize("views", ["other", "local", "prototype"])
+    def test_views_say_what_is_asked_and_what_is_learned_from(self, views, images, teacher, monkeypatch):
+        seen = []
+        forward = Encoder.forward
+        monkeypatch.setattr(Encoder, "forward", lambda self, x: seen.append(x.clone()) or forward(self, x))
+        recipe = replace(augmented(BRIEF, Augmentation(noise=0.3)), views=views, asked_views=4)
+        data = images(11)
+        student, _ = distil(recipe, teacher, data)
+        assert teacher.asked == recipe.n_queries(11) == student.record["queries"]
+        assert teacher.asked == {"other": 1 + 3 * 8, "local": 11, "prototype": 1 + 4 * 11}[views]
+        plain = student.prepare(data.take(range(11)))
+        if views == "local":
+            assert [len(x) for x in seen] == [16, 16, 16]
+            assert all((x[:8, None] == plain).flatten(2).all(2).any(1).all() for x in seen)
+        else:
+            asked = torch.cat(teacher.batches[1:])
+            assert not (torch.cat(seen)[:, None] == asked).flatten(2).all(2).any()
+        assert not (torch.cat([x[-8:] for x in seen])[:, None] == plain).flatten(2).all(2).any()
+
+    def test_a_prototype_is_the_mean_answer(self, images, tiny, teacher):
+        recipe = replace(augmented(BRIEF, Augmentation(noise=0.3)), views="prototype", asked_views=4)
+        data = images(11)
+        found = answers_before(recipe, teacher, tiny(1, linear=5), data)
+        each = [np.matmul(batch.reshape(11, -1).numpy(), teacher.projection) for batch in teacher.batches]
+        assert len(each) == 4
+        np.testing.assert_allclose(found, np.mean(each, axis=0), rtol=1e-4)
 
     def test_a_teacher_needs_nothing_but_embed(self, images):
         class Bare:
@@ -207,10 +259,13 @@ class TestStudents:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "l1"}, "loss must be one of cosine, .*infonce, not 'l1'"),
+        ({"loss": "l1"}, "loss must be one of cosine, .*rda, not 'l1'"),
         ({"steps": 0}, "must be positive"),
         ({"batch_size": -1}, "must be positive"),
         ({"learning_rate": 0.0}, "must be positive"),
+        ({"views": "local"}, "views 'local' are made by an augmentation"),
+        ({"views": "all"}, "views must be one of asked, other, local, prototype, not 'all'"),
+        ({"temperature": 0.0}, "must be positive"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(settings, message):

@@ -25,7 +25,7 @@ from sslguard.attacks.mapping import (
     SubtractStatistics,
 )
 from sslguard.attacks.removal import FineTune, Overwrite, Prune, SelfSupervised
-from sslguard.attacks.stealing import Distil
+from sslguard.attacks.stealing import RDA, ContSteal, Distil, StolenEncoder
 from sslguard.attacks.wrapping import InputNoise, OutputNoise
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme
@@ -35,6 +35,9 @@ from sslguard.schemes.sslguard import SSLGuard
 ATTACKS: Table[str, type[Attack]] = MappingProxyType(
     {
         "distil": Distil,
+        "cont-steal": ContSteal,
+        "stolen-encoder": StolenEncoder,
+        "rda": RDA,
         "fine-tune": FineTune,
         "self-supervised": SelfSupervised,
         "overwrite": Overwrite,

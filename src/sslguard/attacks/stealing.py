@@ -14,16 +14,16 @@ from types import MappingProxyType
 from typing import Any
 
 from sslguard.attacks.base import Stealing
+from sslguard.augmentation import VIEWS as CONTRASTED
 from sslguard.data.base import Data
 from sslguard.distillation import Distillation, Loss, augmented, distil
 from sslguard.encoders.base import Embedder, Encoder
 
 
-@dataclass(frozen=True)
-class Distil(Stealing):
-    """Train a student on the victim's answers (Cong et al. 2022, "surrogate model")."""
+class Distilling(Stealing):
+    """Training a student by a recipe of distillation. Subclasses are frozen dataclasses."""
 
-    recipe: Distillation = field(default_factory=Distillation)
+    recipe: Distillation
 
     def __call__(
         self,
@@ -47,6 +47,60 @@ class Distil(Stealing):
             **loop,
         )
         return surrogate
+
+
+@dataclass(frozen=True)
+class Distil(Distilling):
+    """Train a student on the victim's answers (Cong et al. 2022, "surrogate model")."""
+
+    recipe: Distillation = field(default_factory=Distillation)
+
+
+def _cont_steal() -> Distillation:
+    return Distillation(loss="cont-steal", augmentation=CONTRASTED, views="other", temperature=0.5)
+
+
+@dataclass(frozen=True)
+class ContSteal(Distilling):
+    """Contrast the student's embedding of one view with the victim's answers to other views, and with its own.
+
+    Source: Sha et al. 2023, "Can't Steal? Cont-Steal!", CVPR. Deviations: see `cont_steal_loss`; AdamW, and views of
+    this project's size. Every step asks.
+    """
+
+    recipe: Distillation = field(default_factory=_cont_steal)
+
+
+def _stolen_encoder() -> Distillation:
+    return Distillation(loss="mse", augmentation=CONTRASTED, views="local", view_weight=20.0)
+
+
+@dataclass(frozen=True)
+class StolenEncoder(Distilling):
+    """Match the victim's answer to an item with the student's to the item and to a view of it: L₁ + 20·L₂.
+
+    Source: Liu et al. 2022, "StolenEncoder", CCS: a view should be answered as its item is, so that views cost no
+    queries. Deviations: the squared distance is taken relative to the victim's mean square; AdamW and its rate.
+    """
+
+    recipe: Distillation = field(default_factory=_stolen_encoder)
+
+
+def _rda() -> Distillation:
+    patches = replace(CONTRASTED, crop=0.25)
+    return Distillation(loss="rda", augmentation=patches, views="prototype", asked_views=5, temperature=0.07)
+
+
+@dataclass(frozen=True)
+class RDA(Distilling):
+    """Ask a few patches of each item once; learn their mean answer from further patches, apart from other items'.
+
+    Source: Wu et al. 2024, "Refine, Discriminate and Align", ECCV. Deviations: the terms of the alignment are a
+    relative MSE and a cosine, of weight 1 each; contrast is within the batch; five patches an item, where the paper
+    has ten.
+    """
+
+    recipe: Distillation = field(default_factory=_rda)
 
 
 STUDENTS: Mapping[str, str] = MappingProxyType(

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from sslguard.encoders import words
@@ -95,6 +96,42 @@ def _separable(width: int) -> Callable[[int], nn.Sequential]:
     return build
 
 
+class _SmallViT(nn.Module):
+    """Patches of 4 × 4 pixels through four layers of a transformer, norms first, averaged: (n, width).
+
+    After Dosovitskiy et al. 2021, without their class token. Positions are learned on a grid of 8 × 8, which is
+    interpolated to the image's own; a grid of twice that or more is averaged down.
+    """
+
+    SIDE = 8
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(channels, width, 4, 4)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, width, self.SIDE, self.SIDE))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, width // 32, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(4)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        if (ratio := min(x.shape[2:]) // self.SIDE) > 1:
+            x = nnf.avg_pool2d(x, ratio)
+        places = nnf.interpolate(self.positions, x.shape[2:], mode="bilinear", align_corners=False)
+        hidden = (x + places).flatten(2).transpose(1, 2).contiguous()
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.norm(hidden).mean(1)
+
+
+def _vit(width: int) -> Callable[[int], nn.Module]:
+    return lambda channels: _SmallViT(channels, width)
+
+
 # First convolutions of ResNets: name → kernel, stride, padding. solo-learn pads CIFAR's by 2 instead of 1.
 STEMS: dict[str, tuple[int, int, int]] = {
     "imagenet": (7, 2, 3),
@@ -104,12 +141,13 @@ STEMS: dict[str, tuple[int, int, int]] = {
 _MAX_CHANNELS = 64
 
 # name → (builder of (channels), width of the embedding)
-SMALL: dict[str, tuple[Callable[[int], nn.Sequential], int]] = {
+SMALL: dict[str, tuple[Callable[[int], nn.Module], int]] = {
     "resnet-small": (_resnet(32), 128),
     "resnet-narrow": (_resnet(16), 64),
     "resnet-wide": (_resnet(48), 192),
     "plain-small": (_plain(24), 96),
     "separable-small": (_separable(24), 144),
+    "vit-small": (_vit(128), 128),
 }
 
 
@@ -135,7 +173,7 @@ def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
         torch.default_generator.manual_seed(seed)
         if name in SMALL:
             builder, width = SMALL[name]
-            backbone: nn.Module = builder(channels)
+            backbone = builder(channels)
         elif name in words.NETWORKS:
             backbone, width = words.network(architecture)
         elif name == "hf":
