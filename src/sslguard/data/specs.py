@@ -1,4 +1,4 @@
-"""Specs of data sets: `NAME:SPLIT`, `cluttered-NAME:SPLIT`, `text:FILE`, or a path; each with `[START:STOP]`."""
+"""Specs of data sets: `NAME:SPLIT`, `cluttered-NAME:SPLIT`, `vader:ROLE`, `text:FILE`, a path; or a slice of one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sslguard.data.base import Data
 from sslguard.data.folders import open_folder
 from sslguard.data.testbed import Cluttered
 from sslguard.data.texts import TextFile
+from sslguard.data.vader import texts_file
 from sslguard.errors import DataError
 
 # Eighteen digits fit an int64, and stay far from the length at which int() refuses.
@@ -20,6 +21,7 @@ _SLICE = re.compile(r"\[([0-9]{0,18}):([0-9]{0,18})\]")
 _NPZ_SPLIT = re.compile(rf"(?P<path>.*\.npz):(?P<split>{'|'.join(NPZ_SPLITS)})", re.DOTALL)
 _CLUTTERED = "cluttered-"
 _TEXT = "text:"
+_VADER = "vader:"
 
 SETS: Mapping[str, tuple[Callable[[str], Data], tuple[str, ...]]] = {
     "fashion-mnist": (sources.fashion_mnist, ("train", "test")),
@@ -42,6 +44,7 @@ def open_data(spec: str) -> Data:
     `cluttered-fashion-mnist:train`       the test bed made from it (also of mnist and mnist-5k)
     `photos/`                             a folder of pictures, or of one folder a class
     `x.npy`, `x.npz`, `x.npz:train`       arrays of pictures, see `sslguard.data.arrays`
+    `vader:thief`                         real sentences by role, see `sslguard.data.vader`
     `text:reviews.csv`                    texts of a .txt, .csv, .tsv or .jsonl, see `sslguard.data.texts`
     ====================================  =========================================================
 
@@ -75,6 +78,8 @@ def _without_slices(spec: str) -> tuple[str, list[tuple[int | None, int | None]]
 def _open_whole(spec: str) -> Data:
     if spec.startswith(_TEXT) and not _exists(spec):
         return TextFile(spec, Path(spec.removeprefix(_TEXT)))
+    if spec.startswith(_VADER):
+        return TextFile(spec, texts_file(spec.removeprefix(_VADER)))
     if found := _path_and_split(spec):
         return _open_path(spec, *found)
     cluttered = spec.startswith(_CLUTTERED)
@@ -83,9 +88,13 @@ def _open_whole(spec: str) -> Data:
     if name not in known:
         prefix = _CLUTTERED if cluttered else ""
         others = (
-            "" if cluttered else f", {_CLUTTERED}NAME for {', '.join(CLUTTERABLE)}, text:FILE, or a path that exists"
+            ""
+            if cluttered
+            else f", {_CLUTTERED}NAME for {', '.join(CLUTTERABLE)}, vader:ROLE, text:FILE, or a path that exists"
         )
-        raise DataError(f"no data set {prefix + name!r}; known: {', '.join(prefix + k for k in known)}{others}")
+        raise DataError(
+            f"no data set {prefix + name!r}; known: {', '.join(prefix + k for k in known)}{'' if cluttered else others}"
+        )
     opener, splits = SETS[name]
     if split not in splits:
         came = f"not {split!r}" if colon else f"and one must be named, such as {name}:{splits[0]}"

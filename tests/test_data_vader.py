@@ -6,19 +6,14 @@ import gzip
 import hashlib
 import io
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import texts
-from texts import DOMAINS, FILES, INNER, Sizes, Snippet, parsed, roles, snippets, texts_file, unpacked
-
-from sslguard.data import open_data
+from sslguard.data import open_data, vader
+from sslguard.data.vader import DOMAINS, FILES, INNER, Sizes, Snippet, parsed, roles, snippets, texts_file, unpacked
 from sslguard.errors import DataError, UsageError
 
 LINES = {
@@ -123,7 +118,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_archive_is_refused(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(texts, "MAX_UNPACKED", 10_240)
+    monkeypatch.setattr(vader, "MAX_UNPACKED", 10_240)
     assert unpacked(archive({"a": b"x", "b": b"y"}), ["a"]) == {"a": b"x"}
     content, message = HOSTILE[case]
     with pytest.raises(DataError, match=message):
@@ -141,18 +136,18 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def download(folder: Path) -> None:
         asked.append(folder)
-        (folder / texts.SOURCE).write_bytes(content)
+        (folder / vader.SOURCE).write_bytes(content)
 
     monkeypatch.setenv("SSLGUARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(texts, "SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(texts, "download", download)
+    monkeypatch.setattr(vader, "SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(vader, "download", download)
     return asked
 
 
 def test_files_are_made_once_and_read_as_texts(served: list[Path]) -> None:
-    split = roles(snippets(texts.source()), Sizes())
+    split = roles(snippets(vader.source()), Sizes())
     for role in FILES:
-        data = open_data(f"text:{texts_file(role)}")
+        data = open_data(f"vader:{role}")
         assert data.take(range(len(data))) == [snippet.text for snippet in split[role]]
         if role.startswith("probe"):
             assert data.labels is not None
@@ -163,22 +158,22 @@ def test_files_are_made_once_and_read_as_texts(served: list[Path]) -> None:
             assert data.labels is None
     assert len(served) == 1
     before = texts_file("mark").stat().st_mtime_ns
-    texts.write_roles(texts_file("mark").parent, split)
+    vader.write_roles(texts_file("mark").parent, split)
     assert texts_file("mark").stat().st_mtime_ns == before
     with pytest.raises(UsageError, match="texts are there for mark, thief"):
         texts_file("../mark")
 
 
 def test_another_package_is_refused_and_not_kept(served: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    known = texts.SHA256
-    monkeypatch.setattr(texts, "SHA256", "0" * 64)
+    known = vader.SHA256
+    monkeypatch.setattr(vader, "SHA256", "0" * 64)
     with pytest.raises(DataError, match=r"must have the SHA-256 000000000000…, not"):
         texts_file("mark")
-    monkeypatch.setattr(texts, "SHA256", known)
-    path = texts_file("mark").parents[1] / texts.SOURCE
+    monkeypatch.setattr(vader, "SHA256", known)
+    path = texts_file("mark").parents[1] / vader.SOURCE
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(DataError, match="delete it"):
-        texts.source()
+        vader.source()
     assert len(served) == 2
 
 
@@ -186,12 +181,12 @@ def test_pip_refuses_another_package_before_it_runs_its_code(tmp_path: Path, mon
     mark, folder = tmp_path / "ran", tmp_path / "index"
     folder.mkdir()
     code = f"open({str(mark)!r}, 'w').close()".encode()
-    (folder / texts.SOURCE).write_bytes(archive({"vaderSentiment-3.3.2/setup.py": code}))
+    (folder / vader.SOURCE).write_bytes(archive({"vaderSentiment-3.3.2/setup.py": code}))
     for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(folder)), ("SSLGUARD_CACHE", str(tmp_path))):
         monkeypatch.setenv(name, value)
-    with pytest.raises(DataError, match=rf"put {texts.SOURCE} into {tmp_path / 'texts'}") as caught:
+    with pytest.raises(DataError, match=rf"put {vader.SOURCE} into {tmp_path / 'texts'}") as caught:
         texts_file("mark")
-    assert hashlib.sha256((folder / texts.SOURCE).read_bytes()).hexdigest() in str(caught.value)
+    assert hashlib.sha256((folder / vader.SOURCE).read_bytes()).hexdigest() in str(caught.value)
     assert not mark.exists()
 
 
@@ -200,9 +195,9 @@ def test_without_pip_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
         raise subprocess.TimeoutExpired("pip", timeout)
 
     monkeypatch.setenv("SSLGUARD_CACHE", str(tmp_path))
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(vader.sys, "executable", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="pip could not download the source package"):
         texts_file("mark")
-    monkeypatch.setattr(texts.subprocess, "run", late)
+    monkeypatch.setattr(vader.subprocess, "run", late)
     with pytest.raises(DataError, match="timed out"):
         texts_file("mark")
