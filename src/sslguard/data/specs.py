@@ -22,6 +22,7 @@ _NPZ_SPLIT = re.compile(rf"(?P<path>.*\.npz):(?P<split>{'|'.join(NPZ_SPLITS)})",
 _CLUTTERED = "cluttered-"
 _TEXT = "text:"
 _VADER = "vader:"
+_ELSEWHERE = "vader:ROLE, text:FILE, or a path that exists"
 
 SETS: Mapping[str, tuple[Callable[[str], Data], tuple[str, ...]]] = {
     "fashion-mnist": (sources.fashion_mnist, ("train", "test")),
@@ -87,14 +88,8 @@ def _open_whole(spec: str) -> Data:
     known = CLUTTERABLE if cluttered else tuple(SETS)
     if name not in known:
         prefix = _CLUTTERED if cluttered else ""
-        others = (
-            ""
-            if cluttered
-            else f", {_CLUTTERED}NAME for {', '.join(CLUTTERABLE)}, vader:ROLE, text:FILE, or a path that exists"
-        )
-        raise DataError(
-            f"no data set {prefix + name!r}; known: {', '.join(prefix + k for k in known)}{'' if cluttered else others}"
-        )
+        others = "" if cluttered else f", {_CLUTTERED}NAME for {', '.join(CLUTTERABLE)}, {_ELSEWHERE}"
+        raise DataError(f"no data set {prefix + name!r}; known: {', '.join(prefix + k for k in known)}{others}")
     opener, splits = SETS[name]
     if split not in splits:
         came = f"not {split!r}" if colon else f"and one must be named, such as {name}:{splits[0]}"
