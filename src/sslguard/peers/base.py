@@ -135,9 +135,12 @@ def asked(data: Data, order: Sequence[int] | NDArray[np.integer]) -> Iterator[Ba
     """Items of `data` in this order, ≤ 128 at a time, images of one size as bytes."""
     for start in range(0, len(order), QUERY_BATCH):
         batch = data.take(order[start : start + QUERY_BATCH])
-        if isinstance(batch, Tensor) and batch.is_floating_point():
-            batch = (batch * 255).round().to(torch.uint8)
-        yield batch
+        yield as_bytes(batch) if isinstance(batch, Tensor) else batch
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images as uint8; floats from [0, 1]."""
+    return (images * 255).round().to(torch.uint8) if images.is_floating_point() else images
 
 
 def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | None = None) -> Array:

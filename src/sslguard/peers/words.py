@@ -22,6 +22,7 @@ from torch import Tensor
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import EMBED_BATCH
 from sslguard.errors import DataError
+from sslguard.peers.base import as_bytes
 
 Word: TypeAlias = "str | int"
 
@@ -53,7 +54,7 @@ def frequencies(data: Data) -> dict[Word, float]:
 
 def painted(image: Tensor, words: Sequence[int], cells: Sequence[int]) -> Tensor:
     """The image (C, H, W) as bytes with `words` in `cells`, 0 … 15, in place of what was there."""
-    pixels = image.clone() if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
+    pixels = as_bytes(image).clone()
     top, left, high, wide = _frame(pixels)
     for word, cell in zip(words, cells, strict=True):
         bits = torch.from_numpy((word & _BITS) > 0).view(_CELL, _CELL)
