@@ -16,14 +16,17 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import torch
 from cells import Cell, read_cells, run_cells
 from common import RESULTS, data, table
 from exact import DOCS, KEY_SEED, SEED, Answers, labels
+from scipy import stats
 from texts import texts_file
 from whole_work import prepare
 
@@ -32,15 +35,22 @@ from sslguard.attacks.stealing import Distil
 from sslguard.data.base import Data
 from sslguard.data.specs import open_data
 from sslguard.distillation import Distillation
-from sslguard.encoders.base import Encoder
+from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.statistics import all_statistics
 from sslguard.files import write_atomic
 from sslguard.keyfile import load_key, save_key
-from sslguard.probes import accuracy_kept, baseline, knn_probe
+from sslguard.probes import accuracy_kept, baseline, knn_probe, linear_probe
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.bank import Bank, draw_directions
+from sslguard.schemes.exact.key import stream_context
+from sslguard.schemes.exact.marking import headed
+from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
 from sslguard.secrets import Secret
 
+PROBED = ("probe_train", "probe_test")
 MAPS = {
     "as it answers": (),
     "rotated": (LinearMap(seed=SEED),),
@@ -49,8 +59,8 @@ MAPS = {
 
 
 def texts(role: str) -> Data:
-    """The texts of a role; a thief fits maps to its own."""
-    return open_data(f"text:{texts_file('thief' if role == 'tune' else role)}")
+    """The texts of a role; a thief fits maps to 3,000 of its own."""
+    return open_data(f"text:{texts_file('thief')}[0:3000]" if role == "tune" else f"text:{texts_file(role)}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,7 @@ BEDS = {
     ),
 }
 TARGETS = ("head", "distilled", "clean")
+ACCURACY_SEEDS = tuple(range(100, 110))
 
 
 def plan() -> list[Cell]:
@@ -120,7 +131,7 @@ def plan() -> list[Cell]:
             for label in about.students:
                 args = {"bed": bed, "target": target, "label": label}
                 cells.append(Cell(f"steal-{bed}-{target}-{label}", "steal", "steal", args, needs))
-    return cells
+    return cells + [Cell(f"keys-{bed}", "keys", "keys", {"bed": bed, "seeds": list(ACCURACY_SEEDS)}) for bed in BEDS]
 
 
 @dataclass(frozen=True)
@@ -163,16 +174,44 @@ class Work:
         save_encoder(surrogate, self.out / "encoders" / name)
         return {"seconds": spent, "queries": surrogate.record["queries"], "suspects": self._measured(bed, surrogate)}
 
+    def keys(self, name: str, bed: str, seeds: list[int]) -> dict[str, Any]:
+        """Linear-probe and kNN accuracy of the encoder, and under heads of many keys."""
+        del name
+        about = BEDS[bed]
+        clean, source = load_encoder(about.encoder), about.source
+        first = source("mark").slice(0, min(len(source("mark")), GEOMETRY_ITEMS))
+        marking = embed_all(clean, first), all_statistics(clean, first)
+        roles = {r: (embed_all(clean, source(r)), all_statistics(clean, source(r))) for r in PROBED}
+        context, each = stream_context(clean, about.protocol), []
+        for seed in seeds:
+            secret = Secret.from_seed(seed)
+            bank = Bank.draw(secret, *marking, about.protocol, context)
+            directions = draw_directions(secret, bank.size, clean.dim, context + bank.digest())
+            module = headed(clean, bank, directions, about.protocol.epsilon).module
+            head = cast(Headed, module).head.eval()
+            with torch.inference_mode():
+                answers = {
+                    r: head(torch.from_numpy(h).float(), torch.from_numpy(psi).float()).numpy()
+                    for r, (h, psi) in roles.items()
+                }
+            each.append(probes(answers, source))
+        return {"clean": probes({r: h for r, (h, _) in roles.items()}, source), "marked": each}
+
     def _measured(self, bed: str, suspect: Encoder) -> dict[str, Any]:
         """What `Answers.measured` says behind every map, and kNN accuracy as it answers."""
         about, key = BEDS[bed], load_key(self.out / "keys" / bed)
         assert isinstance(key, ExactKey)
         answers = Answers(key, suspect, queries=about.source("verify").spec, source=about.source)
         found = {title: answers.measured(*maps) for title, maps in MAPS.items()}
-        roles = answers.roles
-        train, test = (labels(role, about.source) for role in ("probe_train", "probe_test"))
-        found["as it answers"]["knn"] = knn_probe(roles["probe_train"], train, roles["probe_test"], test).accuracy
+        found["as it answers"]["knn"] = probes(answers.roles, about.source)["knn"]
         return found
+
+
+def probes(answers: Mapping[str, Any], source: Callable[[str], Data]) -> dict[str, float]:
+    """Accuracy of a linear probe and of nearest neighbours."""
+    train, test = (labels(role, source) for role in PROBED)
+    given = answers[PROBED[0]], train, answers[PROBED[1]], test
+    return {"linear": linear_probe(*given).accuracy, "knn": knn_probe(*given).accuracy}
 
 
 def page(results: dict[str, Any]) -> str:
@@ -203,9 +242,20 @@ def page(results: dict[str, Any]) -> str:
             for label in about.students:
                 if found := results.get(f"steal-{bed}-{target}-{label}"):
                     rows.append(row(f"{label} of {target}", found["result"]["suspects"], found["result"]["seconds"]))
+        keys = ""
+        if found := results.get(f"keys-{bed}"):
+            keys = f" Heads of {len(found['result']['marked'])} other keys change " + " and ".join(
+                _change(found["result"], probe, title) for probe, title in (("linear", "linear probes"), ("knn", "kNN"))
+            )
         header = ["suspect", *(f"bits {m}" for m in MAPS), "linear probe", "kept", "kNN", "CPU s"]
-        parts += [f"## {about.encoder}\n\nBaseline {floor:.3f}; {about.queries} queries.", table(header, rows)]
+        parts += [f"## {about.encoder}\n\nBaseline {floor:.3f}; {about.queries} queries.{keys}", table(header, rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _change(found: dict[str, Any], probe: str, title: str) -> str:
+    change = 100 * (np.array([one[probe] for one in found["marked"]]) - found["clean"][probe])
+    half = stats.t.ppf(0.975, len(change) - 1) * stats.sem(change)
+    return f"{title} by {change.mean():+.2f} points (95 %: {change.mean() - half:+.2f} to {change.mean() + half:+.2f})"
 
 
 def main() -> int:
