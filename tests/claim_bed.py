@@ -40,7 +40,12 @@ class Answers:
 
 @dataclass
 class Bed:
-    """A claimant's table: `commit` and `claim` write beside each other into `folder`."""
+    """A claimant's table: `commit` and `claim` write beside each other into `folder`.
+
+    Attributes:
+        sub_key: which a claim opens; 0 opens the whole key.
+        key_folder: where the key lies, for a record of its openings.
+    """
 
     folder: Path
     key: Key
@@ -48,10 +53,12 @@ class Bed:
     data: Data
     owner: Owner = field(default_factory=lambda: Owner(b"s" * 32, b"k" * 32))
     terms: Terms = TERMS
+    sub_key: int = 0
+    key_folder: Path | None = None
 
     @property
     def stored(self) -> StoredKey:
-        return StoredKey(self.key, self.owner, False)
+        return StoredKey(self.key, self.owner, False, folder=self.key_folder)
 
     @property
     def commitment(self) -> Path:
@@ -69,7 +76,8 @@ class Bed:
 
     def claim(self, suspect: Any, **changes: Any) -> Verdict:
         given = {"seed": SEED, "commitment": self.commitment, "out": self.bundle, "alpha": 1e-6, **changes}
-        return claim(self.stored, suspect, given.pop("data", self.data), **given)
+        stored = self.stored.opened(self.sub_key) if self.sub_key else self.stored
+        return claim(stored, suspect, given.pop("data", self.data), **given)
 
     def audit(self, clean: Encoder | None = None, suspect: Any = None, data: Data | None = None, **terms: Any) -> Audit:
         chosen = replace(self.terms, **terms)

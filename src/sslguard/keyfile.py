@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ VERSION = 2
 VERSIONS = (1, 2)
 HEADER, TENSORS = "key.json", "tensors.safetensors"
 SEALED_BODY, SEALED_TENSORS = "secret.json.age", "tensors.safetensors.age"
-SCORES = "controls.json"
+SCORES, OPENINGS = "controls.json", "openings.json"
 MAX_JSON_BYTES = 1 << 20
 MAX_TENSOR_BYTES = 1 << 30
 SALT_BYTES = 32
@@ -95,11 +95,25 @@ class StoredKey:
     Attributes:
         owner: None in a folder of version 1.
         sealed: whether the folder is encrypted.
+        number: of the sub-key that `key` is, from 1; 0 for the whole key.
+        folder: where it lies; None for what was never there.
     """
 
     key: Key
     owner: Owner | None
     sealed: bool
+    number: int = 0
+    folder: Path | None = None
+
+    def opened(self, number: int) -> StoredKey:
+        """The sub-key of this number, for a claim that opens no other.
+
+        Raises:
+            UsageError: the key has none, or none of this number.
+        """
+        if not isinstance(self.key, ExactKey):
+            raise UsageError(f"keys of the scheme {self.key.scheme} have no sub-keys, only those of exact")
+        return replace(self, key=self.key.opened(number), number=number)
 
 
 def save_key(key: Key, folder: Path, *, seal: Seal | None = None, owner: Owner | None = None) -> None:
@@ -117,18 +131,18 @@ def save_key(key: Key, folder: Path, *, seal: Seal | None = None, owner: Owner |
 
 
 def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
-    """Write a key of any version again where it stands, sealed or not; owner and stored scores stay.
+    """Write a key of any version again where it stands, sealed or not; owner, stored scores and openings stay.
 
     Raises:
         KeyFileError: it cannot be opened.
         OutputError: the folder cannot be written.
     """
     stored = open_key(folder)
-    scores = folder / SCORES
-    kept = {SCORES: scores.read_bytes()} if scores.is_file() and not scores.is_symlink() else {}
+    beside = [folder / name for name in (SCORES, OPENINGS)]
+    kept = {path.name: path.read_bytes() for path in beside if path.is_file() and not path.is_symlink()}
     owner = stored.owner or Owner.generate()
     _write(stored.key, folder, seal, owner, kept)
-    return StoredKey(stored.key, owner, seal is not None)
+    return replace(stored, owner=owner, sealed=seal is not None)
 
 
 def load_key(folder: Path) -> Key:
@@ -156,7 +170,8 @@ def open_key(folder: Path) -> StoredKey:
     if owner is not None and (header.get("id"), header.get("scheme")) != (owner.public, kind.scheme):
         raise KeyFileError(f"{folder}/{HEADER} is damaged: its id and its scheme are not those of the key")
     content = _sealed_tensors(folder, body) if sealed else _read(folder / TENSORS, MAX_TENSOR_BYTES)
-    return StoredKey(kind.from_parts(fields, parse_tensors(content, str(folder))), owner, sealed)
+    key = kind.from_parts(fields, parse_tensors(content, str(folder)))
+    return StoredKey(key, owner, sealed, folder=folder)
 
 
 def key_hash(key: Key) -> str:

@@ -84,8 +84,12 @@ class Secret:
 
     def stream(self, name: str, context: bytes = b"") -> Stream:
         """The stream called `name`, bound to `context`."""
+        return Stream(self.derive(name, context).reveal())
+
+    def derive(self, name: str, context: bytes = b"") -> Secret:
+        """The secret called `name`, bound to `context`. Nothing leads back from it to this one, or to its siblings."""
         message = hashlib.sha256(context).digest() + name.encode()
-        return Stream(hmac.new(self._value, message, hashlib.sha256).digest())
+        return Secret(hmac.new(self._value, message, hashlib.sha256).digest())
 
     def __repr__(self) -> str:
         return "Secret(hidden)"

@@ -98,7 +98,10 @@ class _Log:
         elif self.bundle.opened.digest(self.bundle.salt) not in commitment.keys:
             self.add("commitment", "failed", "The opened key is not what the commitment commits to.")
         else:
-            self.add("commitment", "passed", "The opened key is, to the last bit, what the commitment commits to.")
+            n = len(self.bundle.commitment.keys)
+            among = "" if n == 1 else f", one of {n} keys that share the level; the others were not opened here"
+            words = f"The opened key is, to the last bit, what the commitment commits to{among}."
+            self.add("commitment", "passed", words)
 
     def date(self) -> bool:
         """Whether the commitment is shown to be older than the suspect."""
@@ -131,7 +134,8 @@ class _Log:
 
     def openings(self) -> None:
         """A key that was opened before the suspect says nothing of it: anybody could have put the mark there."""
-        opened, dated = self.terms.opened, self.terms.not_after
+        known = [when for when in (self.terms.opened, self.bundle.opened_before) if when is not None]
+        opened, dated = min(known, default=None), self.terms.not_after
         name = "key still secret"
         if opened is None:
             self.add(name, "assumed", "Nobody but the owner knew this key when the suspect was made.")

@@ -20,6 +20,7 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.claims.commitment import Commitment, OpenedKey, parse_commitment, timestamp_file
-from sslguard.claims.documents import MAX_DOCUMENT, Document, hex_bytes, parse_document, read_file
+from sslguard.claims.documents import MAX_DOCUMENT, Document, hex_bytes, moment, parse_document, read_file
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.errors import ClaimError, KeyFileError
 from sslguard.files import write_atomic
@@ -40,7 +41,7 @@ TIMESTAMP = timestamp_file(Path(COMMITMENT)).name
 FILES = frozenset({CLAIM, COMMITMENT, TIMESTAMP, TENSORS, ANSWERS})
 MAX_ANSWERS = 1 << 33  # bytes
 _NPY_HEADER = 1 << 12
-_FIELDS: Mapping[str, type] = {
+_FIELDS: dict[str, type] = {
     "answers": dict,
     "claimed": dict,
     "commitment": str,
@@ -51,6 +52,7 @@ _FIELDS: Mapping[str, type] = {
     "suspect": str,
     "versions": dict,
 }
+_OPTIONAL: dict[str, type] = {"opened": str}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,6 +74,11 @@ class Bundle:
     token: bytes | None
     opened: OpenedKey
     salt: bytes
+
+    @property
+    def opened_before(self) -> datetime | None:
+        """When the claimant had opened this key in an earlier claim, as it says itself."""
+        return moment(self["opened"], "the claim's opened") if "opened" in self.claim.signed else None
 
     @property
     def answers(self) -> Path:
@@ -170,12 +177,14 @@ def _opened(folder: Path, found: Mapping[str, Any]) -> tuple[OpenedKey, bytes]:
 
 def _check_fields(claim: Document) -> None:
     signed = claim.signed
-    if signed.keys() != {"format", "version", "owner", *_FIELDS}:
+    if signed.keys() - _OPTIONAL.keys() != {"format", "version", "owner", *_FIELDS}:
         raise ClaimError("the claim has other fields than a claim has")
-    for name, kind in _FIELDS.items():
-        if not isinstance(signed[name], kind):
+    for name, kind in (_FIELDS | _OPTIONAL).items():
+        if name in signed and not isinstance(signed[name], kind):
             raise ClaimError(f"the claim's {name} must be of type {kind.__name__}")
     hex_bytes(signed["commitment"], 32, "the claim's commitment")
+    if "opened" in signed:
+        moment(signed["opened"], "the claim's opened")
 
 
 def _names(folder: Path) -> set[str]:

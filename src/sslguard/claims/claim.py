@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sslguard.claims.bundle import FORMAT, VERSION, fill_bundle, npy, text
 from sslguard.claims.commitment import OpenedKey, key_salt, owner_of, parse_commitment, timestamp_file
 from sslguard.claims.documents import MAX_DOCUMENT, read_file, sign_document
+from sslguard.claims.openings import check_recordable, opened_at, record_opening
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.controls import count_controls
@@ -69,7 +70,9 @@ def claim(
     n_claims: int = 1,
     progress: bool = False,
 ) -> Verdict:
-    """Ask a suspect, decide, and write the bundle that lets somebody else decide again. It opens the key.
+    """Ask a suspect, decide, and write the bundle that lets somebody else decide again.
+
+    It opens the key, or the sub-key that `stored` is (`StoredKey.opened`), and records that in the key's folder.
 
     Args:
         data: what the examiner agreed to; the seed draws from it. None of it may have taken part in marking.
@@ -79,19 +82,22 @@ def claim(
         controls: known innocents, by specification, for a key whose null they are.
 
     Raises:
-        ClaimError: the commitment is not to this key, or is damaged. Nothing is asked then.
+        ClaimError: the commitment is not to this key, or it or the record of openings is damaged. Nothing is asked
+            then.
         RefusedError: the controls cannot support alpha. Nothing is asked then.
         OutputError: the bundle cannot be written.
     """
     owner, key = owner_of(stored), stored.key
     check_null(count_controls(controls), alpha, n_claims, null=key.null)
     committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))
-    opened, salt = OpenedKey.of(key), key_salt(owner)
+    opened, salt = OpenedKey.of(key), key_salt(owner, stored.number)
     if committed.document.owner != owner.public or opened.digest(salt) not in committed.keys:
         raise ClaimError(f"{commitment} does not commit to this key: give the file that sslguard commit wrote for it")
     beside = timestamp_file(commitment)
     token = read_file(beside, MAX_TOKEN) if beside.exists() else None
     chosen = ExaminerData(data, n_items(key), seed=seed, commitment=committed.document.digest)
+    before = opened_at(stored.folder, stored.number)
+    check_recordable(stored)
     # The place is taken before anybody is asked.
     with atomic_folder(out) as partial:
         scores: Mapping[str, float] = {}
@@ -107,9 +113,13 @@ def claim(
             **_found(verdict, answers),
         }
         fields = {**said, "commitment": committed.document.digest, "key": _opening(opened, salt)}
+        if before is not None:
+            fields["opened"] = before.isoformat()
         document = sign_document(owner, {"format": FORMAT, "version": VERSION, "versions": versions(), **fields})
         content = committed.document.content
         fill_bundle(partial, claim=document, commitment=content, token=token, opened=opened, answers=answers)
+        # Before anybody can read the bundle: killed here, a key counts as opened that was not, and never the reverse.
+        record_opening(stored)
     return verdict
 
 

@@ -3,7 +3,8 @@
 A commitment is a document (`documents`) with, beside the owner's public key::
 
     format   "sslguard-commitment"
-    keys     for each key SHA-256(salt ‖ canonical JSON of its description), hex; the salt is 32 bytes of its own
+    keys     the key and each of its sub-keys: SHA-256(salt ‖ canonical JSON of its description), hex; the salt is 32
+             bytes of its own
     version  1
 
 The description of a key is all of it but the weights of F, which its hash stands for::
@@ -44,6 +45,7 @@ from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.keyfile import Owner, StoredKey, key_of, tensor_bytes
 from sslguard.schemes.base import Key
+from sslguard.schemes.exact import ExactKey
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -132,15 +134,16 @@ class Commitment:
 
 
 def commit(stored: StoredKey) -> Commitment:
-    """The commitment of an owner to a key.
+    """The commitment of an owner to a key and its sub-keys.
 
     Raises:
         KeyFileError: the key's folder is of version 1, which has no owner.
     """
-    owner = owner_of(stored)
-    digest = OpenedKey.of(stored.key).digest(key_salt(owner))
-    document = sign_document(owner, {"format": FORMAT, "version": VERSION, "keys": [digest]})
-    return Commitment(document, (digest,))
+    owner, key = owner_of(stored), stored.key
+    keys = [key, *(key.split() if isinstance(key, ExactKey) else [])]
+    digests = [OpenedKey.of(one).digest(key_salt(owner, number)) for number, one in enumerate(keys)]
+    document = sign_document(owner, {"format": FORMAT, "version": VERSION, "keys": digests})
+    return Commitment(document, tuple(digests))
 
 
 def publish(
@@ -189,9 +192,10 @@ def publish(
     if found is not None:
         what = str(beside if stamped else authority or token)
         when = verified_time(found, content, roots, what) if roots else claimed_time(found, content, what)
-    write_atomic(out, content)
+    # The commitment last: where it stands, its timestamp does.
     if found is not None and not stamped:
         write_atomic(beside, found)
+    write_atomic(out, content)
     return commitment, when
 
 
@@ -200,9 +204,9 @@ def timestamp_file(commitment: Path) -> Path:
     return commitment.with_name(f"{commitment.name}.tsr")
 
 
-def key_salt(owner: Owner, index: int = 0) -> bytes:
-    """The salt of the key at `index`, from the owner's: opening one key says nothing of the others' salts."""
-    return hmac.new(owner.salt, f"sslguard commitment, key {index}".encode(), hashlib.sha256).digest()
+def key_salt(owner: Owner, number: int = 0) -> bytes:
+    """The salt of the sub-key of this number, of the whole key at 0, from the owner's: one says nothing of others."""
+    return hmac.new(owner.salt, f"sslguard commitment, key {number}".encode(), hashlib.sha256).digest()
 
 
 def owner_of(stored: StoredKey) -> Owner:

@@ -1,6 +1,7 @@
 """Whether an opened key is what its secret gives with this F: nothing in it was free.
 
-Of the exact scheme: frequencies and phases of the features, and the directions, which a key never stores. μ, P, M and
+Of the exact scheme: frequencies and phases of the features, and the directions, which a key never stores; of a key with
+sub-keys, of each of them, and that a master secret gives theirs only where the whole key was opened. μ, P, M and
 the features' fit come from the claimant's marking data; the directions are bound to them, so that they cannot be
 fitted to anything, only drawn again with another secret.
 
@@ -37,14 +38,19 @@ def undue_freedom(key: Key, clean: Encoder) -> str | None:
 def _of_exact(key: ExactKey, clean: Encoder) -> str | None:
     if key.redraw:
         return f"its directions are redraw {key.redraw} of the secret's, which is for calibration"
+    for one in key.split() or [key]:
+        if not _features_follow(one, clean):
+            return "its features are not those that its secret gives with this F"
+    return None
+
+
+def _features_follow(key: ExactKey, clean: Encoder) -> bool:
     protocol, bank = key.protocol, key.bank
     stream = key.secret.stream("features", stream_context(clean, protocol) + bank.geometry.digest())
     q, k = protocol.components, protocol.n_features
     frequencies = stream.normal((q, k)) * (protocol.frequency / np.sqrt(q))
     phases = 2 * np.pi * stream.uniform((k,))
-    if not (_close(bank.frequencies, frequencies) and _close(bank.phases, phases)):
-        return "its features are not those that its secret gives with this F"
-    return None
+    return _close(bank.frequencies, frequencies) and _close(bank.phases, phases)
 
 
 def _of_sslguard(key: SSLGuardKey, clean: Encoder) -> str | None:

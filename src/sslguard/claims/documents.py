@@ -17,6 +17,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,17 @@ def hex_bytes(value: Any, n: int, what: str) -> bytes:
     if not isinstance(value, str) or not _HEX[n].fullmatch(value):
         raise ClaimError(f"{what} must have {2 * n} hexadecimal digits")
     return bytes.fromhex(value)
+
+
+def moment(value: Any, what: str) -> datetime:
+    """A time with its zone from ISO 8601. Raises ClaimError for anything else."""
+    try:
+        found = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.tzinfo is None:
+        raise ClaimError(f"{what} must be a time with its zone, as 2026-01-31T12:00:00+00:00")
+    return found
 
 
 def read_file(path: Path, most: int) -> bytes:

@@ -104,6 +104,7 @@ def claim(
     seed: str,
     commitment: Path,
     out: Path,
+    sub_key: Count | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     alpha: Rate = 0.01,
     claims: Count = 1,
@@ -113,7 +114,8 @@ def claim(
 ) -> Result:
     """Ask a suspect what an examiner's seed draws, and write the evidence as a bundle that decides again elsewhere.
 
-    The bundle opens the key: it shows the secret, and must go to nobody but the examiner. Exit code as of verify.
+    The bundle opens the key: it shows the secret, and must go to nobody but the examiner. The key's folder keeps when
+    it was opened. Exit code as of verify.
 
     Args:
         key: Folder of the key.
@@ -122,21 +124,28 @@ def claim(
         seed: What the examiner gave you after seeing the commitment.
         commitment: File of the commitment; its timestamp is taken from FILE.tsr.
         out: Folder of the bundle.
+        sub_key: Open this sub-key alone, 1 for the first; the others stay secret. Without it the whole key is opened.
         control: Known innocents, for a key of the scheme sslguard: as verify's.
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level.
         threads: CPU threads.
     """
     from sslguard import api
+    from sslguard.keyfile import open_key
+    from sslguard.schemes.exact import ExactKey
     from sslguard.suspects import RemoteSuspect, open_suspect
 
     set_threads(threads)
+    stored = open_key(key) if sub_key is None else open_key(key).opened(sub_key)
+    say_opened(key, sub_key)
+    if isinstance(stored.key, ExactKey) and stored.key.sub_keys > 1:
+        say(f"this opens the whole key, all of its {stored.key.sub_keys} sub-keys: --sub-key 1 opens the first alone")
     with ExitStack() as opened:
         target = open_suspect(suspect, remote.remote())
         if isinstance(target, RemoteSuspect):
             opened.enter_context(target)
         verdict = api.claim(
-            *(key, target, data),
+            *(stored, target, data),
             seed=seed,
             commitment=commitment,
             out=out,
@@ -235,6 +244,16 @@ def _moment(option: str, text: str | None) -> datetime | None:
     except ValueError:
         raise UsageError(f"{option} must be a date as 2026-01-31 or 2026-01-31T12:00+01:00, not {text!r:.60}") from None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def say_opened(folder: Path, sub_key: int | None) -> None:
+    """Say so where the key in a folder, or that sub-key of it, was opened in an earlier claim."""
+    from sslguard.claims.openings import opened_at
+
+    when = opened_at(folder, sub_key or 0)
+    if when is not None:
+        which = "this key, or a part of it," if sub_key is None else f"sub-key {sub_key}"
+        say(f"{which} was opened on {when:%Y-%m-%d %H:%M %Z}: it says nothing of suspects that are younger")
 
 
 def chosen_seal(recipient: list[str] | None, ask_passphrase: bool) -> Seal | None:

@@ -212,6 +212,7 @@ def watermark(
     ask_passphrase: bool = False,
     settings: SchemeOptions = SchemeOptions(),
     mode: Annotated[Literal["head", "distilled"] | None, Parameter(group=EXACT)] = None,
+    sub_keys: Annotated[Count | None, Parameter(group=EXACT)] = None,
     exact: ProtocolOptions = ProtocolOptions(),
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
@@ -231,6 +232,7 @@ def watermark(
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
         mode: head puts the mark on the output, without training, for an API; distilled, the default, trains it into
             the weights.
+        sub_keys: Independent sub-keys that share the mark: a claim opens one of them, the others stay secret.
         verify_data: What they are asked, with --control: the --data of verifications to come, no image of --data.
         recipient: Encrypt the key for this age public key, or those in this file; give several by repeating it.
         ask_passphrase: Encrypt the key by a passphrase that is asked for; SSLGUARD_PASSPHRASE does so without asking.
@@ -243,9 +245,9 @@ def watermark(
 
     chosen: Scheme
     if scheme == "exact":
-        chosen, n_asked = exact_of(settings, exact, mode, ranked=bool(control or verify_data))
+        chosen, n_asked = exact_of(settings, exact, mode, sub_keys, ranked=bool(control or verify_data))
     else:
-        if foreign := [*given(exact), *(["mode"] if mode else [])]:
+        if foreign := [*given(exact), *(["mode"] if mode else []), *(["sub_keys"] if sub_keys else [])]:
             raise UsageError(f"--{_option(foreign[0])} belongs to --scheme exact")
         chosen = sslguard = scheme_of(preset, settings)
         n_asked = sslguard.n_queries
@@ -354,7 +356,12 @@ def scheme_of(preset: str, settings: SchemeOptions) -> SSLGuard:
 
 
 def exact_of(
-    settings: SchemeOptions, exact: ProtocolOptions, mode: Literal["head", "distilled"] | None, *, ranked: bool
+    settings: SchemeOptions,
+    exact: ProtocolOptions,
+    mode: Literal["head", "distilled"] | None,
+    sub_keys: int | None,
+    *,
+    ranked: bool,
 ) -> tuple[Exact, int]:
     """The exact scheme as the user chose it, and how many queries its key asks."""
     from sslguard.schemes.exact import Exact, Protocol
@@ -368,7 +375,7 @@ def exact_of(
     if foreign := set(asked) - set(shared):
         raise UsageError(f"--{_option(min(foreign))} belongs to --scheme sslguard")
     training = {shared[name]: value for name, value in asked.items()}
-    scheme = Exact(Protocol(**protocol), mode or "distilled", **training)
+    scheme = Exact(Protocol(**protocol), mode or "distilled", sub_keys=sub_keys or 1, **training)
     return scheme, scheme.protocol.n_queries
 
 

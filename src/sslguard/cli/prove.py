@@ -63,6 +63,7 @@ def verify(
     alpha: Rate = 0.01,
     claims: Count = 1,
     rescore: bool = False,
+    sub_key: Count | None = None,
     remote: RemoteOptions = DEFAULT_REMOTE,
     threads: Threads | None = None,
     output: Output = PRINTED,
@@ -83,15 +84,20 @@ def verify(
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level.
         rescore: Score the controls anew: who may write to the key's folder may have changed what it holds.
+        sub_key: Test by this sub-key alone, 1 for the first, as a claim that opens it will.
         threads: CPU threads.
     """
     from sslguard import api
+    from sslguard.cli.claim import say_opened
+    from sslguard.keyfile import open_key
 
     set_threads(threads)
+    tested = key if sub_key is None else open_key(key).opened(sub_key).key
+    say_opened(key, sub_key)
     with opened(suspect, remote) as target:
         try:
             verdict = api.verify(
-                *(key, target, data),
+                *(tested, target, data),
                 controls=control or (),
                 alpha=alpha,
                 n_claims=claims,
@@ -258,15 +264,22 @@ def _checked_width(bed: Bed, chosen: Sequence[Recipe], victims: dict[str, str]) 
     return width
 
 
-def demo(*, out: Path = Path("sslguard-demo"), output: Output = PRINTED) -> Result:
+def demo(*, out: Path | None = None, api: bool = False, output: Output = PRINTED) -> Result:
     """Mark an encoder, steal it, verify thief and innocents; writes OUT/report.html.
 
     It takes up to five minutes on two cores.
 
     Args:
-        out: Folder of the report.
+        out: Folder of the report; by default sslguard-demo, or sslguard-demo-api.
+        api: Do it over addresses: serve an encoder of texts with a mark, steal it through its API, serve what was
+            stolen, and verify that address.
     """
+    if api:
+        from sslguard.demo.over_api import run_api_demo
+
+        over = run_api_demo(out or Path("sslguard-demo-api"), progress=output.progress)
+        return Result(over.to_json(), [("report", str(over.files["page"]))], table=over.table())
     from sslguard.demo import run_demo
 
-    result = run_demo(out, progress=output.progress)
+    result = run_demo(out or Path("sslguard-demo"), progress=output.progress)
     return Result(result.to_json(), [("report", str(result.files["page"]))], table=result.table())

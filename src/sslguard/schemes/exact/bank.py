@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -97,11 +97,15 @@ class Bank:
         statistics: NDArray[np.floating],
         protocol: Protocol,
         context: bytes,
+        *,
+        share: tuple[int, int] = (0, 1),
     ) -> Self:
         """The bank of a secret, bound to `context` (encoder and protocol) and to the geometry.
 
         Args:
             embeddings, statistics: F's answers (n, d) to items that nobody will be asked about, and ψ (n, 96) of them.
+            share: (i, s) takes of the s·K₂ largest principal components each s-th from the i-th on, so that the banks
+                of s sub-keys have none in common.
 
         Raises:
             UsageError: they do not suit the protocol.
@@ -113,10 +117,25 @@ class Bank:
         phases = 2 * np.pi * stream.uniform((k,))
         h = unit_rows(np.asarray(embeddings, dtype=np.float64))
         bends = _bends(geometry, frequencies, phases, h)
-        parts = _beyond_linear(geometry, h, np.asarray(statistics, dtype=np.float64), protocol.n_statistics)
+        parts = _beyond_linear(geometry, h, np.asarray(statistics, dtype=np.float64), protocol.n_statistics * share[1])
         rotation = _rotation(secret.stream("statistics", context + geometry.digest()), protocol.n_statistics)
-        centre, axes, linear = parts[0], parts[1] @ rotation, parts[2] @ rotation
+        first, step = share
+        centre, axes, linear = parts[0], parts[1][:, first::step] @ rotation, parts[2][:, first::step] @ rotation
         return cls(geometry, frequencies, phases, bends.mean(0), bends.std(0), centre, axes, linear)
+
+    @classmethod
+    def joined(cls, banks: Sequence[Self]) -> Self:
+        """The features of several banks over one geometry: all functions of h, then all statistics."""
+        return banks[0]._with(lambda name: np.concatenate([getattr(bank, name) for bank in banks], axis=-1))
+
+    def part(self, index: int, parts: int) -> Self:
+        """Of the `parts` banks that this one was joined of, the one at `index`: a copy."""
+        return self._with(lambda name: np.split(getattr(self, name), parts, axis=-1)[index].copy())
+
+    def _with(self, array: Callable[[str], Array]) -> Self:
+        """Other features over the same geometry."""
+        own = (getattr(self, name) if name == "centre" else array(name) for name in _OWN)
+        return type(self)(self.geometry, *own)
 
     @property
     def size(self) -> int:
@@ -182,7 +201,7 @@ def _beyond_linear(geometry: Geometry, h: Array, statistics: Array, count: int) 
     if not (variances[len(variances) - count :] > 1e-9).all():
         raise UsageError(
             f"the {len(h)} items vary in fewer than {count} statistics beyond what the encoder's answers tell: give "
-            "more, or lower n_statistics"
+            "more, or lower n_statistics, or the number of sub-keys"
         )
     components = (components / np.sqrt(np.maximum(variances, 1e-300)))[:, ::-1][:, :count]
     return centre, components / np.where(sizes > 0, sizes, 1)[:, None], linear @ components
@@ -203,9 +222,18 @@ def draw_directions(secret: Secret, n_features: int, dim: int, context: bytes, *
         context: encoder, protocol and bank. All of V's ingredients are fixed before U is.
         redraw: names another, independent U on the same features; 0 is the key's own.
     """
+    return on_sphere(draw_gaussian(secret, n_features, dim, context, redraw=redraw))
+
+
+def draw_gaussian(secret: Secret, n_features: int, dim: int, context: bytes, *, redraw: int = 0) -> Array:
+    """The numbers (K, d) that `draw_directions` normalises, N(0, 1)."""
     name = "directions" if redraw == 0 else f"directions, redraw {redraw}"
-    gaussian = secret.stream(name, context).normal((n_features, dim))
-    return gaussian * (np.sqrt(n_features) / np.linalg.norm(gaussian))
+    return secret.stream(name, context).normal((n_features, dim))
+
+
+def on_sphere(gaussian: Array) -> Array:
+    """Rows (K, d) scaled as a whole to the sphere of radius √K."""
+    return gaussian * (np.sqrt(len(gaussian)) / np.linalg.norm(gaussian))
 
 
 def _arrays(geometry: Geometry) -> dict[str, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ from sslguard.encoders.preprocess import preprocess_from_json
 from sslguard.encoders.statistics import N_STATISTICS, input_statistics
 from sslguard.errors import EncoderError, KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
-from sslguard.schemes.exact.bank import Array, Bank, draw_directions
+from sslguard.schemes.exact.bank import Array, Bank, draw_gaussian, on_sphere
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.secrets import SECRET_BYTES, Secret
 from sslguard.stats.corrections import bonferroni
@@ -34,6 +34,7 @@ from sslguard.stats.witness import witnesses
 QUERY_BATCH = 128
 # Numbers of clean embeddings that are kept between two suspects: 1 GiB.
 KEPT_NUMBERS = 1 << 28
+MAX_SUB_KEYS = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,10 +44,14 @@ class ExactKey(Key):
 
     The directions are not stored: they are drawn from the secret, bound to all the rest.
 
+    With s > 1 sub-keys the bank is that of s secrets, each derived from the master secret, with K₁ + K₂ features for
+    each. One of them can be opened as a key by itself, and says nothing of the others.
+
     Attributes:
         clean: F. Whoever holds it and the marked encoder sees the span of the mark: keep it as the secret.
         watermarked_hash: SHA-256 of the weights of F*, hex.
         redraw: 0 for the key itself; others name independent directions on the same features, for calibration.
+        sub_keys: s, 1 to 16.
     """
 
     scheme: ClassVar[str] = "exact"
@@ -58,6 +63,7 @@ class ExactKey(Key):
     clean: Encoder
     watermarked_hash: str
     redraw: int = 0
+    sub_keys: int = 1
     _embedded: dict[tuple[str, int], tuple[Array, Array]] = field(default_factory=dict)
 
     @property
@@ -75,9 +81,38 @@ class ExactKey(Key):
         return stream_context(self.clean, self.protocol)
 
     def directions(self) -> Array:
-        """U (K, d)."""
-        k, d = self.bank.size, self.clean.dim
-        return draw_directions(self.secret, k, d, self.context + self.bank.digest(), redraw=self.redraw)
+        """U (K, d), rows in the order of the bank's features.
+
+        Sub-keys draw each for itself, and all numbers are normalised as a whole. So the whole is one uniform point on
+        its sphere, and up to its length each sub-key's share is one on its own: either test is exact.
+        """
+        drawn = [
+            draw_gaussian(
+                one.secret, one.bank.size, self.clean.dim, self.context + one.bank.digest(), redraw=self.redraw
+            )
+            for one in self.split() or [self]
+        ]
+        k = self.protocol.n_features
+        return on_sphere(np.concatenate([*(rows[:k] for rows in drawn), *(rows[k:] for rows in drawn)]))
+
+    def split(self) -> list[ExactKey]:
+        """Its sub-keys, in order; none where it has no more than itself."""
+        return [self.opened(i + 1) for i in range(self.sub_keys)] if self.sub_keys > 1 else []
+
+    def opened(self, number: int) -> ExactKey:
+        """The sub-key of this number, 1 to s: a key by itself, with nothing of the master secret or the others in it.
+
+        Its protocol's ε is that of the whole; of the mark its own share is ε/√s.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.sub_keys == 1 or not 1 <= number <= self.sub_keys:
+            has = "no sub-keys" if self.sub_keys == 1 else f"the sub-keys 1 to {self.sub_keys}"
+            raise UsageError(f"there is no sub-key {number}: this key has {has}; watermark --sub-keys makes them")
+        secret = sub_secrets(self.secret, self.sub_keys, self.context)[number - 1]
+        bank = self.bank.part(number - 1, self.sub_keys)
+        return replace(self, secret=secret, bank=bank, sub_keys=1, _embedded={})
 
     def queries(self, data: Data) -> Iterator[Batch]:
         """Items of `data` as they are, ≤ 128 at a time: nothing marks them as queries."""
@@ -189,6 +224,7 @@ class ExactKey(Key):
             "clean_hash": self.clean_hash,
             "watermarked_hash": self.watermarked_hash,
             "redraw": self.redraw,
+            **({} if self.sub_keys == 1 else {"sub_keys": self.sub_keys}),
         }
         tensors = {f"bank.{name}": torch.from_numpy(array) for name, array in self.bank.to_arrays().items()}
         for name, content in self.clean.preprocess.files().items():
@@ -210,13 +246,16 @@ class ExactKey(Key):
                 clean=clean,
                 watermarked_hash=str(fields["watermarked_hash"]),
                 redraw=int(fields["redraw"]),
+                sub_keys=int(fields.get("sub_keys", 1)),
             )
         except KeyError as error:
             raise KeyFileError(f"the key lacks {error}") from None
         except (TypeError, ValueError, RuntimeError, UsageError, EncoderError) as error:
             raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
+        if not 1 <= key.sub_keys <= MAX_SUB_KEYS:
+            raise KeyFileError(f"the key's sub_keys must lie in 1 to {MAX_SUB_KEYS}")
         sizes = (*bank.frequencies.shape, bank.axes.shape[1])
-        promised = (protocol.components, protocol.n_features, protocol.n_statistics)
+        promised = (protocol.components, key.sub_keys * protocol.n_features, key.sub_keys * protocol.n_statistics)
         if sizes != promised or len(bank.geometry.mean) != clean.dim:
             raise KeyFileError("the key's features, its protocol and its clean encoder do not fit together")
         if key.clean_hash != fields["clean_hash"] or not _SHA256.fullmatch(key.watermarked_hash) or key.redraw < 0:
@@ -228,6 +267,11 @@ def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
     """Encoder, preprocessing and protocol: what a secret's streams are bound to before there is a bank."""
     preprocess = json.dumps(clean.preprocess.to_json(), sort_keys=True).encode()
     return weights_hash(clean.module).encode() + protocol.digest() + preprocess
+
+
+def sub_secrets(secret: Secret, count: int, context: bytes) -> list[Secret]:
+    """Of a key's sub-keys; the master secret itself where there is one."""
+    return [secret] if count == 1 else [secret.derive(f"sub-key {i + 1}", context) for i in range(count)]
 
 
 def _secret(text: str) -> Secret:

@@ -6,14 +6,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
-from sslguard.encoders.statistics import all_statistics
+from sslguard.encoders.statistics import N_STATISTICS, all_statistics
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme, Watermarked
-from sslguard.schemes.exact.bank import Bank, draw_directions
-from sslguard.schemes.exact.key import ExactKey, stream_context
+from sslguard.schemes.exact.bank import Bank
+from sslguard.schemes.exact.key import MAX_SUB_KEYS, ExactKey, stream_context, sub_secrets
 from sslguard.schemes.exact.marking import DistilMark, headed
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.secrets import Secret
@@ -32,6 +35,8 @@ class Exact(Scheme):
         mode: "head" puts the mark on the output, exactly and without training, for an API; "distilled" trains it into
             the weights, for encoders that leave the house.
         steps, batch_size, learning_rate: of the distillation; Adam's, annealed by half a cosine.
+        sub_keys: s, in how many independent sub-keys the mark is put, each of ε/√s with features of its own. A dispute
+            opens one; the others stay secret, and the whole key shows what one of ε would.
     """
 
     name: ClassVar[str] = "exact"
@@ -41,12 +46,18 @@ class Exact(Scheme):
     steps: int = 900
     batch_size: int = 64
     learning_rate: float = 2e-3
+    sub_keys: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in ("head", "distilled"):
             raise UsageError(f"mode must be head or distilled, not {self.mode!r}")
         if min(self.steps, self.batch_size) < 1 or not self.learning_rate > 0:
             raise UsageError("steps, batch_size and learning_rate must be positive")
+        if not 1 <= self.sub_keys <= MAX_SUB_KEYS or self.sub_keys * self.protocol.n_statistics > N_STATISTICS:
+            raise UsageError(
+                f"sub_keys must lie in 1 to {MAX_SUB_KEYS}, with at most {N_STATISTICS} statistics in all: not "
+                f"{self.sub_keys} of {self.protocol.n_statistics}"
+            )
 
     def watermark(
         self,
@@ -63,19 +74,17 @@ class Exact(Scheme):
     ) -> Watermarked:
         clean = clean.clone()
         clean.module.eval()
-        context = stream_context(clean, self.protocol)
         first = data.slice(0, min(len(data), GEOMETRY_ITEMS))
         answers = embed_all(clean, first)
         statistics = all_statistics(clean, first)
-        bank = Bank.draw(secret, answers, statistics, self.protocol, context)
-        directions = draw_directions(secret, bank.size, clean.dim, context + bank.digest())
-        encoder, history = headed(clean, bank, directions, self.protocol.epsilon), History()
+        key = self._drawn(clean, secret, answers, statistics)
+        encoder, history = headed(clean, key.bank, key.directions(), self.protocol.epsilon), History()
         if self.mode == "distilled":
             task = DistilMark(self, clean, encoder, data, answers, statistics)
             loop = Loop(
                 steps=self.steps,
                 batch_size=self.batch_size,
-                seed=secret.stream("training", context).integer(),
+                seed=secret.stream("training", key.context).integer(),
                 devices=devices,
                 nodes=nodes,
                 accelerator=accelerator,
@@ -96,5 +105,15 @@ class Exact(Scheme):
             "cpu_seconds": round(history.cpu_seconds, 1),
         }
         encoder = replace(encoder, source=f"exact-marked {clean.source}", record=record)
-        key = ExactKey(secret, self.protocol, bank, clean, weights_hash(encoder.module))
-        return Watermarked(encoder, key, history)
+        return Watermarked(encoder, replace(key, watermarked_hash=weights_hash(encoder.module)), history)
+
+    def _drawn(
+        self, clean: Encoder, secret: Secret, answers: NDArray[np.floating], statistics: NDArray[np.floating]
+    ) -> ExactKey:
+        """The key, but for the hash of F*, which it does not depend on."""
+        context = stream_context(clean, self.protocol)
+        banks = [
+            Bank.draw(one, answers, statistics, self.protocol, context, share=(i, self.sub_keys))
+            for i, one in enumerate(sub_secrets(secret, self.sub_keys, context))
+        ]
+        return ExactKey(secret, self.protocol, Bank.joined(banks), clean, "", sub_keys=self.sub_keys)

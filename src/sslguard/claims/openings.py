@@ -1,0 +1,75 @@
+"""What of a key was shown to an examiner, and when: `openings.json` in the key's folder.
+
+A line of canonical JSON, an object of `format`, `version` and `opened`, number → time in ISO 8601 with its zone. 0 is
+the whole key, i the sub-key i. An opened key says nothing of suspects that are younger: whoever saw it could have
+marked them.
+
+What it does not protect against: whoever may write to the folder may write what he likes. It reminds an owner; an
+examiner goes by what was published.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sslguard.claims.documents import MAX_DOCUMENT, moment, parse_line, read_file
+from sslguard.errors import ClaimError, OutputError
+from sslguard.files import canonical_json, write_atomic
+from sslguard.keyfile import OPENINGS, StoredKey
+from sslguard.schemes.exact.key import MAX_SUB_KEYS
+
+FORMAT, VERSION = "sslguard-openings", 1
+_NUMBERS = {str(number): number for number in range(MAX_SUB_KEYS + 1)}
+
+
+def read_openings(folder: Path) -> dict[int, datetime]:
+    """Number → when it was opened first; empty where nothing was.
+
+    Raises:
+        ClaimError: the record is damaged.
+    """
+    path = folder / OPENINGS
+    if not os.path.lexists(path):
+        return {}
+    found = parse_line(read_file(path, MAX_DOCUMENT), str(path))
+    opened = found.get("opened")
+    if (found.get("format"), found.get("version")) != (FORMAT, VERSION) or not isinstance(opened, dict):
+        raise ClaimError(f"{path} is no record of openings of version {VERSION}")
+    if not opened.keys() <= _NUMBERS.keys():
+        raise ClaimError(f"{path} must name the whole key, 0, or sub-keys up to {MAX_SUB_KEYS}")
+    return {_NUMBERS[number]: moment(when, f"each opening in {path}") for number, when in opened.items()}
+
+
+def opened_at(folder: Path | None, number: int) -> datetime | None:
+    """Since when somebody else may know the sub-key of this number, or at 0 a part of the whole key.
+
+    Args:
+        folder: the key's; None where it has none.
+
+    Returns:
+        The time, None where nobody does.
+    """
+    found = {} if folder is None else read_openings(folder)
+    return min((when for each, when in found.items() if number == 0 or each in (0, number)), default=None)
+
+
+def check_recordable(stored: StoredKey) -> None:
+    """Raises OutputError where an opening could not be recorded: before a suspect is asked, not after it."""
+    if stored.folder is not None and not os.access(stored.folder, os.W_OK):
+        raise OutputError(f"{stored.folder} must be writable: a claim records there that it opened the key")
+
+
+def record_opening(stored: StoredKey) -> None:
+    """Note in the key's folder, where it has one, that it is opened now. An earlier time stays.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    if stored.folder is None:
+        return
+    found = {stored.number: datetime.now(UTC).replace(microsecond=0), **read_openings(stored.folder)}
+    opened = {str(number): when.isoformat() for number, when in found.items()}
+    line = canonical_json({"format": FORMAT, "version": VERSION, "opened": opened}) + b"\n"
+    write_atomic(stored.folder / OPENINGS, line, private=True)
