@@ -5,8 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,10 @@ from sslguard.demo.claiming import BUNDLE, COMMITMENT, check_replaceable, claim_
 from sslguard.demo.claiming import PAGE as AUDIT
 from sslguard.demo.inputs import Inputs, open_inputs
 from sslguard.demo.settings import DEFAULTS, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN, DemoSettings
+from sslguard.demo.stage import Clock, check_folders
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.folder import FILES, load_folder, save_encoder
-from sslguard.errors import EncoderError, OutputError
-from sslguard.keyfile import is_key_folder, save_key
+from sslguard.encoders.folder import save_encoder
+from sslguard.keyfile import save_key
 from sslguard.report import (
     Accuracy,
     Curve,
@@ -28,7 +27,6 @@ from sslguard.report import (
     KeyReport,
     ReportData,
     Suspect,
-    check_report_folder,
     render_tables,
     write_report,
 )
@@ -42,7 +40,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _KEYS = ("key", "exact-key")
-_FOLDERS = ("encoder", "key", "surrogate", "exact-encoder", "exact-key", "exact-surrogate")
+_ENCODERS = ("encoder", "surrogate", "exact-encoder", "exact-surrogate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +78,9 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
         UsageError: encoders, controls and data do not go together. Nothing was computed then either.
     """
     out = Path(out)
-    _check_out(out)
-    clock = _Clock(progress)
+    check_folders(out, encoders=_ENCODERS, keys=_KEYS)
+    check_replaceable(out, out / "exact-key")
+    clock = Clock(progress)
     with clock.stage("open encoders, controls and data"):
         inputs = open_inputs(settings)
     made = _make(inputs, settings, clock)
@@ -112,24 +111,6 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
     return DemoResult(data, files)
 
 
-class _Clock:
-    """Seconds by stage, and one line a stage on standard error."""
-
-    def __init__(self, shown: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self.shown = shown
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if self.shown:
-            from rich.console import Console
-
-            Console(stderr=True).print(f"{name} …", markup=False)
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 2)
-
-
 @dataclass(frozen=True, eq=False)
 class _Made:
     """What was trained live."""
@@ -149,7 +130,7 @@ class _Made:
         return found
 
 
-def _make(inputs: Inputs, settings: DemoSettings, clock: _Clock) -> _Made:
+def _make(inputs: Inputs, settings: DemoSettings, clock: Clock) -> _Made:
     secret = Secret.generate() if settings.seed is None else Secret.from_seed(settings.seed)
     with clock.stage("mark the encoder"):
         marked = stages.mark(inputs, settings.scheme, secret, progress=clock.shown)
@@ -202,32 +183,9 @@ def _report_data(
     )
 
 
-def _check_out(out: Path) -> None:
-    check_report_folder(out)
-    for name in _FOLDERS:
-        folder = out / name
-        ours: Callable[[Path], bool] = is_key_folder if name in _KEYS else _is_encoder
-        if folder.is_dir() and (not any(folder.iterdir()) or ours(folder)):
-            continue
-        if folder.exists() or folder.is_symlink():
-            raise OutputError(f"{folder} holds something else, which is not overwritten: choose another --out")
-    check_replaceable(out, out / "exact-key")
-
-
-def _is_encoder(folder: Path) -> bool:
-    """Only what an encoder's folder holds, and readable: else it is the user's and not ours to replace."""
-    if not {entry.name for entry in folder.iterdir()} <= set(FILES):
-        return False
-    try:
-        load_folder(folder)
-    except EncoderError:
-        return False
-    return True
-
-
 def _write(out: Path, made: _Made) -> dict[str, Path]:
     """Encoders and keys; the page comes last, so that it never speaks of what is not there."""
-    files = {name: out / name for name in _FOLDERS if made.exact or not name.startswith("exact-")}
+    files = {name: out / name for name in (*_ENCODERS, *_KEYS) if made.exact or not name.startswith("exact-")}
     files |= {"page": out / PAGE, "result": out / RESULT, "picture": out / PICTURE}
     save_encoder(made.marked.encoder, files["encoder"])
     save_key(made.marked.key, files["key"])

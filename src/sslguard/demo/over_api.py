@@ -1,0 +1,246 @@
+"""The demonstration over addresses: a served encoder is stolen through its API, and the thief's own API is verified.
+
+Three servers on 127.0.0.1, each a process of its own: the owner's, an encoder that answers with the head of a key; the
+thief's, which serves what was learned from those answers alone; and an innocent's, the same public encoder without a
+head. The owner asks the other two.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslguard import api
+from sslguard.data.base import overlap
+from sslguard.data.specs import open_data
+from sslguard.demo.serving import served
+from sslguard.demo.stage import Clock, check_folders
+from sslguard.distillation import Distillation
+from sslguard.encoders.folder import save_encoder
+from sslguard.errors import UsageError
+from sslguard.files import write_atomic
+from sslguard.keyfile import save_key
+from sslguard.report.data import FORMAT
+from sslguard.report.output import PAGE, RESULT
+from sslguard.schemes.exact import Exact, Protocol
+from sslguard.secrets import Secret
+from sslguard.suspects import Remote, RemoteSuspect, open_remote
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sslguard.schemes.base import Key
+    from sslguard.verification import Verdict
+
+STOLEN, INNOCENT = "the thief's address", "an innocent's address"
+N_SUSPECTS = 2
+KEY, SURROGATE = "key", "surrogate"
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """What the demonstration does.
+
+    Attributes:
+        encoder: the owner's, which innocents have too; an encoder of texts.
+        mark, thief, verify: texts of the owner, of the thief, and those that suspects are asked.
+        recipe: how the thief learns.
+        n_queries: that the key asks.
+        alpha: of the test, shared between both suspects.
+        seed: makes the key public and the run repeatable; None takes the secret from the operating system.
+    """
+
+    encoder: str = "package:all-minilm-l6-v2"
+    mark: str = "vader:mark[0:2000]"
+    thief: str = "vader:thief[0:4000]"
+    verify: str = "vader:verify[0:1000]"
+    recipe: Distillation = field(
+        default_factory=lambda: Distillation(architecture="bag-of-words", loss="mse", steps=1000)
+    )
+    n_queries: int = 1000
+    alpha: float = 1e-6
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A suspect's address, how it came about, what the key says of it, and what asking took."""
+
+    name: str
+    story: str
+    address: str
+    verdict: Verdict
+    report: Mapping[str, Any]
+
+    @property
+    def bits(self) -> float:
+        """−log₂ p."""
+        return abs(self.verdict.significance.log2_pvalue)
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {"name": self.name, "story": self.story, "address": self.address, "remote": dict(self.report)}
+        return {**fields, "verdict": self.verdict.to_json()}
+
+
+@dataclass(frozen=True)
+class ApiResult:
+    """What the demonstration found.
+
+    Attributes:
+        settings: of the run.
+        theft: the surrogate's record, and what asking for it took (`remote`).
+        suspects: those that were verified.
+        seconds: by stage.
+        files: "key", "surrogate", "page", "result" → path.
+    """
+
+    settings: ApiSettings
+    theft: Mapping[str, Any]
+    suspects: tuple[Asked, ...]
+    seconds: Mapping[str, float]
+    files: Mapping[str, Path]
+
+    def shown(self) -> list[str]:
+        """What was shown, in sentences."""
+        asked, wrong = self.theft["remote"]["n_asked"], [s.name for s in self.suspects if not self._expected(s)]
+        sentences = [
+            f"An encoder behind an address was copied by {asked:,} queries: the copy is of another architecture and "
+            "has none of its weights.",
+            *(_sentence(suspect) for suspect in self.suspects),
+        ]
+        if wrong:
+            return [*sentences, f"That is not what should have come out for {' and '.join(wrong)}."]
+        return [*sentences, "Derived is not stolen: a licensee's fine-tune derives, too."]
+
+    def _expected(self, suspect: Asked) -> bool:
+        return suspect.verdict.decision == ("derived" if suspect.name == STOLEN else "not shown")
+
+    def commands(self) -> list[str]:
+        """What repeats the test by hand."""
+        key, surrogate = (shlex.quote(str(self.files[name])) for name in (KEY, SURROGATE))
+        return [
+            f"sslguard serve {self.settings.encoder} --head {key} --port 8000 &",
+            f"sslguard serve {surrogate} --port 8001 &",
+            f"sslguard verify {key} http://127.0.0.1:8001/v1 --protocol openai --model encoder "
+            f"--data '{self.settings.verify}' --alpha {self.settings.alpha:g}",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `result.json` holds."""
+        return {
+            "format": FORMAT,
+            "settings": asdict(self.settings),
+            "theft": dict(self.theft),
+            "suspects": [suspect.to_json() for suspect in self.suspects],
+            "shown": self.shown(),
+            "seconds": dict(self.seconds),
+            "files": {name: str(path) for name, path in self.files.items()},
+        }
+
+    def table(self) -> RenderableType:
+        """Verdicts and sentences, for rich to print."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"Suspects behind addresses, alpha {self.settings.alpha:g} for both", title_justify="left")
+        for column in ("suspect", "decision", "bits", "queries"):
+            table.add_column(column)
+        for suspect in self.suspects:
+            decision, queries = suspect.verdict.decision, str(suspect.report["n_asked"])
+            table.add_row(Text(suspect.name), decision, f"{suspect.bits:.1f}", queries)
+        return Group(table, *(Text(sentence) for sentence in self.shown()))
+
+
+def run_api_demo(out: Path, *, settings: ApiSettings | None = None, progress: bool = False) -> ApiResult:
+    """Serve, steal, serve what was stolen, verify; write key, surrogate, `report.html` and `result.json` to `out`.
+
+    Args:
+        out: folder, made where missing. A former demonstration in it is replaced; other files are left alone.
+        progress: say on standard error what is going on.
+
+    Raises:
+        OutputError: `out` cannot be written, or holds other things under the names that are needed.
+        UsageError: encoder and data do not go together.
+        SuspectError: a server does not start or does not answer.
+    """
+    from sslguard.demo.api_page import render_page
+
+    chosen, out, clock = settings or ApiSettings(), Path(out), Clock(progress)
+    check_folders(out, encoders=(SURROGATE,), keys=(KEY,))
+    _check_data(chosen)
+    files = {KEY: out / KEY, SURROGATE: out / SURROGATE, "page": out / PAGE, "result": out / RESULT}
+    with clock.stage("mark the encoder by a head"):
+        key = _marked(chosen, progress)
+        save_key(key, files[KEY])
+    with clock.stage("serve it, and steal it through its address"):
+        theft = _stolen(chosen, files, progress)
+    suspects = []
+    for name, story, spec in (
+        (STOLEN, "serves what was learned from the owner's answers", str(files[SURROGATE])),
+        (INNOCENT, "serves the same public encoder, which nobody marked", chosen.encoder),
+    ):
+        with clock.stage(f"serve and verify {name}"):
+            suspects.append(_verified(chosen, key, name, story, spec))
+    result = ApiResult(chosen, theft, tuple(suspects), clock.seconds, files)
+    content = json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False)
+    write_atomic(files["result"], content.encode() + b"\n")
+    write_atomic(files["page"], render_page(result).encode())
+    return result
+
+
+def _check_data(settings: ApiSettings) -> None:
+    asked = open_data(settings.verify)
+    for spec in (settings.mark, settings.thief):
+        if shared := overlap(open_data(spec), asked):
+            raise UsageError(
+                f"{spec} and {settings.verify} share {shared} items: verification takes items that nobody trained on"
+            )
+
+
+def _marked(settings: ApiSettings, progress: bool) -> Key:
+    secret = None if settings.seed is None else Secret.from_seed(settings.seed)
+    scheme = Exact(Protocol(n_queries=settings.n_queries), mode="head")
+    return api.watermark(settings.encoder, settings.mark, scheme=scheme, secret=secret, progress=progress).key
+
+
+def _opened(address: str) -> RemoteSuspect:
+    options = Remote(protocol="openai", model="encoder", binary=True, request_size=64, request_seconds=120.0)
+    return open_remote(f"{address}/v1", options)
+
+
+def _stolen(settings: ApiSettings, files: Mapping[str, Path], progress: bool) -> dict[str, Any]:
+    """Write the surrogate; returns its record and what asking took."""
+    with served(settings.encoder, "--head", str(files[KEY])) as address, _opened(address) as victim:
+        surrogate = api.steal(
+            victim, settings.thief, recipe=settings.recipe, seed=settings.seed or 0, progress=progress
+        )
+        report = victim.report()
+    save_encoder(surrogate, files[SURROGATE])
+    return {**surrogate.record, "n_parameters": surrogate.n_parameters, "remote": report}
+
+
+def _verified(settings: ApiSettings, key: Key, name: str, story: str, spec: str) -> Asked:
+    with served(spec) as address, _opened(address) as suspect:
+        verdict = api.verify(key, suspect, settings.verify, controls=(), alpha=settings.alpha, n_claims=N_SUSPECTS)
+        return Asked(name, story, suspect.name, verdict, suspect.report())
+
+
+def _sentence(suspect: Asked) -> str:
+    missing = suspect.report["n_missing"]
+    unanswered = f", {missing} of them unanswered" if missing else ""
+    n = suspect.verdict.significance.n_queries
+    if suspect.verdict.decision == "derived":
+        return (
+            f"From {n:,} ordinary queries{unanswered}, {suspect.name} is shown to be derived from the owner's encoder: "
+            f"{suspect.bits:.0f} bits. Had it nothing to do with the key, that would come about once in "
+            f"2^{suspect.bits:.0f} draws of the key's secret."
+        )
+    return (
+        f"From {n:,} ordinary queries{unanswered}, nothing is shown of {suspect.name}: {suspect.bits:.1f} bits, "
+        "as of any encoder that has nothing to do with the key."
+    )
