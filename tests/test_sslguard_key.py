@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from sslguard.errors import RefusedError, SuspectError, UsageError
-from sslguard.schemes.sslguard import Decoder
+from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
+from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardKey
 from sslguard.secrets import Secret
 
 
@@ -84,3 +87,58 @@ class TestQueries:
         key = key_of()
         assert Secret.from_seed(1).reveal().hex()[:10] not in f"{key!r} {key}"
         assert key.n_queries == 4
+
+
+class TestStreams:
+    """What a key's secret parts are bound to."""
+
+    SCHEME = SSLGuard(steps=1, batch_size=4, trigger_batch=4, n_verification=8, n_queries=8, secret_dim=5, law_steps=1)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def drawn(cls, tiny, images):
+        def draw(seed=7, preprocess=None, **settings):
+            """First numbers of the stream of queries of a task's context."""
+            clean = tiny(seed)
+            if preprocess:
+                clean = replace(clean, preprocess=replace(clean.preprocess, **preprocess))
+            task = replace(cls.SCHEME, **settings).task(clean, images(20), Secret.from_seed(1))
+            return Secret.from_seed(1).stream("queries", task.context).integer()
+
+        return draw
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            *({"seed": 8}, {"preprocess": {"mean": (0.4,)}}, {"mask_probability": 0.4}, {"n_queries": 9}),
+            *({"secret_dim": 6}, {"decoder_hidden": (7,)}, {"n_verification": 9}, {"carrier": 1.0}),
+        ],
+        ids=str,
+    )
+    def test_follow_all_that_the_test_depends_on(self, drawn, change):
+        assert drawn() == drawn(encoder_rate=1e-2, steps=2)
+        assert drawn(**change) != drawn()
+
+    def test_say_what_they_are_bound_to(self, tiny, images):
+        key = self.SCHEME.watermark(tiny(7), images(20), secret=Secret.from_seed(1)).key
+        fields, tensors = key.to_parts()
+        again = SSLGuardKey.from_parts(json.loads(json.dumps(fields)), tensors)
+        assert again.context == key.context != key.clean_hash.encode()
+        older = SSLGuardKey.from_parts({name: f for name, f in fields.items() if name != "bound_to"}, tensors)
+        assert older.context == key.clean_hash.encode()
+        assert "bound_to" not in older.to_parts()[0]
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"bound_to": "nothing"}, "which is not known here"),
+            ({"bound_to": ["protocol"]}, "which is not known here"),
+            ({"n": 9}, "not that of the settings"),
+            ({"settings": {"n_queries": 8, "shift": float("inf")}}, "do not fit together"),
+        ],
+        ids=str,
+    )
+    def test_that_are_bound_to_nothing_known(self, tiny, images, change, message):
+        fields, tensors = self.SCHEME.watermark(tiny(7), images(20), secret=Secret.from_seed(1)).key.to_parts()
+        with pytest.raises(KeyFileError, match=message):
+            SSLGuardKey.from_parts({**fields, **change}, tensors)

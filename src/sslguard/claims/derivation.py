@@ -54,7 +54,7 @@ def _features_follow(key: ExactKey, clean: Encoder) -> bool:
 
 
 def _of_sslguard(key: SSLGuardKey, clean: Encoder) -> str | None:
-    context = key.clean_hash.encode()
+    context = key.context
     if not _close(key.sk.numpy(), draw_sk(key.secret, context, len(key.sk)).numpy()):
         return "its secret vector is not the one that its secret gives with this F"
     share = key.settings.get("mask_probability")

@@ -24,6 +24,7 @@ from sslguard.schemes.sslguard.parts import (
     freeze_batch_norm,
     mean_cosine,
     split_items,
+    stream_context,
 )
 from sslguard.secrets import Secret
 from sslguard.training import Task, Update, cosine_schedule, isolated_rng, set_learning_rate
@@ -64,7 +65,7 @@ class CuredTask(Task):
         check_markable(clean, data, scheme.n_verification)
         self.scheme, self.data = scheme, data
         clean_hash = weights_hash(clean.module)
-        self.context = clean_hash.encode()
+        self.context = stream_context(clean_hash, clean.preprocess.to_json(), asdict(scheme))
         self._verification, self._plain = split_items(secret, self.context, len(data), scheme.n_verification)
         self.n_items = len(self._plain)
         self._fingerprint = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.spec}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +16,22 @@ from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
+from sslguard.files import canonical_json
 from sslguard.secrets import Secret
 from sslguard.training import isolated_rng
+
+# Settings of the scheme that a verification depends on; the others say how F* was trained.
+TESTED = (
+    *("carrier", "decoder_hidden", "directions", "mask_probability"),
+    *("n_queries", "n_verification", "secret_dim", "shift"),
+)
+
+
+def stream_context(clean_hash: str, preprocess: Mapping[str, Any], settings: Mapping[str, Any]) -> bytes:
+    """What a secret's streams are bound to: the hash of F, and SHA-256 of canonical JSON of what the test depends on,
+    `preprocess` and of `settings` those of `TESTED`."""
+    protocol = {"preprocess": preprocess, "settings": {name: settings.get(name) for name in TESTED}}
+    return clean_hash.encode() + hashlib.sha256(canonical_json(protocol)).digest()
 
 
 def mean_cosine(vectors: Tensor, secret: Tensor) -> Tensor:
