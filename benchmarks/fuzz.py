@@ -1,9 +1,15 @@
 """Damaged files by the million: every reader that files of strangers reach, until a fault or the end.
 
     python benchmarks/fuzz.py --inputs 1000000 --out benchmarks/results/fuzz.json
+    python benchmarks/fuzz.py --guided --inputs 100000 --out benchmarks/results/fuzz_guided.json
 
 A fault (anything but an `SslguardError`), an accepted forgery, or a file that a reader wrote stops the run; the input
-that did it is left beside the result. Inputs follow from --seed and their number alone.
+that did it is left beside the result. Inputs follow from --seed and their number alone. The result is written anew
+every 20,000 inputs, so a run that is stopped says how far it came.
+
+--guided damages more than the good files: an input that reaches a line of Python that none before it reached is kept,
+and damaged on. Lines count in this program's readers and in those of numpy, torch and zipfile below them, all in
+Python; what safetensors and age do in compiled code is not seen.
 """
 
 from __future__ import annotations
@@ -15,67 +21,172 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+import sslguard
 from fuzz_targets import Target, make_targets, mutated
 
+EVERY = 20_000
+_WATCHED = (
+    str(Path(sslguard.__file__).parent),
+    str(Path(np.__file__).parent / "lib"),
+    *(str(Path(torch.__file__).parent / name) for name in ("serialization.py", "_weights_only_unpickler.py")),
+    zipfile.__file__,
+)
 
-def fuzz(targets: list[Target], work: Path, *, inputs: int, seed: int, failed: Path) -> dict[str, Counter[str]]:
-    """Outcomes by target. Targets take turns, each as often as the others."""
-    outcomes: dict[str, Counter[str]] = {target.name: Counter() for target in targets}
-    good = {t.name: {file: (t.folder / file).read_bytes() for file in t.files} for t in targets}
-    for number in range(inputs):
-        target = targets[number % len(targets)]
-        random = Random(f"{seed} {number}")
-        file = random.choice(target.files)
-        content = mutated(good[target.name][file], random)
+
+class Lines:
+    """Which lines of the watched files were reached, by `sys.settrace`. What was reached whole costs nothing more."""
+
+    def __init__(self) -> None:
+        self._left: dict[CodeType, set[int]] = {}
+        self.reached = 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        before = sys.gettrace()
+        sys.settrace(self._call)
         try:
-            outcomes[target.name][target.try_one(work, file, content)] += 1
+            yield
+        finally:
+            sys.settrace(before)
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:  # noqa: ARG002
+        code = frame.f_code
+        if code not in self._left:
+            watched = code.co_filename.startswith(_WATCHED)
+            self._left[code] = {line for *_, line in code.co_lines() if line} if watched else set()
+        return self._line if self._left[code] else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:  # noqa: ARG002
+        left = self._left[frame.f_code]
+        if frame.f_lineno in left:
+            left.remove(frame.f_lineno)
+            self.reached += 1
+        return self._line
+
+    @property
+    def unreached(self) -> int:
+        """Lines of functions that were entered."""
+        return sum(map(len, self._left.values()))
+
+
+@dataclass
+class Fuzzer:
+    """Inputs in turn to every target, and what came of them.
+
+    Attributes:
+        lines: None where inputs are damaged good files alone.
+        outcomes: by target, how many were read and how many refused.
+        corpus: what is damaged, by target and file.
+        kept: by target, how many inputs reached new lines.
+    """
+
+    targets: list[Target]
+    seed: int
+    lines: Lines | None
+    outcomes: dict[str, Counter[str]] = field(default_factory=dict)
+    corpus: dict[tuple[str, str], list[bytes]] = field(default_factory=dict)
+    kept: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            self.outcomes[target.name] = Counter()
+            for file in target.files:
+                self.corpus[target.name, file] = [(target.folder / file).read_bytes()]
+
+    def reach_what_good_files_reach(self, work: Path) -> None:
+        if self.lines is not None:
+            with self.lines.watching():
+                for target in self.targets:
+                    target.try_one(work, target.files[0], (target.folder / target.files[0]).read_bytes())
+
+    def one(self, number: int, work: Path, failed: Path) -> None:
+        """Input `number`. Raises for any fault, with the input left in `failed`."""
+        target, random = self.targets[number % len(self.targets)], Random(f"{self.seed} {number}")
+        file = random.choice(target.files)
+        entries = self.corpus[target.name, file]
+        content = mutated(random.choice(entries), random)
+        try:
+            if self.lines is None:
+                outcome = target.try_one(work, file, content)
+            else:
+                before = self.lines.reached
+                with self.lines.watching():
+                    outcome = target.try_one(work, file, content)
+                if self.lines.reached > before:
+                    entries.append(content)
+                    self.kept[target.name] += 1
         except BaseException:
             failed.mkdir(parents=True, exist_ok=True)
             (failed / f"{number}-{file}").write_bytes(content)
             print(f"input {number}, {target.name}, {file}: kept in {failed}")
             raise
-        if number % 20_000 == 19_999:
-            print(f"{number + 1:,} inputs", flush=True)
-    return outcomes
+        self.outcomes[target.name][outcome] += 1
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="one target, by name")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / "good").mkdir()
-        (root / "work").mkdir()
-        targets = [t for t in make_targets(root / "good") if given.only in (None, t.name)]
-        try:
-            outcomes = fuzz(
-                targets, root / "work", inputs=given.inputs, seed=given.seed, failed=given.out.with_suffix(".failed")
-            )
-        except Exception:
-            traceback.print_exc()
-            return 1
-    result = {
-        "inputs": given.inputs,
-        "seed": given.seed,
+def report(fuzzer: Fuzzer, inputs: int, started: float, at_first: int) -> dict[str, Any]:
+    """What a run of so many inputs found."""
+    guided: dict[str, Any] = {}
+    if fuzzer.lines is not None:
+        entered = fuzzer.lines.reached + fuzzer.lines.unreached
+        guided = {
+            "lines": {"by good files": at_first, "reached": fuzzer.lines.reached, "of functions entered": entered}
+        }
+        guided["kept"] = dict(fuzzer.kept)
+    return {
+        "inputs": inputs,
+        "seed": fuzzer.seed,
+        "guided": fuzzer.lines is not None,
         "faults": 0,
         "accepted_forgeries": 0,
         "seconds": round(time.monotonic() - started),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "outcomes": {name: dict(found) for name, found in outcomes.items()},
+        "outcomes": {name: dict(found) for name, found in fuzzer.outcomes.items()},
+        **guided,
     }
-    given.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    print(json.dumps(result, indent=1, sort_keys=True))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="one target, by name")
+    parser.add_argument("--guided", action="store_true", help="keep and damage on what reaches new lines")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        good, work = Path(folder) / "good", Path(folder) / "work"
+        good.mkdir()
+        work.mkdir()
+        targets = [t for t in make_targets(good) if given.only in (None, t.name)]
+        fuzzer = Fuzzer(targets, given.seed, Lines() if given.guided else None)
+        fuzzer.reach_what_good_files_reach(work)
+        at_first = fuzzer.lines.reached if fuzzer.lines else 0
+        for number in range(given.inputs):
+            try:
+                fuzzer.one(number, work, given.out.with_suffix(".failed"))
+            except Exception:
+                traceback.print_exc()
+                return 1
+            if (number + 1) % EVERY == 0 or number + 1 == given.inputs:
+                found = report(fuzzer, number + 1, started, at_first)
+                given.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+                print(f"{number + 1:,} inputs in {found['seconds']:,} s", flush=True)
     return 0
 
 

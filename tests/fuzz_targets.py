@@ -29,6 +29,7 @@ from sslguard.claims.audit import audit
 from sslguard.claims.bundle import read_bundle
 from sslguard.claims.commitment import parse_commitment
 from sslguard.claims.documents import sign_document
+from sslguard.claims.openings import read_openings, record_opening
 from sslguard.claims.timestamps import verified_time
 from sslguard.data.specs import open_data
 from sslguard.encoders.files import read_state_dict
@@ -171,12 +172,14 @@ def _keys(root: Path, identity: Any) -> Iterator[Target]:
 
 
 def _claims(root: Path, clean: Any) -> Iterator[Target]:
-    marked = Exact(Protocol(n_queries=N, components=2, n_features=2), mode="head").watermark(
-        clean, random_images(200), secret=Secret.from_seed(1)
-    )
-    (root / "bed").mkdir()
-    bed = Bed(root / "bed", marked.key, clean, random_images(80, seed=5), terms=replace(TERMS, alpha=0.01)).commit()
-    bed.claim(marked.encoder, alpha=0.01)
+    scheme = Exact(Protocol(n_queries=N, components=2, n_features=2, n_statistics=4), mode="head", sub_keys=2)
+    marked = scheme.watermark(clean, random_images(200), secret=Secret.from_seed(1))
+    bed = Bed(root / "bed", marked.key, clean, random_images(80, seed=5), terms=replace(TERMS, alpha=0.01))
+    bed = replace(bed, sub_key=1, key_folder=root / "exact")
+    bed.folder.mkdir()
+    save_key(bed.key, root / "exact", owner=bed.owner)
+    record_opening(bed.stored.opened(1))
+    bed.commit().claim(marked.encoder, alpha=0.01)
     found = bed.audit()
     assert found.decision == "derived", found.checks
     signed = json.loads((bed.bundle / "claim.json").read_bytes())["signed"]
@@ -220,6 +223,9 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
     (root / "cheat").mkdir()
     shutil.copytree(bed.bundle, root / "cheat" / "bundle")
     (root / "cheat" / "said.json").write_text(json.dumps(signed, indent=0))
+    files = ("key.json", "tensors.safetensors")
+    yield Target("key with sub-keys", root / "exact", files, lambda folder: void(open_key(folder)))
+    yield Target("openings", root / "exact", ("openings.json",), lambda folder: void(read_openings(folder)))
     yield Target("commitment", bed.bundle, ("commitment.json",), commitment)
     yield Target("timestamp", bed.bundle, ("commitment.json.tsr",), token)
     files = ("claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors", "answers.npy")

@@ -13,7 +13,8 @@ from fuzz_targets import make_targets, mutated
 from sslguard.sealing import IDENTITY, PASSPHRASE
 
 NAMES = (
-    *("key in the clear", "sealed key", "stored scores", "commitment", "timestamp", "bundle"),
+    *("key in the clear", "sealed key", "stored scores", "key with sub-keys", "openings"),
+    *("commitment", "timestamp", "bundle"),
     *("claim that is signed again", "encoder", "logged answers", "pictures", "checkpoint", "texts"),
 )
 SHORT = settings(
