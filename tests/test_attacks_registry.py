@@ -13,7 +13,9 @@ from sslguard.attacks.registry import ATTACKS, build, describe
 from sslguard.attacks.removal import FineTune, Overwrite, SelfSupervised
 from sslguard.attacks.stealing import Distil
 from sslguard.augmentation import Augmentation
+from sslguard.data.specs import open_data
 from sslguard.distillation import Distillation
+from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.sslguard import SSLGuard
@@ -35,15 +37,34 @@ SETTINGS = {
     "self-supervised": {"recipe": {**BRIEF, "projection": 8}},
     "overwrite": {"scheme": MARKING},
     "prune": {"amount": 0.3, "scope": "layer"},
+    "prune-filters": {"amount": 0.3},
+    "quantise": {"bits": 4},
+    "weight-noise": {"std": 0.2},
     "input-noise": {"std": 0.1, "seed": 3},
+    "edit-images": {"edit": "jpeg", "strength": 20},
+    "edit-texts": {"edit": "drop", "share": 0.5},
+    "smoothed": {"by": {"attack": "edit-images", "edit": "crop", "strength": 0.7}, "copies": 3},
     "output-noise": {"std": 0.1},
+    "edit-answers": {"edit": "pad", "amount": 3},
+    "average-with": {"others": ["random:resnet-narrow:7"]},
     "linear-map": {"condition": 10, "rectify": True},
     "leading-components": {"components": 5},
     "sign-bits": {},
     "classify": {"output": "labels"},
     "subtract-features": {"components": 3, "features": 20},
     "subtract-statistics": {"ridge": 0.1},
+    "project-onto": {"encoder": "random:resnet-narrow:7"},
+    "cse": {"encoder": "random:resnet-narrow:7", "components": 5, "clusters": 2},
+    "filter-queries": {"kept": 0.6, "instead": "nothing"},
 }
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """An untrained encoder of texts, and nine of them."""
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    (tmp_path / "nine.txt").write_text("".join(" ".join(words[: k + 1]) + "\n" for k in range(9)))
+    return load_encoder("random:bag-of-words"), open_data(f"text:{tmp_path}/nine.txt")
 
 
 def test_every_attack_has_its_settings_here():
@@ -62,8 +83,9 @@ def test_comes_back_from_its_description(name):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_keeps_the_contract_of_its_kind(name, images, tiny, hashed, untouched_rng):
-    attack, victim, data = build(name, SETTINGS[name]), tiny(1), images(24, classes=3)
+def test_keeps_the_contract_of_its_kind(name, images, tiny, texts, hashed, untouched_rng):
+    attack = build(name, SETTINGS[name])
+    victim, data = texts if name == "edit-texts" else (tiny(1), images(24, classes=3))
     before, record, batch = hashed(victim), dict(victim.record), data.take(range(9))
     first, again = (applied(attack, victim, data) for _ in range(2))
     answers = first.embed(batch)

@@ -15,7 +15,9 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from sslguard.attacks.adaptive import CSE, FilterQueries, ProjectOnto
 from sslguard.attacks.base import Attack, Wrapping
+from sslguard.attacks.inputs import EditImages, EditTexts, Smoothed
 from sslguard.attacks.mapping import (
     Classify,
     LeadingComponents,
@@ -24,7 +26,8 @@ from sslguard.attacks.mapping import (
     SubtractFeatures,
     SubtractStatistics,
 )
-from sslguard.attacks.removal import FineTune, Overwrite, Prune, SelfSupervised
+from sslguard.attacks.outputs import AverageWith, EditAnswers
+from sslguard.attacks.removal import FineTune, Overwrite, Prune, PruneFilters, Quantise, SelfSupervised, WeightNoise
 from sslguard.attacks.stealing import RDA, ContSteal, Distil, StolenEncoder
 from sslguard.attacks.wrapping import InputNoise, OutputNoise
 from sslguard.errors import UsageError
@@ -42,14 +45,25 @@ ATTACKS: Table[str, type[Attack]] = MappingProxyType(
         "self-supervised": SelfSupervised,
         "overwrite": Overwrite,
         "prune": Prune,
+        "prune-filters": PruneFilters,
+        "quantise": Quantise,
+        "weight-noise": WeightNoise,
         "input-noise": InputNoise,
+        "edit-images": EditImages,
+        "edit-texts": EditTexts,
+        "smoothed": Smoothed,
         "output-noise": OutputNoise,
+        "edit-answers": EditAnswers,
+        "average-with": AverageWith,
         "linear-map": LinearMap,
         "leading-components": LeadingComponents,
         "sign-bits": SignBits,
         "classify": Classify,
         "subtract-features": SubtractFeatures,
         "subtract-statistics": SubtractStatistics,
+        "project-onto": ProjectOnto,
+        "cse": CSE,
+        "filter-queries": FilterQueries,
     }
 )
 SCHEMES: Table[str, Scheme] = MappingProxyType(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -54,23 +55,12 @@ class InputNoise(Wrapping):
         return Wrapped(victim, partial(self._answer, victim), "input noise", asdict(self))
 
     def _answer(self, victim: Embedder, batch: Batch) -> NDArray[np.floating]:
-        if not len(batch):
-            return victim.embed(batch)
-        noisy: list[Tensor] = []
-        for item in batch:
-            if not isinstance(item, Tensor):
-                raise DataError(f"input noise is put on images, not on items of type {type(item).__name__}")
-            noisy.append(self._noisy(item))
-        return victim.embed(torch.stack(noisy) if isinstance(batch, Tensor) else noisy)
+        return ask_about(victim, batch, "input noise", self._noisy)
 
     def _noisy(self, image: Tensor) -> Tensor:
-        """One image, with noise, of the same shape and type."""
-        pixels = _pixels(image)
-        noise = _noise("input", self.seed, image, pixels.shape)
-        clipped = torch.from_numpy((pixels + self.std * noise).clip(0, 1))
-        if image.dtype == torch.uint8:
-            clipped = (clipped * 255).round()
-        return clipped.to(device=image.device, dtype=image.dtype)
+        pixels = pixels_of(image)
+        noise = item_rng("input", self.seed, image).standard_normal(pixels.shape)
+        return torch.from_numpy(pixels + self.std * noise)
 
 
 @dataclass(frozen=True)
@@ -102,7 +92,7 @@ class OutputNoise(Wrapping):
         size = np.sqrt(np.square(exact).mean(axis=1, keepdims=True))
         noise = np.empty_like(exact)
         for row, item in zip(noise, batch, strict=True):
-            row[:] = _noise("output", self.seed, item, row.shape)
+            row[:] = item_rng("output", self.seed, item).standard_normal(row.shape)
         noisy = exact + self.std * size * noise
         return noisy.astype(answers.dtype) if answers.dtype.kind == "f" else noisy
 
@@ -114,7 +104,29 @@ def _check(std: float, seed: int) -> None:
         raise UsageError(f"seed must not be negative, but is {seed}")
 
 
-def _pixels(image: Tensor) -> NDArray[np.float32]:
+def ask_about(victim: Embedder, batch: Batch, title: str, change: Callable[[Tensor], Tensor]) -> NDArray[np.floating]:
+    """The victim's answers to changed images: as many as came, of the same types and devices, clipped to [0, 1].
+
+    Args:
+        change: an image → values (C, H, W), 1 being white. Bytes are rounded back to bytes.
+
+    Raises:
+        DataError: an item is no image.
+    """
+    if not len(batch):
+        return victim.embed(batch)
+    changed: list[Tensor] = []
+    for image in batch:
+        if not isinstance(image, Tensor):
+            raise DataError(f"{title} is put on images, not on items of type {type(image).__name__}")
+        clipped = change(image).clamp(0, 1)
+        if image.dtype == torch.uint8:
+            clipped = (clipped * 255).round()
+        changed.append(clipped.to(device=image.device, dtype=image.dtype))
+    return victim.embed(torch.stack(changed) if isinstance(batch, Tensor) else changed)
+
+
+def pixels_of(image: Tensor) -> NDArray[np.float32]:
     """One image on the [0, 1] scale, float32, as `ImagePreprocess` would read it."""
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise DataError(f"images must be uint8 or float in [0, 1], not {image.dtype}")
@@ -128,12 +140,12 @@ def _pixels(image: Tensor) -> NDArray[np.float32]:
     return pixels
 
 
-def _noise(place: str, seed: int, item: Tensor | str, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Standard normal numbers drawn from (place, seed, content of the item) alone."""
+def item_rng(place: str, seed: int, item: Tensor | str) -> np.random.Generator:
+    """A generator that is a function of (place, seed, content of the item) alone."""
     if isinstance(item, Tensor):
-        pixels = _pixels(item)
+        pixels = pixels_of(item)
         shown, content = str(pixels.shape), pixels.tobytes()
     else:
         shown, content = "text", item.encode()
     digest = hashlib.sha256(f"{place}:{seed}:{shown}:".encode() + content).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big")).standard_normal(shape)
+    return np.random.default_rng(int.from_bytes(digest, "big"))

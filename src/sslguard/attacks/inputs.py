@@ -1,0 +1,224 @@
+"""What a thief does to each query before its copy sees it. See `wrapping.InputNoise` for noise.
+
+As there, what is drawn is a function of the seed and of the item alone.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as nnf
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.attacks.base import Wrapped, Wrapping, rows
+from sslguard.attacks.wrapping import ask_about, item_rng, pixels_of
+from sslguard.data.base import Batch
+from sslguard.encoders.base import Embedder
+from sslguard.errors import DataError, UsageError
+
+Image = Literal["blur", "jpeg", "resize", "crop", "colour"]
+Text = Literal["case", "typos", "drop"]
+# Least and most strength of each edit.
+_STRENGTHS: dict[str, tuple[float, float]] = {
+    "blur": (0.1, 32.0),
+    "jpeg": (1.0, 100.0),
+    "resize": (0.01, 1.0),
+    "crop": (0.01, 1.0),
+    "colour": (0.01, 1.0),
+    "case": (0.0, 1.0),
+    "typos": (0.0, 1.0),
+    "drop": (0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class EditImages(Wrapping):
+    """A change of every image that is asked, which keeps its size.
+
+    ======  ==================================================================================
+    edit    by its `strength`
+    ======  ==================================================================================
+    blur    Gaussian, σ in pixels
+    jpeg    compressed at that quality, 1 to 100, and read again
+    resize  down to that share of its sides and up again
+    crop    to that share of its sides, at a place drawn for the image, and up to its size
+    colour  brightness and contrast times two numbers drawn from 1 − strength to 1 + strength
+    ======  ==================================================================================
+
+    Attributes:
+        edit: which.
+        strength: how much.
+        seed: of what is drawn.
+    """
+
+    edit: Image
+    strength: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.edit, get_args(Image), self.strength, self.seed)
+
+    def __call__(self, victim: Embedder) -> Wrapped:
+        """`victim` asked about edited images, as many as came, of the same shapes, types and devices.
+
+        Its `embed` raises DataError for texts, and for float images that leave [0, 1].
+        """
+        answer = partial(self._answer, victim)
+        return Wrapped(victim, answer, "images edited", asdict(self), f"{self.edit} {self.strength:g} of images")
+
+    def _answer(self, victim: Embedder, batch: Batch) -> NDArray[np.floating]:
+        return ask_about(victim, batch, f"{self.edit} of images", self._edited)
+
+    def _edited(self, image: Tensor) -> Tensor:
+        return _IMAGES[self.edit](torch.from_numpy(pixels_of(image)), self.strength, item_rng("edit", self.seed, image))
+
+
+def _blurred(x: Tensor, strength: float, rng: np.random.Generator) -> Tensor:  # noqa: ARG001
+    from torchvision.transforms.functional import gaussian_blur
+
+    # Its padding reflects the image, and can be no wider than that.
+    half = min(math.ceil(3 * strength), min(x.shape[1:]) - 1)
+    blurred: Tensor = gaussian_blur(x, [2 * half + 1] * 2, [strength] * 2)
+    return blurred
+
+
+def _compressed(x: Tensor, strength: float, rng: np.random.Generator) -> Tensor:  # noqa: ARG001
+    pixels, file = (x * 255).round().to(torch.uint8).movedim(0, 2).numpy(), io.BytesIO()
+    PIL.Image.fromarray(pixels[:, :, 0] if len(x) == 1 else pixels).save(file, "jpeg", quality=round(strength))
+    with PIL.Image.open(file) as read:
+        return torch.from_numpy(np.array(read)).reshape(pixels.shape).movedim(2, 0).float() / 255
+
+
+def _resized(x: Tensor, height: int, width: int) -> Tensor:
+    return nnf.interpolate(x[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
+
+
+def _down_and_up(x: Tensor, strength: float, rng: np.random.Generator) -> Tensor:  # noqa: ARG001
+    height, width = (max(1, round(strength * side)) for side in x.shape[1:])
+    return _resized(_resized(x, height, width), *x.shape[1:])
+
+
+def _cropped(x: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    height, width = (max(1, round(strength * side)) for side in x.shape[1:])
+    top, left = (int(rng.integers(0, a - b + 1)) for a, b in zip(x.shape[1:], (height, width), strict=True))
+    return _resized(x[:, top : top + height, left : left + width], *x.shape[1:])
+
+
+def _coloured(x: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    brightness, contrast = rng.uniform(1 - strength, 1 + strength, 2)
+    x = x * brightness
+    return x.mean() + contrast * (x - x.mean())
+
+
+_IMAGES: dict[str, Callable[[Tensor, float, np.random.Generator], Tensor]] = {
+    "blur": _blurred,
+    "jpeg": _compressed,
+    "resize": _down_and_up,
+    "crop": _cropped,
+    "colour": _coloured,
+}
+
+
+@dataclass(frozen=True)
+class EditTexts(Wrapping):
+    """A change of some words, parted by white space, of every text that is asked.
+
+    =====  ====================================================================
+    edit   of each word that is drawn
+    =====  ====================================================================
+    case   small letters become capitals and the reverse
+    typos  two neighbouring letters change places, or a lone letter is doubled
+    drop   nothing stays; of a text whose words are all drawn, the first does
+    =====  ====================================================================
+
+    Attributes:
+        edit: which.
+        share: probability that a word is drawn, in (0, 1].
+        seed: of what is drawn.
+    """
+
+    edit: Text
+    share: float
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.edit, get_args(Text), self.share, self.seed)
+
+    def __call__(self, victim: Embedder) -> Wrapped:
+        """`victim` asked about edited texts. Its `embed` raises DataError for images."""
+        answer = partial(self._answer, victim)
+        return Wrapped(victim, answer, "texts edited", asdict(self), f"{self.edit} {self.share:g} of words")
+
+    def _answer(self, victim: Embedder, batch: Batch) -> NDArray[np.floating]:
+        texts = []
+        for text in batch:
+            if not isinstance(text, str):
+                raise DataError(f"{self.edit} is put on texts, not on items of type {type(text).__name__}")
+            texts.append(self._edited(text))
+        return victim.embed(texts)
+
+    def _edited(self, text: str) -> str:
+        rng, words = item_rng("edit", self.seed, text), text.split()
+        drawn = rng.random(len(words)) < self.share
+        if self.edit == "drop":
+            kept = [word for word, out in zip(words, drawn, strict=True) if not out]
+            return " ".join(kept or words[:1])
+        edit = str.swapcase if self.edit == "case" else partial(_mistyped, rng=rng)
+        return " ".join(edit(word) if hit else word for word, hit in zip(words, drawn, strict=True))
+
+
+def _mistyped(word: str, rng: np.random.Generator) -> str:
+    if len(word) < 2:
+        return word * 2
+    k = int(rng.integers(len(word) - 1))
+    return word[:k] + word[k + 1] + word[k] + word[k + 2 :]
+
+
+@dataclass(frozen=True)
+class Smoothed(Wrapping):
+    """The mean answer over several copies of each item, changed under as many seeds: rewordings, noisy views.
+
+    Attributes:
+        by: what changes the items; a wrapping with a seed, whose own and the next ones are used.
+        copies: how many.
+    """
+
+    by: Wrapping
+    copies: int = 5
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(self.by, "seed", None), int):
+            raise UsageError(f"by must be a wrapping with a seed, not {self.by!r:.200}")
+        if self.copies < 2:
+            raise UsageError(f"copies must be at least 2, not {self.copies}")
+
+    def __call__(self, victim: Embedder) -> Wrapped:
+        """`victim` asked `copies` times about each item: float64 (n, m)."""
+        by: Any = self.by
+        changed = [replace(by, seed=by.seed + k)(victim) for k in range(self.copies)]
+        said = f"mean of {self.copies} by {type(by).__name__}"
+        width = getattr(changed[0], "dim", None)
+        return Wrapped(victim, partial(_mean, changed), "smoothed", asdict(self), said, width)
+
+
+def _mean(embedders: list[Wrapped], batch: Batch) -> NDArray[np.float64]:
+    return np.asarray(np.mean([rows(each, batch).astype(np.float64) for each in embedders], axis=0))
+
+
+def _check(edit: str, known: tuple[str, ...], strength: float, seed: int) -> None:
+    if edit not in known:
+        raise UsageError(f"edit must be one of {', '.join(known)}, not {edit!r}")
+    least, most = _STRENGTHS[edit]
+    if not least <= strength <= most or not strength > 0:
+        raise UsageError(f"strength of {edit} must lie in {least:g} to {most:g} and be positive, not {strength}")
+    if seed < 0:
+        raise UsageError(f"seed must not be negative, but is {seed}")

@@ -1,0 +1,152 @@
+"""What a thief does to each answer by itself, without fitting anything. See `wrapping.OutputNoise` for noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.attacks.base import Wrapped, Wrapping, rows
+from sslguard.attacks.wrapping import item_rng
+from sslguard.data.base import Batch
+from sslguard.encoders.base import Embedder
+from sslguard.encoders.load import load_encoder
+from sslguard.errors import EncoderError, UsageError
+
+Array = NDArray[np.float64]
+Edit = Literal["round", "top", "truncate", "drop", "pad", "shift", "shuffle", "normalise"]
+_PLAIN = ("shuffle", "normalise")
+
+
+@dataclass(frozen=True)
+class EditAnswers(Wrapping):
+    """A fixed change of every answer (n, m), with k its `amount`.
+
+    =========  ==============================================================================
+    edit       leaves
+    =========  ==============================================================================
+    round      2^k levels between plus and minus the answer's largest magnitude
+    top        the k numbers of largest magnitude, zeros for the others
+    truncate   the first k numbers: (n, k)
+    drop       all but k numbers at secret places: (n, m − k)
+    pad        all, and k normal numbers of the answer's own size at secret places: (n, m + k)
+    shift      all, each k places further on, round the end
+    shuffle    all, in a secret order
+    normalise  the answer at length 1
+    =========  ==============================================================================
+
+    Attributes:
+        edit: which.
+        amount: k; 0 where the edit has none.
+        seed: of places, orders and numbers.
+    """
+
+    edit: Edit
+    amount: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.edit not in get_args(Edit):
+            raise UsageError(f"edit must be one of {', '.join(get_args(Edit))}, not {self.edit!r}")
+        if (self.amount < 1) != (self.edit in _PLAIN) or self.amount < 0:
+            raise UsageError(f"amount of {self.edit} must be {0 if self.edit in _PLAIN else 'positive'}: {self.amount}")
+        if self.seed < 0:
+            raise UsageError(f"seed must not be negative, but is {self.seed}")
+
+    def __call__(self, victim: Embedder) -> Wrapped:
+        """`victim` with edited answers, float64. Missing answers, rows of zeros, stay so.
+
+        Its `embed` raises EncoderError for answers that are too narrow for the edit.
+        """
+        said = " ".join([self.edit, *([str(self.amount)] if self.amount else []), "of answers"])
+        width = getattr(victim, "dim", None)
+        width = None if width is None else self.width(width)
+        return Wrapped(victim, partial(self._answer, victim), "answers edited", asdict(self), said, width)
+
+    def width(self, m: int) -> int:
+        """Width of what the edit leaves of answers of width m."""
+        if m < self.amount + (self.edit == "drop") and self.edit in ("top", "truncate", "drop"):
+            raise EncoderError(f"{self.edit} {self.amount} does not fit answers of width {m}")
+        return {"truncate": self.amount, "drop": m - self.amount, "pad": m + self.amount}.get(self.edit, m)
+
+    def _answer(self, victim: Embedder, batch: Batch) -> Array:
+        answers = rows(victim, batch).astype(np.float64)
+        self.width(answers.shape[1])
+        if self.edit == "pad":
+            return self._padded(answers, batch)
+        return _EDITS[self.edit](answers, self.amount, np.random.default_rng(self.seed))
+
+    def _padded(self, answers: Array, batch: Batch) -> Array:
+        size = np.sqrt(np.square(answers).mean(1, keepdims=True))
+        drawn = [item_rng("pad", self.seed, item).standard_normal(self.amount) for item in batch]
+        whole = np.hstack([answers, size * np.reshape(drawn, (len(answers), self.amount))])
+        return whole[:, np.random.default_rng(self.seed).permutation(whole.shape[1])]
+
+
+def _rounded(g: Array, k: int, rng: np.random.Generator) -> Array:  # noqa: ARG001
+    size, half = np.abs(g).max(1, keepdims=True), 2 ** (k - 1)
+    level = np.floor(g / np.where(size > 0, size, 1) * half).clip(-half, half - 1)
+    return np.asarray((level + 0.5) / half * size)
+
+
+def _top(g: Array, k: int, rng: np.random.Generator) -> Array:  # noqa: ARG001
+    order = np.argsort(-np.abs(g), axis=1, kind="stable")[:, :k]
+    kept = np.zeros_like(g)
+    np.put_along_axis(kept, order, np.take_along_axis(g, order, 1), 1)
+    return kept
+
+
+def unit(g: Array) -> Array:
+    """Rows at length 1; rows of zeros stay so."""
+    length = np.linalg.norm(g, axis=1, keepdims=True)
+    return np.asarray(g / np.where(length > 0, length, 1))
+
+
+_EDITS: dict[str, Callable[[Array, int, np.random.Generator], Array]] = {
+    "round": _rounded,
+    "top": _top,
+    "truncate": lambda g, k, _: g[:, :k],
+    "drop": lambda g, k, rng: g[:, np.sort(rng.permutation(g.shape[1])[k:])],
+    "shift": lambda g, k, _: np.roll(g, k, axis=1),
+    "shuffle": lambda g, _, rng: g[:, rng.permutation(g.shape[1])],
+    "normalise": lambda g, *_: unit(g),
+}
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Several embedders of one width that answer together: the mean of their answers at length 1."""
+
+    embedders: tuple[Embedder, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.embedders) < 2:
+            raise UsageError(f"an average takes at least two embedders, not {len(self.embedders)}")
+
+    def embed(self, batch: Batch, /) -> Array:
+        """Mean of unit rows, (n, m). Raises EncoderError where the widths differ."""
+        answers = [unit(rows(embedder, batch).astype(np.float64)) for embedder in self.embedders]
+        if len({each.shape[1] for each in answers}) > 1:
+            raise EncoderError(f"answers of widths {', '.join(str(a.shape[1]) for a in answers)} have no average")
+        return np.asarray(np.mean(answers, axis=0))
+
+
+@dataclass(frozen=True)
+class AverageWith(Wrapping):
+    """The victim's answers averaged with other encoders': a thief of several victims steals from what this leaves.
+
+    Attributes:
+        others: specifications of the other victims.
+    """
+
+    others: tuple[str, ...]
+
+    def __call__(self, victim: Embedder) -> Wrapped:
+        """`Averaged` of `victim` and the others."""
+        average = Averaged((victim, *map(load_encoder, self.others)))
+        said = f"averaged with {', '.join(self.others)}"
+        return Wrapped(victim, average.embed, "averaged", {"others": list(self.others)}, said)
