@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("claims",),
     ("api",),
     ("",),
-    ("report", "serve"),
+    ("report", "serve", "bench"),
     ("demo",),
     ("cli",),
 )

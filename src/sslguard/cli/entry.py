@@ -28,7 +28,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, Parameter
 
 from sslguard import __version__
-from sslguard.cli import attack, claim, make, measure, prove, serve
+from sslguard.cli import attack, bench, claim, make, measure, prove, serve
 from sslguard.cli.options import Output
 from sslguard.cli.output import Result, say, show, show_json
 from sslguard.errors import SslguardError
@@ -55,6 +55,7 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     prove.controls,
     *claim.COMMANDS,
     *serve.COMMANDS,
+    *bench.COMMANDS,
     prove.demo,
 )
 
@@ -62,9 +63,12 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
 STYLE: dict[str, Any] = {"help_format": "plaintext", "default_parameter": Parameter(negative=())}
 app = App(name="sslguard", help=HELP, version=__version__, **STYLE)
 attacks = App(name="attack", help=attack.HELP, sort_key=COMMANDS.index(attack.COMMANDS[0]), **STYLE)
+benches = App(name="bench", help=bench.HELP, sort_key=COMMANDS.index(bench.COMMANDS[0]), **STYLE)
 app.command(attacks)
+app.command(benches)
 for number, command in enumerate(COMMANDS):
-    (attacks if command in attack.COMMANDS else app).command(command, sort_key=number)
+    group = attacks if command in attack.COMMANDS else benches if command in bench.COMMANDS else app
+    group.command(command, sort_key=number)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,228 @@
+"""What a benchmark is made of, from one TOML file.
+
+::
+
+    title = "…"
+    seeds = [0]
+    rates = ["1e-2", "2^-64"]       # false-claim rates that detection is told at
+    precision = "bf16"              # of all training, unless an attack says otherwise
+
+    [beds.images]                   # data by role; roles that are left out are the preset's, see `beds.PRESETS`
+    verify = "cluttered-fashion-mnist:train[0:4000]"
+
+    [encoders.simclr]
+    load = "shipped:simclr"
+    bed = "images"
+    null = ["shipped"]              # innocents, as `sslguard verify --control` takes them
+    random = 20                     # further innocents: networks that were never trained
+
+    [schemes.exact-distilled]
+    scheme = "exact"                # of `schemes.SCHEMES`; all other keys are its settings
+    verify = "queries"              # role of the items that suspects are asked about; "verify" unless given
+
+    [attacks.mse]
+    set = "held-out"                # or "development": what schemes were tuned on
+    steps = [{attack = "distil", data = "thief", recipe = {loss = "mse"}}]
+
+Attacks' names and settings are those of `attacks.registry`. A step's `data` is a role: "thief" unless given, "tune" for
+one that needs labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from sslguard.bench.beds import check_bed
+from sslguard.errors import UsageError
+
+AttackSet = Literal["development", "held-out"]
+NAME_LENGTH = 60
+
+
+@dataclass(frozen=True)
+class EncoderEntry:
+    """A clean encoder: `load` as `load_encoder` takes it, its bed, its null population; see the module."""
+
+    load: str
+    bed: str
+    null: tuple[str, ...] = ()
+    random: int = 0
+
+
+@dataclass(frozen=True)
+class SchemeEntry:
+    """A scheme by its name in `schemes.SCHEMES`, with its settings; `beds` limits it to some."""
+
+    scheme: str
+    verify: str = "verify"
+    beds: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attack of a chain, by its name in the registry; `data` is a role, "" the one that its needs suggest."""
+
+    attack: str
+    data: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttackEntry:
+    """A chain of steps; `beds`, `schemes` limit it to some, by name."""
+
+    set: AttackSet
+    steps: tuple[Step, ...]
+    beds: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
+    precision: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole benchmark; see the module. Rates are base-2 logarithms, beds role → spec by bed."""
+
+    title: str
+    beds: Mapping[str, Mapping[str, str]]
+    encoders: Mapping[str, EncoderEntry]
+    schemes: Mapping[str, SchemeEntry]
+    attacks: Mapping[str, AttackEntry]
+    seeds: tuple[int, ...] = (0,)
+    rates: tuple[float, ...] = (math.log2(0.01),)
+    precision: str = "32"
+
+    def digest(self) -> str:
+        """SHA-256 of everything, hex."""
+        return digest_of(asdict(self))
+
+    def attacks_digest(self) -> str:
+        """SHA-256 of the attacks alone, hex: what is frozen before the held-out ones are looked at."""
+        return digest_of({name: asdict(entry) for name, entry in self.attacks.items()})
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256, hex, of JSON values: keys sorted, no blanks."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_config(path: Path) -> Config:
+    """The benchmark in a TOML file.
+
+    Raises:
+        UsageError: the file cannot be read, or something in it is unknown, missing or contradictory.
+    """
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from error
+    return parse_config(found)
+
+
+def parse_config(found: Mapping[str, Any]) -> Config:
+    """As `read_config`, of what the file holds."""
+    _known("the configuration", found, Config)
+    encoders = {n: _entry(f"encoders.{n}", v, EncoderEntry) for n, v in _tables(found, "encoders").items()}
+    schemes = {n: _entry(f"schemes.{n}", v, SchemeEntry, rest="settings") for n, v in _tables(found, "schemes").items()}
+    attacks = {n: _attack(f"attacks.{n}", v) for n, v in _tables(found, "attacks").items()}
+    for name in (*encoders, *schemes, *attacks):
+        if not name.strip() or len(name) > NAME_LENGTH:
+            raise UsageError(f"names have 1 to {NAME_LENGTH} characters, not {name!r:.80}")
+    given = found.get("beds", {})
+    names = dict.fromkeys([*given, *(entry.bed for entry in encoders.values())])
+    config = Config(
+        title=_typed("title", found.get("title", "Benchmark"), str),
+        beds={name: check_bed(name, given.get(name, {})) for name in names},
+        encoders=encoders,
+        schemes=schemes,
+        attacks=attacks,
+        seeds=tuple(_typed("seeds", seed, int) for seed in found.get("seeds", (0,))),
+        rates=tuple(log2_rate(rate) for rate in found.get("rates", ("1e-2",))),
+        precision=_typed("precision", found.get("precision", "32"), str),
+    )
+    _check(config)
+    return config
+
+
+def log2_rate(text: Any) -> float:
+    """Base-2 logarithm of a false-claim rate in (0, 1) such as "1e-2" or "2^-64"."""
+    try:
+        base, power, exponent = str(text).partition("^")
+        value = float(exponent) * math.log2(float(base)) if power else math.log2(float(base))
+    except ValueError:
+        value = math.nan
+    if not -math.inf < value < 0:
+        raise UsageError(f'rates must be numbers between 0 and 1 such as "1e-2" or "2^-64", not {text!r:.40}')
+    return value
+
+
+def _check(config: Config) -> None:
+    """Raises UsageError where one part names what another lacks."""
+    for title, entries in (("encoders", config.encoders), ("schemes", config.schemes), ("seeds", config.seeds)):
+        if not entries:
+            raise UsageError(f"{title} must not be empty")
+    if min(config.seeds) < 0 or len(set(config.seeds)) != len(config.seeds):
+        raise UsageError(f"seeds must be different numbers from 0 up, not {list(config.seeds)}")
+    limited: list[tuple[str, Sequence[str], Mapping[str, Any]]] = []
+    for name, scheme in config.schemes.items():
+        limited.append((f"schemes.{name}.beds", scheme.beds, config.beds))
+    for name, attack in config.attacks.items():
+        limited.append((f"attacks.{name}.beds", attack.beds, config.beds))
+        limited.append((f"attacks.{name}.schemes", attack.schemes, config.schemes))
+    for where, names, known in limited:
+        if unknown := [name for name in names if name not in known]:
+            raise UsageError(f"{where} must name {', '.join(known)}, not {unknown[0]!r:.80}")
+
+
+def _attack(where: str, found: Any) -> AttackEntry:
+    entry = _entry(where, found, AttackEntry)
+    if entry.set not in get_args(AttackSet):
+        raise UsageError(f"{where}.set must be development or held-out, not {entry.set!r:.40}")
+    if not entry.steps:
+        raise UsageError(f"{where}.steps must name at least one attack")
+    steps = (_entry(f"{where}.steps", step, Step, rest="settings") for step in entry.steps)
+    return AttackEntry(**{**vars(entry), "steps": tuple(steps)})
+
+
+def _entry(where: str, found: Any, kind: Any, rest: str = "") -> Any:
+    """A dataclass from a table. What it has no field for goes into `rest`, or is refused where that is empty."""
+    found = dict(_typed(where, found, dict))
+    known = [name for name in kind.__dataclass_fields__ if name != rest]
+    if rest:
+        found[rest] = {name: found.pop(name) for name in list(found) if name not in known}
+    _known(where, found, kind)
+    try:
+        entry = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in found.items()})
+    except TypeError as error:
+        raise UsageError(f"{where}: {str(error).partition(' ')[2]}") from error
+    for name, value in vars(entry).items():
+        default = kind.__dataclass_fields__[name].default
+        expected = dict if name == rest else type(default) if isinstance(default, str | int | tuple) else None
+        if expected is not None:
+            _typed(f"{where}.{name}", value, expected)
+    return entry
+
+
+def _known(where: str, found: Mapping[str, Any], kind: Any) -> None:
+    if unknown := [name for name in found if name not in kind.__dataclass_fields__]:
+        raise UsageError(f"{where} must hold {', '.join(kind.__dataclass_fields__)}, not {unknown[0]!r:.80}")
+
+
+def _tables(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return _typed(name, found.get(name, {}), dict)
+
+
+def _typed(where: str, value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UsageError(f"{where} must be of type {kind.__name__}, not {value!r:.80}")
+    return value

@@ -1,0 +1,81 @@
+"""The results of a benchmark for reading: Markdown, and one HTML file without script or network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from sslguard import __version__
+from sslguard.bench import figures
+from sslguard.bench.config import Config
+from sslguard.bench.rows import Row
+from sslguard.bench.summary import outcomes
+from sslguard.bench.tables import all_tables, markdown
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a benchmark: rows, and how many of its cells are done."""
+
+    config: Config
+    rows: Sequence[Row]
+    done: int
+    total: int
+
+    @property
+    def dates(self) -> str:
+        """First and last day of a result."""
+        days = sorted({row.date for row in self.rows})
+        return "never" if not days else days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+
+    def facts(self) -> dict[str, str]:
+        """What a table rests on."""
+        config = self.config
+        return {
+            "run": f"{self.dates}; {self.done} of {self.total} cells",
+            "seeds": ", ".join(map(str, config.seeds)),
+            "encoders": ", ".join(f"{name} ({entry.load})" for name, entry in config.encoders.items()),
+            "configuration": config.digest(),
+            "attacks": config.attacks_digest(),
+            "sslguard": __version__,
+        }
+
+
+def render_markdown(run: Run, command: str) -> str:
+    """All tables. `command` is what writes them."""
+    facts = "\n".join(f"- {name}: {value}" for name, value in run.facts().items())
+    head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}\n\n{facts}"
+    return "\n\n".join([head, *map(markdown, all_tables(run.config, run.rows))]) + "\n"
+
+
+def render_html(run: Run) -> str:
+    """The whole page, HTML5, all pictures as data URIs."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = (files("sslguard.bench") / "page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        run=run, facts=run.facts(), tables=all_tables(run.config, run.rows), charts=_charts(run)
+    )
+
+
+def _charts(run: Run) -> list[dict[str, Any]]:
+    """Title, caption and data URI of every picture."""
+    config, rows, schemes = run.config, run.rows, list(run.config.schemes)
+    heats = [
+        (f"Detection on {encoder}", "", figures.heat(found, list(config.attacks), schemes, config.rates[0]))
+        for encoder in config.encoders
+        if (found := outcomes(rows, config.rates, encoders=[encoder]))
+    ]
+    others = [
+        ("Accuracy against evidence", "A suspect a point.", figures.scatter(rows, schemes)),
+        (
+            "ROC on the null population",
+            "Attacks that keep at least 90 % of the accuracy, each ranked among the innocents of its own key.",
+            figures.curves(rows, schemes),
+        ),
+        ("Cost of attacks", "Those that keep at least 90 %.", figures.cost(rows, schemes)),
+    ]
+    return [{"title": t, "caption": c, "uri": figures.svg_uri(figure)} for t, c, figure in [*heats, *others]]

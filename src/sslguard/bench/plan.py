@@ -1,0 +1,232 @@
+"""A configuration cut in cells, the most informative first.
+
+=========  =====================================================================================================
+group      what a cell finds
+=========  =====================================================================================================
+reference  accuracy of a clean encoder and of its baselines
+mark       an encoder under a scheme, its key, and what both are worth unattacked
+make       what one training step of a chain leaves of a protected encoder, or of the clean one; kept as a folder
+attack     a whole chain: statistic and accuracy kept
+twin       the same chain on the clean encoder, under the same scheme: an innocent
+null       some members of the null population under a scheme
+other      the encoder as another scheme or seed protects it: an innocent too
+=========  =====================================================================================================
+
+A cell's arguments hold all that its result depends on, and its name ends in their hash: a changed setting makes new
+cells and leaves the others. Chains that begin alike share the cells of their first steps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from sslguard.attacks.base import Removal, Stealing
+from sslguard.attacks.registry import build
+from sslguard.bench.cells import Cell
+from sslguard.bench.config import AttackEntry, Config, EncoderEntry, SchemeEntry, Step, digest_of
+from sslguard.bench.schemes import build_scheme
+from sslguard.controls import count_controls
+from sslguard.errors import UsageError
+
+NULL_PART = 36
+"""Innocents of one cell."""
+
+_HASH_LENGTH = 12
+_DEFAULT_ROLE = {"items": "thief", "labels": "tune", "nothing": ""}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Cells in order, and what each stands for: `encoder`, `scheme`, `seed`, `attack` by name, "" for none."""
+
+    cells: tuple[Cell, ...]
+    about: Mapping[str, Mapping[str, Any]]
+
+    def chosen(self, patterns: tuple[str, ...]) -> list[Cell]:
+        """Cells whose name matches one of the glob patterns (all without any), and what they need.
+
+        Raises:
+            UsageError: a pattern matches nothing.
+        """
+        by_name = {cell.name: cell for cell in self.cells}
+        wanted: set[str] = set(() if patterns else by_name)
+        for pattern in patterns:
+            matched = [name for name in by_name if fnmatchcase(name, pattern)]
+            if not matched:
+                raise UsageError(f"only must match the name of a cell, such as {self.cells[0].name}, not {pattern!r}")
+            wanted.update(matched)
+        for cell in reversed(self.cells):  # what is needed stands earlier
+            if cell.name in wanted:
+                wanted.update(cell.needs)
+        return [cell for cell in self.cells if cell.name in wanted]
+
+
+def make_plan(config: Config) -> Plan:
+    """Every cell of a configuration.
+
+    Raises:
+        UsageError: an attack or a role is not known, or a chain cannot be.
+    """
+    planner = _Planner(config)
+    for encoder in config.encoders:
+        planner.reference(encoder)
+    for seed, encoder, scheme in planner.grid():
+        planner.mark(encoder, scheme, seed)
+    for name in config.attacks:
+        for seed, encoder, scheme in planner.grid(config.attacks[name]):
+            planner.attack(name, encoder, scheme, seed)
+    for seed, encoder, scheme in planner.grid():
+        planner.null(encoder, scheme, seed)
+    for name in config.attacks:
+        for seed, encoder, scheme in planner.grid(config.attacks[name]):
+            if planner.injects(scheme):
+                planner.attack(name, encoder, scheme, seed, twin=True)
+    return Plan(tuple(planner.cells.values()), planner.about)
+
+
+@dataclass
+class _Planner:
+    config: Config
+    cells: dict[str, Cell] = field(default_factory=dict)
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)
+    marks: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def grid(self, attack: AttackEntry | None = None) -> Iterator[tuple[int, str, str]]:
+        """Seed, encoder and scheme wherever a scheme takes the encoder's bed, and the attack both."""
+        for seed in self.config.seeds:
+            for name, encoder in self.config.encoders.items():
+                for scheme, entry in self.config.schemes.items():
+                    beds = (entry.beds, attack.beds if attack else ())
+                    chosen = not (attack and attack.schemes) or scheme in attack.schemes
+                    if chosen and all(not limit or encoder.bed in limit for limit in beds):
+                        yield seed, name, scheme
+
+    def injects(self, scheme: str) -> bool:
+        """Whether what comes of the clean encoder is innocent under this scheme."""
+        entry = self.config.schemes[scheme]
+        return build_scheme(entry.scheme, entry.settings).injects
+
+    def reference(self, encoder: str) -> None:
+        entry = self.config.encoders[encoder]
+        self._add("reference", {"clean": entry.load, **self._probe(entry)}, encoder=encoder)
+
+    def mark(self, encoder: str, scheme: str, seed: int) -> None:
+        entry, marking = self.config.encoders[encoder], self.config.schemes[scheme]
+        args = {
+            "clean": entry.load,
+            "scheme": marking.scheme,
+            "settings": dict(marking.settings),
+            "data": self._spec(entry, "mark"),
+            "seed": seed,
+            "precision": self.config.precision,
+            **self._probe(entry),
+            **self._verify(entry, marking),
+        }
+        self.marks[encoder, scheme, seed] = self._add("mark", args, encoder=encoder, scheme=scheme, seed=seed)
+
+    def attack(self, name: str, encoder: str, scheme: str, seed: int, *, twin: bool = False) -> None:
+        """The cells of a chain, from F* or from F."""
+        entry, attack = self.config.encoders[encoder], self.config.attacks[name]
+        mark = self.marks[encoder, scheme, seed]
+        steps = [self._step(entry, place, step, seed) for place, step in enumerate(attack.steps)]
+        trained = [k for k, step in enumerate(steps) if step.pop("trains")]
+        victim: dict[str, str] = {"clean": entry.load} if twin else {"mark": mark}
+        done, about = 0, {"encoder": encoder, "scheme": "" if twin else scheme, "seed": seed, "attack": name}
+        precision = attack.precision or self.config.precision
+        for place in trained:
+            args = {"victim": victim, "steps": steps[done : place + 1], "precision": precision}
+            made = self._add("make", args, needs=_needs(victim), **about)
+            victim, done = {"made": made}, place + 1
+        args = {
+            "mark": mark,
+            "victim": victim,
+            "steps": steps[done:],
+            **self._verify(entry, self.config.schemes[scheme]),
+        }
+        if not twin:
+            args |= self._probe(entry)
+        kind = "twin" if twin else "attack"
+        self._add(kind, args, needs=(mark, *_needs(victim)), **{**about, "scheme": scheme})
+
+    def null(self, encoder: str, scheme: str, seed: int) -> None:
+        """The population, some at a time; F itself; and F as all others protect it."""
+        entry, mark = self.config.encoders[encoder], self.marks[encoder, scheme, seed]
+        about = {"encoder": encoder, "scheme": scheme, "seed": seed}
+        verify = self._verify(entry, self.config.schemes[scheme])
+        total = count_controls(entry.null) + entry.random
+        for start in range(0, total, NULL_PART):
+            args = {
+                "mark": mark,
+                "population": list(entry.null),
+                "members": [start, min(start + NULL_PART, total)],
+                **verify,
+            }
+            self._add("null", args, needs=(mark,), **about)
+        if not self.injects(scheme):
+            return
+        victims: list[dict[str, str]] = [{"clean": entry.load}]
+        victims += [{"mark": name} for (one, _, _), name in self.marks.items() if one == encoder and name != mark]
+        for victim in victims:
+            asked: dict[str, Any] = {"mark": mark, "victim": victim, "steps": [], **verify}
+            self._add("other", asked, needs=(mark, *_needs(victim)), **about)
+
+    def _step(self, entry: EncoderEntry, place: int, step: Step, seed: int) -> dict[str, Any]:
+        """A step as a cell's argument: attack, settings, spec of its data, its seed, and whether it trains."""
+        built = build(step.attack, step.settings)
+        role = step.data or _DEFAULT_ROLE[built.needs]
+        return {
+            "attack": step.attack,
+            "settings": dict(step.settings),
+            "data": self._spec(entry, role) if role else None,
+            "seed": seed_of("attack", seed, place),
+            "trains": isinstance(built, Stealing | Removal),
+        }
+
+    def _spec(self, entry: EncoderEntry, role: str) -> str:
+        roles = self.config.beds[entry.bed]
+        if role not in roles:
+            raise UsageError(f"data must be a role of the bed {entry.bed}, {', '.join(roles)}, not {role!r:.80}")
+        return roles[role]
+
+    def _probe(self, entry: EncoderEntry) -> dict[str, Any]:
+        return {"probe": [self._spec(entry, role) for role in ("probe_train", "probe_test")]}
+
+    def _verify(self, entry: EncoderEntry, scheme: SchemeEntry) -> dict[str, str]:
+        return {"verify": self._spec(entry, scheme.verify)}
+
+    def _add(self, group: str, args: dict[str, Any], *, needs: tuple[str, ...] = (), **about: Any) -> str:
+        """Name of the cell, which is added where it is not there yet."""
+        title = "-".join([group, *(str(part) for part in about.values() if part != "")])
+        slug = re.sub(r"[^a-z0-9.]+", "-", title.lower())
+        digest = digest_of([FUNCTIONS[group], args])
+        name = f"{slug}-{digest[:_HASH_LENGTH]}"
+        same = self.digests.setdefault(digest, name)
+        if same == name:
+            self.cells[name] = Cell(name, group, FUNCTIONS[group], args, needs)
+            self.about[name] = about
+        return same
+
+
+FUNCTIONS: Mapping[str, str] = {
+    "reference": "reference",
+    "mark": "mark",
+    "make": "make",
+    "attack": "measure",
+    "twin": "measure",
+    "null": "innocents",
+    "other": "measure",
+}
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed, 0 ≤ k < 2⁶², that is a function of JSON values; far from the small numbers that others choose."""
+    return int(digest_of(list(parts))[:16], 16) >> 2
+
+
+def _needs(victim: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(name for kind, name in victim.items() if kind != "clean")

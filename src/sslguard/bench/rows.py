@@ -1,0 +1,212 @@
+"""Results of cells as rows, one a suspect, and their Parquet file.
+
+=====================  =============================================================================================
+column                 what
+=====================  =============================================================================================
+kind                   "protected" as it is served, "attack", or "innocent"
+encoder, scheme, seed  of the key that tests
+attack, set            of an attack or of its twin; "" else
+suspect                the innocent's name; else "protected" or the attack's
+statistic              what the scheme ranks; larger speaks for the claim
+log2_pvalue            of an exact null, else the rank among the innocents of the same key, the suspect itself left out
+floor_log2             the smallest p-value that this null can give
+uncapped_bits          −log₂ p of an exact null without the secret's entropy as its end
+published_log2_pvalue  what the scheme's own paper would report
+accuracy, kept         of a linear probe, and the share of the clean encoder's above its baselines
+asked                  queries of verification
+thief_queries          answers that the first stealing needed
+attack_seconds         CPU seconds of all steps
+mark_seconds           CPU seconds of protecting
+refused                why there is no statistic: not to be scored, or not to be attacked like this
+cell, date, config     where it comes from
+=====================  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sslguard.bench.config import Config
+from sslguard.bench.plan import Plan
+from sslguard.errors import MissingExtraError
+from sslguard.files import write_atomic
+from sslguard.probes import accuracy_kept
+from sslguard.stats.direction import SECRET_BITS
+from sslguard.stats.significance import control_rank_test
+
+Contents = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A suspect; see the module."""
+
+    kind: Literal["protected", "attack", "innocent"]
+    encoder: str
+    scheme: str
+    seed: int
+    attack: str
+    set: str
+    suspect: str
+    statistic: float | None
+    log2_pvalue: float | None
+    floor_log2: float | None
+    uncapped_bits: float | None
+    published_log2_pvalue: float | None
+    accuracy: float | None
+    kept: float | None
+    asked: int | None
+    thief_queries: int | None
+    attack_seconds: float | None
+    mark_seconds: float | None
+    refused: str | None
+    cell: str
+    date: str
+    config: str
+
+    @property
+    def applies(self) -> bool:
+        """Whether the attack left anything to measure, be it beyond what the scheme can score."""
+        return self.refused is None or self.accuracy is not None
+
+    def detected(self, log2_rate: float) -> bool | None:
+        """Whether the suspect is claimed at this false-claim rate; None where the null cannot support it.
+
+        A suspect that cannot be scored is not claimed.
+        """
+        if self.refused is not None:
+            return False
+        if self.log2_pvalue is None or self.floor_log2 is None or self.floor_log2 > log2_rate + 1e-9:
+            return None
+        return self.log2_pvalue <= log2_rate + 1e-9
+
+
+def rows_of(config: Config, plan: Plan, contents: Contents) -> list[Row]:
+    """A row for every suspect of the cells that are done, ranks included."""
+    made = [row for cell in plan.cells if cell.name in contents for row in _rows(config, plan, contents, cell.name)]
+    return ranked(made)
+
+
+def _rows(config: Config, plan: Plan, contents: Contents, name: str) -> Iterator[Row]:
+    content, about = contents[name], plan.about[name]
+    group, result = content["group"], content["result"]
+    if group in ("reference", "make"):
+        return
+    marked = contents[content["args"].get("mark", name)]
+    attack = about.get("attack", "")
+    common: dict[str, Any] = {
+        "encoder": about["encoder"],
+        "scheme": about["scheme"],
+        "seed": about["seed"],
+        "attack": attack,
+        "set": config.attacks[attack].set if attack else "",
+        "mark_seconds": marked["result"].get("seconds"),
+        "cell": name,
+        "date": content["date"],
+        "config": config.digest(),
+    }
+    if group == "null":
+        for title, found in result.get("innocents", {}).items():
+            yield _row("innocent", title, found, common)
+        return
+    if group == "mark":
+        yield _row("protected", "protected", result, {**common, **_kept(plan, contents, about, result)})
+        return
+    common |= _price(contents, content)
+    if group == "attack":
+        yield _row("attack", attack, result, {**common, **_kept(plan, contents, about, result)})
+    elif "refused" not in result:
+        title = f"twin of {attack}" if group == "twin" else _other(plan, content["args"]["victim"])
+        yield _row("innocent", title, result, common)
+
+
+def _other(plan: Plan, victim: Mapping[str, str]) -> str:
+    if "clean" in victim:
+        return "the clean encoder"
+    about = plan.about[victim["mark"]]
+    return f"protected by {about['scheme']}, seed {about['seed']}"
+
+
+def _row(kind: Any, suspect: str, result: Mapping[str, Any], common: Mapping[str, Any]) -> Row:
+    pvalue = result.get("log2_pvalue")
+    uncapped = result.get("details", {}).get("log2_pvalue_uncapped")
+    given: dict[str, Any] = dict.fromkeys(Row.__dataclass_fields__)
+    given |= {name: result[name] for name in ("statistic", "published_log2_pvalue", "asked") if name in result}
+    given |= {
+        "log2_pvalue": pvalue,
+        "floor_log2": None if pvalue is None else -float(SECRET_BITS),
+        "uncapped_bits": None if uncapped is None else -uncapped,
+        "refused": result.get("refused") or result.get("unscored"),
+    }
+    return Row(**{**given, **common, "kind": kind, "suspect": suspect})
+
+
+def _kept(plan: Plan, contents: Contents, about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracy, and the share kept of it, where it was measured and the clean encoder's is known."""
+    accuracy = result.get("accuracy")
+    references = (
+        contents[cell.name]["result"]
+        for cell in plan.cells
+        if cell.group == "reference" and cell.name in contents and plan.about[cell.name]["encoder"] == about["encoder"]
+    )
+    clean: Mapping[str, Any] = next(references, {})
+    if accuracy is None or "accuracy" not in clean:
+        return {"accuracy": accuracy}
+    return {"accuracy": accuracy, "kept": accuracy_kept(accuracy, clean["accuracy"], clean["floor"])}
+
+
+def _price(contents: Contents, content: Mapping[str, Any]) -> dict[str, Any]:
+    """CPU seconds of a chain, and the queries of the stealing that it begins with."""
+    seconds, queries, victim = content["result"].get("seconds", 0.0), None, content["args"]["victim"]
+    while name := victim.get("made"):
+        made = contents[name]
+        seconds += made["result"].get("seconds", 0.0)
+        queries, victim = made["result"].get("queries"), made["args"]["victim"]
+    return {"attack_seconds": seconds, "thief_queries": queries}
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The rows with p-values for those of schemes that rank among innocents of the same key.
+
+    Innocents that cannot be scored are left out: they have no statistic to rank.
+    """
+    pools: dict[tuple[str, str, int], list[tuple[Row, float]]] = {}
+    for row in rows:
+        if row.kind == "innocent" and row.statistic is not None:
+            pools.setdefault((row.encoder, row.scheme, row.seed), []).append((row, row.statistic))
+    found = []
+    for row in rows:
+        pool = [value for one, value in pools.get((row.encoder, row.scheme, row.seed), ()) if one is not row]
+        if row.log2_pvalue is None and row.statistic is not None and pool:
+            rank = control_rank_test(row.statistic, pool, n_queries=row.asked or 1)
+            row = replace(row, log2_pvalue=rank.log2_pvalue, floor_log2=math.log2(rank.floor))
+        found.append(row)
+    return found
+
+
+def write_parquet(rows: Sequence[Row], path: Path) -> None:
+    """All rows as a Parquet file.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+        OutputError: the file cannot be written.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError("a Parquet file", "bench") from error
+    kinds = {"int": pa.int64(), "float": pa.float64(), "str": pa.string()}
+    schema = pa.schema(
+        [
+            (name, next((kind for word, kind in kinds.items() if word in str(field.type)), pa.string()))
+            for name, field in Row.__dataclass_fields__.items()
+        ]
+    )
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), buffer)
+    write_atomic(path, buffer.getvalue().to_pybytes())

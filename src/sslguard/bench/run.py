@@ -1,0 +1,170 @@
+"""A benchmark in a folder: run, how far it is, and its results written.
+
+=================  ================================================================================
+in the folder      what
+=================  ================================================================================
+config.toml        the configuration of the last run
+cells/             a file a cell; configurations share those that they have in common
+encoders/, keys/   what cells made, under their names; keys are of public secrets and prove nothing
+jobs/              submitit's, where a cluster runs cells
+results.*          Parquet, Markdown and HTML
+=================  ================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from sslguard.bench.cells import Cell, Outcome, Pool, read_cells, run_cells
+from sslguard.bench.config import Config, read_config
+from sslguard.bench.page import Run, render_html, render_markdown
+from sslguard.bench.plan import Plan, make_plan
+from sslguard.bench.rows import rows_of, write_parquet
+from sslguard.bench.work import Work, prepare
+from sslguard.errors import UsageError
+from sslguard.files import write_atomic
+
+CONFIG, PARQUET = "config.toml", "results.parquet"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Cells of one group.
+
+    Attributes:
+        done, refused, total: cells; those that were refused are done.
+        seconds: CPU seconds of those that are done.
+        left: CPU seconds that the others may take, by the mean of their like; None where nothing is known.
+    """
+
+    group: str
+    done: int
+    refused: int
+    total: int
+    seconds: float
+    left: float | None
+
+
+def run_bench(
+    config: Path,
+    out: Path,
+    *,
+    workers: int = 1,
+    only: Sequence[str] = (),
+    accelerator: str = "cpu",
+    pool: Pool | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Do the cells that `out` does not hold; a killed run goes on where it stopped.
+
+    Args:
+        config: the TOML file.
+        workers: cells at a time.
+        only: glob patterns of cells' names; they bring what they need.
+        accelerator: what training runs on.
+        pool: what runs the cells; see `run_cells`.
+        say: called with a line of progress.
+
+    Raises:
+        UsageError: the configuration cannot be, or a pattern names nothing.
+        OutputError: `out` cannot be written.
+    """
+    plan = make_plan(read_config(config))
+    chosen = plan.chosen(tuple(only))
+    if config.resolve() != (out / CONFIG).resolve():
+        write_atomic(out / CONFIG, config.read_bytes())
+    return run_cells(chosen, out, Work(out, accelerator), workers=workers, prepare=prepare, say=say, pool=pool)
+
+
+def open_run(out: Path) -> tuple[Config, Plan, dict[str, dict[str, Any]]]:
+    """Configuration, plan, and the results that are there, of a benchmark's folder.
+
+    Raises:
+        UsageError: `out` holds no benchmark.
+    """
+    if not (out / CONFIG).is_file():
+        raise UsageError(f"{out} holds no benchmark: start one with sslguard bench run CONFIG {out}")
+    config = read_config(out / CONFIG)
+    plan = make_plan(config)
+    contents, _ = read_cells(out, plan.cells)
+    return config, plan, contents
+
+
+def findings(out: Path) -> Run:
+    """All that is known so far."""
+    config, plan, contents = open_run(out)
+    return Run(config, rows_of(config, plan, contents), len(contents), len(plan.cells))
+
+
+def progress(out: Path) -> list[Progress]:
+    """How far each group is, in the plan's order."""
+    _, plan, contents = open_run(out)
+    spent: dict[tuple[str, ...], list[float]] = {}
+    for cell in plan.cells:
+        if cell.name in contents:
+            for like in _likes(plan, cell):
+                spent.setdefault(like, []).append(float(contents[cell.name]["cpu_seconds"]))
+    return [
+        _progress(plan, group, [cell for cell in plan.cells if cell.group == group], contents, spent)
+        for group in dict.fromkeys(cell.group for cell in plan.cells)
+    ]
+
+
+def _progress(
+    plan: Plan,
+    group: str,
+    cells: Sequence[Cell],
+    contents: Mapping[str, Any],
+    spent: Mapping[tuple[str, ...], Sequence[float]],
+) -> Progress:
+    done = [contents[cell.name] for cell in cells if cell.name in contents]
+    left: list[float | None] = [
+        next((mean(spent[like]) for like in _likes(plan, cell) if like in spent), None)
+        for cell in cells
+        if cell.name not in contents
+    ]
+    known = [seconds for seconds in left if seconds is not None]
+    return Progress(
+        group=group,
+        done=len(done),
+        refused=sum("refused" in content["result"] for content in done),
+        total=len(cells),
+        seconds=sum(content["cpu_seconds"] for content in done),
+        left=sum(known) * len(left) / len(known) if known else None if left else 0.0,
+    )
+
+
+def _likes(plan: Plan, cell: Cell) -> Iterable[tuple[str, ...]]:
+    """What a cell's cost resembles, closest first."""
+    about = plan.about[cell.name]
+    names = {name: str(about.get(name, "")) for name in ("encoder", "scheme", "attack")}
+    if cell.group in ("make", "attack", "twin"):
+        yield cell.group, names["encoder"], names["attack"]
+        yield cell.group, names["attack"]
+    else:
+        yield cell.group, names["encoder"], names["scheme"]
+        yield cell.group, names["scheme"]
+    yield (cell.group,)
+
+
+def write_results(out: Path, folder: Path | None = None, *, name: str = "results") -> dict[str, Path]:
+    """Write what is known so far: `NAME.md` and `NAME.html` into `folder`, `out` unless given; the Parquet into `out`.
+
+    Returns:
+        "rows", "markdown" and "page" → where it stands.
+
+    Raises:
+        UsageError: `out` holds no benchmark.
+        MissingExtraError: pyarrow is not installed.
+        OutputError: a file cannot be written.
+    """
+    run, folder = findings(out), folder or out
+    written = {"rows": out / PARQUET, "markdown": folder / f"{name}.md", "page": folder / f"{name}.html"}
+    write_parquet(run.rows, written["rows"])
+    write_atomic(written["markdown"], render_markdown(run, "sslguard bench plot").encode())
+    write_atomic(written["page"], render_html(run).encode())
+    return written

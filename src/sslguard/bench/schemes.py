@@ -1,0 +1,84 @@
+"""Every scheme behind one interface: protect an encoder, score a suspect, and say which innocent meets which key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from sslguard.attacks.registry import SCHEMES, build
+from sslguard.attacks.removal import Overwrite
+from sslguard.data.base import Data
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.errors import UsageError
+from sslguard.peers.base import Peer
+from sslguard.peers.registry import PEERS
+from sslguard.schemes.base import Key, Scheme
+from sslguard.schemes.exact import Exact
+from sslguard.secrets import Secret
+
+INNOCENT_ITEMS = 1000
+"""Items that the key of an innocent is made from, of a scheme whose null asks for a fresh secret each."""
+
+WITHOUT_MARK = frozenset({"dataset-inference", "fingerprint"})
+"""Peers that inject nothing."""
+
+
+@dataclass(frozen=True)
+class Protected:
+    """What is served in place of a clean encoder, and the owner's key."""
+
+    embedder: Embedder
+    key: Key
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A scheme that takes part."""
+
+    scheme: Scheme | Peer
+
+    def protect(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Protected:
+        """The protected encoder and its key: the same for the same secret. `loop` is what training takes."""
+        if isinstance(self.scheme, Scheme):
+            marked = self.scheme.watermark(clean, data, secret=secret, **loop)
+            return Protected(marked.encoder, marked.key)
+        peer = self.scheme.protect(clean, data, secret=secret)
+        return Protected(peer.embedder, peer.key)
+
+    @property
+    def injects(self) -> bool:
+        """Whether protecting changes what is served; else whatever comes of the clean encoder is what is claimed."""
+        return not isinstance(self.scheme, Peer) or self.scheme.name not in WITHOUT_MARK
+
+    @property
+    def fresh(self) -> bool:
+        """Whether every innocent is tested under a secret of its own.
+
+        An exact p-value is uniform over secrets: those of many innocents under one key would share its draw, and
+        their rate would be that key's. Other nulls rank the key's own suspects among its own innocents.
+        """
+        return isinstance(self.scheme, Exact)
+
+    def innocent_key(self, clean: Encoder, data: Data, *, secret: Secret) -> Key:
+        """A key that nobody else is tested with, made without training: its test is that of any key of the scheme."""
+        assert isinstance(self.scheme, Exact)
+        head = replace(self.scheme, mode="head")
+        return head.watermark(clean, data.slice(0, min(len(data), INNOCENT_ITEMS)), secret=secret).key
+
+
+def build_scheme(name: str, settings: Mapping[str, Any]) -> Entrant:
+    """The scheme or peer called `name`, with these settings over its own.
+
+    Raises:
+        UsageError: there is no such scheme or setting, or the scheme refuses a value.
+    """
+    if name in PEERS:
+        try:
+            return Entrant(PEERS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}))
+        except TypeError as error:
+            raise UsageError(f"{name} does not take {', '.join(settings)}: {error}") from error
+    if name not in SCHEMES:
+        raise UsageError(f"scheme must be one of {', '.join([*SCHEMES, *PEERS])}, not {name!r:.80}")
+    # The registry reads a scheme's table as part of the attack that marks once more.
+    return Entrant(cast("Overwrite", build("overwrite", {"scheme": {"scheme": name, **settings}})).scheme)

@@ -1,0 +1,147 @@
+"""The tables of a benchmark, once for the terminal, for Markdown and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sslguard.bench.config import Config
+from sslguard.bench.rows import Row
+from sslguard.bench.summary import Interval, Outcome, costs, false_claims, hardest, outcomes
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts; the first column names the row."""
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def all_tables(config: Config, rows: Sequence[Row]) -> list[Table]:
+    """Every table of the page, in its order."""
+    found = outcomes(rows, config.rates)
+    tables = [_hardest(config, found), _false_claims(config, rows), _costs(rows)]
+    tables += [_grid(config, found, group) for group in ("held-out", "development")]
+    return [table for table in tables if table.rows]
+
+
+def _hardest(config: Config, found: Sequence[Outcome]) -> Table:
+    lines = []
+    for scheme in config.schemes:
+        if one := hardest(found, scheme):
+            price = f"{_number(one.seconds)} CPU s, {_queries(one.queries)}"
+            lines.append((scheme, one.attack, one.set, _percent(one.kept), _evidence(one), price))
+    return Table(
+        "What hurts each scheme most",
+        "Of the attacks that keep at least 90 % of the clean encoder's accuracy above its baselines, the one that "
+        "leaves the least evidence; bits are the median of −log₂ p. A rank among n innocents ends at log₂(n + 1) bits.",
+        ("scheme", "attack", "set", "kept", "bits", "price"),
+        tuple(lines),
+    )
+
+
+def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
+    lines = []
+    for one in false_claims(rows, config.rates):
+        claimed = ["by rank" if one.claimed is None else str(count) for count in one.claimed or [0] * len(config.rates)]
+        least = NONE if one.least is None else f"2^{one.least:.1f}"
+        lines.append((one.scheme, str(one.n), str(one.refused), *claimed, least, _share(one.published)))
+    claims = (f"claimed at {rate_name(rate)}" for rate in config.rates)
+    return Table(
+        "Innocents",
+        "Encoders that nobody derived from the protected one, the same attacks on the clean encoder among them. "
+        "Under an exact null each meets a fresh secret of its own, and the number claimed is shown; schemes that "
+        "are ranked among these innocents claim by construction no more than the rate. The last column: the share that "
+        "a peer's own published test claims at 1 %.",
+        ("scheme", "innocents", "not scorable", *claims, "least p", "published test < 1 %"),
+        tuple(lines),
+    )
+
+
+def _costs(rows: Sequence[Row]) -> Table:
+    return Table(
+        "Cost of the schemes",
+        "Medians; CPU seconds of one thread.",
+        ("scheme", "protecting, CPU s", "accuracy kept", "queries to verify", "bits unattacked"),
+        tuple(
+            (one.scheme, _number(one.seconds), _percent(one.kept), _number(one.asked), _number(one.bits))
+            for one in costs(rows)
+        ),
+    )
+
+
+def _grid(config: Config, found: Sequence[Outcome], group: str) -> Table:
+    by_pair = {(one.attack, one.scheme): one for one in found if one.set == group}
+    attacks = [name for name, entry in config.attacks.items() if entry.set == group]
+    lines = []
+    for attack in attacks:
+        each = [by_pair.get((attack, scheme)) for scheme in config.schemes]
+        if any(each):
+            seconds = max((one.seconds for one in each if one and one.seconds is not None), default=None)
+            lines.append((attack, *(_cell(one) for one in each), _number(seconds)))
+    return Table(
+        f"Attacks, {group} set",
+        f"Share detected at each false-claim rate ({', '.join(map(rate_name, config.rates))}; {NONE} where the null "
+        "cannot support it), bits, accuracy kept. † keeps less than 90 %.",
+        ("attack", *config.schemes, "CPU s"),
+        tuple(lines),
+    )
+
+
+def _cell(one: Outcome | None) -> str:
+    if one is None:
+        return ""
+    if not one.n:
+        return "not applicable"
+    shares = " ".join(_share(each) for each in one.detected)
+    return f"{shares}; {_evidence(one)}; {_percent(one.kept)}{'' if one.counts else ' †'}"
+
+
+def rate_name(log2_rate: float) -> str:
+    """A false-claim rate for reading: 0.01, or 2^-64."""
+    rate = 2.0**log2_rate
+    return f"{rate:g}" if rate >= 1e-6 else f"2^{log2_rate:.4g}"
+
+
+def _evidence(one: Outcome) -> str:
+    if one.refused:
+        return "not scorable"
+    return NONE if one.bits is None else f"{one.bits:.1f}"
+
+
+def _queries(n: int | None) -> str:
+    return "no queries" if n is None else f"{n:,} queries"
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _share(value: Interval | None) -> str:
+    return NONE if value is None else f"{_ends(value, value.value)}"
+
+
+def _percent(value: Interval | None) -> str:
+    return NONE if value is None else _ends(value, value.value)
+
+
+def _ends(value: Interval, shown: float) -> str:
+    text = f"{100 * shown:.0f} %"
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} ({100 * value.low:.0f} to {100 * value.high:.0f})"
+
+
+def markdown(table: Table) -> str:
+    """A Markdown section."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
+    return f"## {table.title}\n\n{table.note}\n\n" + "\n".join(lines)

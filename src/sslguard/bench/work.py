@@ -1,0 +1,237 @@
+"""What the cells of a plan do. Encoders and keys lie in `OUT/encoders` and `OUT/keys`, named as their cells.
+
+What sslguard refuses to do, such as scoring answers of another width, is a cell's result under `refused`, and that of
+all that need it; anything else that fails is tried again by the next run. Costs are CPU seconds of a process of one
+thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sslguard.attacks.chain import Chain
+from sslguard.attacks.registry import build
+from sslguard.bench.beds import opened
+from sslguard.bench.cells import Cell, path_of
+from sslguard.bench.plan import seed_of
+from sslguard.bench.schemes import Protected, build_scheme
+from sslguard.controls import ARCHITECTURES, list_controls, read_population, shipped_population
+from sslguard.data.base import Data
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.load import load_encoder
+from sslguard.encoders.words import NETWORKS
+from sslguard.errors import DataError, MissingExtraError, OutputError, SslguardError, SuspectError
+from sslguard.keyfile import load_key, save_key
+from sslguard.peers.base import Peer
+from sslguard.pretraining import new_encoder
+from sslguard.probes import baseline, probe_encoder
+from sslguard.schemes.base import Key
+from sslguard.secrets import Secret
+from sslguard.verification import score_suspect
+
+Result = dict[str, Any]
+# What ails this machine, not the cell.
+_NOT_KEPT = (DataError, OutputError, MissingExtraError)
+
+
+def prepare() -> None:
+    """A process of one thread that says nothing of its precision."""
+    import torch
+
+    torch.set_num_threads(1)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Does cells. Picklable, so that other processes can.
+
+    Attributes:
+        out: the benchmark's folder.
+        accelerator: what training runs on; no part of what a cell is.
+    """
+
+    out: Path
+    accelerator: str = "cpu"
+
+    def __call__(self, cell: Cell) -> Result:
+        for need in cell.needs:
+            if refused := self._content(need)["result"].get("refused"):
+                return {"refused": refused}
+        try:
+            found: Result = getattr(self, cell.function)(cell.name, **cell.args)
+            return found
+        except _NOT_KEPT:
+            raise
+        except SslguardError as error:
+            return {"refused": f"{type(error).__name__}: {error}"}
+
+    def reference(self, name: str, clean: str, probe: Sequence[str]) -> Result:
+        """Accuracy of the clean encoder, and A₀: see `probes.baseline`."""
+        del name
+        encoder, (train, test) = load_encoder(clean), map(opened, probe)
+        return {"accuracy": accuracy(encoder, probe), "floor": baseline(encoder, train, test).accuracy}
+
+    def mark(
+        self,
+        name: str,
+        clean: str,
+        scheme: str,
+        settings: Mapping[str, Any],
+        data: str,
+        seed: int,
+        precision: str,
+        probe: Sequence[str],
+        verify: str,
+    ) -> Result:
+        """A protected encoder and its key."""
+        entrant, begun = build_scheme(scheme, settings), time.process_time()
+        secret = secret_of(clean, scheme, settings, seed)
+        loop = {"accelerator": self.accelerator, "precision": precision}
+        made = entrant.protect(load_encoder(clean), opened(data), secret=secret, **loop)
+        spent = time.process_time() - begun
+        if not isinstance(entrant.scheme, Peer):
+            assert isinstance(made.embedder, Encoder)
+            save_key(made.key, self.out / "keys" / name)
+            save_encoder(made.embedder, self.out / "encoders" / name)
+        return {
+            "seconds": spent,
+            "accuracy": accuracy(made.embedder, probe),
+            **scored(made.key, made.embedder, opened(verify)),
+        }
+
+    def make(self, name: str, victim: Mapping[str, str], steps: Sequence[Mapping[str, Any]], precision: str) -> Result:
+        """An encoder by a chain that ends in training or in a change of weights."""
+        begun = time.process_time()
+        made = applied(self.victim(victim), steps, accelerator=self.accelerator, precision=precision)
+        assert isinstance(made, Encoder)
+        save_encoder(made, self.out / "encoders" / name)
+        return {"seconds": time.process_time() - begun, "queries": made.record.get("queries")}
+
+    def measure(
+        self,
+        name: str,
+        mark: str,
+        victim: Mapping[str, str],
+        steps: Sequence[Mapping[str, Any]],
+        verify: str,
+        probe: Sequence[str] = (),
+    ) -> Result:
+        """A suspect under a key: accuracy where it is asked for, and its score. Without `probe` it is an innocent."""
+        begun = time.process_time()
+        suspect = applied(self.victim(victim), steps)
+        spent = time.process_time() - begun
+        if probe:
+            found = {"seconds": spent, "accuracy": accuracy(suspect, probe)}
+            return {**found, **scored(self.protected(mark).key, suspect, opened(verify))}
+        return scored(self.key_for(name, mark), suspect, opened(verify))
+
+    def innocents(self, name: str, mark: str, population: Sequence[str], members: Sequence[int], verify: str) -> Result:
+        """Members of the population, counted from 0; after those that exist come networks that were never trained."""
+        controls, found = list_controls(population), {}
+        args = self._content(mark)["args"]
+        derived = set() if build_scheme(args["scheme"], args["settings"]).injects else made_from(args["clean"])
+        for number in range(*members):
+            title = controls[number].name if number < len(controls) else f"untrained {number}"
+            if title in derived:
+                continue
+            if number < len(controls):
+                innocent = controls[number].load()
+            else:
+                innocent = untrained(load_encoder(args["clean"]), opened(verify), number)
+            found[title] = scored(self.key_for(f"{name} {title}", mark), innocent, opened(verify))
+        return {"innocents": found}
+
+    def victim(self, named: Mapping[str, str]) -> Embedder:
+        """What an attack begins from: {"clean": spec}, {"mark": cell} or {"made": cell}."""
+        ((kind, which),) = named.items()
+        if kind == "clean":
+            return load_encoder(which)
+        return self.protected(which).embedder if kind == "mark" else load_folder(self.out / "encoders" / which)
+
+    def protected(self, mark: str) -> Protected:
+        """What a cell of the group mark made."""
+        return _protected(self, mark)
+
+    def key_for(self, innocent: str, mark: str) -> Key:
+        """The key that an innocent of this name is tested with."""
+        args = self._content(mark)["args"]
+        entrant = build_scheme(args["scheme"], args["settings"])
+        if not entrant.fresh:
+            return self.protected(mark).key
+        secret = Secret.from_seed(seed_of("innocent", innocent))
+        return entrant.innocent_key(load_encoder(args["clean"]), opened(args["data"]), secret=secret)
+
+    def _content(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(path_of(self.out, name).read_bytes())
+        return found
+
+
+@lru_cache(maxsize=4)
+def _protected(work: Work, mark: str) -> Protected:
+    args = work._content(mark)["args"]
+    entrant = build_scheme(args["scheme"], args["settings"])
+    if not isinstance(entrant.scheme, Peer):
+        return Protected(load_folder(work.out / "encoders" / mark), load_key(work.out / "keys" / mark))
+    # Peers' keys are not kept in files; the same secret gives the same key.
+    secret = secret_of(args["clean"], args["scheme"], args["settings"], args["seed"])
+    return entrant.protect(load_encoder(args["clean"]), opened(args["data"]), secret=secret)
+
+
+def secret_of(clean: str, scheme: str, settings: Mapping[str, Any], seed: int) -> Secret:
+    """The owner's: no two schemes share one, or each would be found in the other's encoder."""
+    return Secret.from_seed(seed_of("mark", clean, scheme, dict(settings), seed))
+
+
+def applied(victim: Embedder, steps: Sequence[Mapping[str, Any]], **loop: Any) -> Embedder:
+    """What a chain of attacks leaves. Every step has its own seed, so that a chain may be cut anywhere."""
+    for step in steps:
+        attack = build(step["attack"], step["settings"])
+        given = None if step["data"] is None else opened(step["data"])
+        victim = Chain((attack,))(victim, [given], seed=step["seed"], **loop)
+    return victim
+
+
+def accuracy(embedder: Embedder, probe: Sequence[str]) -> float:
+    """Of a linear probe, in [0, 1]; `probe` are the specs that it is trained and measured on."""
+    train, test = map(opened, probe)
+    return probe_encoder(embedder, train, test).accuracy
+
+
+def scored(key: Key, suspect: Embedder, data: Data) -> Result:
+    """Statistic, p-values and queries, or why the suspect cannot be scored; JSON values."""
+    try:
+        score = score_suspect(key, suspect, data)
+    except SuspectError as error:
+        return {"unscored": str(error)}
+    evidence, published = score.evidence, score.published_log2_pvalue
+    return {
+        "statistic": score.value,
+        "asked": score.n_queries,
+        "log2_pvalue": None if evidence is None else evidence.log2_pvalue,
+        "published_log2_pvalue": published,
+        "watermark_rate": score.watermark_rate,
+        "details": {} if evidence is None else dict(evidence.details),
+    }
+
+
+def made_from(clean: str) -> set[str]:
+    """Names of the shipped controls that were made from a clean encoder: no innocents where F itself is claimed."""
+    return {member.name for member in read_population(shipped_population()) if member.parent == clean}
+
+
+def untrained(clean: Encoder, data: Data, seed: int) -> Encoder:
+    """A network of another architecture, never trained, as wide as `clean`."""
+    texts = isinstance(data.take([0])[0], str)
+    known = sorted(NETWORKS) if texts else ARCHITECTURES
+    made = new_encoder(known[seed % len(known)], data, seed=seed, linear=clean.dim)
+    made.module.eval()
+    return made
