@@ -1,12 +1,14 @@
-"""Commands of a thief who holds the weights: `attack fine-tune`, `prune`, `self-supervised`, `overwrite`."""
+"""Commands of a thief: `attack fine-tune`, `prune`, `self-supervised`, `overwrite`, and `apply` for all the others."""
 
 from __future__ import annotations
 
+import json
 import os
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 HELP = """Try to be rid of a mark, as a thief does who holds the weights; the victim is left as it is.
 
 Attacks in a row are one command after another: steal, then fine-tune what was stolen, then prune that. A thief who \
-has answers alone begins with `sslguard steal`. Noise before or behind an encoder that is served changes no weights: \
-it is in Python, sslguard.attacks.wrapping."""
+has answers alone begins with `sslguard steal`. What stands before or behind an encoder that is served (noise, \
+rotations, filters) changes no weights, so that there is nothing to write: it is in Python, sslguard.attacks.registry, \
+and in the configurations of `sslguard bench`."""
 
 PROBE = Group("Probe", sort_key=2)
 
@@ -205,7 +208,70 @@ def overwrite(
     return _attacked(victim, out, probing, run)
 
 
-COMMANDS: tuple[Callable[..., Result], ...] = (fine_tune, prune, self_supervised, overwrite)
+def apply(
+    victim: str,
+    /,
+    *,
+    attack: str,
+    out: Path,
+    data: str | None = None,
+    settings: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    seed: Seed = 0,
+    probing: Probing = UNPROBED,
+    machine: Machine = ONE_MACHINE,
+    output: Output = PRINTED,
+) -> Result:
+    """Any attack that leaves an encoder, by its name in sslguard.attacks.registry.
+
+    Wrappings and mappings leave no weights and are refused: they are in Python, and in `sslguard bench`. After an
+    interruption the same command goes on where it stopped.
+
+    Args:
+        victim: The encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
+        attack: Its name, such as quantise, prune-filters, weight-noise, cont-steal, stolen-encoder or rda.
+        out: Folder of the result; an encoder that is there is replaced.
+        data: Items of the thief's own, where the attack needs any.
+        settings: KEY=VALUE, as often as wanted; a dot leads into a table: --set bits=4, --set recipe.steps=300.
+        seed: Of all that is drawn.
+    """
+    from sslguard.attacks.base import Removal, Stealing
+    from sslguard.attacks.registry import build
+    from sslguard.data.specs import open_data
+
+    chosen = build(attack, _tables(settings or []))
+    if not isinstance(chosen, Removal | Stealing):
+        raise UsageError(f"{attack} leaves no weights to write: it is for Python and for `sslguard bench`")
+    if (data is None) != (chosen.needs == "nothing"):
+        raise UsageError(f"{attack} needs {chosen.needs}: {'leave --data out' if data else 'give --data'}")
+    items: Any = None if data is None else open_data(data)
+    if chosen.needs == "labels" and items.labels is None:
+        raise UsageError(f"{attack} needs labels, and {data} has none")
+
+    def run(encoder: Encoder, checkpoint: Path) -> Encoder:
+        return chosen(encoder, items, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
+
+    return _attacked(victim, out, probing, run)
+
+
+COMMANDS: tuple[Callable[..., Result], ...] = (fine_tune, prune, self_supervised, overwrite, apply)
+
+
+def _tables(settings: list[str]) -> dict[str, Any]:
+    """KEY=VALUE lines as TOML reads them; a value that is none of TOML's is a text."""
+    lines = []
+    for line in settings:
+        key, equals, value = line.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes KEY=VALUE, not {line!r:.80}")
+        try:
+            tomllib.loads(f"key = {value}")
+        except tomllib.TOMLDecodeError:
+            value = json.dumps(value)
+        lines.append(f"{key} = {value}")
+    try:
+        return tomllib.loads("\n".join(lines))
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--set cannot be read: {error}") from error
 
 
 def _attacked(victim: str, out: Path, probing: Probing, run: Callable[[Encoder, Path], Encoder]) -> Result:
