@@ -18,13 +18,17 @@ import torch
 from safetensors.torch import load
 
 from age_oracle import decrypt_by_passphrase, decrypt_to_identity, encrypt_by_passphrase
+from claim_bed import Answers
 from command_line import done, sslguard
 from sslguard import sealing
+from sslguard.claims.commitment import commit
+from sslguard.data.specs import open_data
 from sslguard.errors import KeyFileError, UsageError
 from sslguard.files import canonical_json
 from sslguard.keyfile import Owner, is_key_folder, key_hash, load_key, open_key, reseal_key, save_key
 from sslguard.scorefile import control_scores
 from sslguard.sealing import IDENTITY, MAX_WORK_FACTOR, PASSPHRASE, Seal, read_recipients, unseal
+from sslguard.verification import score_suspect
 
 GOLDEN = Path(__file__).parent / "golden"
 ME = pyrage.x25519.Identity.generate()
@@ -364,8 +368,22 @@ class TestGolden:
         assert (stored.owner and stored.owner.public) == wanted["id"]
         assert stored.key.secret.reveal().hex() == wanted["secret"]
 
-    def test_a_key_in_the_clear_is_written_as_then(self, tmp_path):
-        stored = open_key(GOLDEN / "key-2-clear")
+    @pytest.mark.parametrize("golden", ["key-2-clear", "key-2-exact", "key-2-exact-sub-keys"])
+    def test_a_key_in_the_clear_is_written_as_then(self, tmp_path, golden):
+        stored = open_key(GOLDEN / golden)
         save_key(stored.key, tmp_path / "key", owner=stored.owner)
         for name in ("key.json", "tensors.safetensors"):
-            assert (tmp_path / "key" / name).read_bytes() == (GOLDEN / "key-2-clear" / name).read_bytes()
+            assert (tmp_path / "key" / name).read_bytes() == (GOLDEN / golden / name).read_bytes()
+
+    @pytest.mark.parametrize("name", [name for name in sorted(EXPECTED["keys"]) if "exact" in name])
+    def test_keys_of_the_exact_scheme_score_as_then(self, name, monkeypatch):
+        """z of the whole key, then of each sub-key, on answers of the marked encoder of that day."""
+        monkeypatch.setenv(IDENTITY, str(GOLDEN / "identity.txt"))
+        wanted, stored = self.EXPECTED["keys"][name], open_key(GOLDEN / name)
+        texts = (GOLDEN / "texts.txt").read_text().splitlines()
+        known = dict(zip(texts, np.load(GOLDEN / wanted["answers"]), strict=True))
+        suspect = Answers(lambda batch: np.stack([known[text] for text in batch]))
+        keys = [stored.key, *stored.key.split()]
+        found = [score_suspect(key, suspect, open_data(f"text:{GOLDEN}/texts.txt")).evidence.statistic for key in keys]
+        assert found == pytest.approx(wanted["z"], rel=1e-5)
+        assert list(commit(stored).keys) == wanted["commitment"]

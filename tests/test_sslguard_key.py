@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardKey
+from sslguard.schemes.sslguard.parts import stream_context
 from sslguard.secrets import Secret
 
 
@@ -118,6 +120,15 @@ class TestStreams:
     def test_follow_all_that_the_test_depends_on(self, drawn, change):
         assert drawn() == drawn(encoder_rate=1e-2, steps=2)
         assert drawn(**change) != drawn()
+
+    def test_byte_by_byte(self):
+        """As docs/key-format.md spells it: keys must be drawn alike for ever."""
+        line = (
+            b'{"preprocess":{"kind":"image"},"settings":{"carrier":0.0,"decoder_hidden":[512,256],"directions":4,'
+            b'"mask_probability":0.35,"n_queries":8,"n_verification":1000,"secret_dim":256,"shift":8.0}}'
+        )
+        found = stream_context("ab" * 32, {"kind": "image"}, asdict(SSLGuard(n_queries=8)))
+        assert found == b"ab" * 32 + hashlib.sha256(line).digest()
 
     def test_say_what_they_are_bound_to(self, tiny, images):
         key = self.SCHEME.watermark(tiny(7), images(20), secret=Secret.from_seed(1)).key
