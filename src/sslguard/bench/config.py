@@ -6,6 +6,7 @@
     seeds = [0]
     rates = ["1e-2", "2^-64"]       # false-claim rates that detection is told at
     precision = "bf16"              # of all training, unless an attack says otherwise
+    base = "page.toml"              # beside this file: what it holds, where this one does not say otherwise
 
     [beds.images]                   # data by role; roles that are left out are the preset's, see `beds.PRESETS`
     verify = "cluttered-fashion-mnist:train[0:4000]"
@@ -17,7 +18,7 @@
     random = 20                     # further innocents: networks that were never trained
 
     [schemes.exact-distilled]
-    scheme = "exact"                # of `schemes.SCHEMES`; all other keys are its settings
+    scheme = "exact"                # see `schemes.build_scheme`; all other keys are its settings
     verify = "queries"              # role of the items that suspects are asked about; "verify" unless given
 
     [attacks.mse]
@@ -58,11 +59,15 @@ class EncoderEntry:
 
 @dataclass(frozen=True)
 class SchemeEntry:
-    """A scheme by its name in `schemes.SCHEMES`, with its settings; `beds` limits it to some."""
+    """A scheme by its name in `schemes.build_scheme`, with its settings.
+
+    `beds` limits it to some. `null = false` tests none of its innocents: those of another scheme tell the same.
+    """
 
     scheme: str
     verify: str = "verify"
     beds: tuple[str, ...] = ()
+    null: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -77,11 +82,12 @@ class Step:
 
 @dataclass(frozen=True)
 class AttackEntry:
-    """A chain of steps; `beds`, `schemes` limit it to some, by name."""
+    """A chain of steps; `beds`, `encoders` and `schemes` limit it to some, by name."""
 
     set: AttackSet
     steps: tuple[Step, ...]
     beds: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     precision: str = ""
 
@@ -120,13 +126,24 @@ def read_config(path: Path) -> Config:
     Raises:
         UsageError: the file cannot be read, or something in it is unknown, missing or contradictory.
     """
+    return parse_config(_read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file holds over its base: entries of tables replace those of the same name, all else as a whole."""
     try:
         found = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
-    return parse_config(found)
+    if (base := found.pop("base", None)) is None:
+        return found
+    merged = _read(path.parent / Path(_typed("base", base, str)).name)
+    for name, value in found.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = {**merged[name], **value} if both else value
+    return merged
 
 
 def parse_config(found: Mapping[str, Any]) -> Config:
@@ -178,6 +195,7 @@ def _check(config: Config) -> None:
         limited.append((f"schemes.{name}.beds", scheme.beds, config.beds))
     for name, attack in config.attacks.items():
         limited.append((f"attacks.{name}.beds", attack.beds, config.beds))
+        limited.append((f"attacks.{name}.encoders", attack.encoders, config.encoders))
         limited.append((f"attacks.{name}.schemes", attack.schemes, config.schemes))
     for where, names, known in limited:
         if unknown := [name for name in names if name not in known]:
@@ -207,7 +225,7 @@ def _entry(where: str, found: Any, kind: Any, rest: str = "") -> Any:
         raise UsageError(f"{where}: {str(error).partition(' ')[2]}") from error
     for name, value in vars(entry).items():
         default = kind.__dataclass_fields__[name].default
-        expected = dict if name == rest else type(default) if isinstance(default, str | int | tuple) else None
+        expected = dict if name == rest else type(default) if isinstance(default, str | bool | int | tuple) else None
         if expected is not None:
             _typed(f"{where}.{name}", value, expected)
     return entry

@@ -19,15 +19,16 @@ cells and leaves the others. Chains that begin alike share the cells of their fi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from itertools import groupby
 from typing import Any
 
 from sslguard.attacks.base import Removal, Stealing
 from sslguard.attacks.registry import build
 from sslguard.bench.cells import Cell
-from sslguard.bench.config import AttackEntry, Config, EncoderEntry, SchemeEntry, Step, digest_of
+from sslguard.bench.config import Config, EncoderEntry, SchemeEntry, Step, digest_of
 from sslguard.bench.schemes import build_scheme
 from sslguard.controls import count_controls
 from sslguard.errors import UsageError
@@ -76,15 +77,11 @@ def make_plan(config: Config) -> Plan:
         planner.reference(encoder)
     for seed, encoder, scheme in planner.grid():
         planner.mark(encoder, scheme, seed)
-    for name in config.attacks:
-        for seed, encoder, scheme in planner.grid(config.attacks[name]):
-            planner.attack(name, encoder, scheme, seed)
-    for seed, encoder, scheme in planner.grid():
-        planner.null(encoder, scheme, seed)
-    for name in config.attacks:
-        for seed, encoder, scheme in planner.grid(config.attacks[name]):
-            if planner.injects(scheme):
-                planner.attack(name, encoder, scheme, seed, twin=True)
+    for place, (_, names) in enumerate(groupby(config.attacks, planner.training)):
+        planner.attacks(list(names))
+        if place == 0:
+            for seed, encoder, scheme in planner.grid():
+                planner.null(encoder, scheme, seed)
     return Plan(tuple(planner.cells.values()), planner.about)
 
 
@@ -96,15 +93,38 @@ class _Planner:
     marks: dict[tuple[str, str, int], str] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 
-    def grid(self, attack: AttackEntry | None = None) -> Iterator[tuple[int, str, str]]:
-        """Seed, encoder and scheme wherever a scheme takes the encoder's bed, and the attack both."""
+    def training(self, attack: str) -> str:
+        """What an attack trains, as a text: attacks that share it stand together, and ask one encoder in turn."""
+        steps = self.config.attacks[attack].steps
+        trains = [isinstance(build(step.attack, step.settings), Stealing | Removal) for step in steps]
+        last = max((place for place, each in enumerate(trains) if each), default=-1)
+        return digest_of([asdict(step) for step in steps[: last + 1]])
+
+    def attacks(self, names: Sequence[str]) -> None:
+        """These attacks on everybody, then their twins."""
+        for twin in (False, True):
+            for seed, encoder, scheme in self.grid():
+                for name in names:
+                    if self.takes(name, encoder, scheme) and not (twin and not self.innocents(scheme)):
+                        self.attack(name, encoder, scheme, seed, twin=twin)
+
+    def grid(self) -> Iterator[tuple[int, str, str]]:
+        """Seed, encoder and scheme wherever a scheme takes the encoder's bed."""
         for seed in self.config.seeds:
             for name, encoder in self.config.encoders.items():
                 for scheme, entry in self.config.schemes.items():
-                    beds = (entry.beds, attack.beds if attack else ())
-                    chosen = not (attack and attack.schemes) or scheme in attack.schemes
-                    if chosen and all(not limit or encoder.bed in limit for limit in beds):
+                    if not entry.beds or encoder.bed in entry.beds:
                         yield seed, name, scheme
+
+    def takes(self, attack: str, encoder: str, scheme: str) -> bool:
+        """Whether an attack is for this encoder's bed and this scheme."""
+        entry, bed = self.config.attacks[attack], self.config.encoders[encoder].bed
+        limits = ((entry.beds, bed), (entry.encoders, encoder), (entry.schemes, scheme))
+        return all(not limit or name in limit for limit, name in limits)
+
+    def innocents(self, scheme: str) -> bool:
+        """Whether what comes of the clean encoder is tested as innocent under this scheme."""
+        return self.config.schemes[scheme].null and self.injects(scheme)
 
     def injects(self, scheme: str) -> bool:
         """Whether what comes of the clean encoder is innocent under this scheme."""
@@ -154,7 +174,9 @@ class _Planner:
         self._add(kind, args, needs=(mark, *_needs(victim)), **{**about, "scheme": scheme})
 
     def null(self, encoder: str, scheme: str, seed: int) -> None:
-        """The population, some at a time; F itself; and F as all others protect it."""
+        """The population, some at a time; F itself; and F by other schemes of the seed, and by other seeds of the scheme."""
+        if not self.config.schemes[scheme].null:
+            return
         entry, mark = self.config.encoders[encoder], self.marks[encoder, scheme, seed]
         about = {"encoder": encoder, "scheme": scheme, "seed": seed}
         verify = self._verify(entry, self.config.schemes[scheme])
@@ -170,7 +192,9 @@ class _Planner:
         if not self.injects(scheme):
             return
         victims: list[dict[str, str]] = [{"clean": entry.load}]
-        victims += [{"mark": name} for (one, _, _), name in self.marks.items() if one == encoder and name != mark]
+        for (one, other, when), name in self.marks.items():
+            if one == encoder and name != mark and (other == scheme or when == seed):
+                victims.append({"mark": name})
         for victim in victims:
             asked: dict[str, Any] = {"mark": mark, "victim": victim, "steps": [], **verify}
             self._add("other", asked, needs=(mark, *_needs(victim)), **about)

@@ -7,14 +7,18 @@ thread.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sslguard.attacks.chain import Chain
 from sslguard.attacks.registry import build
@@ -23,7 +27,7 @@ from sslguard.bench.cells import Cell, path_of
 from sslguard.bench.plan import seed_of
 from sslguard.bench.schemes import Protected, build_scheme
 from sslguard.controls import ARCHITECTURES, list_controls, read_population, shipped_population
-from sslguard.data.base import Data
+from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.load import load_encoder
@@ -155,7 +159,7 @@ class Work:
         ((kind, which),) = named.items()
         if kind == "clean":
             return load_encoder(which)
-        return self.protected(which).embedder if kind == "mark" else load_folder(self.out / "encoders" / which)
+        return self.protected(which).embedder if kind == "mark" else _made(self.out / "encoders" / which)
 
     def protected(self, mark: str) -> Protected:
         """What a cell of the group mark made."""
@@ -175,7 +179,36 @@ class Work:
         return found
 
 
-@lru_cache(maxsize=4)
+@dataclass(frozen=True, eq=False)
+class Remembering(Encoder):
+    """An encoder that answers a batch which it was asked before from memory, bit by bit as it did.
+
+    Attacks that put something behind one surrogate ask it the same batches. A clone forgets: it may be trained.
+    """
+
+    known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict)
+
+    def embed(self, batch: Batch, /) -> NDArray[np.float32]:
+        digest = hashlib.sha256()
+        for item in batch:
+            content = item.encode() if isinstance(item, str) else np.ascontiguousarray(item).tobytes()
+            digest.update(len(content).to_bytes(8) + content)
+        name = digest.digest()
+        if name not in self.known:
+            self.known[name] = super().embed(batch)
+        return self.known[name].copy()
+
+    def clone(self) -> Encoder:
+        fields = {name: value for name, value in vars(self).items() if name != "known"}
+        return Encoder(**fields).clone()
+
+
+@lru_cache(maxsize=2)
+def _made(folder: Path) -> Remembering:
+    return Remembering(**vars(load_folder(folder)))
+
+
+@lru_cache(maxsize=24)  # a peer that trains would train again
 def _protected(work: Work, mark: str) -> Protected:
     args = work._content(mark)["args"]
     entrant = build_scheme(args["scheme"], args["settings"])
