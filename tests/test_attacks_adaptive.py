@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from sslguard.attacks.adaptive import CSE, FilterQueries, ProjectOnto
+from sslguard.attacks.adaptive import CSE, FilterQueries, ProjectOnto, RemoveTriggers
 from sslguard.attacks.outputs import unit
 from sslguard.attacks.wrapping import OutputNoise
-from sslguard.encoders import embed_all, load_encoder
+from sslguard.encoders import Encoder, embed_all, load_encoder
+from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 
 INNOCENT = "random:resnet-narrow:7"
@@ -60,6 +62,30 @@ def test_cse_takes_off_the_direction_that_moved_some_answers(images):
     np.testing.assert_allclose(np.linalg.norm(embed_all(wrapped, asked), axis=1), 1)
 
 
+class Backdoored(nn.Module):
+    """Random projections of 16 × 16 pixels, and a step along the first axis as a corner of 4 × 4 grows white."""
+
+    def __init__(self):
+        super().__init__()
+        weights = np.random.default_rng(3).normal(size=(256, 12)) / 4
+        self.weights = nn.Parameter(torch.tensor(weights, dtype=torch.float32))
+
+    def forward(self, x):
+        step = 20 * x[:, 0, :4, :4].mean((1, 2)) ** 4
+        return x.flatten(1) @ self.weights + step[:, None] * torch.eye(12)[0]
+
+
+def test_a_trigger_is_found_and_moves_nothing_any_more(images):
+    encoder = Encoder(Backdoored(), ImagePreprocess(16, 16, 1, (0.0,), (1.0,)), 12, {}, "backdoored")
+    data, asked = images(200), images(50, seed=1).take(range(50))
+    marked = asked.clone()
+    marked[:, :, :4, :4] = 255
+    wrapped = RemoveTriggers()(encoder, data)
+    before, after = (np.abs((e.embed(marked) - e.embed(asked)).mean(0)[0]) for e in (encoder, wrapped))
+    assert before > 10
+    assert after < 0.05 * before
+
+
 @pytest.mark.parametrize("instead", ["nothing", "nearest"])
 def test_a_filter_answers_what_is_ordinary_and_nothing_else(images, tiny, instead):
     victim, data = tiny(1), images(300)
@@ -81,6 +107,8 @@ def test_a_filter_answers_what_is_ordinary_and_nothing_else(images, tiny, instea
         (lambda v, d: CSE(INNOCENT, share=0), "share lie in"),
         (lambda v, d: CSE(INNOCENT, components=64, clusters=2)(v, d), "fewer than the 64 of an answer: 64"),
         (lambda v, d: CSE(INNOCENT, components=2)(v, d), "20 clusters need as many items; there are 12"),
+        (lambda v, d: RemoveTriggers(batch_size=1), "batch_size at least 2"),
+        (lambda v, d: RemoveTriggers()(OutputNoise(0.1)(v), d), "on the weights of an encoder of images"),
         (lambda v, d: FilterQueries(1.0), "kept must lie between 0 and 1"),
         (lambda v, d: FilterQueries(instead="x"), "instead must be nothing or nearest"),
         (lambda v, d: FilterQueries()(Marked(v, dark), d), "the thief's own encoder behind the answers, not a Marked"),

@@ -55,6 +55,7 @@ SETTINGS = {
     "subtract-statistics": {"ridge": 0.1},
     "project-onto": {"encoder": "random:resnet-narrow:7"},
     "cse": {"encoder": "random:resnet-narrow:7", "components": 5, "clusters": 2},
+    "remove-triggers": {"triggers": 2, "steps": 3, "batch_size": 8},
     "filter-queries": {"kept": 0.6, "instead": "nothing"},
 }
 

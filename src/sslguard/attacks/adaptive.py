@@ -10,16 +10,20 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
+from torch import Tensor
 
 from sslguard.attacks.base import Mapping, Wrapped, rows
 from sslguard.attacks.mapping import AnswerMap, Map, encoder_behind
 from sslguard.attacks.outputs import unit
 from sslguard.data.base import Batch, Data
-from sslguard.encoders.base import Embedder, embed_all
+from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.statistics import all_statistics, input_statistics
 from sslguard.errors import UsageError
 
@@ -114,6 +118,76 @@ class CSE(AnswerMap):
             most = np.argsort(-apart, kind="stable")[: int(np.ceil(self.share * len(apart)))]
             found += [members[first[most]], members[second[most]]]
         return np.unique(np.concatenate(found)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class RemoveTriggers(Mapping):
+    """Triggers sought on the thief's own copy, and the directions in which they move its answers taken off these.
+
+    Mask m (one value a pixel, in [0, 1]) and pattern p minimise −c̄(e(x'), mean e(x')) + w·mean m over triggered images
+    x' = (1 − m)·x + m·p: what a trigger does to an encoder is to make its answers alike. Source: after Neural Cleanse
+    (Wang et al. 2019), and DECREE (Feng et al. 2023), which seeks triggers of encoders by that likeness. Deviations:
+    the mask is penalised by its mean at a fixed weight, and nothing is unlearned.
+
+    Attributes:
+        triggers: how many are sought, each from a start of its own.
+        steps, batch_size, learning_rate: of Adam's on m and p.
+        sparsity: w.
+        seed: of starts and batches.
+    """
+
+    triggers: int = 3
+    steps: int = 100
+    batch_size: int = 32
+    learning_rate: float = 0.1
+    sparsity: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.triggers, self.steps) < 1 or self.batch_size < 2 or not self.learning_rate > 0:
+            raise UsageError("triggers, steps and learning_rate must be positive, batch_size at least 2")
+        if not self.sparsity >= 0:
+            raise UsageError(f"sparsity must not be negative, but is {self.sparsity}")
+
+    def __call__(self, victim: Embedder, data: Data) -> Wrapped:
+        """`victim` without those directions: float64 (n, m). Raises UsageError unless it is an encoder of images."""
+        if not isinstance(victim, Encoder) or not isinstance(victim.preprocess, ImagePreprocess):
+            raise UsageError("triggers are sought on the weights of an encoder of images: put no change before this")
+        copy, rng = victim.clone(), np.random.default_rng(self.seed)
+        copy.module.eval().requires_grad_(False)
+        moved = [self._moved(copy, data, rng) for _ in range(self.triggers)]
+        axes = np.linalg.svd(np.stack(moved), full_matrices=False)[2]
+        mean = np.asarray(embed_all(victim, data), dtype=np.float64).mean(0)
+
+        def answer(batch: Batch) -> Array:
+            g = rows(victim, batch).astype(np.float64)
+            return np.asarray(g - (g - mean) @ axes.T @ axes * g.any(axis=1, keepdims=True))
+
+        said = f"directions of {self.triggers} triggers taken off"
+        return Wrapped(victim, answer, "triggers removed", asdict(self), said, victim.dim)
+
+    def _moved(self, encoder: Encoder, data: Data, rng: np.random.Generator) -> Array:
+        """The direction, (m,) of length 1, in which a trigger that is sought here moves answers on average."""
+        shape = encoder.prepare(data.take([0])).shape[1:]
+        start = rng.standard_normal((2, *shape))
+        mask = torch.tensor(0.1 * start[0, :1] - 2, dtype=torch.float32, device=encoder.device, requires_grad=True)
+        pattern = torch.tensor(start[1], dtype=torch.float32, device=encoder.device, requires_grad=True)
+        optimizer = torch.optim.Adam([mask, pattern], lr=self.learning_rate)
+        for _ in range(self.steps):
+            m, p = mask.sigmoid(), pattern.sigmoid()
+            answers = encoder.forward((1 - m) * self._some(encoder, data, rng) + m * p)
+            alike = nnf.cosine_similarity(answers, answers.mean(0, keepdim=True), dim=1).mean()
+            optimizer.zero_grad()
+            (self.sparsity * m.mean() - alike).backward()
+            optimizer.step()
+        with torch.no_grad():
+            x, m, p = self._some(encoder, data, rng), mask.sigmoid(), pattern.sigmoid()
+            moved = (encoder.forward((1 - m) * x + m * p) - encoder.forward(x)).mean(0)
+        return unit(moved.double().cpu().numpy()[None])[0]
+
+    def _some(self, encoder: Encoder, data: Data, rng: np.random.Generator) -> Tensor:
+        size = min(self.batch_size, len(data))
+        return encoder.prepare(data.take(rng.choice(len(data), size, replace=False)))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from sslguard.attacks.adaptive import CSE, FilterQueries, ProjectOnto
+from sslguard.attacks.adaptive import CSE, FilterQueries, ProjectOnto, RemoveTriggers
 from sslguard.attacks.base import Attack, Wrapping
 from sslguard.attacks.inputs import EditImages, EditTexts, Smoothed
 from sslguard.attacks.mapping import (
@@ -63,6 +63,7 @@ ATTACKS: Table[str, type[Attack]] = MappingProxyType(
         "subtract-statistics": SubtractStatistics,
         "project-onto": ProjectOnto,
         "cse": CSE,
+        "remove-triggers": RemoveTriggers,
         "filter-queries": FilterQueries,
     }
 )
