@@ -88,8 +88,8 @@ class TestContract:
         made = [SMALL[name].protect(clean, owned, secret=Secret.from_seed(s)) for s in (1, 1, 2)]
         assert hashed(clean) == before
         assert [p.requires_grad for p in clean.module.parameters()] == modes
-        one, again, other = (score_suspect(each.key, made[0].embedder, asked) for each in made)
-        assert one.value == again.value != other.value or name == "fingerprint"
+        one, again, other = (score_suspect(each.key, tiny(8), asked) for each in made)
+        assert one.value == again.value != other.value
         np.testing.assert_array_equal(embed_all(made[0].embedder, asked), embed_all(made[1].embedder, asked))
         assert made[0].embedder.dim == clean.dim
 
@@ -158,7 +158,7 @@ class TestContract:
 def test_a_mark_lies_above_the_clean_encoder_and_strangers(name, tiny, asked, protected):
     made = protected(name)
     own = score_suspect(made.key, made.embedder, asked).value
-    innocents = [tiny(7), protected(name, 2).embedder, *(tiny(seed) for seed in range(20, 25))]
+    innocents = [tiny(7), protected(name, 2).embedder, *(tiny(seed) for seed in range(20, 22))]
     assert own > 1.5 * max(score_suspect(made.key, innocent, asked).value for innocent in innocents)
 
 
@@ -210,16 +210,22 @@ class TestDatasetInference:
         drawn = [test(*rng.normal(size=(2, 60)))[1] for _ in range(400)]
         assert stats.kstest(np.exp2(drawn), "uniform").pvalue > 1e-3
 
-    def test_published_pvalues_of_innocents_hang_together(self, tiny, asked, owned):
-        """Innocents that never saw an item share the luck of which items were drawn: one key's p-values are no sample
-        of a uniform law, even where every one of them is uniform over draws."""
-        pvalues = np.empty((8, 12))
-        for draw in range(8):
-            key = SMALL["dataset-inference"].protect(tiny(7), owned, secret=Secret.from_seed(50 + draw)).key
-            for seed in range(12):
-                pvalues[draw, seed] = score_suspect(key, tiny(seed), asked).published_log2_pvalue
-        between, within = pvalues.mean(1).var(ddof=1), pvalues.var(1, ddof=1).mean() / 12
-        assert between > 2 * within
+    def test_published_pvalues_of_innocents_hang_together(self, tiny):
+        """Innocents share the luck of which items were drawn, as what is unlikely to one is so to others: the p-values
+        of one key are no sample of a uniform law, though each is uniform over draws."""
+        rng = np.random.default_rng(0)
+        content, patterns = rng.normal(size=(400, 2)), rng.normal(size=(2, 1, 16, 16))
+        pictures = (128 + 30 * np.tensordot(content, patterns, 1)).clip(0, 255).astype(np.uint8)
+        members, unseen = (ArrayData(f"part {k}", pictures[k::2], None) for k in range(2))
+        maps = rng.normal(size=(6, 256, 8))
+        suspects = [Answers(lambda batch, m=m: np.tanh((batch.numpy().reshape(-1, 256) / 128 - 1) @ m)) for m in maps]
+        pvalues = np.empty((30, 6))
+        for draw, row in enumerate(pvalues):
+            key = SMALL["dataset-inference"].protect(tiny(7), members, secret=Secret.from_seed(draw)).key
+            row[:] = [score_suspect(key, suspect, unseen).published_log2_pvalue for suspect in suspects]
+        pvalues = np.exp2(pvalues)
+        assert pvalues.mean(1).var(ddof=1) > 2 * pvalues.var(1, ddof=1).mean() / 6
+        assert stats.kstest(pvalues[:, 0], "uniform").pvalue > 1e-3
 
     def test_queries_must_be_unseen(self, tiny, tmp_path):
         np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (200, 1, 16, 16), dtype=np.uint8))

@@ -6,15 +6,15 @@ and the statistic is the share of turned images that M∘suspect gets right.
     L = |F*(x) − F(x)|²/s² + w·CE(M(F*(R_θ x)), θ ≥ 180°),   s² the variance of F's answers.
 
 The p-value beside it is that of as many tosses of a fair coin: the paper compares the accuracy with one half. It does
-not bear a claim. One head on one innocent is right more or less often than not, whatever the number of queries, and
-an encoder whose answers tell how an image was turned, as most do, may have learned to tell it in the same direction.
+not bear a claim: one head is right about an innocent more or less often than half of the time, whatever the number of
+queries, and innocent copies of F, which the head was trained beside, come nearest to F*.
 
 Source: Dziedzic, Dhawan, Kaleem, Guan and Papernot, "On the Difficulty of Defending Self-Supervised Learning against
 Model Extraction", ICML 2022 (arXiv 2205.07890). Deviations:
 
 - A clean encoder is fine-tuned and held to its own answers; the paper trains encoder and head from scratch, with the
   contrastive loss in the place of |F* − F|². Batch norm stays in evaluation mode.
-- Two-sided angles, the head's size, w and the budget are ours. Corners that a turn leaves empty are black.
+- The range of angles, the head's size, w and the budget are ours. Corners that a turn leaves empty are black.
 """
 
 from __future__ import annotations
