@@ -22,6 +22,7 @@ from sslguard.encoders.words import pooled
 N_STATISTICS = 96
 _SIDE = 48  # pixels; images are averaged down to one to two times that
 _FIRST, _SECOND = 32, 64  # filters
+_TOGETHER = 32  # images whose filtered maps fit a processor's cache: a third of the time of 256
 _ROWS = 4096  # vectors of words, which share them
 
 
@@ -49,11 +50,16 @@ class InputStatistics(nn.Module):
             ids, mask = inputs.unbind(1)
             # Fibonacci hashing: ids that follow one another share no vector.
             return pooled(self.words[(ids * 2654435761 % (1 << 32)) >> 20], mask, "mean")
-        x = inputs.float().mean(1, keepdim=True)
+        if torch.jit.is_tracing():  # a file takes any number of images
+            return self._of_images(inputs)
+        return torch.cat([self._of_images(part) for part in inputs.split(_TOGETHER)])
+
+    def _of_images(self, images: Tensor) -> Tensor:
+        x = images.float().mean(1, keepdim=True)
         if (ratio := min(x.shape[2:]) // _SIDE) > 1:
             x = nnf.avg_pool2d(x, ratio)
-        first = torch.relu(nnf.conv2d(x, self.first, stride=2, padding=2))
-        second = torch.relu(nnf.conv2d(first, self.second, stride=2, padding=1))
+        first = nnf.conv2d(x, self.first, stride=2, padding=2).relu_()
+        second = nnf.conv2d(first, self.second, stride=2, padding=1).relu_()
         return torch.cat([first.mean((2, 3)), second.mean((2, 3))], 1)
 
 
