@@ -276,10 +276,14 @@ class TestKey:
         ):
             with pytest.raises(KeyFileError, match=message):
                 ExactKey.from_parts(fields, changed)
-        with pytest.raises(KeyFileError, match="lacks 'protocol'"):
-            ExactKey.from_parts({n: v for n, v in fields.items() if n != "protocol"}, tensors)
+        for lacking in fields:
+            with pytest.raises(KeyFileError, match=f"lacks '{lacking}'|not the one that its streams"):
+                ExactKey.from_parts({n: v for n, v in fields.items() if n != lacking}, tensors)
         with pytest.raises(KeyFileError, match="fit together"):
             ExactKey.from_parts({**fields, "protocol": {**fields["protocol"], "epsilon": "0.3"}}, tensors)
+        for endless in ("redraw", "sub_keys"):
+            with pytest.raises(KeyFileError, match="fit together"):
+                ExactKey.from_parts({**fields, endless: float("inf")}, tensors)
 
     def test_shows_nothing_of_the_secret(self, marked):
         assert marked.key.secret.reveal().hex() not in repr(marked.key)

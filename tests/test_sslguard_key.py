@@ -145,6 +145,7 @@ class TestStreams:
             ({"bound_to": "nothing"}, "which is not known here"),
             ({"bound_to": ["protocol"]}, "which is not known here"),
             ({"n": 9}, "not that of the settings"),
+            ({"n": float("inf")}, "do not fit together"),
             ({"settings": {"n_queries": 8, "shift": float("inf")}}, "do not fit together"),
         ],
         ids=str,

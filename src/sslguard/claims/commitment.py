@@ -176,10 +176,11 @@ def publish(
         raise UsageError("a timestamp comes from an authority or from a file, not from both")
     commitment = commit(stored)
     content, beside = commitment.document.content, timestamp_file(out)
-    if os.path.lexists(out) and read_file(out, MAX_DOCUMENT) != content:
+    there, stamped = os.path.lexists(out), os.path.lexists(beside)
+    if there and read_file(out, MAX_DOCUMENT) != content:
         raise OutputError(f"{out} is there and is not this key's commitment: choose another name")
-    stamped = os.path.lexists(beside)
-    if stamped and (authority or token):
+    # A timestamp without its commitment is what was left when an earlier run was killed.
+    if there and stamped and (authority or token):
         raise OutputError(f"{beside} is there already, and an earlier timestamp is worth more than a later one")
     found = None
     if stamped:

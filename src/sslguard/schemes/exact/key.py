@@ -250,7 +250,7 @@ class ExactKey(Key):
             )
         except KeyError as error:
             raise KeyFileError(f"the key lacks {error}") from None
-        except (TypeError, ValueError, RuntimeError, UsageError, EncoderError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError, UsageError, EncoderError) as error:
             raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
         if not 1 <= key.sub_keys <= MAX_SUB_KEYS:
             raise KeyFileError(f"the key's sub_keys must lie in 1 to {MAX_SUB_KEYS}")
@@ -258,7 +258,7 @@ class ExactKey(Key):
         promised = (protocol.components, key.sub_keys * protocol.n_features, key.sub_keys * protocol.n_statistics)
         if sizes != promised or len(bank.geometry.mean) != clean.dim:
             raise KeyFileError("the key's features, its protocol and its clean encoder do not fit together")
-        if key.clean_hash != fields["clean_hash"] or not _SHA256.fullmatch(key.watermarked_hash) or key.redraw < 0:
+        if key.clean_hash != fields.get("clean_hash") or not _SHA256.fullmatch(key.watermarked_hash) or key.redraw < 0:
             raise KeyFileError("the key's clean encoder is not the one that its streams are bound to")
         return key
 

@@ -192,7 +192,7 @@ class SSLGuardKey(Key):
             )
             # Numbers without end have no spelling to hash.
             _ = key.context
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, IndexError) as error:
             raise KeyFileError(f"the key's parts do not fit together ({type(error).__name__})") from None
         key._check()
         return key
