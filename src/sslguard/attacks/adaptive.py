@@ -137,7 +137,7 @@ class RemoveTriggers(Mapping):
     """
 
     triggers: int = 3
-    steps: int = 100
+    steps: int = 200
     batch_size: int = 32
     learning_rate: float = 0.1
     sparsity: float = 0.5
