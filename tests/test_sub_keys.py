@@ -82,6 +82,7 @@ class TestMark:
             moments = two.moments((planted.embed(batch) for batch in two.queries(asked)), asked)
             chosen = {"predicted": two.witnesses(moments)["predicted"]}
             found.append(two.test(chosen, n_queries=moments.n).pvalue)
+        assert bits(one, planted, asked) > 100
         assert stats.kstest(found, "uniform").pvalue > 0.01
 
     def test_as_many_as_there_are_statistics_for(self):
