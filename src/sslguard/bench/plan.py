@@ -174,7 +174,7 @@ class _Planner:
         self._add(kind, args, needs=(mark, *_needs(victim)), **{**about, "scheme": scheme})
 
     def null(self, encoder: str, scheme: str, seed: int) -> None:
-        """The population, some at a time; F itself; and F by other schemes of the seed, and by other seeds of the scheme."""
+        """The population, some at a time; F itself; F by the seed's other schemes, and by the scheme's other seeds."""
         if not self.config.schemes[scheme].null:
             return
         entry, mark = self.config.encoders[encoder], self.marks[encoder, scheme, seed]

@@ -154,7 +154,8 @@ def _kept(plan: Plan, contents: Contents, about: Mapping[str, Any], result: Mapp
         if cell.group == "reference" and cell.name in contents and plan.about[cell.name]["encoder"] == about["encoder"]
     )
     clean: Mapping[str, Any] = next(references, {})
-    if accuracy is None or "accuracy" not in clean:
+    # Without anything above the baselines there is nothing to keep.
+    if accuracy is None or clean.get("accuracy", 0.0) <= clean.get("floor", 0.0):
         return {"accuracy": accuracy}
     return {"accuracy": accuracy, "kept": accuracy_kept(accuracy, clean["accuracy"], clean["floor"])}
 

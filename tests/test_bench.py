@@ -1,0 +1,256 @@
+"""The benchmark: a miniature grid, whole, killed, resumed, as jobs; what a configuration may say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bench_grid import write_miniature
+from sslguard.bench.cells import path_of
+from sslguard.bench.cluster import cluster_pool
+from sslguard.bench.config import digest_of, log2_rate, parse_config, read_config
+from sslguard.bench.plan import Plan, make_plan
+from sslguard.bench.run import findings, open_run, progress, run_bench, write_results
+from sslguard.bench.schemes import build_scheme
+from sslguard.bench.work import Remembering
+from sslguard.cli.entry import main
+from sslguard.encoders.load import load_encoder
+from sslguard.errors import UsageError
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def results(out: Path) -> dict[str, object]:
+    """What cells found, without what the clock says."""
+    _, _, contents = open_run(out)
+    return {name: {**content["result"], "seconds": None} for name, content in contents.items()}
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_miniature(tmp_path_factory.mktemp("grid"))
+
+
+@pytest.fixture(scope="module")
+def whole(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature, done."""
+    out = tmp_path_factory.mktemp("whole")
+    outcome = run_bench(grid, out, say=silent)
+    assert not outcome.failed
+    assert not outcome.skipped
+    return out
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(grid: Path, whole: Path, tmp_path: Path) -> None:
+    lines = []
+
+    def kill(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(grid, tmp_path, say=kill)
+    before = len(list((tmp_path / "cells").iterdir()))
+    assert 0 < before < len(results(whole))
+    outcome = run_bench(grid, tmp_path, say=silent)
+    assert len(outcome.done) == len(results(whole)) - before
+    assert results(tmp_path) == results(whole)
+
+
+def test_jobs_give_what_processes_give(grid: Path, whole: Path, tmp_path: Path) -> None:
+    run_bench(grid, tmp_path, only=["reference-*"], pool=cluster_pool("local", tmp_path / "jobs"), say=silent)
+    assert len(results(tmp_path)) == 1
+    run_bench(grid, tmp_path, pool=cluster_pool("debug", tmp_path / "jobs"), say=silent)
+    assert results(tmp_path) == results(whole)
+
+
+def test_a_lost_job_is_told_and_stops_only_what_needs_it(grid: Path, tmp_path: Path) -> None:
+    pool = cluster_pool("debug", tmp_path / "jobs")
+    (tmp_path / "keys").write_text("no folder")  # marks of the exact scheme cannot be kept
+    outcome = run_bench(grid, tmp_path, only=["mark-*", "attack-one-exact-0-stolen-*"], pool=pool, say=silent)
+    assert len(outcome.failed) == 1
+    assert "exact" in next(iter(outcome.failed))
+    assert set(outcome.skipped)
+    assert all("-exact-" in name for name in outcome.skipped)
+    assert any("wet" in name for name in outcome.done)
+
+
+def test_rows_say_what_each_suspect_is(whole: Path) -> None:
+    rows = findings(whole).rows
+    attacks = {(row.scheme, row.attack): row for row in rows if row.kind == "attack"}
+    assert set(attacks) == {(s, a) for s in ("exact", "wet", "fingerprint") for a in ("stolen", "cut", "pruned")}
+    cut = attacks["wet", "cut"]
+    assert cut.refused
+    assert "width 4" in cut.refused
+    assert cut.applies
+    assert cut.detected(-1.0) is False
+    pruned = attacks["wet", "pruned"]  # what stands behind an address has no weights to prune
+    assert pruned.refused
+    assert not pruned.applies
+    assert attacks["exact", "cut"].detected(-64.0) is False
+    assert attacks["fingerprint", "stolen"].detected(-64.0) is None  # a rank among few innocents
+    assert attacks["exact", "stolen"].thief_queries == 60
+    innocent = {(row.scheme, row.suspect) for row in rows if row.kind == "innocent"}
+    assert ("exact", "twin of stolen") in innocent
+    assert ("exact", "protected by wet, seed 0") in innocent
+    assert {name for scheme, name in innocent if scheme == "fingerprint"} == {
+        *("random:plain-small@16", "random:separable-small@16", "untrained 2", "untrained 3")
+    }
+    assert all(0 < 2**row.log2_pvalue <= 1 for row in rows if row.log2_pvalue is not None)
+
+
+def test_pages_hold_every_scheme_and_attack_and_load_nothing(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow.parquet as pq
+
+    written = write_results(whole)
+    page, text = written["page"].read_text(), written["markdown"].read_text()
+    config = read_config(whole / "config.toml")
+    for name in (*config.schemes, *config.attacks, config.digest(), config.attacks_digest()):
+        assert name in page
+        assert name in text
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    table = pq.read_table(written["rows"])
+    assert table.num_rows == len(findings(whole).rows)
+    assert table.schema.field("statistic").type == "double"
+    assert table.schema.field("seed").type == "int64"
+    assert main(["bench", "table", str(whole), "--json"]) == 0
+    assert "Innocents" in {one["title"] for one in json.loads(capsys.readouterr().out)["tables"]}
+    assert main(["bench", "status", str(whole)]) == 0
+    assert "0 CPU minutes left" in capsys.readouterr().out
+
+
+def test_what_is_left_is_told_by_what_was_done(whole: Path, tmp_path: Path, grid: Path) -> None:
+    run_bench(grid, tmp_path, only=["reference-*"], say=silent)
+    found = {one.group: one for one in progress(tmp_path)}
+    assert (found["reference"].done, found["reference"].left) == (1, 0.0)
+    assert (found["attack"].done, found["attack"].left) == (0, None)
+    assert all(one.done == one.total for one in progress(whole))
+
+
+def names(plan: Plan) -> set[str]:
+    return {cell.name for cell in plan.cells}
+
+
+def test_a_changed_setting_makes_the_cells_that_depend_on_it_and_no_others(grid: Path) -> None:
+    text = grid.read_text()
+    first = names(make_plan(read_config(grid)))
+    grid.with_name("more.toml").write_text(text.replace("amount = 0.5", "amount = 0.4").replace("Miniature", "Other"))
+    changed = names(make_plan(read_config(grid.with_name("more.toml"))))
+    assert all("pruned" in name for name in first ^ changed)
+    assert first - changed
+    grid.with_name("seeds.toml").write_text('base = "grid.toml"\nseeds = [0, 1]')
+    assert first < names(make_plan(read_config(grid.with_name("seeds.toml"))))
+    assert not path_of(grid.parent, next(iter(first))).exists()
+
+
+def test_chains_that_begin_alike_share_what_they_train(grid: Path) -> None:
+    plan = make_plan(read_config(grid))
+    made = [plan.about[cell.name] for cell in plan.cells if cell.group == "make"]
+    assert sum(about["attack"] == "stolen" for about in made) == 4  # three schemes and the clean encoder
+    assert not any(about["attack"] == "cut" for about in made)
+
+
+def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
+    # printf '{"a":[1,2.5],"b":null}' | sha256sum
+    assert digest_of({"b": None, "a": [1, 2.5]}) == digest_of({"a": [1, 2.5], "b": None})
+    assert digest_of({"a": 1}) != digest_of({"a": 1.5})
+
+
+def test_an_encoder_that_remembers_forgets_when_it_is_cloned(images) -> None:
+    encoder = load_encoder("random:resnet-narrow@16")
+    remembering, batch = Remembering(**vars(encoder)), images(9).take(range(9))
+    first = remembering.embed(batch)
+    first[:] = 0
+    assert (remembering.embed(batch) == encoder.embed(batch)).all()
+    clone = remembering.clone()
+    assert not isinstance(clone, Remembering)
+    next(clone.module.parameters()).data.add_(1)
+    assert not (clone.embed(batch) == encoder.embed(batch)).all()
+
+
+REFUSED = {
+    "unknown key": ({"shape": 1}, "must hold"),
+    "no encoders": ({"encoders": {}}, "encoders must not be empty"),
+    "unknown bed": ({"encoders": {"e": {"load": "x", "bed": "moon"}}}, "beds.moon needs the role mark"),
+    "encoder without bed": ({"encoders": {"e": {"load": "x"}}}, "encoders.e"),
+    "unknown set": ({"attacks": {"a": {"set": "test", "steps": [{"attack": "prune"}]}}}, "development or held-out"),
+    "no steps": ({"attacks": {"a": {"set": "held-out", "steps": []}}}, "at least one attack"),
+    "bed of an attack": (
+        {"attacks": {"a": {"set": "held-out", "beds": ["moon"], "steps": [{"attack": "prune"}]}}},
+        "attacks.a.beds must name images",
+    ),
+    "rate of 1": ({"rates": ["1"]}, "between 0 and 1"),
+    "rate that is no number": ({"rates": ["often"]}, "between 0 and 1"),
+    "seeds twice": ({"seeds": [1, 1]}, "different numbers"),
+    "seed that is no number": ({"seeds": ["0"]}, "of type int"),
+    "roles that are no texts": ({"beds": {"images": {"mark": 3}}}, "beds.images"),
+    "text for a number": ({"encoders": {"e": {"load": "x", "bed": "images", "random": "many"}}}, "of type int"),
+}
+SOUND = {
+    "encoders": {"e": {"load": "shipped:simclr", "bed": "images"}},
+    "schemes": {"s": {"scheme": "exact"}},
+    "attacks": {"a": {"set": "held-out", "steps": [{"attack": "prune"}]}},
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_configuration_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    make_plan(parse_config(SOUND))
+    with pytest.raises(UsageError, match=message):
+        parse_config({**SOUND, **change})
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [({"attack": "magic"}, "attack must be one of"), ({"attack": "prune", "data": "moon"}, "a role of the bed")],
+)
+def test_a_plan_of_unknown_attacks_or_roles_is_refused(step: dict[str, str], message: str) -> None:
+    config = parse_config({**SOUND, "attacks": {"a": {"set": "held-out", "steps": [step]}}})
+    with pytest.raises(UsageError, match=message):
+        make_plan(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [("magic", {}, "scheme must be one of"), ("wet", {"spin": 1}, "wet does not take spin"), ("exact", {"x": 1}, "x")],
+)
+def test_a_scheme_that_cannot_be_is_refused(name: str, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_scheme(name, settings)
+
+
+def test_files_patterns_and_folders_that_cannot_be_are_refused(tmp_path: Path, grid: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("seeds = [")
+    for act, message in (
+        (lambda: read_config(bad), "is not TOML"),
+        (lambda: read_config(tmp_path / "none.toml"), "cannot be read"),
+        (lambda: open_run(tmp_path), "holds no benchmark"),
+        (lambda: run_bench(grid, tmp_path, only=["nothing*"]), "must match the name of a cell"),
+        (lambda: cluster_pool("moon", tmp_path), "cluster must be one of"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            act()
+
+
+@pytest.mark.parametrize(("text", "log2"), [("2^-64", -64.0), ("1e-2", math.log2(0.01)), (0.25, -2.0)])
+def test_rates_are_read_as_logarithms(text: object, log2: float) -> None:
+    assert log2_rate(text) == pytest.approx(log2, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["small", "page", "full"])
+def test_shipped_configurations_can_be_planned(name: str) -> None:
+    config = read_config(Path(__file__).parent.parent / "recipes" / "bench" / f"{name}.toml")
+    if name != "full":  # page's cells under more seeds
+        done: set[str] = set()
+        for cell in make_plan(config).cells:
+            assert done.issuperset(cell.needs)
+            done.add(cell.name)
+    assert {entry.set for entry in config.attacks.values()} == {"development", "held-out"}
