@@ -73,7 +73,8 @@ class CSE(AnswerMap):
     Source: Shetty et al. 2024, WARDEN, ACL, against backdoors that move some answers towards a target. Answers at
     length 1 are clustered by k-means; within a cluster those pairs are selected whose cosine differs most from what
     an innocent encoder makes of them; the leading singular directions of the items in such pairs are taken off every
-    answer, which is put back to length 1. Deviations: a cluster is looked at through at most 2,000 of its items.
+    answer, which is put back to length 1. Rebuilt from its abstract: how pairs are compared, and what share of them is
+    selected, are ours; a cluster is looked at through at most 2,000 of its items.
 
     Attributes:
         encoder: specification of the innocent one.

@@ -95,9 +95,9 @@ def _rda() -> Distillation:
 class RDA(Distilling):
     """Ask a few patches of each item once; learn their mean answer from further patches, apart from other items'.
 
-    Source: Wu et al. 2024, "Refine, Discriminate and Align", ECCV. Deviations: the terms of the alignment are a
-    relative MSE and a cosine, of weight 1 each; contrast is within the batch; five patches an item, where the paper
-    has ten.
+    Source: Wu et al. 2024, "Refine, Discriminate and Align", ECCV, rebuilt from its abstract: the forms and weights
+    of its terms are ours. Deviations: the terms of the alignment are a relative MSE and a cosine, of weight 1 each;
+    contrast is within the batch; five patches an item, where the paper has ten.
     """
 
     recipe: Distillation = field(default_factory=_rda)
