@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
-.PHONY: demo test setup data check lock results slow clean
+.PHONY: bench bench-small demo test setup data check lock results slow clean test-servers
 
 demo: setup data          ## the main job on real input: mark, steal, prove; writes demo/report.html
 	$(BIN)/sslguard demo --out demo
@@ -17,8 +17,29 @@ test: setup data          ## lint, types, tests
 slow: setup data          ## the long runs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
+bench-small: setup data    ## one encoder, three schemes: 20 minutes on two cores; a killed run goes on
+	$(BIN)/sslguard bench run recipes/bench/small.toml out/bench-small --workers 2
+	$(BIN)/sslguard bench plot out/bench-small
+
+bench: setup data          ## every scheme against every attack, hours; a killed run goes on; writes docs/results-bench.*
+	$(BIN)/sslguard bench run recipes/bench/page.toml out/bench --workers 2
+	$(BIN)/sslguard bench plot out/bench --into docs --name results-bench
+
 results: setup data       ## the whole benchmark, hours; a killed run goes on; writes docs/results.md
 	$(BIN)/python benchmarks/whole.py out/results --workers 2
+
+SERVERS := tests/servers/.venv
+
+test-servers: $(SERVERS)/.synced   ## suspects behind servers of others, in an environment that shares this one's torch
+	OMP_NUM_THREADS=1 SSLGUARD_SERVERS_PYTHON=$(CURDIR)/$(SERVERS)/bin/python $(BIN)/pytest tests/servers
+
+$(SERVERS)/.synced: tests/servers/requirements.lock $(VENV)/.synced
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(SERVERS)
+	$(BIN)/uv pip install --quiet --python $(SERVERS)/bin/python --no-deps --require-hashes -r tests/servers/requirements.lock
+	ours=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	theirs=$$($(SERVERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$ours')" > "$$theirs/project.pth"
+	touch $@
 
 setup: $(VENV)/.synced
 
@@ -45,4 +66,4 @@ lock:                     ## rewrite requirements.lock from pyproject.toml
 	rm -f uv.lock
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SERVERS) demo .pytest_cache .mypy_cache .ruff_cache

@@ -158,7 +158,6 @@ def test_chains_that_begin_alike_share_what_they_train(grid: Path) -> None:
 
 
 def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
-    # printf '{"a":[1,2.5],"b":null}' | sha256sum
     assert digest_of({"b": None, "a": [1, 2.5]}) == digest_of({"a": [1, 2.5], "b": None})
     assert digest_of({"a": 1}) != digest_of({"a": 1.5})
 

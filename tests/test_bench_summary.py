@@ -1,0 +1,107 @@
+"""What rows say together: ranks, shares, the hardest attack, false claims."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sslguard.bench.rows import Row, ranked
+from sslguard.bench.summary import average, costs, false_claims, hardest, outcomes, roc, share
+
+RATES = (math.log2(0.1), -64.0)
+
+
+def row(kind: str, statistic: float | None = 1.0, **given: Any) -> Row:
+    plain: dict[str, Any] = dict.fromkeys(Row.__dataclass_fields__)
+    plain |= {"encoder": "e", "scheme": "s", "seed": 0, "attack": "", "set": "held-out", "suspect": "x", "asked": 5}
+    return Row(**{**plain, "kind": kind, "statistic": statistic, **given})
+
+
+def attack(name: str, statistic: float | None, kept: float | None = 0.95, **given: Any) -> Row:
+    return row("attack", statistic, attack=name, kept=kept, accuracy=kept, attack_seconds=3.0, **given)
+
+
+def innocents(n: int) -> list[Row]:
+    return [row("innocent", float(k), suspect=str(k)) for k in range(n)]
+
+
+def test_ranks_are_among_innocents_of_the_same_key_without_the_suspect() -> None:
+    other = [row("innocent", 99.0, seed=1)]
+    rows = ranked([attack("a", 17.5), attack("b", 50.0), *innocents(19), *other])
+    # (1 + 1) / (1 + 19): one innocent, 18, stands above 17.5; those of the other key count for nothing.
+    assert [2 ** (r.log2_pvalue or 0) for r in rows[:2]] == pytest.approx([0.1, 0.05])
+    least = next(r for r in rows if r.suspect == "18" and r.kind == "innocent")
+    assert 2 ** (least.log2_pvalue or 0) == pytest.approx(1 / 19)
+    assert rows[-1].log2_pvalue is None
+    assert [rows[0].detected(rate) for rate in RATES] == [True, None]
+
+
+def test_exact_pvalues_are_left_as_they_are() -> None:
+    exact = attack("a", 70.0, log2_pvalue=-70.0, floor_log2=-256.0)
+    (found, *_) = ranked([exact, *innocents(5)])
+    assert found == exact
+    assert [found.detected(rate) for rate in (*RATES, -128.0)] == [True, True, False]
+
+
+def test_the_hardest_attack_keeps_the_accuracy_and_leaves_the_least() -> None:
+    rows = [
+        attack("strong", 0.0, log2_pvalue=-3.0, floor_log2=-256.0, kept=0.92),
+        attack("ruinous", 0.0, log2_pvalue=-0.1, floor_log2=-256.0, kept=0.4),
+        attack("weak", 0.0, log2_pvalue=-90.0, floor_log2=-256.0),
+        attack("impossible", None, kept=None, refused="no weights"),
+    ]
+    found = outcomes(rows, RATES)
+    strongest = hardest(found, "s")
+    assert strongest is not None
+    assert (strongest.attack, strongest.bits, strongest.seconds) == ("strong", 3.0, 3.0)
+    assert {one.attack: one.n for one in found}["impossible"] == 0
+    beyond = attack("beyond", None, refused="another width")
+    assert getattr(hardest(outcomes([*rows, beyond], RATES), "s"), "attack", "") == "beyond"
+    assert hardest(found, "other") is None
+
+
+def test_several_seeds_give_a_mean_and_an_interval() -> None:
+    rows = [
+        attack("a", 0.0, kept=kept, seed=seed, log2_pvalue=p, floor_log2=-256.0)
+        for seed, (kept, p) in enumerate([(0.90, -80.0), (0.94, -80.0), (0.98, -1.0)])
+    ]
+    (found,) = outcomes(rows, RATES)
+    first, second = found.detected
+    assert first is not None
+    assert second is not None
+    assert first.value == second.value == pytest.approx(2 / 3)
+    # (p + z²/2n ± z·√(p(1−p)/n + z²/4n²))/(1 + z²/n) with p = 2/3, n = 3, z = 1.959964.
+    assert (first.low, first.high) == pytest.approx((0.2076597, 0.9385081), abs=1e-6)
+    # 0.94 ± 4.302653·0.04/√3, the quantile of Student's t with 2 degrees of freedom.
+    assert found.kept is not None
+    assert (found.kept.low, found.kept.high) == pytest.approx((0.8406345, 1.0393655), abs=1e-6)
+    assert (share(1, 1).low, average([0.5]).low) == (None, None)
+
+
+def test_false_claims_count_exact_pvalues_and_published_ones() -> None:
+    exact = [
+        row("innocent", 0.0, scheme="exact", log2_pvalue=p, floor_log2=-256.0, uncapped_bits=-p) for p in (-1.0, -8.0)
+    ]
+    peers = [row("innocent", 0.0, published_log2_pvalue=p) for p in (-20.0, -0.5, -0.1, -0.2)]
+    unscored = row("innocent", None, refused="another width")
+    ours, theirs = false_claims([*exact, *ranked([*peers, unscored])], RATES)
+    assert (ours.n, ours.claimed, ours.least, ours.published) == (2, (1, 0), -8.0, None)
+    assert (theirs.n, theirs.refused, theirs.claimed) == (4, 1, None)
+    assert theirs.published is not None
+    assert theirs.published.value == 0.25
+
+
+def test_the_roc_counts_attacks_that_keep_the_accuracy() -> None:
+    rows = [attack("a", 9.5), attack("b", 4.5), attack("ruined", -1.0, kept=0.1), *innocents(10)]
+    found = roc(rows, "s")
+    assert found is not None
+    np.testing.assert_allclose(found, [[0, 0.5, 1], [0.5, 1, 1]])
+    assert roc(innocents(3), "s") is None
+
+
+def test_costs_are_those_of_protecting() -> None:
+    (found,) = costs([row("protected", mark_seconds=4.0, kept=0.99, log2_pvalue=-7.0), attack("a", 1.0)])
+    assert (found.seconds, found.asked, found.bits) == (4.0, 5, 7.0)
