@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -22,14 +23,14 @@ def test_the_scheme_of_the_page_takes_part(tmp_path: Path, monkeypatch: pytest.M
     assert tomllib.loads(entry)["schemes"]["offset"]["scheme"] == "offset"
     # Dataclasses look up the module that they are made in.
     made: dict[str, Any] = {"__name__": __name__}
-    exec(compile(code, "adding-a-scheme.md", "exec"), made)
+    exec(compile(code, "adding-a-scheme.md", "exec", dont_inherit=True), made)
     monkeypatch.setitem(PEERS, "offset", made["Offset"])  # type: ignore[misc]
     grid = write_miniature(tmp_path, extra=f"\n{entry}n = 40\n")
     outcome = run_bench(grid, tmp_path / "out", only=["mark-*-offset-*", "null-*-offset-*"], say=lambda _: None)
     assert not outcome.failed
     rows = [row for row in findings(tmp_path / "out").rows if row.scheme == "offset"]
-    (served,) = [row.statistic for row in rows if row.kind == "protected"]
-    innocent = [row.statistic for row in rows if row.kind == "innocent"]
-    assert len(innocent) == 4
-    assert served is not None
-    assert all(other is not None and served > 0.1 > other for other in innocent)
+    (served,) = [row for row in rows if row.kind == "protected"]
+    assert sum(row.kind == "innocent" for row in rows) == 4
+    assert served.statistic is not None
+    assert 0.2 < served.statistic < 0.3  # ε, less what normalising takes of it
+    assert served.floor_log2 == pytest.approx(-math.log2(5))
