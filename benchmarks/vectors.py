@@ -1,0 +1,163 @@
+"""What a user of vectors feels of a mark, and what of the mark survives what a service does to its vectors.
+
+Clean and marked vectors of the same 2,000 items, by cosine. *overlap@10*: of an item's ten nearest, the share that is
+among its ten nearest where all vectors are clean; *mixed* where every other vector of the index is marked, as after an
+update of the encoder. *Spearman*: of the cosines of 200,000 pairs. *self*: marked vectors whose nearest clean one is
+their own item's. Bits: -log2 p of the key's test on 2,000 answers, at most 256.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/vectors.py   (writes docs/vectors.md too; some minutes)
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import RESULTS, data, save, table
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from sslguard.data.base import Data
+from sslguard.data.specs import open_data
+from sslguard.encoders.base import embed_all
+from sslguard.encoders.heads import Headed
+from sslguard.encoders.load import load_encoder
+from sslguard.encoders.statistics import all_statistics
+from sslguard.files import write_atomic
+from sslguard.schemes.exact import Bank, ExactKey, Protocol
+from sslguard.schemes.exact.key import stream_context
+from sslguard.schemes.exact.marking import headed
+from sslguard.secrets import Secret
+from sslguard.stats.moments import Moments, unit_rows
+
+Rows = NDArray[np.float64]
+EPSILONS = (0.05, 0.1, 0.2, 0.3)
+ITEMS, NEAREST, PAIRS, SEED = 2000, 10, 200_000, 1
+PAGE = Path(__file__).parent.parent / "docs" / "vectors.md"
+
+
+def beds() -> dict[str, tuple[Data, Data]]:
+    """Encoder → items to mark with and items to look at."""
+    texts = (open_data(f"vader:{role}[0:{ITEMS}]") for role in ("mark", "verify"))
+    images = (data(role).slice(0, ITEMS) for role in ("mark", "verify"))
+    return {"package:all-minilm-l6-v2": tuple(texts), "shipped:simclr": tuple(images)}  # type: ignore[dict-item]
+
+
+def int8(rows: Rows) -> Rows:
+    """One scale a dimension, as vector stores quantise."""
+    return np.round(rows / np.abs(rows).max(0) * 127).clip(-127, 127)
+
+
+SERVICES: dict[str, Callable[[Rows], Rows]] = {
+    "as they are": lambda rows: rows,
+    "re-normalised": unit_rows,
+    "first half of the dimensions": lambda rows: unit_rows(rows[:, : rows.shape[1] // 2]),
+    "first quarter": lambda rows: unit_rows(rows[:, : rows.shape[1] // 4]),
+    "int8": int8,
+    "binary": lambda rows: np.where(rows > 0, 1.0, 0.0),
+    "binary of the first half": lambda rows: np.where(rows[:, : rows.shape[1] // 2] > 0, 1.0, 0.0),
+}
+
+
+def nearest(queries: Rows, index: Rows) -> NDArray[np.int64]:
+    """The nearest others of item i for query i, (n, 10)."""
+    cosines = queries @ index.T
+    np.fill_diagonal(cosines, -np.inf)
+    return np.argpartition(-cosines, NEAREST, axis=1)[:, :NEAREST]
+
+
+def overlap(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
+    """Mean share of neighbours in common."""
+    return float(np.mean([len(np.intersect1d(a, b)) for a, b in zip(one, other, strict=True)]) / NEAREST)
+
+
+def felt(clean: Rows, marked: Rows) -> dict[str, float]:
+    """Figures of retrieval, of vectors of length 1."""
+    random = np.random.default_rng(SEED)
+    a, b = random.integers(0, len(clean), (2, PAIRS))
+    a, b = a[a != b], b[a != b]
+    mixed = np.where(np.arange(len(clean))[:, None] % 2, clean, marked)
+    before = nearest(clean, clean)
+    return {
+        "overlap": overlap(before, nearest(marked, marked)),
+        "mixed": overlap(before, nearest(mixed, mixed)),
+        "spearman": float(spearmanr((clean[a] * clean[b]).sum(1), (marked[a] * marked[b]).sum(1)).statistic),
+        "self": float(((marked @ clean.T).argmax(1) == np.arange(len(clean))).mean()),
+    }
+
+
+def bits(key: ExactKey, h: Rows, phi: Rows, answers: Rows) -> float:
+    """-log2 p of answers to the items whose clean embeddings are h."""
+    moments = Moments(h.shape[1], phi.shape[1], answers.shape[1])
+    moments.update(h, phi, answers)
+    return abs(key.test(key.witnesses(moments), n_queries=len(h)).log2_pvalue)
+
+
+def figures(spec: str, mark: Data, look: Data) -> dict[str, dict[str, dict[str, float]]]:
+    """ε → what is felt, and the bits of each service's answers."""
+    clean = load_encoder(spec)
+    seen, psi = embed_all(clean, mark), all_statistics(clean, mark)
+    answers, statistics = embed_all(clean, look), all_statistics(clean, look)
+    h = unit_rows(answers.astype(np.float64))
+    found = {}
+    for epsilon in EPSILONS:
+        secret, protocol = Secret.from_seed(SEED), Protocol(epsilon=epsilon, n_queries=len(look))
+        bank = Bank.draw(secret, seen, psi, protocol, stream_context(clean, protocol))
+        key = ExactKey(secret, protocol, bank, clean, "0" * 64)
+        module = headed(clean, bank, key.directions(), epsilon).module
+        assert isinstance(module, Headed)
+        with torch.inference_mode():
+            marked = module.head(torch.from_numpy(answers).float(), torch.from_numpy(statistics).float()).numpy()
+        rows, phi = marked.astype(np.float64), bank.features(h, statistics)
+        survived = {name: bits(key, h, phi, change(rows)) for name, change in SERVICES.items()}
+        unmarked = {name: bits(key, h, phi, change(answers.astype(np.float64))) for name, change in SERVICES.items()}
+        found[f"{epsilon:g}"] = {"felt": felt(h, unit_rows(rows)), "bits": survived, "bits of clean": unmarked}
+    return found
+
+
+def page(found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
+    """docs/vectors.md."""
+    parts = [
+        "# What a user of vectors feels",
+        f"Written by `benchmarks/vectors.py`: {ITEMS:,} items, marked by a head of mark ε = 0.05 to 0.3 (0.2 is the "
+        "default), beside the clean vectors of the same items. *overlap@10* is the share of an item's ten nearest that "
+        "stay the same, *mixed* where every other vector of the index is marked; *Spearman* that of cosines of pairs; "
+        "*self* the share of marked vectors whose nearest clean one is their own. Bits are those of the key's test on "
+        f"{ITEMS:,} answers after what a service does to its vectors, of 256; the same key, asked about the clean "
+        "encoder's vectors so changed, shows at most the bits in the last column.",
+    ]
+    for spec, rows in found.items():
+        parts.append(f"## {spec}")
+        felt_rows = [[e, *(f"{row['felt'][name]:.3f}" for name in FELT)] for e, row in rows.items()]
+        parts.append(table(["ε", *FELT.values()], felt_rows))
+        survived = [
+            [
+                name,
+                *(f"{row['bits'][name]:.0f}" for row in rows.values()),
+                f"{max(row['bits of clean'][name] for row in rows.values()):.1f}",
+            ]
+            for name in SERVICES
+        ]
+        parts.append(table(["bits", *(f"ε {epsilon}" for epsilon in rows), "clean"], survived))
+    return "\n\n".join(parts) + "\n"
+
+
+FELT = {"overlap": "overlap@10", "mixed": "mixed", "spearman": "Spearman", "self": "self"}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    torch.set_num_threads(1)
+    started = time.time()
+    found = {spec: figures(spec, mark, look) for spec, (mark, look) in beds().items()}
+    save("vectors", {"encoders": found}, started=started)
+    write_atomic(PAGE, page(found).encode())
+    print(PAGE.read_text(), f"\n{RESULTS / 'vectors.json'}")
+
+
+if __name__ == "__main__":
+    main()
