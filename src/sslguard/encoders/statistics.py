@@ -50,7 +50,7 @@ class InputStatistics(nn.Module):
             ids, mask = inputs.unbind(1)
             # Fibonacci hashing: ids that follow one another share no vector.
             return pooled(self.words[(ids * 2654435761 % (1 << 32)) >> 20], mask, "mean")
-        if torch.jit.is_tracing():  # a file takes any number of images
+        if torch.onnx.is_in_onnx_export():  # a file takes any number of images
             return self._of_images(inputs)
         return torch.cat([self._of_images(part) for part in inputs.split(_TOGETHER)])
 
