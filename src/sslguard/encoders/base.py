@@ -18,6 +18,7 @@ from sslguard.encoders.preprocess import Preprocess
 from sslguard.errors import EncoderError, SuspectError
 
 EMBED_BATCH = 256
+TEXT_BATCH = 32
 
 
 class Embedder(Protocol):
@@ -72,15 +73,14 @@ class Encoder:
         """
         answers = np.empty((len(batch), self.dim), np.float32)
         with evaluating(self.module), torch.inference_mode():
-            for start in range(0, len(batch), EMBED_BATCH):
-                chunk = batch[start : start + EMBED_BATCH]
+            for places, chunk in _chunks(batch):
                 part = self.features(chunk)
                 if part.shape != (len(chunk), self.dim):
                     raise SuspectError(
                         f"{self.source} answered {len(chunk)} items with shape {tuple(part.shape)}, "
                         f"not ({len(chunk)}, {self.dim})"
                     )
-                answers[start : start + EMBED_BATCH] = part.float().cpu().numpy()
+                answers[places] = part.float().cpu().numpy()
         if not np.isfinite(answers).all():
             raise SuspectError(f"{self.source} answered with values that are not finite")
         return answers
@@ -117,6 +117,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
+
+
+def _chunks(batch: Batch) -> Iterator[tuple[list[int] | slice, Batch]]:
+    """What goes through a network together, and its places: texts of like length, so that little is filler."""
+    texts = [item for item in batch if isinstance(item, str)] if isinstance(batch, list) else []
+    if texts and len(texts) == len(batch):
+        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
+        for start in range(0, len(order), TEXT_BATCH):
+            places = order[start : start + TEXT_BATCH]
+            yield places, [texts[k] for k in places]
+        return
+    for start in range(0, len(batch), EMBED_BATCH):
+        yield slice(start, start + EMBED_BATCH), batch[start : start + EMBED_BATCH]
 
 
 def embed_all(encoder: Embedder, data: Data, *, batch_size: int = EMBED_BATCH) -> NDArray[np.floating]:
