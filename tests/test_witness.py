@@ -8,11 +8,13 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 from scipy import stats
 
 from exact_oracle import Bed, bed, sphere, witness, z
 from sslguard.errors import UsageError
 from sslguard.stats import witness as module
+from sslguard.stats.decomposition import thin_svd
 from sslguard.stats.direction import direction_test, log2_tail
 from sslguard.stats.moments import Moments
 from sslguard.stats.significance import holm
@@ -522,3 +524,16 @@ def test_a_witness_that_has_seen_its_directions_would_not_pass(redrawn: np.ndarr
     lengths = np.linalg.norm(peeked, axis=(1, 2)) * np.linalg.norm(redrawn, axis=(1, 2))
     p = 2 ** log2_tail((peeked * redrawn).sum((1, 2)) / lengths, v.size)
     assert stats.kstest(p, "uniform").pvalue < 1e-6
+
+
+def test_singular_values_are_found_where_the_fast_routine_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix, fast = np.random.default_rng(0).standard_normal((7, 4)), scipy.linalg.svd
+
+    def svd(given: np.ndarray, *, full_matrices: bool, lapack_driver: str = "gesdd") -> tuple[np.ndarray, ...]:
+        if lapack_driver == "gesdd":
+            raise scipy.linalg.LinAlgError("SVD did not converge")
+        return fast(given, full_matrices=full_matrices, lapack_driver=lapack_driver)
+
+    monkeypatch.setattr(scipy.linalg, "svd", svd)
+    left, sizes, right = thin_svd(matrix)
+    np.testing.assert_allclose(left * sizes @ right, matrix, atol=1e-12)

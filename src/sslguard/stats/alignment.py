@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh, solve, svd
+from scipy.linalg import eigh, solve
 
+from sslguard.stats.decomposition import thin_svd
 from sslguard.stats.moments import Block, Moments
 
 Array = NDArray[np.float64]
@@ -78,7 +79,7 @@ def _in_turns(moments: Moments, answers: Array, features: Array, clean: Array, v
     least = _CARRIED * np.sqrt(np.diag(gram))[:, None] * size
     gains, mark = np.ones(len(variances)), np.zeros((moments.n_features, len(variances)))
     for _ in range(_ROUNDS):
-        left, _, right = svd(answers * gains + features @ mark, full_matrices=False)
+        left, _, right = thin_svd(answers * gains + features @ mark)
         rotation = left @ right
         told = np.einsum("mr,mr->r", rotation, answers) - np.einsum("kr,rk->r", mark, clean)
         gains = np.maximum(told / variances, 0)

@@ -23,11 +23,12 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh, solve, svd
+from scipy.linalg import eigh, solve
 
 from sslguard.errors import UsageError
 from sslguard.stats import alignment
 from sslguard.stats.arguments import count, finite_matrix
+from sslguard.stats.decomposition import thin_svd
 from sslguard.stats.moments import Block, Moments
 
 Array = NDArray[np.float64]
@@ -339,7 +340,7 @@ def _with_range(factors: _Factors, dim: int) -> tuple[Array, Array | None]:
     v = _product(factors)
     if not v.any():
         return v, None
-    _, sizes, rows = svd(factors[1], full_matrices=False)
+    _, sizes, rows = thin_svd(factors[1])
     basis = rows[sizes > _RANK * sizes[0]].T
     return v, basis if basis.shape[1] < dim else None
 
@@ -413,7 +414,7 @@ def _check_own_space(name: str, moments: Moments) -> None:
 
 
 def _procrustes(moments: Moments, spread: _Spread) -> _Factors:
-    left, sizes, right = svd(moments.covariance("unit", "h"), full_matrices=False)
+    left, sizes, right = thin_svd(moments.covariance("unit", "h"))
     # Squared, for these are the product of two spreads.
     keep = sizes > _RANK**2 * sizes[0]
     return _beyond_linear(moments, "unit") @ left[:, keep], right[keep] @ spread.inverse
