@@ -94,7 +94,7 @@ BEDS = {
         "package:efficientnet-lite0",
         images,
         8000,
-        {"steps": 400, "batch_size": 32, "learning_rate": 3e-4},
+        {"steps": 1600, "batch_size": 32, "learning_rate": 3e-4},
         {
             "mse-resnet": Distillation(architecture="resnet-wide", loss="mse", steps=900),
             "cosine-resnet": Distillation(architecture="resnet-small", loss="cosine", steps=900),
