@@ -154,9 +154,9 @@ def _is_first() -> bool:
 
 
 def _leave_process_group() -> None:
-    distributed: Any = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    processes: Any = sys.modules.get("sslguard.training.processes")
+    if processes is not None:
+        processes.leave()
 
 
 def _keep_freed_memory() -> None:

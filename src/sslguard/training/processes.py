@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
@@ -47,7 +48,15 @@ def launched(**settings: Any) -> Fabric:
     fabric = _fabric_class()(strategy="ddp" if several else "auto", **settings)
     if several:
         fabric.launch()
+        atexit.unregister(leave)
+        atexit.register(leave)
     return fabric
+
+
+def leave() -> None:
+    """End this process's part in a run of several: a group that outlives the interpreter may abort it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _fabric_class() -> type[Fabric]:
