@@ -4,7 +4,7 @@ Encoders in turn with and without the head, so that a drift of the machine meets
 is timed at a batch of 256, EfficientNet-Lite0 at its native 224 pixels; verification is the time of moments, witnesses
 and test over that of embedding the queries with the clean encoder.
 
-Run: python benchmarks/exact_cost.py [--rounds 9]
+Run: python benchmarks/exact_cost.py [--rounds 9] [--encoders SPEC ...]
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def cost(spec: str, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--encoders", nargs="+", default=ENCODERS)
     options = parser.parse_args()
     started = time.time()
-    found = {spec: cost(spec, options.rounds) for spec in ENCODERS}
+    found = {spec: cost(spec, options.rounds) for spec in options.encoders}
     rows = [
         [name, 1000 * c["embedding"], f"{c['head']:+.2%}", c["queries"], f"{c['test']:.1%}"]
         for name, c in found.items()
