@@ -23,8 +23,8 @@ Language Models for EaaS via Backdoor Watermark", ACL 2023 (arXiv 2305.10036). D
 
 WARDEN has R targets, each with an R-th of the triggers: h* ∝ (1 − Σ_r q_r)·h + Σ_r q_r·e_r, and the statistic is the
 mean over r. Source: Shetty, Teng, He and Xu, "WARDEN: Multi-Directional Backdoor Watermarks for Embedding-as-a-Service
-Copyright Protection", ACL 2024 (arXiv 2403.01472). Deviations: q_r = c_r/max(m, Σ_s c_s) of counts c, so that weights
-never exceed 1 together; p is the least over r times R (Bonferroni).
+Copyright Protection", ACL 2024 (arXiv 2403.01472), rebuilt without the text of its verification. Deviations: q_r =
+c_r/max(m, Σ_s c_s) of counts c, so that weights never exceed 1 together; p is the least over r times R (Bonferroni).
 """
 
 from __future__ import annotations
