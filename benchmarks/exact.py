@@ -372,33 +372,61 @@ def _mark_row(victim: str, results: dict[str, Any]) -> list[object]:
 
 
 def _key_rows(victim: str, results: dict[str, Any]) -> Iterator[list[object]]:
-    from scipy import stats
-
     found = results[f"keys-{victim}"]["result"]
     for domain in ("garments", "digits"):
-        change = 100 * (np.array([one[domain] for one in found["marked"]]) - found["clean"][domain])
-        half = stats.t.ppf(0.975, len(change) - 1) * stats.sem(change)
-        interval = f"{change.mean() - half:+.2f} to {change.mean() + half:+.2f}"
-        yield [victim, domain, found["clean"][domain], len(change), f"{change.mean():+.2f}", interval]
+        mean, low, high = interval(found, domain)
+        yield [
+            victim,
+            domain,
+            found["clean"][domain],
+            len(found["marked"]),
+            f"{mean:+.2f}",
+            f"{low:+.2f} to {high:+.2f}",
+        ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def interval(found: dict[str, Any], task: str) -> tuple[float, float, float]:
+    """Mean change of accuracy over keys, in points, and the ends of its 95 % interval."""
+    from scipy import stats
+
+    change = 100 * (np.array([one[task] for one in found["marked"]]) - found["clean"][task])
+    half = stats.t.ppf(0.975, len(change) - 1) * stats.sem(change)
+    return float(change.mean()), float(change.mean() - half), float(change.mean() + half)
+
+
+def run_benchmark(
+    description: str | None,
+    name: str,
+    cells: list[Cell],
+    work: Callable[[Path], Callable[[Cell], dict[str, Any]]],
+    page: Callable[[dict[str, Any]], str],
+) -> int:
+    """The command line of a benchmark in cells: do them in OUT, then write the JSON `name` and the page `results-name`.
+
+    Returns:
+        The exit code: 1 where a cell failed.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="write the tables of what is there, and run nothing")
     options = parser.parse_args()
-    cells, failed = plan(), {}
+    failed: dict[str, str] = {}
     if not options.table:
-        outcome = run_cells(cells, options.out, Work(options.out), workers=options.workers, prepare=prepare)
+        outcome = run_cells(cells, options.out, work(options.out), workers=options.workers, prepare=prepare)
         failed = outcome.failed
-        for name, error in failed.items():
-            print(f"\n{name} failed:\n{error}", file=sys.stderr)
+        for cell, error in failed.items():
+            print(f"\n{cell} failed:\n{error}", file=sys.stderr)
     found, _ = read_cells(options.out, cells)
-    content = {name: {"args": c["args"], "date": c["date"], **c["result"]} for name, c in found.items()}
-    write_atomic(RESULTS / "exact.json", json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
-    write_atomic(DOCS / "results-exact.md", page(found, len(cells)).encode())
+    content = {cell: {"args": c["args"], "date": c["date"], **c["result"]} for cell, c in found.items()}
+    write_atomic(RESULTS / f"{name}.json", json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+    write_atomic(DOCS / f"results-{name.replace('_', '-')}.md", page(found).encode())
     return 1 if failed else 0
+
+
+def main() -> int:
+    cells = plan()
+    return run_benchmark(__doc__, "exact", cells, Work, lambda found: page(found, len(cells)))
 
 
 if __name__ == "__main__":

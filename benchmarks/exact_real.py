@@ -12,8 +12,6 @@ Run: python benchmarks/exact_real.py OUT [--workers 2] [--table]
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,14 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from cells import Cell, read_cells, run_cells
-from common import RESULTS, data, table
-from exact import DOCS, KEY_SEED, SEED, Answers, labels
-from scipy import stats
+from cells import Cell
+from common import data, table
+from exact import KEY_SEED, SEED, Answers, interval, labels, run_benchmark
 from texts import texts_file
-from whole_work import prepare
 
 from sslguard.attacks.mapping import LinearMap
 from sslguard.attacks.stealing import Distil
@@ -40,7 +35,6 @@ from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.statistics import all_statistics
-from sslguard.files import write_atomic
 from sslguard.keyfile import load_key, save_key
 from sslguard.probes import accuracy_kept, baseline, knn_probe, linear_probe
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
@@ -253,29 +247,9 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _change(found: dict[str, Any], probe: str, title: str) -> str:
-    change = 100 * (np.array([one[probe] for one in found["marked"]]) - found["clean"][probe])
-    half = stats.t.ppf(0.975, len(change) - 1) * stats.sem(change)
-    return f"{title} by {change.mean():+.2f} points (95 %: {change.mean() - half:+.2f} to {change.mean() + half:+.2f})"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="write the tables of what is there, and run nothing")
-    options = parser.parse_args()
-    cells, failed = plan(), {}
-    if not options.table:
-        outcome = run_cells(cells, options.out, Work(options.out), workers=options.workers, prepare=prepare)
-        failed = outcome.failed
-        for name, error in failed.items():
-            print(f"\n{name} failed:\n{error}", file=sys.stderr)
-    found, _ = read_cells(options.out, cells)
-    content = {name: {"args": c["args"], "date": c["date"], **c["result"]} for name, c in found.items()}
-    write_atomic(RESULTS / "exact_real.json", json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
-    write_atomic(DOCS / "results-exact-real.md", page(found).encode())
-    return 1 if failed else 0
+    mean, low, high = interval(found, probe)
+    return f"{title} by {mean:+.2f} points (95 %: {low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(__doc__, "exact_real", plan(), Work, page))
