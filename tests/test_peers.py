@@ -12,6 +12,7 @@ from scipy import stats
 
 from sslguard.data.sources import ArrayData
 from sslguard.data.specs import open_data
+from sslguard.data.texts import TextFile
 from sslguard.encoders import embed_all
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import DataError, RefusedError, SuspectError, UsageError
@@ -333,7 +334,7 @@ class TestEmbMarker:
     def texts(self, tmp_path):
         rng, words = np.random.default_rng(0), [f"word{k}" for k in range(60)]
         (tmp_path / "x.txt").write_text("\n".join(" ".join(rng.choice(words, 6)) for _ in range(200)))
-        return open_data(f"text:{tmp_path}/x.txt")
+        return TextFile("text:words", tmp_path / "x.txt")  # keys are bound to the spec: no folder of the day in it
 
     def test_texts(self, texts):
         clean = load_encoder("random:bag-of-words:3")
@@ -355,10 +356,11 @@ class TestEmbMarker:
         share = {}
         for n in (20, 400):
             peer = replace(SMALL["embmarker"], n=n)
-            keys = [peer.protect(suspects[0], texts, secret=Secret.from_seed(secret)).key for secret in range(4)]
+            keys = [peer.protect(suspects[0], texts, secret=Secret.from_seed(secret)).key for secret in range(8)]
             found = [score_suspect(key, each, texts).published_log2_pvalue for key in keys for each in suspects[1:]]
             share[n] = np.mean(np.array(found) < np.log2(0.01))
-        assert share[400] > 0.5 > share[20]
+        assert share[400] > share[20] + 0.25, share
+        assert share[400] > 0.5, share
 
     @pytest.mark.parametrize(
         ("fields", "message"),

@@ -155,8 +155,10 @@ class _Planner:
         mark = self.marks[encoder, scheme, seed]
         steps = [self._step(entry, place, step, seed) for place, step in enumerate(attack.steps)]
         trained = [k for k, step in enumerate(steps) if step.pop("trains")]
-        victim: dict[str, str] = {"clean": entry.load} if twin else {"mark": mark}
-        done, about = 0, {"encoder": encoder, "scheme": "" if twin else scheme, "seed": seed, "attack": name}
+        # Where nothing is injected, the clean encoder is what is attacked: chains share what they train of it.
+        plain = twin or not self.injects(scheme)
+        victim: dict[str, str] = {"clean": entry.load} if plain else {"mark": mark}
+        done, about = 0, {"encoder": encoder, "scheme": "" if plain else scheme, "seed": seed, "attack": name}
         precision = attack.precision or self.config.precision
         for place in trained:
             args = {"victim": victim, "steps": steps[done : place + 1], "precision": precision}
