@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sslguard.attacks.registry import SCHEMES, build
 from sslguard.attacks.removal import Overwrite
@@ -16,9 +19,6 @@ from sslguard.peers.registry import PEERS
 from sslguard.schemes.base import Key, Scheme
 from sslguard.schemes.exact import Exact
 from sslguard.secrets import Secret
-
-INNOCENT_ITEMS = 1000
-"""Items that the key of an innocent is made from, of a scheme whose null asks for a fresh secret each."""
 
 WITHOUT_MARK = frozenset({"dataset-inference", "fingerprint"})
 """Peers that inject nothing."""
@@ -60,11 +60,17 @@ class Entrant:
         """
         return isinstance(self.scheme, Exact)
 
-    def innocent_key(self, clean: Encoder, data: Data, *, secret: Secret) -> Key:
-        """A key that nobody else is tested with, made without training: its test is that of any key of the scheme."""
+    def innocent_key(
+        self, clean: Encoder, answers: NDArray[np.floating], statistics: NDArray[np.floating], *, secret: Secret
+    ) -> Key:
+        """A key that nobody else is tested with, made without training: its test is that of any key of the scheme.
+
+        Args:
+            answers: of the clean encoder to items of the owner's, (n, d).
+            statistics: of these items, (n, 96).
+        """
         assert isinstance(self.scheme, Exact)
-        head = replace(self.scheme, mode="head")
-        return head.watermark(clean, data.slice(0, min(len(data), INNOCENT_ITEMS)), secret=secret).key
+        return self.scheme.draw_key(clean, secret, answers, statistics)
 
 
 def build_scheme(name: str, settings: Mapping[str, Any]) -> Entrant:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sslguard.attacks.chain import Chain
 from sslguard.attacks.registry import build
@@ -28,18 +29,22 @@ from sslguard.bench.plan import seed_of
 from sslguard.bench.schemes import Protected, build_scheme
 from sslguard.controls import ARCHITECTURES, list_controls, read_population, shipped_population
 from sslguard.data.base import Batch, Data
-from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.statistics import all_statistics
 from sslguard.encoders.words import NETWORKS
 from sslguard.errors import DataError, MissingExtraError, OutputError, SslguardError, SuspectError
 from sslguard.keyfile import load_key, save_key
-from sslguard.peers.base import Peer
+from sslguard.peers.base import QUERY_BATCH, Peer, as_bytes
 from sslguard.pretraining import new_encoder
 from sslguard.probes import baseline, probe_encoder
 from sslguard.schemes.base import Key
 from sslguard.secrets import Secret
 from sslguard.verification import score_suspect
+
+INNOCENT_ITEMS = 1000
+"""Items that the key of an innocent is made from, of a scheme whose null asks for a fresh secret each."""
 
 Result = dict[str, Any]
 # What ails this machine, not the cell.
@@ -136,7 +141,7 @@ class Work:
         if probe:
             found = {"seconds": spent, "accuracy": accuracy(suspect, probe)}
             return {**found, **scored(self.protected(mark).key, suspect, opened(verify))}
-        return scored(self.key_for(name, mark), suspect, opened(verify))
+        return scored(self.key_for(name, mark, verify), suspect, opened(verify))
 
     def innocents(self, name: str, mark: str, population: Sequence[str], members: Sequence[int], verify: str) -> Result:
         """Members of the population, counted from 0; after those that exist come networks that were never trained."""
@@ -151,7 +156,7 @@ class Work:
                 innocent = controls[number].load()
             else:
                 innocent = untrained(load_encoder(args["clean"]), opened(verify), number)
-            found[title] = scored(self.key_for(f"{name} {title}", mark), innocent, opened(verify))
+            found[title] = scored(self.key_for(f"{name} {title}", mark, verify), innocent, opened(verify))
         return {"innocents": found}
 
     def victim(self, named: Mapping[str, str]) -> Embedder:
@@ -165,18 +170,47 @@ class Work:
         """What a cell of the group mark made."""
         return _protected(self, mark)
 
-    def key_for(self, innocent: str, mark: str) -> Key:
-        """The key that an innocent of this name is tested with."""
+    def key_for(self, innocent: str, mark: str, verify: str) -> Key:
+        """The key that an innocent of this name is tested with, on items of `verify`."""
         args = self._content(mark)["args"]
         entrant = build_scheme(args["scheme"], args["settings"])
         if not entrant.fresh:
             return self.protected(mark).key
         secret = Secret.from_seed(seed_of("innocent", innocent))
-        return entrant.innocent_key(load_encoder(args["clean"]), opened(args["data"]), secret=secret)
+        clean, answers, statistics = _owned(args["clean"], args["data"], verify)
+        return entrant.innocent_key(clean, answers, statistics, secret=secret)
 
     def _content(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path_of(self.out, name).read_bytes())
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Known(Encoder):
+    """An encoder that was asked all items of a data set in their order, and answers a batch of them from that.
+
+    Keys of innocents draw the same items each in an order of its own. A clone knows nothing: it may be trained.
+    """
+
+    known: Mapping[bytes, NDArray[np.float32]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, encoder: Encoder, data: Data) -> Known:
+        """`encoder` asked what a key's queries can be: texts, or images as bytes."""
+        known: dict[bytes, NDArray[np.float32]] = {}
+        for batch in data.batches(QUERY_BATCH):
+            asked = as_bytes(batch) if isinstance(batch, Tensor) else batch
+            known.update(zip(map(_digest, asked), encoder.embed(asked), strict=True))
+        return cls(**vars(encoder), known=known)
+
+    def embed(self, batch: Batch, /) -> NDArray[np.float32]:
+        found = [self.known.get(_digest(item)) for item in batch]
+        if any(row is None for row in found):
+            return super().embed(batch)
+        return np.stack([row for row in found if row is not None])
+
+    def clone(self) -> Encoder:
+        return _without(self, "known").clone()
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,18 +223,30 @@ class Remembering(Encoder):
     known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict)
 
     def embed(self, batch: Batch, /) -> NDArray[np.float32]:
-        digest = hashlib.sha256()
-        for item in batch:
-            content = item.encode() if isinstance(item, str) else np.ascontiguousarray(item).tobytes()
-            digest.update(len(content).to_bytes(8) + content)
-        name = digest.digest()
+        name = hashlib.sha256(b"".join(map(_digest, batch))).digest()
         if name not in self.known:
             self.known[name] = super().embed(batch)
         return self.known[name].copy()
 
     def clone(self) -> Encoder:
-        fields = {name: value for name, value in vars(self).items() if name != "known"}
-        return Encoder(**fields).clone()
+        return _without(self, "known").clone()
+
+
+def _digest(item: Any) -> bytes:
+    content = item.encode() if isinstance(item, str) else np.ascontiguousarray(item).tobytes()
+    return hashlib.sha256(content).digest()
+
+
+def _without(encoder: Encoder, field_name: str) -> Encoder:
+    return Encoder(**{name: value for name, value in vars(encoder).items() if name != field_name})
+
+
+@lru_cache(maxsize=2)
+def _owned(clean: str, data: str, verify: str) -> tuple[Known, NDArray[np.floating], NDArray[np.floating]]:
+    """A clean encoder that knows `verify`; its answers to the first of the owner's items, and their statistics."""
+    encoder, items = load_encoder(clean), opened(data)
+    first = items.slice(0, min(len(items), INNOCENT_ITEMS))
+    return Known.of(encoder, opened(verify)), embed_all(encoder, first), all_statistics(encoder, first)
 
 
 @lru_cache(maxsize=2)

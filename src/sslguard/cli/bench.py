@@ -23,7 +23,7 @@ def run(
     /,
     *,
     workers: Count = 1,
-    only: list[str] | None = None,
+    only: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     accelerator: Literal["cpu", "cuda", "mps", "auto"] = "cpu",
     cluster: Annotated[Literal["slurm", "local", "debug"] | None, Parameter(group=CLUSTER)] = None,
     partition: Annotated[str | None, Parameter(group=CLUSTER)] = None,
@@ -40,7 +40,7 @@ def run(
         config: TOML file.
         out: Folder of the results.
         workers: Cells at a time, one thread each.
-        only: Glob of cells' names, such as '*-simclr-*'; they bring what they need. May be given several times.
+        only: Globs of cells' names, such as '*-simclr-*'; they bring what they need.
         accelerator: What training runs on.
         cluster: Where cells run; processes of this machine unless given.
         partition: Of slurm.

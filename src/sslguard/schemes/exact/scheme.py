@@ -77,7 +77,7 @@ class Exact(Scheme):
         first = data.slice(0, min(len(data), GEOMETRY_ITEMS))
         answers = embed_all(clean, first)
         statistics = all_statistics(clean, first)
-        key = self._drawn(clean, secret, answers, statistics)
+        key = self.draw_key(clean, secret, answers, statistics)
         encoder, history = headed(clean, key.bank, key.directions(), self.protocol.epsilon), History()
         if self.mode == "distilled":
             task = DistilMark(self, clean, encoder, data, answers, statistics)
@@ -107,10 +107,15 @@ class Exact(Scheme):
         encoder = replace(encoder, source=f"exact-marked {clean.source}", record=record)
         return Watermarked(encoder, replace(key, watermarked_hash=weights_hash(encoder.module)), history)
 
-    def _drawn(
+    def draw_key(
         self, clean: Encoder, secret: Secret, answers: NDArray[np.floating], statistics: NDArray[np.floating]
     ) -> ExactKey:
-        """The key, but for the hash of F*, which it does not depend on."""
+        """The key, but for the hash of F*, which no test depends on.
+
+        Args:
+            answers: of `clean` to items of the owner's, (n, d).
+            statistics: `input_statistics` of these items, (n, 96).
+        """
         context = stream_context(clean, self.protocol)
         banks = [
             Bank.draw(one, answers, statistics, self.protocol, context, share=(i, self.sub_keys))
