@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,24 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(grid: Path, w
     assert 0 < before < len(results(whole))
     outcome = run_bench(grid, tmp_path, say=silent)
     assert len(outcome.done) == len(results(whole)) - before
+    assert results(tmp_path) == results(whole)
+
+
+def test_results_alone_are_gone_on_with(grid: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "cells", tmp_path / "cells")
+    outcome = run_bench(grid, tmp_path, say=silent)
+    assert not outcome.done, "nothing needs the weights"
+    _, plan, _ = open_run(tmp_path)
+    lost = next(cell for cell in plan.cells if cell.group == "attack" and "made" in cell.args["victim"])
+    path_of(tmp_path, lost.name).unlink()
+    outcome = run_bench(grid, tmp_path, say=silent)
+    assert not outcome.failed
+    assert lost.name in outcome.done
+    assert set(outcome.done) == {
+        lost.name,
+        *lost.needs,
+        *(n for c in plan.cells if c.name in lost.needs for n in c.needs),
+    }
     assert results(tmp_path) == results(whole)
 
 

@@ -100,6 +100,7 @@ def run_cells(
     prepare: Prepare,
     say: Callable[[str], None] = print,
     pool: Pool | None = None,
+    kept: Callable[[Cell], bool] = lambda _: True,
 ) -> Outcome:
     """Do every cell that `out` does not hold, the first ones first.
 
@@ -110,9 +111,11 @@ def run_cells(
         prepare: called once in every process.
         say: called with a line of progress.
         pool: what runs several cells at once, made of `workers` and `prepare`; processes of this machine unless given.
+        kept: whether what a cell left beside its result is still there. A cell that is done and lost it is done again
+            where one that is not done needs it: results may travel without the weights that they come from.
     """
     outcome, started = Outcome(), time.monotonic()
-    todo = {cell.name: cell for cell in cells if not path_of(out, cell.name).exists()}
+    todo = _undone(cells, out, kept)
     total, before = len(cells), len(cells) - len(todo)
     say(f"{before} of {total} cells are there already")
     for name, error in _finished(todo, out, work, workers, prepare, outcome, pool):
@@ -124,6 +127,18 @@ def run_cells(
         count = before + len(outcome.done) + len(outcome.failed)
         say(f"[{count}/{total}] {minutes:6.1f} min  {name}{'' if error is None else '  FAILED'}")
     return outcome
+
+
+def _undone(cells: Sequence[Cell], out: Path, kept: Callable[[Cell], bool]) -> dict[str, Cell]:
+    """Cells to do, in their order."""
+    by_name = {cell.name: cell for cell in cells}
+    found = {cell.name for cell in cells if not path_of(out, cell.name).exists()}
+    todo = list(found)
+    while todo:
+        lost = {need for need in by_name[todo.pop()].needs if need not in found and not kept(by_name[need])}
+        found |= lost
+        todo += lost
+    return {cell.name: cell for cell in cells if cell.name in found}
 
 
 def processes(workers: int, prepare: Prepare) -> Executor:

@@ -61,6 +61,9 @@ def run_bench(
 ) -> Outcome:
     """Do the cells that `out` does not hold; a killed run goes on where it stopped.
 
+    A folder that holds results alone, without the encoders and keys that cells made, is gone on with too: what is still
+    needed of them is made again.
+
     Args:
         config: the TOML file.
         workers: cells at a time.
@@ -77,7 +80,8 @@ def run_bench(
     chosen = plan.chosen(tuple(only))
     if config.resolve() != (out / CONFIG).resolve():
         write_atomic(out / CONFIG, config.read_bytes())
-    return run_cells(chosen, out, Work(out, accelerator), workers=workers, prepare=prepare, say=say, pool=pool)
+    work = Work(out, accelerator)
+    return run_cells(chosen, out, work, workers=workers, prepare=prepare, say=say, pool=pool, kept=work.kept)
 
 
 def open_run(out: Path) -> tuple[Config, Plan, dict[str, dict[str, Any]]]:

@@ -83,6 +83,19 @@ class Work:
         except SslguardError as error:
             return {"refused": f"{type(error).__name__}: {error}"}
 
+    def kept(self, cell: Cell) -> bool:
+        """Whether the encoder, and the key, that a cell made lie beside its result."""
+        if cell.function == "make":
+            kinds: tuple[str, ...] = ("encoders",)
+        elif cell.function == "mark":
+            entrant = build_scheme(cell.args["scheme"], cell.args["settings"])
+            kinds = () if isinstance(entrant.scheme, Peer) else ("encoders", "keys")
+        else:
+            kinds = ()
+        return "refused" in self._content(cell.name)["result"] or all(
+            (self.out / kind / cell.name).is_dir() for kind in kinds
+        )
+
     def reference(self, name: str, clean: str, probe: Sequence[str]) -> Result:
         """Accuracy of the clean encoder, and A₀: see `probes.baseline`."""
         del name
