@@ -6,7 +6,7 @@ Every test is one row of the table in docs/security.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as nnf
+from scipy import stats
 
 from claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, words
 from sslguard.claims.bundle import ANSWERS, CLAIM, COMMITMENT, TIMESTAMP, npy, read_bundle
 from sslguard.claims.commitment import publish, timestamp_file
 from sslguard.claims.documents import sign_document
 from sslguard.claims.queries import ExaminerData
+from sslguard.claims.refitting import refitted_controls
 from sslguard.data.base import Data, Slice
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import save_encoder, weights_hash
@@ -31,17 +33,29 @@ from sslguard.schemes.base import Watermarked
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
 from sslguard.schemes.exact.key import input_statistics
 from sslguard.schemes.exact.marking import headed
-from sslguard.schemes.sslguard import SSLGuardKey
-from sslguard.schemes.sslguard.parts import Trigger, draw_decoder, draw_sk, draw_trigger
+from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
+from sslguard.schemes.sslguard.parts import Trigger, draw_decoder, draw_sk, draw_trigger, mean_cosine
 from sslguard.secrets import Secret
 from sslguard.stats.moments import unit_rows
-from sslguard.verification import score_suspect, verify
+from sslguard.stats.significance import control_rank_test
+from sslguard.verification import score_controls, score_suspect, verify
 from timestamp_authority import Authority
 
 N = 200
 PROTOCOL = Protocol(n_queries=N, epsilon=0.3)
 HEAD = Exact(PROTOCOL, mode="head")
 DAY = timedelta(days=1)
+FITTING = SSLGuard(
+    steps=40,
+    batch_size=16,
+    trigger_batch=32,
+    decoder_rate=5e-3,
+    trigger_rate=5e-3,
+    decoder_hidden=(64,),
+    secret_dim=8,
+    n_verification=64,
+    n_queries=32,
+)
 
 
 @pytest.fixture(scope="module")
@@ -449,20 +463,35 @@ class TestFittedToAnInnocent:
         return tuple(str(root / f"c{seed}") for seed in range(12))
 
     @staticmethod
-    def fitted(target: Encoder, clean: Encoder, data: Data, *, drawn: bool, steps: int = 80) -> SSLGuardKey:
-        """Decoder and pattern after Adam on c̄ of the target's triggered answers, as L_t's first term."""
-        secret, context = Secret.from_seed(1), weights_hash(clean.module).encode()
+    def fitted(
+        target: Encoder,
+        clean: Encoder,
+        data: Data,
+        *,
+        drawn: bool = True,
+        held: Sequence[Encoder] = (),
+        seed: int = 1,
+        steps: int = 80,
+        rate: float = 5e-3,
+    ) -> SSLGuardKey:
+        """Decoder and pattern after Adam on c̄ of the target's triggered answers, as L_t's first term.
+
+        `held` are innocents of the claimant's own, whose c̄ is held at 0 as L_t holds that of F.
+        """
+        secret, context = Secret.from_seed(seed), weights_hash(clean.module).encode()
         trigger = draw_trigger(secret, context, clean, 0.35)
         sk = draw_sk(secret, context, 8)
         if not drawn:
             sk = nnf.normalize(torch.arange(1.0, 9.0), dim=0)
             trigger = Trigger(torch.ones_like(trigger.mask), trigger.pattern.detach())
         decoder = draw_decoder(secret, context, (clean.dim, 64, 8))
-        optimizer = torch.optim.Adam([*decoder.parameters(), trigger.pattern], lr=5e-3)
+        optimizer = torch.optim.Adam([*decoder.parameters(), trigger.pattern], lr=rate)
         plain = target.prepare(data.take(range(64)))
         for _ in range(steps):
             seen = trigger(plain)
-            loss = -nnf.cosine_similarity(decoder(target.forward(seen)), sk.expand(64, -1), dim=1).mean()
+            loss = -mean_cosine(decoder(target.forward(seen)), sk)
+            for other in held:
+                loss = loss + mean_cosine(decoder(other.forward(seen)), sk) ** 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -506,6 +535,63 @@ class TestFittedToAnInnocent:
         bed.claim(innocent, controls=controls, alpha=0.1)
         found = bed.audit()
         assert (found.exit_code, "not the one that its secret gives" in words(found, "failed")) == (3, True)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def innocents(cls, tiny):
+        return [(f"c{seed}", tiny(20 + seed)) for seed in range(10)]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def likewise(cls, tiny, images, innocents):
+        """What the innocents score when each is fitted with 40 steps."""
+        data = images(100, seed=5)
+        return refitted_controls(innocents, tiny(7), data.slice(0, 64), data.slice(64, 100), scheme=FITTING, seed=3)
+
+    def test_no_rank_is_special_among_controls_that_were_fitted_likewise(self, tiny, data, innocents, likewise):
+        """Keys that rank first among innocents that they were not made for, once for each of three suspects."""
+        clean, asked = tiny(7), data.slice(64, 100)
+        for seed in (8, 9, 10):
+            suspect = tiny(seed)
+            key = self.fitted(suspect, clean, data, held=[clean, tiny(40)], seed=seed, steps=40)
+            score = score_suspect(key, suspect, asked).value
+            assert rank(score, score_controls(key, innocents, asked)) == 1 / 11
+            assert rank(score, likewise) > 0.1
+
+    def test_neither_is_that_of_an_honest_mark(self, tiny, data, images, innocents, likewise):
+        """What the remedy costs: without a date the score of F* shows nothing either. From which budget on depends on
+        what a claimant is granted, and nobody knows what a claimant had."""
+        clean, asked = tiny(7), data.slice(64, 100)
+        marked = FITTING.watermark(clean, images(128), secret=Secret.from_seed(1))
+        score = score_suspect(marked.key, marked.encoder, asked)
+        assert (rank(score.value, score_controls(marked.key, innocents, asked)), score.watermark_rate) == (1 / 11, 1.0)
+        scheme = replace(FITTING, steps=2)
+        hardly = refitted_controls(innocents, clean, data.slice(0, 64), asked, scheme=scheme, seed=3)
+        assert rank(score.value, hardly) == 1 / 11
+        assert rank(score.value, likewise) > 0.5
+
+    def test_ranks_of_the_fitted_are_uniform_where_the_examiner_fits_as_the_claimant_did(self, tiny, images):
+        """Three steps, so that scores spread; 24 claimants with a program of their own, 24 controls."""
+        clean, data, asked = tiny(7), images(64, seed=5), images(32, seed=6)
+        scheme = replace(FITTING, steps=3, trigger_batch=64)
+        innocents = [(str(seed), tiny(100 + seed)) for seed in range(24)]
+        likewise = refitted_controls(innocents, clean, data, asked, scheme=scheme, seed=3)
+        claimed = []
+        for seed in range(200, 224):
+            key = self.fitted(tiny(seed), clean, data, seed=seed, steps=3)
+            claimed.append(score_suspect(key, tiny(seed), asked).value)
+        found = stats.mannwhitneyu(claimed, list(likewise.values()))
+        assert found.pvalue > 0.05, found
+        # And the comparison sees a claimant who trained three times as long.
+        longer = [
+            score_suspect(self.fitted(tiny(seed), clean, data, seed=seed, steps=9), tiny(seed), asked).value
+            for seed in range(200, 212)
+        ]
+        assert stats.mannwhitneyu(longer, list(likewise.values()), alternative="greater").pvalue < 0.001
+
+
+def rank(score: float, controls: Mapping[str, float]) -> float:
+    return control_rank_test(score, list(controls.values()), n_queries=32).pvalue
 
 
 def test_two_owners_of_one_encoder(marked, tiny, images, tmp_path, monkeypatch):
