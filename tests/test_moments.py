@@ -185,7 +185,8 @@ def test_what_is_kept_does_not_grow_with_the_queries() -> None:
     assert max(sizes) - min(sizes) < 16  # the count itself
 
 
-def test_rows_are_multiplied_in_blocks_not_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch", [10_000, 128, 3], ids="batches of {}".format)
+def test_rows_are_multiplied_in_blocks_not_one_by_one(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     calls = []
 
     def counted(*args: object, **kwargs: object) -> np.ndarray:
@@ -195,9 +196,10 @@ def test_rows_are_multiplied_in_blocks_not_one_by_one(monkeypatch: pytest.Monkey
     product = module.dsyrk
     monkeypatch.setattr(module, "dsyrk", counted)
     data = rows(10_000)
-    moments = gathered(*data)
-    assert len(calls) <= 2 * math.ceil(10_000 / 1024)
+    moments = gathered(*data, batches=range(batch, 10_000, batch))
+    assert moments.n == 10_000
     assert_same(moments, data, 1e-12)
+    assert len(calls) <= 1 + math.ceil(10_000 / 1024)
 
 
 def test_storage_returns_the_same_moments_and_shares_nothing(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -14,7 +14,7 @@ from scipy import stats
 from exact_oracle import Bed, bed, sphere, witness, z
 from sslguard.errors import UsageError
 from sslguard.stats import witness as module
-from sslguard.stats.decomposition import thin_svd
+from sslguard.stats.decomposition import row_space, thin_svd
 from sslguard.stats.direction import direction_test, log2_tail
 from sslguard.stats.moments import Moments
 from sslguard.stats.significance import holm
@@ -537,3 +537,24 @@ def test_singular_values_are_found_where_the_fast_routine_gives_up(monkeypatch: 
     monkeypatch.setattr(scipy.linalg, "svd", svd)
     left, sizes, right = thin_svd(matrix)
     np.testing.assert_allclose(left * sizes @ right, matrix, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"), [((7, 4), 4), ((4, 7), 4), ((7, 4), 3), ((4, 7), 2), ((5, 5), 5), ((5, 5), 1)]
+)
+@pytest.mark.parametrize("least", [1e-5, 1e-7], ids=["told", "rounding"])
+def test_row_space_is_that_of_the_singular_values(shape: tuple[int, int], rank: int, least: float) -> None:
+    rng = np.random.default_rng(1)
+    left, _, right = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    sizes = np.zeros(min(shape))
+    sizes[:rank] = np.geomspace(1, least, rank) if rank > 1 else 1
+    kept = rank if rank == 1 or least > 1e-6 else int((sizes > 1e-6).sum())
+    for scale in (1e-120, 1.0, 1e120):
+        axes = row_space(scale * (left * sizes) @ right, 1e-6)
+        if kept == shape[1]:
+            assert axes is None
+            continue
+        assert axes is not None
+        assert axes.shape == (shape[1], kept)
+        np.testing.assert_allclose(axes.T @ axes, np.eye(kept), atol=1e-12)
+        np.testing.assert_allclose(right[:kept] @ axes @ axes.T, right[:kept], atol=1e-9)

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh, solve
+from scipy.linalg import cho_factor, cho_solve
 
 from sslguard.stats.decomposition import thin_svd
-from sslguard.stats.moments import Block, Moments
+from sslguard.stats.spectra import CARRIED, RANK, Spectra
 
 Array = NDArray[np.float64]
 
@@ -25,15 +25,15 @@ _ROUNDS = 12
 _RIDGE = 0.3  # of the fit of X, in mean variances of φ
 # Answers times (Cov g + …)^-0.4: all of it, -0.5, would raise noise as high as what they say.
 _WHITENING, _NOISE_FLOOR = 0.4, 0.03
-_RANK = 1e-6
-_CARRIED = 1e-10
 
 
-def rotated(moments: Moments, block: Literal["unit", "g"] = "unit") -> tuple[Array, Array]:
+def rotated(spectra: Spectra, block: Literal["unit", "g"] = "unit") -> tuple[Array, Array]:
     """X with g/|g|·R ≈ h·D + φ·X, R a rotation and D a gain of each principal component of h: least squares in turns.
 
     Parameters
     ----------
+    spectra : Spectra
+        Of the moments of h, φ and g.
     block
         "unit" as above; "g" takes g itself in place of g/|g|.
 
@@ -42,13 +42,13 @@ def rotated(moments: Moments, block: Literal["unit", "g"] = "unit") -> tuple[Arr
     X, axes : ndarray of float64, shapes (K, r) and (r, d)
         X in the leading principal components of h, r ≤ 128 and no more than g has columns, and these.
     """
-    axes, variances = _components(moments, min(_ROTATED, moments.width))
-    answers, features = _natural(moments, block, "h") @ axes.T, _natural(moments, block, "phi")
-    size = np.sqrt(np.trace(_natural(moments, block, block)))
-    return _in_turns(moments, answers, features, axes @ _natural(moments, "h", "phi"), variances, size), axes
+    axes, variances = _components(spectra, _ROTATED)
+    answers, features = spectra.natural(block, "h") @ axes.T, spectra.natural(block, "phi")
+    size = np.sqrt(np.trace(spectra.natural(block, block)))
+    return _in_turns(spectra, answers, features, axes @ spectra.natural("h", "phi"), variances, size), axes
 
 
-def mapped(moments: Moments) -> tuple[Array, Array]:
+def mapped(spectra: Spectra) -> tuple[Array, Array]:
     """As `rotated`, of standardised answers times (Cov g)^-0.4, and of r ≤ 64 leading components of h at variance 1.
 
     Returns
@@ -56,51 +56,51 @@ def mapped(moments: Moments) -> tuple[Array, Array]:
     X, axes : ndarray of float64, shapes (K, r) and (r, d)
         X times the components' standard deviations to the power ½, and the components.
     """
-    axes, variances = _components(moments, min(_MAPPED, moments.width))
-    values, vectors = eigh(moments.covariance("standard", "standard"))
+    axes, variances = _components(spectra, _MAPPED)
+    values, vectors = spectra.eigen("standard")
     floor = _NOISE_FLOOR * values.mean() or 1.0
     whitener = (vectors * (np.maximum(values, 0) + floor) ** -_WHITENING) @ vectors.T
     sizes = np.sqrt(variances)
-    answers = whitener @ _natural(moments, "standard", "h") @ axes.T / sizes
-    features = whitener @ _natural(moments, "standard", "phi")
-    clean = axes @ _natural(moments, "h", "phi") / sizes[:, None]
-    size = np.sqrt(moments.width) * np.abs(whitener).max()
-    mark = _in_turns(moments, answers, features, clean, np.ones(len(axes)), size)
+    answers = whitener @ (spectra.natural("standard", "h") @ axes.T / sizes)
+    features = whitener @ spectra.natural("standard", "phi")
+    clean = axes @ spectra.natural("h", "phi") / sizes[:, None]
+    size = np.sqrt(len(whitener)) * np.abs(whitener).max()
+    mark = _in_turns(spectra, answers, features, clean, np.ones(len(axes)), size)
     return mark * np.sqrt(sizes), axes
 
 
-def _in_turns(moments: Moments, answers: Array, features: Array, clean: Array, variances: Array, size: float) -> Array:
+def _in_turns(spectra: Spectra, answers: Array, features: Array, clean: Array, variances: Array, size: float) -> Array:
     """X (K, r) of g·R ≈ h·D + φ·X, from covariances of g with h (m, r) and φ (m, K), and of h with φ (r, K).
 
     0 where g shows nothing of φ beyond rounding. `size` is the spread of g.
     """
-    gram = moments.covariance("phi", "phi")
-    ridged = gram + (_RIDGE * np.diag(gram).mean() or 1.0) * np.eye(len(gram))
-    least = _CARRIED * np.sqrt(np.diag(gram))[:, None] * size
-    gains, mark = np.ones(len(variances)), np.zeros((moments.n_features, len(variances)))
+    gram = spectra.covariance("phi", "phi")
+    factor = cho_factor(gram + (_RIDGE * np.diag(gram).mean() or 1.0) * np.eye(len(gram)))
+    least = CARRIED * np.sqrt(np.diag(gram))[:, None] * size
+    r, k = answers.shape[1], len(gram)
+    if len(answers) > r + k:
+        # R turns nothing but the span of these columns: an orthonormal basis of it does as well as all of g's.
+        triangle: Array = np.linalg.qr(np.hstack((answers, features)), mode="r")  # type: ignore[assignment]
+        answers, features = triangle[:, :r], triangle[:, r:]
+    gains, mark = np.ones(r), np.zeros((k, r))
     for _ in range(_ROUNDS):
         left, _, right = thin_svd(answers * gains + features @ mark)
         rotation = left @ right
         told = np.einsum("mr,mr->r", rotation, answers) - np.einsum("kr,rk->r", mark, clean)
         gains = np.maximum(told / variances, 0)
-        moved = (rotation.T @ features - gains[:, None] * clean).T
+        moved = features.T @ rotation - gains * clean.T
         if not (np.abs(moved) > least).any():
             return np.zeros_like(mark)
-        mark = np.asarray(solve(ridged, moved, assume_a="pos"))
+        mark = np.asarray(cho_solve(factor, moved))
     return mark
 
 
-def _components(moments: Moments, most: int) -> tuple[Array, Array]:
-    """Leading principal components of h in rows, and their variances; at least one."""
-    values, vectors = eigh(_natural(moments, "h", "h"))
-    values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
-    keep = values > _RANK**2 * values[0]
+def _components(spectra: Spectra, most: int) -> tuple[Array, Array]:
+    """Leading principal components of h in rows, no more than g has columns, and their variances; at least one."""
+    most = min(most, spectra.moments.width)
+    values, vectors = spectra.eigen("h")
+    values, vectors = np.ldexp(values[::-1][:most], 2 * spectra.moments.exponent("h")), vectors[:, ::-1][:, :most]
+    keep = values > RANK**2 * values[0]
     if not keep.any():
         return vectors[:, :1].T, np.ones(1)
     return vectors[:, keep].T, values[keep]
-
-
-def _natural(moments: Moments, rows: Block, columns: Block) -> Array:
-    """A covariance in units of 1, but for φ's and g's own units, which are common to all that has them in it."""
-    power = sum(moments.exponent(name) for name in (rows, columns) if name not in ("phi", "g"))
-    return np.asarray(np.ldexp(moments.covariance(rows, columns), power))

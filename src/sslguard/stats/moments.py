@@ -86,6 +86,9 @@ class Moments:
         self.width = count("width", width, minimum=1)
         columns = self.dim + self.n_features + 2 * self.width
         self._exponents = np.full(columns, _NO_EXPONENT, dtype=np.int32)
+        # Rows of small updates wait until there are enough for BLAS, or until somebody asks.
+        self._waiting: list[NDArray[np.float64]] = []
+        self._absorbed = 0
         self._mean = np.zeros(columns)
         # Only the upper triangle is kept up to date; BLAS adds in place to Fortran order.
         self._scatter = np.zeros((columns, columns), order="F")
@@ -120,7 +123,11 @@ class Moments:
             )
         for start in range(0, len(embeddings), _ROWS):
             rows = slice(start, start + _ROWS)
-            self._absorb(np.hstack((embeddings[rows], features[rows], answers[rows], unit_rows(answers[rows]))))
+            batch = np.hstack((embeddings[rows], features[rows], answers[rows], unit_rows(answers[rows])))
+            if self.n - self._absorbed + len(batch) > _ROWS:
+                self._absorb()
+            self._waiting.append(batch)
+            self.n += len(batch)
 
     def __add__(self, other: Moments) -> Moments:
         """Moments of the queries of both.
@@ -141,6 +148,7 @@ class Moments:
         total._scatter += part._scatter
         step = total._join(part.n, part._mean)
         total._scatter += np.outer(step, step)
+        total.n = total._absorbed
         return total
 
     def covariance(self, rows: Block, columns: Block) -> NDArray[np.float64]:
@@ -165,6 +173,7 @@ class Moments:
         first, second = self._span(rows), self._span(columns)
         if self.n == 0:
             raise UsageError("moments of no queries have no covariance: update them with answers first")
+        self._absorb()
         if first.start > second.start:
             return self.covariance(columns, rows).T
         block = self._scatter[first, second] / self.n
@@ -174,10 +183,12 @@ class Moments:
 
     def exponent(self, block: Block) -> int:
         """Base-2 logarithm of the unit in which `covariance` gives a block's columns; 0 for "standard"."""
+        self._absorb()
         return 0 if block == "standard" else int(self._exponents[self._span(block)].max())
 
     def to_arrays(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64] | NDArray[np.int32]]:
         """Everything, for storage: `sizes` (n, d, K, m), `exponents` (p,), `mean` (p,), `scatter` (p, p)."""
+        self._absorb()
         return {
             "sizes": np.array([self.n, *self._sizes()], dtype=np.int64),
             "exponents": self._exponents.copy(),
@@ -217,23 +228,30 @@ class Moments:
         if n == 0 and (mean.any() or scatter.any()):
             raise UsageError("stored moments of no queries must be 0")
         moments = cls(dim, n_features, width)
-        moments.n, moments._mean, moments._scatter = n, mean.copy(), np.array(scatter, order="F")
+        moments.n = moments._absorbed = n
+        moments._mean, moments._scatter = mean.copy(), np.array(scatter, order="F")
         moments._exponents = exponents.astype(np.int32)
         return moments
 
-    def _absorb(self, batch: NDArray[np.float64]) -> None:
+    def _absorb(self) -> None:
+        """Take in what waits."""
+        if not self._waiting:
+            return
+        batch = np.concatenate(self._waiting)
+        self._waiting.clear()
         largest = np.abs(batch).max(axis=0)
         exponents = np.where(largest > 0, np.frexp(largest)[1], _NO_EXPONENT).astype(np.int32)
         self._change_units(np.maximum(self._exponents, exponents))
-        scaled = np.ldexp(batch, -self._exponents)
+        # One row more, so that a single product adds the batch and the step of the mean.
+        scaled = np.empty((len(batch) + 1, len(largest)))
+        rows = np.ldexp(batch, -self._exponents, out=scaled[:-1])
         # Shifting by the first row first makes a constant column exactly constant, whatever its mean rounds to.
-        origin = scaled[0].copy()
-        scaled -= origin
-        offset = scaled.mean(axis=0)
-        scaled -= offset
-        step = self._join(len(batch), origin + offset)
-        self._add_products(scaled)
-        self._add_products(step[None])
+        origin = rows[0].copy()
+        rows -= origin
+        offset = rows.mean(axis=0)
+        rows -= offset
+        scaled[-1] = self._join(len(batch), origin + offset)
+        self._scatter = dsyrk(1.0, scaled.T, beta=1.0, c=self._scatter, overwrite_c=1)
 
     def _join(self, n: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
         """Take in the count and mean of a part, in the same units; returns the vector whose outer product the scatter
@@ -241,13 +259,10 @@ class Moments:
         if n == 0:
             return np.zeros_like(mean)
         step = mean - self._mean
-        weight = np.sqrt(self.n / (self.n + n)) * np.sqrt(n)
-        self.n += n
-        self._mean = self._mean + step * (n / self.n)
+        weight = np.sqrt(self._absorbed / (self._absorbed + n)) * np.sqrt(n)
+        self._absorbed += n
+        self._mean = self._mean + step * (n / self._absorbed)
         return weight * step
-
-    def _add_products(self, rows: NDArray[np.float64]) -> None:
-        self._scatter = dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=1)
 
     def _change_units(self, exponents: NDArray[np.int32]) -> None:
         if (exponents == self._exponents).all():
@@ -259,8 +274,10 @@ class Moments:
         self._scatter *= factor[:, None]
 
     def _copy(self) -> Moments:
+        self._absorb()
         copy = Moments(*self._sizes())
-        copy.n, copy._exponents, copy._mean = self.n, self._exponents.copy(), self._mean.copy()
+        copy.n = copy._absorbed = self.n
+        copy._exponents, copy._mean = self._exponents.copy(), self._mean.copy()
         copy._scatter = self._scatter.copy(order="F")
         return copy
 

@@ -23,24 +23,19 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh, solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve
 
 from sslguard.errors import UsageError
 from sslguard.stats import alignment
 from sslguard.stats.arguments import count, finite_matrix
-from sslguard.stats.decomposition import thin_svd
-from sslguard.stats.moments import Block, Moments
+from sslguard.stats.decomposition import row_space, symmetric, thin_svd
+from sslguard.stats.moments import Moments
+from sslguard.stats.spectra import RANK, Spectra, or_zero
 
 Array = NDArray[np.float64]
 
-# Columns that are a linear combination of others up to this share of the largest singular value carry rounding, not
-# information: single precision leaves 1e-7 in a direction that a layer norm has flattened. On moments, which hold
-# squared singular values with 1e-16 of the largest, it is also the last share that can be told from 0.
-_RANK = 1e-6
 # The map from h to g is noise where h hardly moves, and the residual's covariance where the residual hardly does.
 _FIT_RANK, _RESIDUAL_RANK = 1e-3, 1e-4
-# Below this correlation with every column of g, φ̃ shows only rounding: single precision averages to some 1e-9.
-_CARRIED = 1e-10
 _GAIN_FLOOR, _NOISE_FLOOR = 0.3, 0.1
 
 
@@ -64,7 +59,7 @@ def own_space(moments: Moments, spread: ArrayLike) -> Array:
     UsageError
         The moments hold no query, m differs from d, or the spread is not as described.
     """
-    return _product(_own_space(moments, _Spread(spread, moments.dim)))
+    return _found("own_space", moments, spread)[0]
 
 
 def difference(moments: Moments, spread: ArrayLike) -> Array:
@@ -91,7 +86,7 @@ def difference(moments: Moments, spread: ArrayLike) -> Array:
     UsageError
         As in `own_space`.
     """
-    return _product(_difference(moments, _Spread(spread, moments.dim)))
+    return _found("difference", moments, spread)[0]
 
 
 def procrustes(moments: Moments, spread: ArrayLike) -> Array:
@@ -118,7 +113,7 @@ def procrustes(moments: Moments, spread: ArrayLike) -> Array:
     UsageError
         The moments hold no query, or the spread is not as described.
     """
-    return _product(_procrustes(moments, _Spread(spread, moments.dim)))
+    return _found("procrustes", moments, spread)[0]
 
 
 def predicted(moments: Moments, spread: ArrayLike) -> Array:
@@ -141,7 +136,7 @@ def predicted(moments: Moments, spread: ArrayLike) -> Array:
     UsageError
         As in `procrustes`.
     """
-    return _product(_predicted(moments, _Spread(spread, moments.dim)))
+    return _found("predicted", moments, spread)[0]
 
 
 def whitened(moments: Moments, spread: ArrayLike) -> Array:
@@ -167,7 +162,7 @@ def whitened(moments: Moments, spread: ArrayLike) -> Array:
     UsageError
         As in `procrustes`.
     """
-    return _product(_whitened(moments, _Spread(spread, moments.dim)))
+    return _found("whitened", moments, spread)[0]
 
 
 def aligned(moments: Moments, spread: ArrayLike) -> Array:
@@ -193,7 +188,7 @@ def aligned(moments: Moments, spread: ArrayLike) -> Array:
     UsageError
         As in `procrustes`.
     """
-    return _product(_aligned(moments, _Spread(spread, moments.dim)))
+    return _found("aligned", moments, spread)[0]
 
 
 def shifted(moments: Moments, spread: ArrayLike) -> Array:
@@ -216,7 +211,7 @@ def shifted(moments: Moments, spread: ArrayLike) -> Array:
     UsageError
         As in `procrustes`.
     """
-    return _product(_shifted(moments, _Spread(spread, moments.dim)))
+    return _found("shifted", moments, spread)[0]
 
 
 def mapped(moments: Moments, spread: ArrayLike) -> Array:
@@ -242,7 +237,7 @@ def mapped(moments: Moments, spread: ArrayLike) -> Array:
     UsageError
         As in `procrustes`.
     """
-    return _product(_mapped(moments, _Spread(spread, moments.dim)))
+    return _found("mapped", moments, spread)[0]
 
 
 WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyType(
@@ -310,7 +305,7 @@ def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
     """
     if name not in _FACTORS:
         raise UsageError(f"witness must be one of {', '.join(_FACTORS)}, not {name!r}")
-    return _with_range(_FACTORS[name](moments, _Spread(spread, moments.dim)), moments.dim)[1]
+    return _found(name, moments, spread)[1]
 
 
 def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Array | None]]:
@@ -331,18 +326,18 @@ def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Arr
     UsageError
         As in `procrustes`.
     """
-    checked = _Spread(spread, moments.dim)
-    names = family(moments.dim, moments.width)
-    return {name: _with_range(_FACTORS[name](moments, checked), moments.dim) for name in names}
+    shared, checked = Spectra(moments), _Spread(spread, moments.dim)
+    return {name: _with_range(_FACTORS[name](shared, checked)) for name in family(moments.dim, moments.width)}
 
 
-def _with_range(factors: _Factors, dim: int) -> tuple[Array, Array | None]:
-    v = _product(factors)
-    if not v.any():
-        return v, None
-    _, sizes, rows = thin_svd(factors[1])
-    basis = rows[sizes > _RANK * sizes[0]].T
-    return v, basis if basis.shape[1] < dim else None
+def _found(name: str, moments: Moments, spread: ArrayLike) -> tuple[Array, Array | None]:
+    return _with_range(_FACTORS[name](Spectra(moments), _Spread(spread, moments.dim)))
+
+
+def _with_range(factors: _Factors) -> tuple[Array, Array | None]:
+    left, right, whole = factors
+    v = or_zero(left @ right, np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=0))
+    return v, None if whole or not v.any() else row_space(right, RANK)
 
 
 def equal_gain(spread: ArrayLike) -> Array:
@@ -375,34 +370,46 @@ class _Spread:
         if len(matrix) != dim or size == 0 or np.abs(matrix - matrix.T).max() > 1e-9 * size:
             raise UsageError(f"spread must be a symmetric matrix of {dim} rows, not 0; it came in shape {matrix.shape}")
         self.matrix = (matrix / size + (matrix / size).T) / 2
-        values, vectors = eigh(self.matrix)
-        if values[0] < -1e-9 * values[-1]:
-            raise UsageError(f"spread must be positive semidefinite; its eigenvalues begin at {size * values[0]:.3g}")
-        gains = np.maximum(values, 0) + _GAIN_FLOOR * np.diag(self.matrix).mean()
-        self.inverse = (vectors / gains) @ vectors.T
+        floor = _GAIN_FLOOR * np.diag(self.matrix).mean()
+        if not _has_factor(self.matrix, 1e-9 * np.diag(self.matrix).max()):
+            values, _ = symmetric(self.matrix)
+            if values[0] < -1e-9 * values[-1]:
+                raise UsageError(
+                    f"spread must be positive semidefinite; its eigenvalues begin at {size * values[0]:.3g}"
+                )
+        factor = cho_factor(self.matrix + floor * np.eye(dim))
+        self.inverse = np.asarray(cho_solve(factor, np.eye(dim)))
 
 
-# A witness is the product of two factors, (K, r) and (r, d): only the first sees φ, and the second spans V's rows.
-_Factors = tuple[Array, Array]
+def _has_factor(matrix: Array, ridge: float) -> bool:
+    """Whether all eigenvalues of a symmetric matrix are larger than −ridge."""
+    try:
+        cho_factor(matrix + ridge * np.eye(len(matrix)))
+    except LinAlgError:
+        return False
+    return True
 
 
-def _own_space(moments: Moments, spread: _Spread) -> _Factors:
-    _check_own_space("own_space", moments)
-    return _beyond_linear(moments, "unit"), spread.inverse
+# A witness is the product of two factors, (K, r) and (r, d): only the first sees φ, and the second spans V's rows;
+# True where that is known to be R^d, as of M⁻, whose least singular value is at least 0.3/(d + 0.3) of the largest.
+_Factors = tuple[Array, Array, bool]
 
 
-def _difference(moments: Moments, spread: _Spread) -> _Factors:
-    _check_own_space("difference", moments)
+def _own_space(shared: Spectra, spread: _Spread) -> _Factors:
+    _check_own_space("own_space", shared.moments)
+    return shared.beyond_linear("unit"), spread.inverse, True
+
+
+def _difference(shared: Spectra, spread: _Spread) -> _Factors:
+    _check_own_space("difference", shared.moments)
     # Both in units of 1; φ's own unit is common to them.
-    unit = np.ldexp(moments.covariance("phi", "unit"), moments.exponent("unit"))
-    clean = np.ldexp(moments.covariance("phi", "h"), moments.exponent("h"))
-    shared = np.ldexp(np.trace(moments.covariance("unit", "h")), moments.exponent("unit") - moments.exponent("h"))
-    gain = shared / (np.trace(moments.covariance("h", "h")) or 1.0)
-    sizes = [np.sqrt(np.diag(moments.covariance(name, name))) for name in ("phi", "unit")]
-    moved = _or_zero(unit - gain * clean, sizes[0], np.ldexp(sizes[1], moments.exponent("unit")))
-    gram = moments.covariance("phi", "phi")
+    unit, clean = shared.natural("phi", "unit"), shared.natural("phi", "h")
+    gain = np.trace(shared.natural("unit", "h")) / (np.trace(shared.natural("h", "h")) or 1.0)
+    sizes = np.ldexp(shared.deviations("unit"), shared.moments.exponent("unit"))
+    moved = or_zero(unit - gain * clean, shared.deviations("phi"), sizes)
+    gram = shared.covariance("phi", "phi")
     ridge = _GAIN_FLOOR * np.diag(gram).mean() or 1.0
-    return np.asarray(solve(gram + ridge * np.eye(len(gram)), moved, assume_a="pos")), spread.inverse
+    return np.asarray(solve(gram + ridge * np.eye(len(gram)), moved, assume_a="pos")), spread.inverse, True
 
 
 def _check_own_space(name: str, moments: Moments) -> None:
@@ -413,43 +420,45 @@ def _check_own_space(name: str, moments: Moments) -> None:
         )
 
 
-def _procrustes(moments: Moments, spread: _Spread) -> _Factors:
-    left, sizes, right = thin_svd(moments.covariance("unit", "h"))
+def _procrustes(shared: Spectra, spread: _Spread) -> _Factors:
+    left, sizes, right = thin_svd(shared.covariance("unit", "h"))
     # Squared, for these are the product of two spreads.
-    keep = sizes > _RANK**2 * sizes[0]
-    return _beyond_linear(moments, "unit") @ left[:, keep], right[keep] @ spread.inverse
+    keep = sizes > RANK**2 * sizes[0]
+    whole = keep.sum() == shared.moments.dim
+    return shared.beyond_linear("unit") @ left[:, keep], right[keep] @ spread.inverse, bool(whole)
 
 
-def _aligned(moments: Moments, spread: _Spread) -> _Factors:  # noqa: ARG001
-    return alignment.rotated(moments)
+def _aligned(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
+    return *alignment.rotated(shared), False
 
 
-def _shifted(moments: Moments, spread: _Spread) -> _Factors:  # noqa: ARG001
-    return alignment.rotated(moments, "g")
+def _shifted(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
+    return *alignment.rotated(shared, "g"), False
 
 
-def _mapped(moments: Moments, spread: _Spread) -> _Factors:  # noqa: ARG001
-    return alignment.mapped(moments)
+def _mapped(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
+    return *alignment.mapped(shared), False
 
 
-def _predicted(moments: Moments, spread: _Spread) -> _Factors:
-    axes = _whitener(moments.covariance("standard", "standard"), _RANK)
-    return _beyond_linear(moments, "standard") @ axes, axes.T @ moments.covariance("standard", "h") @ spread.inverse
+def _predicted(shared: Spectra, spread: _Spread) -> _Factors:
+    axes = shared.whitener("standard", RANK)
+    right = axes.T @ shared.covariance("standard", "h") @ spread.inverse
+    return shared.beyond_linear("standard") @ axes, right, False
 
 
-def _whitened(moments: Moments, spread: _Spread) -> _Factors:
-    answers, axes = moments.covariance("g", "g"), _whitener(moments.covariance("h", "h"), _FIT_RANK)
-    shared = axes.T @ moments.covariance("h", "g")
-    noise, directions = eigh(answers - shared.T @ shared)
-    keep = noise > max(_RESIDUAL_RANK**2 * noise[-1], _RANK**2 * np.trace(answers))
+def _whitened(shared: Spectra, spread: _Spread) -> _Factors:
+    answers, axes = shared.covariance("g", "g"), shared.whitener("h", _FIT_RANK)
+    fit = axes.T @ shared.covariance("h", "g")
+    noise, directions = symmetric(answers - fit.T @ fit)
+    keep = noise > max(_RESIDUAL_RANK**2 * noise[-1], RANK**2 * np.trace(answers))
     if not keep.any():
-        return np.zeros((moments.n_features, 0)), np.zeros((0, moments.dim))
+        return np.zeros((shared.moments.n_features, 0)), np.zeros((0, shared.moments.dim)), False
     noise, directions = noise[keep], directions[:, keep]
-    weights = (directions / (noise + _NOISE_FLOOR * noise.mean())) @ directions.T
-    return _beyond_linear(moments, "g") @ weights, (axes @ shared).T @ spread.matrix
+    weights = directions / (noise + _NOISE_FLOOR * noise.mean())
+    return shared.beyond_linear("g") @ weights @ directions.T, fit.T @ (axes.T @ spread.matrix), False
 
 
-_FACTORS: Mapping[str, Callable[[Moments, _Spread], _Factors]] = {
+_FACTORS: Mapping[str, Callable[[Spectra, _Spread], _Factors]] = {
     "own_space": _own_space,
     "difference": _difference,
     "aligned": _aligned,
@@ -459,31 +468,3 @@ _FACTORS: Mapping[str, Callable[[Moments, _Spread], _Factors]] = {
     "predicted": _predicted,
     "whitened": _whitened,
 }
-
-
-def _product(factors: _Factors) -> Array:
-    left, right = factors
-    return _or_zero(left @ right, np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=0))
-
-
-def _beyond_linear(moments: Moments, block: Block) -> Array:
-    """Covariance (K, ·) of φ̃ with a block of columns."""
-    axes = _whitener(moments.covariance("h", "h"), _RANK)
-    linear = (moments.covariance("phi", "h") @ axes) @ (axes.T @ moments.covariance("h", block))
-    sizes = [np.sqrt(np.diag(moments.covariance(name, name))) for name in ("phi", block)]
-    return _or_zero(moments.covariance("phi", block) - linear, *sizes)
-
-
-def _or_zero(difference: Array, row_sizes: Array, column_sizes: Array) -> Array:
-    """0 in place of what terms of these sizes leave when they cancel: another machine would round otherwise."""
-    if (np.abs(difference) > _CARRIED * np.outer(row_sizes, column_sizes)).any():
-        return difference
-    return np.zeros_like(difference)
-
-
-def _whitener(gram: Array, tolerance: float) -> Array:
-    """Axes (p, r), r its rank, that turn columns of this Gram matrix into orthonormal ones; singular values of the
-    columns up to `tolerance` of the largest count as 0."""
-    values, vectors = eigh(gram)
-    keep = values > max(tolerance**2 * values[-1], 0.0)
-    return np.asarray(vectors[:, keep] / np.sqrt(values[keep]))
