@@ -57,7 +57,7 @@ def test_the_thief_is_shown_and_the_innocent_is_not(
         groups.append(process.pid)
         return process
 
-    monkeypatch.setattr(serving.subprocess, "Popen", starting)
+    monkeypatch.setattr(subprocess, "Popen", starting)
     monkeypatch.setattr(over_api, "ApiSettings", lambda: settings)
     ran = sslguard("demo", "--api", "--out", tmp_path / "out", "--json", "--quiet")
     assert ran.code == 0, ran.err
@@ -73,25 +73,39 @@ def test_the_thief_is_shown_and_the_innocent_is_not(
     assert str(tmp_path) in page  # the commands that repeat it
 
 
-def test_servers_end_with_an_interrupted_program() -> None:
+@pytest.mark.parametrize(
+    ("number", "serving_already"),
+    [(signal.SIGTERM, True), (signal.SIGKILL, True), (signal.SIGKILL, False)],
+    ids=["interrupted", "killed", "killed as it starts"],
+)
+def test_servers_end_with_their_program(number: signal.Signals, serving_already: bool) -> None:
+    """Also with one that was killed outright and could not tell them so."""
     program = (
-        "import sys, time\n"
+        "import subprocess, sys, time\n"
         "from sslguard.cli.entry import _sigterm_as_interrupt\n"
-        "from sslguard.demo.serving import served\n"
-        "with _sigterm_as_interrupt(), served('random:bag-of-words') as address:\n"
+        "from sslguard.demo import serving\n"
+        "start = subprocess.Popen\n"
+        "def started(*given, **more):\n"
+        "    process = start(*given, **more)\n"
+        "    print(process.pid, flush=True)\n"
+        "    return process\n"
+        "subprocess.Popen = started\n"
+        "with _sigterm_as_interrupt(), serving.served('random:bag-of-words') as address:\n"
         "    print(address, flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline().startswith(b"http://127.0.0.1:")
-        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-        parent.send_signal(signal.SIGTERM)
+        child = int(parent.stdout.readline())
+        if serving_already:
+            assert parent.stdout.readline().startswith(b"http://127.0.0.1:")
+        assert running(child)
+        parent.send_signal(number)
         parent.wait(20)
-    deadline = time.monotonic() + 5
-    while running(int(child)) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 8
+    while running(child) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not running(int(child))
+    assert not running(child)
 
 
 def test_a_server_that_does_not_start_says_why() -> None:

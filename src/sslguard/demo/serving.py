@@ -11,10 +11,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 from sslguard.errors import SuspectError
 
+TETHERED = Path(__file__).with_name("tethered.py")
 START_SECONDS = 180.0
 GRACE_SECONDS = 10.0
 _ADDRESS = re.compile(r" at (http://\S+)")
@@ -24,15 +26,16 @@ _ADDRESS = re.compile(r" at (http://\S+)")
 def served(*arguments: str) -> Iterator[str]:
     """The address of `sslguard serve ARGUMENTS` on a free port of 127.0.0.1.
 
-    The server leads a process group, which is ended with the block however that ends.
+    The server leads a process group, which is ended with the block however that ends. Where this process is killed
+    outright, the server ends by itself.
 
     Raises:
         SuspectError: it does not start; the message is its own.
     """
-    command = [sys.executable, "-m", "sslguard.cli", "serve", *arguments, "--port", "0"]
+    command = [sys.executable, "-P", str(TETHERED), "serve", *arguments, "--port", "0"]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True
         )
         try:
             yield _address(process, said)
@@ -56,6 +59,8 @@ def _address(process: subprocess.Popen[bytes], said: IO[bytes]) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
