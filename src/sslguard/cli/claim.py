@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions
+from sslguard.cli.remote import opened as asking
 from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
@@ -133,17 +134,13 @@ def claim(
     from sslguard import api
     from sslguard.keyfile import open_key
     from sslguard.schemes.exact import ExactKey
-    from sslguard.suspects import RemoteSuspect, open_suspect
 
     set_threads(threads)
     stored = open_key(key) if sub_key is None else open_key(key).opened(sub_key)
     say_opened(key, sub_key)
     if isinstance(stored.key, ExactKey) and stored.key.sub_keys > 1:
         say(f"this opens the whole key, all of its {stored.key.sub_keys} sub-keys: --sub-key 1 opens the first alone")
-    with ExitStack() as opened:
-        target = open_suspect(suspect, remote.remote())
-        if isinstance(target, RemoteSuspect):
-            opened.enter_context(target)
+    with asking(suspect, remote) as target:
         verdict = api.claim(
             *(stored, target, data),
             seed=seed,
@@ -209,9 +206,10 @@ def audit(
     from sslguard.claims.outcome import Terms
     from sslguard.claims.page import check_page, write_page
     from sslguard.claims.timestamps import read_roots
-    from sslguard.suspects import RemoteSuspect, open_suspect
 
     set_threads(threads)
+    if suspect is None and remote != DEFAULT_REMOTE:
+        raise UsageError("options of a suspect behind an address need --suspect: nobody else is asked in an audit")
     terms = Terms(
         seed=seed,
         alpha=alpha,
@@ -223,11 +221,7 @@ def audit(
     )
     if report is not None:
         check_page(report)
-    with ExitStack() as stack:
-        how = remote.remote()
-        target = None if suspect is None else open_suspect(suspect, how)
-        if isinstance(target, RemoteSuspect):
-            stack.enter_context(target)
+    with nullcontext() if suspect is None else asking(suspect, remote) as target:
         found = api.audit(bundle, data, terms, clean=clean, suspect=target, progress=output.progress)
     if report is not None:
         write_page(found, report)
