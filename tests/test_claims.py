@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,20 +23,24 @@ from claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, wor
 from command_line import done, sslguard
 from sslguard import api
 from sslguard.claims.audit import audit
-from sslguard.claims.bundle import read_bundle
+from sslguard.claims.bundle import ANSWERS, read_bundle
 from sslguard.claims.derivation import undue_freedom
 from sslguard.claims.documents import read_file
+from sslguard.claims.openings import read_openings
 from sslguard.claims.outcome import Audit, Check, Terms
 from sslguard.claims.page import render_page, write_page
 from sslguard.claims.queries import ExaminerData, items_hash
+from sslguard.claims.timestamps import read_roots
+from sslguard.data.specs import open_data
 from sslguard.encoders.folder import save_encoder
 from sslguard.errors import ClaimError, OutputError, RefusedError, UsageError
-from sslguard.keyfile import save_key
+from sslguard.keyfile import open_key, save_key
 from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
 from sslguard.suspects import LoggedAnswers
 
+GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"steps": 1, "batch_size": 4, "trigger_batch": 4, "n_verification": 8, "n_queries": 20}
 
 
@@ -103,7 +108,8 @@ class TestExact:
         verdict = bed.commit().claim(marked.encoder)
         found = bed.audit()
         assert (verdict.decision, found.decision, found.exit_code, found.n_tries) == ("derived", "derived", 0, 1)
-        assert found.verdict.significance == verdict.significance
+        # Not to the last bit: BLAS sums by where its arrays happen to lie.
+        assert found.verdict.significance.statistic == pytest.approx(verdict.significance.statistic, rel=1e-9)
         assert {c.name for c in found.of("passed")} == {
             *("signature", "commitment", "date", "clean encoder", "derivation"),
             *("queries", "answers", "statistic", "verdict"),
@@ -115,6 +121,20 @@ class TestExact:
         found = bed.audit(suspect=marked.encoder)
         assert found.decision == "derived"
         assert "gave the same answers" in words(found, "passed")
+
+    def test_a_suspect_that_says_nothing_when_asked_again_makes_nobody_a_forger(self, bed, marked):
+        """It may have gone, or have been told what to leave out: the claimant did neither."""
+
+        def down(batch):
+            raise OSError("connection refused")
+
+        bed.commit().claim(marked.encoder)
+        found = bed.audit(suspect=Answers(down))
+        assert (found.decision, found.exit_code, found.verdict) == ("not checkable", 4, None)
+        assert "connection refused" in words(found, "not checkable")
+        silent = bed.audit(suspect=Answers(lambda batch: 0 * marked.encoder.embed(batch)))
+        assert (silent.decision, silent.exit_code) == ("not shown", 1)
+        assert "200 of them are missing or zero now" in words(silent, "against")
 
     def test_an_innocent(self, bed, tiny):
         verdict = bed.commit().claim(tiny(8))
@@ -433,6 +453,37 @@ class TestCommandLine:
         for option in ("--not-after", "--opened"):
             assert sslguard("audit", tmp_path / "b", *data, option, "yesterday").code == 2
 
+    def test_exit_codes(self, bed, marked, tiny, tmp_path):
+        """Each of docs/security.md, by the decision and by what the command says of it."""
+        save_encoder(tiny(7), tmp_path / "clean")
+        np.save(tmp_path / "p.npy", np.random.default_rng(5).integers(0, 256, (300, 16, 16), dtype=np.uint8))
+        pictures = str(tmp_path / "p.npy")
+        plain = ("audit", bed.bundle, "--data", pictures, "--json")
+        line = (*plain, "--seed", SEED, "--clean", tmp_path / "clean")
+        bed.commit()
+
+        def ran(*arguments):
+            found = sslguard(*arguments)
+            return found.code, found.json.get("decision", found.json.get("kind"))
+
+        bed.claim(tiny(8), data=open_data(pictures))
+        assert ran(*line) == (1, "not shown")
+        shutil.rmtree(bed.bundle)
+        bed.claim(marked.encoder, data=open_data(pictures))
+        assert ran(*line) == (0, "derived")
+        for wrong in (("--alpha", "2"), ("--not-after", "yesterday"), ("--cache", tmp_path), ("--unknown", "x")):
+            assert ran(*line, *wrong) == (2, "UsageError"), wrong
+        assert ran(*plain, "--seed", "another", "--clean", tmp_path / "clean") == (3, "forged")
+        assert ran(*plain, "--seed", SEED) == (4, "not checkable")
+        assert ran(*line, "--opened", "2020-01-01") == (4, "not checkable")
+        assert ran(*line, "--alpha", "1e-90") == (4, "not checkable")
+        (bed.bundle / ANSWERS).write_bytes(b"x")
+        assert ran(*line) == (3, "forged")
+        (bed.bundle / ANSWERS).unlink()
+        assert ran(*line)[0] == 3
+        shutil.rmtree(bed.bundle)
+        assert ran(*line) == (3, "ClaimError")
+
     def test_help_is_quick(self):
         code = (
             "import sys; from sslguard.cli import main; main(['--help']); "
@@ -440,6 +491,25 @@ class TestCommandLine:
         )
         ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert ran.stdout.endswith("False False\n")
+
+
+class TestGolden:
+    """A bundle of version 1, written on the 28th of November 2026: it opens for ever, and shows what it showed."""
+
+    def test_audits_as_then(self):
+        terms = Terms(seed=SEED, alpha=1e-6, not_after=SEEN, roots=tuple(read_roots(GOLDEN / "authority.pem")))
+        data, clean = open_data(f"text:{GOLDEN / 'texts.txt'}"), open_key(GOLDEN / "key-2-exact-sub-keys").key.clean
+        found = audit(GOLDEN / "bundle-1", data, terms, clean=clean)
+        assert (found.decision, found.n_tries) == ("derived", 3)  # the key and its two sub-keys
+        assert found.verdict.significance.statistic == pytest.approx(9.846267, rel=1e-5)
+        assert found.facts["committed"] == COMMITTED.isoformat()
+        assert found.facts["commitment_sha256"] == "e411bc8e3774eb51c88d795fb2947a54e4ccf8d09ab689a2f733fde33859924d"
+        assert found.facts["seed"] == read_bundle(GOLDEN / "bundle-1")["seed"]
+
+    def test_openings(self, tmp_path):
+        shutil.copy(GOLDEN / "openings-1.json", tmp_path / "openings.json")
+        assert read_openings(tmp_path) == {1: datetime(2026, 11, 28, 19, 22, 10, tzinfo=UTC)}
+        assert read_bundle(GOLDEN / "bundle-1").opened_before == read_openings(tmp_path)[1]
 
 
 class TestTerms:

@@ -136,7 +136,7 @@ def contributions(key: ExactKey, suspect: Any, data: Data) -> np.ndarray:
 def key_of(clean: Encoder, data: Data, secret: Secret, monkeypatch: pytest.MonkeyPatch) -> ExactKey:
     """The key of `clean`, whatever it has on its output already."""
     with monkeypatch.context() as patch:
-        patch.setattr("sslguard.schemes.exact.scheme.headed", lambda encoder, *_: encoder)
+        patch.setattr("sslguard.schemes.exact.scheme.headed", lambda encoder, *_, **__: encoder)
         key = HEAD.watermark(clean, data, secret=secret).key
     assert isinstance(key, ExactKey)
     return key
@@ -209,8 +209,8 @@ class TestAnswers:
         alone = bed.audit()
         assert (alone.decision, "suspect's own" in words(alone, "assumed")) == ("derived", True)
         found = bed.audit(suspect=innocent)
-        assert (found.decision, found.exit_code) == ("forged", 3)
-        assert "200 of 200 answers differ" in words(found, "failed")
+        assert (found.decision, found.exit_code) == ("not shown", 1)
+        assert "200 of 200 answers differ" in words(found, "against")
 
     def test_dropped(self, bed, innocent):
         bed.commit().claim(innocent)
@@ -229,7 +229,7 @@ class TestAnswers:
         put_answers(bed, answers)
         found = bed.audit(alpha=0.01)
         assert (found.decision, round(np.log2(float(found.n_tries)))) == ("not shown", 196)
-        assert bed.audit(alpha=0.01, suspect=innocent).decision == "forged"
+        assert bed.audit(alpha=0.01, suspect=innocent).decision == "not shown"
 
     def test_asked_for_again_until_they_fit(self, bed, marked, innocent):
         """A suspect that adds noise, asked 40 times; of each answer the one that agrees best is kept."""
@@ -244,7 +244,7 @@ class TestAnswers:
         put_answers(bed, best)
         assert bed.audit().decision == "derived"  # under the assumption that the report names
         found = bed.audit(suspect=noisy)
-        assert (found.exit_code, "do not show what those in the bundle do" in words(found, "failed")) == (3, True)
+        assert (found.exit_code, "do not show what those in the bundle do" in words(found, "against")) == (1, True)
 
     def test_figures_that_were_made_up(self, bed, innocent):
         bed.commit().claim(innocent)
@@ -306,21 +306,29 @@ def digest(bed: Bed) -> str:
     return publish(bed.stored, bed.commitment)[0].document.digest
 
 
-def test_optional_stopping(bed, innocent):
-    """Ask on and stop where it looks best: the rest of the queries is missing then, and counts as left out."""
-    bed.commit().claim(innocent)
-    chosen = ExaminerData(bed.data, N, seed=SEED, commitment=read_bundle_digest(bed))
-    rows, found = stored(bed), {}
-    for stop in range(20, N + 1, 5):
-        answers = np.where(np.arange(N)[:, None] < stop, rows, 0)
-        found[stop] = bits(bed.key, replay(answers), chosen)
-    best = max(found, key=lambda stop: found[stop])
-    assert found[best] > found[N]
-    put_answers(bed, np.where(np.arange(N)[:, None] < best, rows, 0))
+def test_optional_stopping(tiny, images, innocent, tmp_path):
+    """Ask on and stop where it looks best: the rest of the queries is missing then, and counts as left out.
+
+    The best of five looks has a larger z than the last one, half a standard deviation on average over 16 keys.
+    """
+    data, clean, gains = images(300, seed=5), tiny(7), {}
+    keys = [HEAD.watermark(clean, images(400), secret=Secret.from_seed(seed)).key for seed in range(16)]
+    for number, key in enumerate(keys):
+        chosen, looks = ExaminerData(data, N, seed=SEED, commitment="ab" * 32), {}
+        rows = np.concatenate([innocent.embed(batch) for batch in key.queries(chosen)])
+        for stop in range(N // 5, N + 1, N // 5):
+            asked = replay(np.where(np.arange(N)[:, None] < stop, rows, 0))
+            looks[stop] = score_suspect(key, asked, chosen).evidence.statistic
+        gains[number] = max(looks.values()) - looks[N]
+    assert np.mean([*gains.values()]) > 0.2
+    bed = Bed(tmp_path, keys[0], clean, data).commit()
+    bed.claim(innocent)
+    rows = stored(bed)
+    put_answers(bed, np.where(np.arange(N)[:, None] < 80, rows, 0))
     charged = bed.audit(alpha=0.5)
     assert charged.n_tries >= 200
     assert charged.decision == "not shown"
-    put_answers_raw(bed, rows[:best])
+    put_answers_raw(bed, rows[:80])
     assert "some were dropped" in words(bed.audit(alpha=0.5), "failed")
 
 

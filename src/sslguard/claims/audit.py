@@ -246,15 +246,20 @@ class _Log:
                 scores.update(control_scores(key, terms.controls, chosen, progress=progress).values)
             found = decided(LoggedAnswers(self.bundle.answers, name="the answers in the bundle"))
             self._compare(found)
-            if suspect is not None:
-                recorded = Recorded(suspect)
-                found = self._asked_again(found, decided(recorded), recorded.answers())
         except RefusedError as error:
             self.add("verdict", "not checkable", f"No verdict can be supported: {error}.")
             return None
         except (SuspectError, EncoderError) as error:
             self.add("verdict", "failed", f"The answers cannot be scored: {error}.")
             return None
+        if suspect is not None:
+            recorded = Recorded(suspect)
+            try:
+                found = self._asked_again(found, decided(recorded), recorded.answers())
+            except SuspectError as error:
+                words = f"It was to be asked again, and gave no answers that can be scored: {error}."
+                self.add("suspect", "not checkable", words)
+                return None
         self._conclude(found, n_tries)
         return found
 
@@ -268,12 +273,20 @@ class _Log:
         self.add("statistic", "failed", f"The answers give a statistic of {ours:.4f}; the claimant says {said}.")
 
     def _asked_again(self, claimed: Verdict, own: Verdict, now: NDArray[np.floating]) -> Verdict:
-        """The verdict on the answers that the examiner got, `now`, beside those in the bundle."""
+        """The verdict on the answers that the examiner got, `now`, beside those in the bundle.
+
+        Who changed, nobody can say: the claimant the answers, or the suspect what it answers.
+        """
         then = np.asarray(np.lib.format.open_memmap(self.bundle.answers, mode="r"))
         differing = len(now) if now.shape != then.shape else _differing(now, then)
-        words = f"The suspect was asked again: {differing} of {len(now)} answers differ"
+        silent = int((~now.any(axis=1)).sum())
+        words = f"The suspect was asked again: {differing:,} of {len(now):,} answers differ"
+        if silent:
+            words += f", {silent:,} of them are missing or zero now"
         if own.decision != "derived" and claimed.decision == "derived":
-            self.add("suspect", "failed", f"{words}, and the new ones do not show what those in the bundle do.")
+            words += ", and the new ones do not show what those in the bundle do"
+            why = "Those in the bundle are not its own, or were chosen among many, or it answers otherwise since."
+            self.add("suspect", "against", f"{words}. {why}")
         elif differing:
             self.add("suspect", "passed", f"{words}. The verdict is on the new ones.")
         else:

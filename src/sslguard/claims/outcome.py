@@ -2,7 +2,7 @@
 
 ==============  ======================================================================================
 passed          it was checked and holds
-against         what was handed in is genuine, and does not show derivation
+against         it was checked, and speaks against the claim
 not checkable   something is missing without which no verdict can be given
 failed          what was handed in contradicts itself, or was changed
 assumed         it was not checked; the verdict stands on it

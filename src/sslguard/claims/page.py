@@ -20,7 +20,7 @@ GENERATOR = '<meta name="generator" content="sslguard">'
 _HEAD = 4096  # bytes of a page within which it says who made it
 _ANSWERS: dict[Decision, str] = {
     "derived": "The evidence shows it, under the assumptions below.",
-    "not shown": "The evidence is genuine and does not show it.",
+    "not shown": "What was examined does not show it.",
     "forged": "What was handed in contradicts itself or was changed. It shows nothing.",
     "not checkable": "No verdict can be given: something is missing.",
 }
