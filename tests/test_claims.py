@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, words
 from command_line import done, sslguard
@@ -38,6 +39,7 @@ from sslguard.keyfile import open_key, save_key
 from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
+from sslguard.stats.significance import control_rank_test
 from sslguard.suspects import LoggedAnswers
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -374,6 +376,38 @@ class TestPage:
         for check in found.checks:
             assert check.words.replace("'", "&#39;").replace("&#39;", "'")[:20] in page.replace("&#39;", "'")
         assert "http" not in page.replace("http-equiv", "")
+
+    def test_says_by_what_it_was_decided_and_when(self, found):
+        when = datetime(2026, 2, 3, 4, 5, tzinfo=UTC)
+        page = render_page(found, when=when)
+        assert page.count("2026-02-03 04:05 UTC") == 2
+        assert "UTC</footer" not in render_page(found)
+        assert "19.9 bits had to be reached" in page  # alpha 1e-6, one claim
+        assert "the probability that the suspect is innocent" in page
+        for told in (SEED, "2025-06-01 00:00 UTC", "2025-01-01 00:00 UTC", "1e-06", found.facts["owner"]):
+            assert told in page, told
+        assert AUTHORITY.root.fingerprint(SHA256()).hex() in page
+        bits = abs(found.verdict.significance.log2_pvalue)
+        assert f"once in 2<sup>{bits:.0f}</sup> draws" in page
+
+    def test_every_fact_has_a_place(self, found):
+        """Those of the bundle and of the examiner's terms; none is left to the JSON alone."""
+        named = {name: f"<{name}>" for name in found.facts}
+        page = render_page(
+            replace(found, facts=named | {"committed": None, "claimed_by": {}, "audited_by": {"sslguard": "1"}})
+        )
+        for name in found.facts.keys() - {"committed", "claimed_by", "audited_by"}:
+            assert f"&lt;{name}&gt;" in page, name
+
+    def test_of_a_key_whose_null_are_controls(self, found):
+        ranked = control_rank_test(0.9, [0.1, 0.2, 0.3], n_queries=20)
+        verdict = replace(found.verdict, significance=ranked)
+        terms = replace(found.terms, controls=("shipped",), alpha=0.5)
+        page = render_page(Audit(found.checks, verdict, 2, terms, {**found.facts, "scheme": "sslguard"}))
+        assert "p = 0.25 among 3 known innocents" in page
+        assert "p had to be at most 0.25: alpha 0.5" in page
+        assert "shared among 2 claims" in page
+        assert "trigger" in page
 
     def test_is_well_formed(self, found):
         class Tags(HTMLParser):

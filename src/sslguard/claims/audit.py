@@ -125,11 +125,11 @@ class _Log:
         if wanted is None:
             self.add("date", "assumed", f"{words}; when the suspect could first be asked was not given.{charge}")
             return False
-        words = f"{words}; the suspect could first be asked on {_day(wanted)}"
         if when > wanted:
-            self.add("date", "against", f"{words}, before that: the key may have been made for it.")
+            words += f"; the suspect could be asked already on {_day(wanted)}: the key may have been made for it."
+            self.add("date", "against", words)
             return False
-        self.add("date", "passed", f"{words}, after that.")
+        self.add("date", "passed", f"{words}; the suspect could first be asked on {_day(wanted)}, not earlier.")
         return True
 
     def openings(self) -> None:
@@ -178,7 +178,7 @@ class _Log:
     def queries(self, key: Key, data: Data) -> ExaminerData | None:
         """What the examiner's seed draws from the examiner's data."""
         if self.bundle["seed"] != self.terms.seed:
-            self.add("queries", "failed", "The queries were drawn by another seed than the examiner gave.")
+            self.add("queries", "failed", "The claim was drawn by another seed than the examiner's.")
             return None
         n, spec = n_items(key), data.spec
         if len(data) < n:
@@ -207,8 +207,9 @@ class _Log:
         except ClaimError as error:
             self.add("answers", "failed", f"{str(error)[:1].upper()}{str(error)[1:]}.")
             return None
-        words = f"All {key.n_queries:,} queries are in; {n_zero} answers are zero, as missing ones are."
+        words = f"An answer to each of {key.n_queries:,} queries is in; none is missing."
         if n_zero:
+            words = f"All {key.n_queries:,} queries are in; {n_zero:,} answers are zero, as missing ones are."
             words += " Unless the suspect is asked again, which ones counts as the claimant's choice."
         self.add("answers", "passed", words)
         return n_zero
@@ -297,11 +298,11 @@ class _Log:
         significance = found.significance
         shared = f", shared among {_tries(n_tries)}" if n_tries > 1 else ""
         null = (
-            "by a theorem, whoever the suspect is"
+            ", by a theorem that holds whoever the suspect is"
             if significance.null == "exact"
-            else f"by rank among {significance.n_controls} known innocents, no better than their choice"
+            else f", by rank among {significance.n_controls} known innocents and no better than their choice"
         )
-        what = f"{abs(significance.log2_pvalue):.1f} bits of evidence {null}, at alpha {self.terms.alpha:g}{shared}."
+        what = f"{abs(significance.log2_pvalue):.1f} bits of evidence{null}; alpha {self.terms.alpha:g}{shared}."
         if found.decision == "derived":
             self.add("verdict", "passed", f"Derived: {what}")
         else:

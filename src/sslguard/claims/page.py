@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,32 +20,50 @@ from sslguard.files import write_atomic
 GENERATOR = '<meta name="generator" content="sslguard">'
 _HEAD = 4096  # bytes of a page within which it says who made it
 _ANSWERS: dict[Decision, str] = {
-    "derived": "The evidence shows it, under the assumptions below.",
+    "derived": "It is shown, if what was assumed below is true.",
     "not shown": "What was examined does not show it.",
     "forged": "What was handed in contradicts itself or was changed. It shows nothing.",
     "not checkable": "No verdict can be given: something is missing.",
 }
+# Facts as people call them, and whether they are to be compared digit by digit.
+_FACTS = {
+    "suspect": ("suspect, as the claimant calls it", False),
+    "owner": ("claimant’s public key", True),
+    "scheme": ("scheme of the key", False),
+    "commitment_sha256": ("SHA-256 of the commitment", True),
+    "committed": ("time of the commitment", False),
+    "claim_sha256": ("SHA-256 of the claim", True),
+    "clean_hash": ("SHA-256 of F’s weights", True),
+    "watermarked_hash": ("SHA-256 of F*’s weights", True),
+    "seed": ("seed in the claim", True),
+    "claimed_by": ("programs of the claimant", False),
+    "audited_by": ("programs of this audit", False),
+}
 _LABELS = {"against": "speaks against", "failed": "failed"}
 
 
-def render_page(audit: Audit) -> str:
-    """The page, HTML5. No address is loaded from anywhere."""
+def render_page(audit: Audit, *, when: datetime | None = None) -> str:
+    """The page, HTML5. No address is loaded from anywhere.
+
+    Args:
+        when: the audit was made; the page bears no date without it.
+    """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["line"] = _line
     template = (files("sslguard.claims") / "page.html.j2").read_text(encoding="utf-8")
-    return str(environment.from_string(template).render(**_context(audit)))
+    return str(environment.from_string(template).render(**_context(audit, when)))
 
 
 def write_page(audit: Audit, path: Path) -> None:
-    """Write the page to `path`; only a page of sslguard's is replaced.
+    """Write the page, dated now, to `path`; only a page of sslguard's is replaced.
 
     Raises:
         OutputError: something else stands there, or it cannot be written.
     """
     check_page(path)
-    write_atomic(path, render_page(audit).encode())
+    write_atomic(path, render_page(audit, when=datetime.now(UTC)).encode())
 
 
 def check_page(path: Path) -> None:
@@ -63,33 +82,78 @@ def check_page(path: Path) -> None:
         )
 
 
-def _context(audit: Audit) -> dict[str, Any]:
+def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
     facts, significance = audit.facts, None if audit.verdict is None else audit.verdict.significance
     problems = audit.of("failed", "not checkable", "against")
+    bits = 0.0 if significance is None else abs(significance.log2_pvalue)
+    stands = "The verdict stands on them." if significance is not None else "A verdict would stand on them."
     return {
         "decision": audit.decision,
         "answer": _ANSWERS[audit.decision],
         "sections": [
             ("What is not shown", "Any of these stands in the way of a claim.", problems),
             ("What is shown", "Each of these was checked here, none taken on trust.", audit.of("passed")),
-            ("What was assumed", "No check was made of these. The verdict stands on them.", audit.of("assumed")),
+            ("What was assumed", f"No check was made of these. {stands}", audit.of("assumed")),
         ],
         "labels": _LABELS,
         "facts": facts,
-        "table": _table(facts),
+        "tables": [
+            ("terms", "What the examiner decided by", "Given to this audit, not taken from the claim.", _terms(audit)),
+            ("facts", "What was examined", "To repeat this audit: the same bundle, F, data and seed.", _facts(facts)),
+        ],
         "terms": audit.terms,
+        "exact": facts["scheme"] == "exact",
         "significance": significance,
-        "bits": None if significance is None else f"{abs(significance.log2_pvalue):.0f}",
-        "tries": "one claim" if audit.n_tries == 1 else f"2^{math.log2(audit.n_tries):.1f} claims",
+        "bits": f"{bits:.0f}",
+        "odds": round(bits * math.log10(2)) if bits > 10 else None,
+        "capped": significance is not None and bits >= -math.log2(significance.floor) - 1e-6,
+        "needed": f"{math.log2(audit.n_tries) - math.log2(audit.terms.alpha):.1f}",
+        "level": audit.terms.alpha / audit.n_tries,
+        "tries": _tries(audit.n_tries),
         "generator": GENERATOR,
+        "when": None if when is None else _moment(when),
     }
 
 
-def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [(name.replace("_", " "), str(facts[name])) for name in facts if name not in ("claimed_by", "audited_by")]
-    for name in ("claimed_by", "audited_by"):
-        rows.append((name.replace("_", " "), ", ".join(f"{k} {v}" for k, v in facts[name].items())))
+def _tries(n: int) -> str:
+    if n < 1 << 20:
+        return "one claim" if n == 1 else f"{n:,} claims"
+    return f"2<sup>{math.log2(n):.0f}</sup> claims that may have been tried"
+
+
+def _terms(audit: Audit) -> list[tuple[str, str, bool]]:
+    terms, roots = audit.terms, []
+    if terms.roots:
+        from cryptography.hazmat.primitives.hashes import SHA256
+
+        roots = [f"SHA-256 {root.fingerprint(SHA256()).hex()}" for root in terms.roots]
+    return [
+        ("data to draw from", str(audit.facts["data"]), False),
+        ("seed", terms.seed, True),
+        ("alpha", f"{terms.alpha:g}", False),
+        ("claims that share it", f"{terms.n_claims:,}", False),
+        ("suspect could first be asked", "not given" if terms.not_after is None else _moment(terms.not_after), False),
+        ("key opened or lost", "not known" if terms.opened is None else _moment(terms.opened), False),
+        *[("certificate of an authority", root, True) for root in roots],
+        *([] if roots else [("certificate of an authority", "none given", False)]),
+        *([("known innocents", ", ".join(terms.controls), False)] if terms.controls else []),
+    ]
+
+
+def _facts(facts: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    rows = []
+    for name, (label, code) in _FACTS.items():
+        value = facts[name]
+        if name == "committed" and value is not None:
+            value = _moment(datetime.fromisoformat(value))
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        rows.append((label, "not shown" if value is None else str(value), code and value is not None))
     return rows
+
+
+def _moment(when: datetime) -> str:
+    return when.strftime("%Y-%m-%d %H:%M %Z").strip()
 
 
 def _line(text: object, most: int = 600) -> str:
