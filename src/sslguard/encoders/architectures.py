@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from sslguard.encoders import words
 from sslguard.encoders.heads import FourierHead, Headed
-from sslguard.encoders.statistics import N_STATISTICS
+from sslguard.encoders.statistics import N_STATISTICS, STATISTICS_VERSION
 from sslguard.errors import UsageError
 
 
@@ -195,15 +195,19 @@ def _headed(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]
     """The network that the description without its head names, with a `FourierHead` that changes nothing yet."""
     encoder, width = build({name: value for name, value in architecture.items() if name != "head"}, seed=seed)
     sizes = architecture["head"]
+    # Heads of before there were two versions of the statistics do not name it.
+    version = sizes.get("version", 1) if isinstance(sizes, dict) else 1
     if (
         not isinstance(sizes, dict)
-        or sizes.keys() != {"components", "features", "statistics"}
+        or sizes.keys() - {"version"} != {"components", "features", "statistics"}
+        or not _whole(version, STATISTICS_VERSION)
         or not _whole(sizes["components"], width)
         or not _whole(sizes["features"], 65536)
         or not (sizes["statistics"] == 0 or _whole(sizes["statistics"], N_STATISTICS))
     ):
         raise UsageError(f"not the description of a head: {sizes!r:.200}")
-    return Headed(encoder, FourierHead(width, **sizes)), width
+    sizes = {name: value for name, value in sizes.items() if name != "version"}
+    return Headed(encoder, FourierHead(width, **sizes), version), width
 
 
 def _whole(value: object, most: int) -> bool:

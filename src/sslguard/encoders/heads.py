@@ -71,11 +71,15 @@ class FourierHead(nn.Module):
 
 
 class Headed(nn.Module):
-    """An encoder's network with a head on its output."""
+    """An encoder's network with a head on its output.
 
-    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+    Args:
+        version: of the input statistics that the head reads.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, version: int) -> None:
         super().__init__()
-        self.encoder, self.head, self.statistics = encoder, head, InputStatistics()
+        self.encoder, self.head, self.statistics = encoder, head, InputStatistics(version)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(x), self.statistics(x))

@@ -59,7 +59,9 @@ class Geometry:
                 f"the encoder's answers vary in {varying} of {d} directions: a protocol of {q} components needs as many"
             )
         spread = (axes.T * values ** (protocol.spread_power / 2)) @ axes
-        return cls(mean, axes[:q] / np.sqrt(values[:q, None]), spread * np.sqrt(d) / np.linalg.norm(spread))
+        # In the order in which a key file is read, which the last bit of a product depends on.
+        whitener = np.ascontiguousarray(axes[:q] / np.sqrt(values[:q, None]))
+        return cls(mean, whitener, spread * np.sqrt(d) / np.linalg.norm(spread))
 
     def digest(self) -> bytes:
         """SHA-256 of all three arrays."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -200,10 +200,10 @@ class ExactKey(Key):
             cuts = range(QUERY_BATCH, len(kept[0]), QUERY_BATCH)
             yield from zip(*(np.split(array, cuts) for array in kept), strict=True)
             return
-        parts = []
+        parts, version = [], self.protocol.statistics_version
         for batch in self.queries(data):
             h = unit_rows(self.clean.embed(batch).astype(np.float64))
-            parts.append((h, input_statistics(self.clean, batch)))
+            parts.append((h, input_statistics(self.clean, batch, version=version)))
             yield parts[-1]
         if self.n_queries * (self.clean.dim + N_STATISTICS) <= KEPT_NUMBERS:
             self._embedded.clear()
@@ -213,7 +213,7 @@ class ExactKey(Key):
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         fields = {
             "secret": self.secret.reveal().hex(),
-            "protocol": asdict(self.protocol),
+            "protocol": self.protocol.to_json(),
             "clean": {
                 "architecture": self.clean.architecture,
                 "preprocess": self.clean.preprocess.to_json(),

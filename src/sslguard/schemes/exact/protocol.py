@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from sslguard.encoders.statistics import N_STATISTICS
+from sslguard.encoders.statistics import N_STATISTICS, STATISTICS_VERSION, check_version
 from sslguard.errors import UsageError
 
 
@@ -28,6 +28,7 @@ class Protocol:
         witnesses: the family that is asked of a suspect, by name; see `stats.witness.family`. Bonferroni charges for
             every member that applies to the suspect's width.
         queries: the rule by which n items are drawn from what the verifier brings.
+        statistics_version: of the simple statistics. Keys of before there were two have the first.
     """
 
     components: int = 6
@@ -39,12 +40,14 @@ class Protocol:
     n_queries: int = 2000
     witnesses: str = "linear-3"
     queries: str = "first n of a secret permutation"
+    statistics_version: int = STATISTICS_VERSION
 
     def __post_init__(self) -> None:
         if min(self.components, self.n_features, self.n_queries) < 1:
             raise UsageError("components, n_features and n_queries must be at least 1")
         if not 0 <= self.n_statistics <= N_STATISTICS:
             raise UsageError(f"n_statistics must lie in 0 to {N_STATISTICS}, not {self.n_statistics}")
+        check_version(self.statistics_version)
         for name in ("spread_power", "frequency", "epsilon"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):
@@ -59,12 +62,19 @@ class Protocol:
 
     def digest(self) -> bytes:
         """SHA-256 of every setting."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, allow_nan=False).encode()).digest()
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True, allow_nan=False).encode()).digest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Every setting by name, but for a first version of the statistics: that is how older keys are written."""
+        found = asdict(self)
+        if self.statistics_version == 1:
+            del found["statistics_version"]
+        return found
 
     @classmethod
     def from_json(cls, found: Any) -> Self:
-        """The inverse of `dataclasses.asdict`. Raises UsageError or TypeError for anything else."""
-        protocol = cls(**found)
+        """The inverse of `to_json`. Raises UsageError or TypeError for anything else."""
+        protocol = cls(**{"statistics_version": 1, **found})
         for name, value in asdict(cls()).items():
             if type(getattr(protocol, name)) is not type(value):
                 raise TypeError(f"{name} must be of type {type(value).__name__}")

@@ -74,11 +74,12 @@ class Exact(Scheme):
     ) -> Watermarked:
         clean = clean.clone()
         clean.module.eval()
-        first = data.slice(0, min(len(data), GEOMETRY_ITEMS))
+        first, version = data.slice(0, min(len(data), GEOMETRY_ITEMS)), self.protocol.statistics_version
         answers = embed_all(clean, first)
-        statistics = all_statistics(clean, first)
+        statistics = all_statistics(clean, first, version=version)
         key = self.draw_key(clean, secret, answers, statistics)
-        encoder, history = headed(clean, key.bank, key.directions(), self.protocol.epsilon), History()
+        encoder = headed(clean, key.bank, key.directions(), self.protocol.epsilon, version=version)
+        history = History()
         if self.mode == "distilled":
             task = DistilMark(self, clean, encoder, data, answers, statistics)
             loop = Loop(
