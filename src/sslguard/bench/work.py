@@ -40,6 +40,7 @@ from sslguard.peers.base import QUERY_BATCH, Peer, as_bytes
 from sslguard.pretraining import new_encoder
 from sslguard.probes import baseline, probe_encoder
 from sslguard.schemes.base import Key
+from sslguard.schemes.exact import Exact
 from sslguard.secrets import Secret
 from sslguard.verification import score_suspect
 
@@ -190,7 +191,9 @@ class Work:
         if not entrant.fresh:
             return self.protected(mark).key
         secret = Secret.from_seed(seed_of("innocent", innocent))
-        clean, answers, statistics = _owned(args["clean"], args["data"], verify)
+        assert isinstance(entrant.scheme, Exact)
+        version = entrant.scheme.protocol.statistics_version
+        clean, answers, statistics = _owned(args["clean"], args["data"], verify, version)
         return entrant.innocent_key(clean, answers, statistics, secret=secret)
 
     def _content(self, name: str) -> dict[str, Any]:
@@ -255,11 +258,13 @@ def _without(encoder: Encoder, field_name: str) -> Encoder:
 
 
 @lru_cache(maxsize=2)
-def _owned(clean: str, data: str, verify: str) -> tuple[Known, NDArray[np.floating], NDArray[np.floating]]:
+def _owned(
+    clean: str, data: str, verify: str, version: int
+) -> tuple[Known, NDArray[np.floating], NDArray[np.floating]]:
     """A clean encoder that knows `verify`; its answers to the first of the owner's items, and their statistics."""
     encoder, items = load_encoder(clean), opened(data)
     first = items.slice(0, min(len(items), INNOCENT_ITEMS))
-    return Known.of(encoder, opened(verify)), embed_all(encoder, first), all_statistics(encoder, first)
+    return Known.of(encoder, opened(verify)), embed_all(encoder, first), all_statistics(encoder, first, version=version)
 
 
 @lru_cache(maxsize=2)
