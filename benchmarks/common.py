@@ -35,6 +35,7 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)
         libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-8, 1)
 
 
 def data(role: str) -> Data:
