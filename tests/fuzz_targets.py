@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pyrage
 import torch
+from safetensors.torch import save_file
 
 from claim_bed import AUTHORITY, COMMITTED, SEED, TERMS, Bed
 from conftest import random_images
@@ -31,20 +32,22 @@ from sslguard.claims.commitment import parse_commitment
 from sslguard.claims.documents import sign_document
 from sslguard.claims.openings import read_openings, record_opening
 from sslguard.claims.timestamps import verified_time
+from sslguard.controls import read_population
 from sslguard.data.specs import open_data
 from sslguard.encoders.files import read_state_dict
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.errors import SslguardError
 from sslguard.keyfile import Owner, is_key_folder, key_hash, open_key, save_key
 from sslguard.pretraining import new_encoder
-from sslguard.schemes.exact import Exact, Protocol
-from sslguard.schemes.sslguard import Decoder, SSLGuardKey, Trigger
+from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardKey, Trigger
 from sslguard.scorefile import read_entries
 from sslguard.sealing import IDENTITY, Seal
 from sslguard.secrets import Secret
 from sslguard.suspects import LoggedAnswers
 
 N = 60
+GOLDEN = Path(__file__).parent / "golden"
 
 
 class AcceptedForgeryError(AssertionError):
@@ -139,7 +142,7 @@ def make_targets(root: Path) -> list[Target]:
     os.environ[IDENTITY] = str(root / "identity")
     encoder = new_encoder("resnet-narrow", random_images(1), seed=7)
     encoder.module.eval()
-    targets = [*_keys(root, identity), *_claims(root, encoder), *_others(root, encoder)]
+    targets = [*_keys(root, identity), *_claims(root, encoder), *_encoders(root, encoder), *_others(root)]
     for target in targets:  # each reads its good files
         with _copied(target.folder) as place:
             target.read(place)
@@ -166,6 +169,10 @@ def _keys(root: Path, identity: Any) -> Iterator[Target]:
         is_key_folder(folder)
         open_key(folder)
 
+    for name, folder in (("key of version 1", GOLDEN / "key-1"), ("key with a carrier", root / "carrier")):
+        if not folder.exists():
+            save_key(_cured_key(), folder, owner=owner)
+        yield Target(name, folder, ("key.json", "tensors.safetensors"), clear)
     yield Target("key in the clear", root / "clear", ("key.json", "tensors.safetensors"), clear)
     yield Target("sealed key", root / "sealed", ("key.json", "secret.json.age", "tensors.safetensors.age"), sealed)
     yield Target("stored scores", root / "clear", ("controls.json",), lambda folder: void(read_entries(folder)))
@@ -240,8 +247,31 @@ def _deciding(value: Any) -> Any:
     return value
 
 
-def _others(root: Path, encoder: Any) -> Iterator[Target]:
+def _encoders(root: Path, encoder: Any) -> Iterator[Target]:
     save_encoder(encoder, root / "encoder", half=True)
+    words = open_key(GOLDEN / "key-2-exact").key
+    assert isinstance(words, ExactKey)
+    save_encoder(words.clean, root / "words")
+    files = ("encoder.json", "weights.safetensors")
+    for name in ("encoder", "words"):
+        kind = "encoder" if name == "encoder" else "encoder of texts"
+        yield Target(kind, root / name, files, lambda folder: void(load_folder(folder)))
+    (root / "population").mkdir()
+    members = [{"name": f"c{n}", "kind": "random", "parent": None, "settings": {}} for n in range(3)]
+    (root / "population" / "population.json").write_text(json.dumps({"width": 4, "bed": {}, "members": members}))
+    accuracies = {"probe": "linear", "train": "a", "test": "b", "accuracy": {"c0": 0.5, "c1": 1.0}}
+    (root / "population" / "accuracies.json").write_text(json.dumps(accuracies))
+
+    def population(folder: Path) -> None:
+        for member in read_population(folder):
+            # Whatever it says, a member lies inside.
+            if member.folder.parent != folder or not member.folder.name.strip("."):
+                raise AcceptedForgeryError(f"a member lies in {member.folder}")
+
+    yield Target("population", root / "population", ("population.json", "accuracies.json"), population)
+
+
+def _others(root: Path) -> Iterator[Target]:
     (root / "files").mkdir()
     np.save(root / "files" / "answers.npy", np.ones((4, 3), np.float32))
     np.save(root / "files" / "pictures.npy", np.zeros((3, 4, 4), np.uint8))
@@ -251,29 +281,54 @@ def _others(root: Path, encoder: Any) -> Iterator[Target]:
     assert zipfile.is_zipfile(root / "files" / "checkpoint.pth")
     (root / "files" / "texts.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     np.savez(root / "files" / "pictures.npz", images=np.zeros((3, 4, 4), np.uint8), labels=np.arange(3))
+    save_file({"model.conv1.weight": torch.zeros(2, 3, 3, 3)}, root / "files" / "checkpoint.safetensors")
+    (root / "files" / "labelled.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "b"}\n')
+    (root / "files" / "table.csv").write_text('text,label\n"one, and ""more""",1\ntwo,2\n')
 
     def answers(folder: Path) -> None:
         LoggedAnswers(folder / "answers.npy").embed(torch.zeros(4))
 
     def pictures(folder: Path) -> None:
-        data = open_data(str(folder / "pictures.npy"))
-        data.take(range(min(2, len(data))))
+        for name in ("pictures.npy", "pictures.npz"):
+            data = open_data(str(folder / name))
+            data.take(range(min(2, len(data))))
 
     def checkpoint(folder: Path) -> None:
-        read_state_dict(folder / "checkpoint.pth")
+        for name in ("checkpoint.pth", "checkpoint.safetensors"):
+            read_state_dict(folder / name)
 
     def texts(folder: Path) -> None:
-        open_data(f"text:{folder / 'texts.jsonl'}").take([0])
+        for name in _TEXTS:
+            open_data(f"text:{folder / name}").take([0])
 
-    yield Target("encoder", root / "encoder", ("encoder.json", "weights.safetensors"), lambda f: void(load_folder(f)))
     yield Target("logged answers", root / "files", ("answers.npy",), answers)
-    yield Target("pictures", root / "files", ("pictures.npy",), pictures)
-    yield Target("checkpoint", root / "files", ("checkpoint.pth",), checkpoint)
-    yield Target("texts", root / "files", ("texts.jsonl",), texts)
+    yield Target("pictures", root / "files", ("pictures.npy", "pictures.npz"), pictures)
+    yield Target("checkpoint", root / "files", ("checkpoint.pth", "checkpoint.safetensors"), checkpoint)
+    yield Target("texts", root / "files", _TEXTS, texts)
+
+
+_TEXTS = ("texts.jsonl", "labelled.jsonl", "table.csv")
 
 
 def void(_: object) -> None:
     """What a reader returned is of no interest."""
+
+
+def _cured_key() -> SSLGuardKey:
+    scheme = replace(
+        SSLGuard.cured(),
+        steps=1,
+        law_steps=1,
+        batch_size=4,
+        trigger_batch=4,
+        n_verification=8,
+        n_queries=4,
+        directions=2,
+    )
+    encoder = new_encoder("resnet-narrow", random_images(1), seed=7, linear=8)
+    key = scheme.watermark(encoder, random_images(20), secret=Secret.from_seed(1)).key
+    assert isinstance(key, SSLGuardKey)
+    return key
 
 
 def _small_key() -> SSLGuardKey:

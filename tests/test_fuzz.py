@@ -13,9 +13,9 @@ from fuzz_targets import make_targets, mutated
 from sslguard.sealing import IDENTITY, PASSPHRASE
 
 NAMES = (
-    *("key in the clear", "sealed key", "stored scores", "key with sub-keys", "openings"),
-    *("commitment", "timestamp", "bundle"),
-    *("claim that is signed again", "encoder", "logged answers", "pictures", "checkpoint", "texts"),
+    *("key of version 1", "key with a carrier", "key in the clear", "sealed key", "stored scores"),
+    *("key with sub-keys", "openings", "commitment", "timestamp", "bundle", "claim that is signed again"),
+    *("encoder", "encoder of texts", "population", "logged answers", "pictures", "checkpoint", "texts"),
 )
 SHORT = settings(
     max_examples=40,
