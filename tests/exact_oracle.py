@@ -70,6 +70,11 @@ def witness(name: str, h: Array, phi: Array, g: Array, spread: Array) -> Array:
             left, _, right = np.linalg.svd((unit - unit.mean(0)).T @ (h - h.mean(0)), full_matrices=False)
             rotation = left @ right
         return features.T @ unit @ rotation @ back
+    if name == "own_whitened":
+        unit = g / np.linalg.norm(g, axis=1, keepdims=True)
+        covariance = (unit - unit.mean(0)).T @ (unit - unit.mean(0)) / len(g)
+        floor = 0.1 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        return features.T @ unit @ np.linalg.inv(covariance + floor) @ spread
     if name == "difference":
         clean, unit = h - h.mean(0), g / np.linalg.norm(g, axis=1, keepdims=True)
         centred, unit = phi - phi.mean(0), unit - unit.mean(0)
@@ -78,7 +83,7 @@ def witness(name: str, h: Array, phi: Array, g: Array, spread: Array) -> Array:
         return np.linalg.inv(gram + 0.3 * np.diag(gram).mean() * np.eye(len(gram))) @ centred.T @ added @ back
     if name == "predicted":
         return features.T @ _projected(h - h.mean(0), _span(g)) @ back
-    if name in ("aligned", "shifted", "mapped"):
+    if name in ("aligned", "leading", "shifted", "mapped"):
         return _in_turns(name, h - h.mean(0), phi - phi.mean(0), g)
     assert name == "whitened"
     answers = g - g.mean(0)
@@ -122,4 +127,5 @@ def _in_turns(name: str, h: Array, phi: Array, g: Array) -> Array:
         turned = rows @ left @ right
         gains = np.maximum(np.sum((turned - phi @ mark) * scores, 0) / np.sum(scores**2, 0), 0)
         mark = np.linalg.solve(gram + 0.3 * np.diag(gram).mean() * np.eye(len(gram)), phi.T @ (turned - scores * gains))
-    return mark * np.sqrt(sizes) @ axes
+    kept = 24 if name == "leading" else len(axes)
+    return (mark * np.sqrt(sizes))[:, :kept] @ axes[:kept]

@@ -202,10 +202,10 @@ class TestKey:
         answers = (tiny(8).embed(batch) for batch in marked.key.queries(asked))
         witnesses = marked.key.witnesses(marked.key.moments(answers, asked))
         alone = [marked.key.test({name: w}, n_queries=200).log2_pvalue for name, w in witnesses.items()]
-        assert len(witnesses) == found.details["n_witnesses"] == 8
+        assert len(witnesses) == found.details["n_witnesses"] == 10
         assert found.log2_pvalue == pytest.approx(min(0, min(alone) + np.log2(8)))
         narrow = Answers(lambda batch: tiny(8).embed(batch)[:, :10])
-        assert score_suspect(marked.key, narrow, asked).evidence.details["n_witnesses"] == 6
+        assert score_suspect(marked.key, narrow, asked).evidence.details["n_witnesses"] == 7
 
     def test_bits_end_at_the_secret(self, marked):
         perfect = {"own_space": (marked.key.directions(), None)}

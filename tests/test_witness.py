@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import itertools
 import math
 
 import numpy as np
@@ -21,7 +22,7 @@ from sslguard.stats.significance import holm
 from sslguard.stats.witness import WITNESSES, family, fit_range
 
 NAMES = tuple(WITNESSES)
-OWN = ("own_space", "difference")
+OWN = ("own_space", "difference", "own_whitened")
 
 
 def moments_of(b: Bed, g: np.ndarray) -> Moments:
@@ -110,7 +111,7 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
     g = DERIVED[suspect](b)
     checked = 0
     for name in family(b.h.shape[1], g.shape[1]):
-        if name in ("aligned", "shifted", "procrustes", "mapped") and collinear:
+        if name in ("aligned", "leading", "shifted", "procrustes", "mapped") and collinear:
             continue  # the oracle's polar factor is undetermined in the constant direction; the product leaves it out
         expected = z(witness(name, b.h, b.phi, g, b.spread), b.directions)
         assert score(name, b, g)[0] == pytest.approx(expected, abs=1e-6), name
@@ -129,7 +130,9 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
             {
                 "own_space": 10.5,
                 "difference": 12.2,
+                "own_whitened": 10.1,
                 "aligned": 11.7,
+                "leading": 11.7,
                 "shifted": 11.6,
                 "mapped": 11.7,
                 "procrustes": 10.5,
@@ -142,7 +145,9 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
             {
                 "own_space": 10.5,
                 "difference": 12.2,
+                "own_whitened": 10.1,
                 "aligned": 11.7,
+                "leading": 11.7,
                 "shifted": 11.6,
                 "mapped": 11.7,
                 "procrustes": 10.5,
@@ -155,7 +160,9 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
             {
                 "own_space": None,
                 "difference": None,
+                "own_whitened": None,
                 "aligned": 11.7,
+                "leading": 11.7,
                 "shifted": 11.6,
                 "mapped": 11.3,
                 "procrustes": 10.5,
@@ -168,7 +175,9 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
             {
                 "own_space": None,
                 "difference": None,
+                "own_whitened": None,
                 "aligned": 7.7,
+                "leading": 7.7,
                 "shifted": 7.9,
                 "mapped": 10.4,
                 "procrustes": 8.5,
@@ -181,7 +190,9 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
             {
                 "own_space": None,
                 "difference": None,
+                "own_whitened": None,
                 "aligned": 2.7,
+                "leading": 2.7,
                 "shifted": 2.5,
                 "mapped": 5.1,
                 "procrustes": 4.6,
@@ -189,21 +200,50 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
                 "whitened": 4.5,
             },
         ),
-        ("PCA 8", {"aligned": 5.9, "shifted": 6.1, "mapped": 5.7, "procrustes": 5.8, "predicted": 6, "whitened": 4.3}),
+        (
+            "PCA 8",
+            {
+                "aligned": 5.9,
+                "leading": 5.9,
+                "shifted": 6.1,
+                "mapped": 5.7,
+                "procrustes": 5.8,
+                "predicted": 6,
+                "whitened": 4.3,
+            },
+        ),
         (
             "wider",
-            {"aligned": 11.7, "shifted": 11.6, "mapped": 11.3, "procrustes": 10.5, "predicted": 10.5, "whitened": 9.4},
+            {
+                "aligned": 11.7,
+                "leading": 11.7,
+                "shifted": 11.6,
+                "mapped": 11.3,
+                "procrustes": 10.5,
+                "predicted": 10.5,
+                "whitened": 9.4,
+            },
         ),
         (
             "logits",
-            {"aligned": None, "shifted": None, "mapped": None, "procrustes": 4, "predicted": 4, "whitened": 4.2},
+            {
+                "aligned": None,
+                "leading": None,
+                "shifted": None,
+                "mapped": None,
+                "procrustes": 4,
+                "predicted": 4,
+                "whitened": 4.2,
+            },
         ),
         (
             "ReLU of a rotation",
             {
                 "own_space": None,
                 "difference": None,
+                "own_whitened": None,
                 "aligned": 9.4,
+                "leading": 9.4,
                 "shifted": 9.9,
                 "mapped": 9.7,
                 "procrustes": 8.2,
@@ -216,7 +256,9 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
             {
                 "own_space": 9.5,
                 "difference": 10.6,
+                "own_whitened": 10.0,
                 "aligned": 11.5,
+                "leading": 11.5,
                 "shifted": 11.5,
                 "mapped": 11.6,
                 "procrustes": 9.3,
@@ -229,7 +271,9 @@ def test_every_witness_agrees_with_the_oracle(suspect: str, collinear: bool, pla
             {
                 "own_space": 10,
                 "difference": 11.3,
+                "own_whitened": 9.7,
                 "aligned": 11.2,
+                "leading": 11.2,
                 "shifted": 11.2,
                 "mapped": 10.8,
                 "procrustes": 9.9,
@@ -321,7 +365,7 @@ def test_what_carries_nothing_gives_a_witness_of_zero(name: str, suspect: str, p
     if (suspect, name) == ("exact copy", "mapped"):
         pytest.skip("what it undoes of g's covariance is linear, and not the same in every direction")
     if suspect == "few queries":  # h fits φ exactly: nothing of φ is left, whatever g is
-        if name in ("difference", "aligned", "shifted", "mapped"):
+        if name in ("difference", "aligned", "leading", "shifted", "mapped"):
             pytest.skip("it reads what is linear as well")
         b = Bed(plain.h[:20], plain.phi[:20], plain.directions, plain.spread)
     g = {
@@ -355,6 +399,28 @@ def test_an_outlier_costs_predicted_one_answer_and_not_the_mark(plain: Bed) -> N
     assert score("own_space", plain, g)[0] > 11
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_own_whitened_sees_through_what_a_new_task_has_moved(seed: int) -> None:
+    # A new task: it moves the answers in two directions, and is not without correlation with the features.
+    b, rng = bed(seed), np.random.default_rng(8)
+    tuned = noisy(b) + 0.2 * np.tanh(b.phi @ rng.standard_normal((8, 2))) @ rng.standard_normal((2, 24))
+    assert score("own_whitened", b, tuned)[0] > 8
+    for name in ("own_space", "difference"):
+        assert score(name, b, tuned)[0] < 4, name
+
+
+def test_leading_is_aligned_where_the_rotation_is_told() -> None:
+    b = bed(4, d=48)
+    g = np.maximum(noisy(b, noise=0.1) @ rotation(48), 0)
+    moments = moments_of(b, g)
+    whole, part = (WITNESSES[name](moments, b.spread) for name in ("aligned", "leading"))
+    basis = fit_range("leading", moments, b.spread)
+    assert basis is not None
+    assert basis.shape == (48, 24)
+    np.testing.assert_allclose(whole @ basis @ basis.T, part, atol=1e-9 * np.abs(whole).max())
+    assert np.linalg.norm(part) < np.linalg.norm(whole)
+
+
 def test_missing_answers_dilute_and_do_not_destroy(plain: Bed) -> None:
     g = noisy(plain)
     whole = score("own_space", plain, g)[0]
@@ -364,7 +430,12 @@ def test_missing_answers_dilute_and_do_not_destroy(plain: Bed) -> None:
 
 def test_family_depends_on_the_width_alone() -> None:
     assert family(24, 24) == NAMES
-    assert family(24, 8) == family(24, 30) == ("aligned", "shifted", "procrustes", "mapped", "predicted", "whitened")
+    rest = ("aligned", "leading", "shifted", "procrustes", "mapped", "predicted", "whitened")
+    assert family(24, 8) == family(24, 30) == rest
+    assert family(24, 24, of="linear-3") == tuple(n for n in NAMES if n not in ("own_whitened", "leading"))
+    assert family(24, 8, of="linear-3") == tuple(name for name in rest if name != "leading")
+    with pytest.raises(UsageError, match="must be one of linear-3, linear-4, not 'linear-5'"):
+        family(24, 24, of="linear-5")
     for sizes in ((0, 3), (3, 0), (3, 2.5)):
         with pytest.raises(UsageError, match="must be"):
             family(*sizes)  # type: ignore[arg-type]
@@ -421,10 +492,10 @@ def test_spreads_that_are_refused(name: str, spread: object, complaint: str, pla
 
 
 def test_all_at_once_is_each_alone_to_the_bit(plain: Bed) -> None:
-    for suspect in ("noisy", "PCA 8"):
+    for suspect, of in itertools.product(("noisy", "PCA 8"), module.FAMILIES):
         moments = moments_of(plain, DERIVED[suspect](plain))
-        found = module.witnesses(moments, plain.spread)
-        assert tuple(found) == family(24, moments.width)
+        found = module.witnesses(moments, plain.spread, of=of)
+        assert tuple(found) == family(24, moments.width, of=of)
         for name, (v, basis) in found.items():
             assert np.array_equal(v, WITNESSES[name](moments, plain.spread))
             alone = fit_range(name, moments, plain.spread)
@@ -437,7 +508,7 @@ def test_what_else_is_refused(plain: Bed) -> None:
         module.own_space(moments_of(plain, plain.h[:, :8]), plain.spread)
     with pytest.raises(
         UsageError,
-        match="one of own_space, difference, aligned, shifted, procrustes, mapped, predicted, whitened, not 'best'",
+        match=f"one of {', '.join(NAMES)}, not 'best'",
     ):
         fit_range("best", moments_of(plain, plain.h), plain.spread)
     for function in WITNESSES.values():

@@ -39,7 +39,7 @@ class Spectra:
         """`Moments.covariance`."""
         if rows > columns:
             return self.covariance(columns, rows).T
-        return self._once(("covariance", rows, columns), lambda: self.moments.covariance(rows, columns))
+        return self.once(("covariance", rows, columns), lambda: self.moments.covariance(rows, columns))
 
     def natural(self, rows: Block, columns: Block) -> Array:
         """A covariance in units of 1, but for φ's and g's own units, which are common to all that has them in it."""
@@ -48,11 +48,11 @@ class Spectra:
 
     def eigen(self, block: Block) -> tuple[Array, Array]:
         """Eigenvalues, ascending, and eigenvectors in columns, of the covariance of a block with itself."""
-        return self._once(("eigen", block), lambda: symmetric(self.covariance(block, block)))
+        return self.once(("eigen", block), lambda: symmetric(self.covariance(block, block)))
 
     def deviations(self, block: Block) -> Array:
         """Standard deviation of each column."""
-        return self._once(("deviations", block), lambda: np.sqrt(np.diag(self.covariance(block, block))))
+        return self.once(("deviations", block), lambda: np.sqrt(np.diag(self.covariance(block, block))))
 
     def whitener(self, block: Block, tolerance: float) -> Array:
         """Axes (p, r), r its rank, that turn the block's columns into orthonormal ones; singular values of the columns
@@ -63,7 +63,7 @@ class Spectra:
 
     def beyond_linear(self, block: Block) -> Array:
         """Covariance (K, ·) of φ̃ with a block of columns, φ̃ what of φ is not linear in (1, h)."""
-        linear = self._once(("linear",), self._linear) @ self.covariance("h", block)
+        linear = self.once(("linear",), self._linear) @ self.covariance("h", block)
         left = self.covariance("phi", block) - linear
         return or_zero(left, self.deviations("phi"), self.deviations(block))
 
@@ -72,7 +72,8 @@ class Spectra:
         axes = self.whitener("h", RANK)
         return self.covariance("phi", "h") @ axes @ axes.T
 
-    def _once(self, name: tuple[str, ...], compute: Callable[[], _T]) -> _T:
+    def once(self, name: tuple[str, ...], compute: Callable[[], _T]) -> _T:
+        """What `compute` gave when it was first asked for under this name."""
         if name not in self._kept:
             self._kept[name] = compute()
         return cast(_T, self._kept[name])

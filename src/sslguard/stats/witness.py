@@ -13,7 +13,7 @@ M, M⁻     spread of the mark, (d, d); (M + 0.3·mean(diag M)·I)⁻¹, so that
 
 The mark is h + ε·K^(-1/2)·Σ_k φ_k·M u_k, so φ̃ᵀh* M⁻ is near U, and φ̃ᵀh = 0. The witnesses differ in how they bring g
 back to h's space, and in what of it they take for the suspect's own. None wins everywhere: `family` is what is asked of
-a suspect of m columns, fixed before its answers.
+a suspect of m columns, fixed before its answers. A protocol names its family, so that keys of an older one keep theirs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ Array = NDArray[np.float64]
 # The map from h to g is noise where h hardly moves, and the residual's covariance where the residual hardly does.
 _FIT_RANK, _RESIDUAL_RANK = 1e-3, 1e-4
 _GAIN_FLOOR, _NOISE_FLOOR = 0.3, 0.1
+# Components of h in which a copy's rotation is well told.
+_LEADING = 24
 
 
 def own_space(moments: Moments, spread: ArrayLike) -> Array:
@@ -87,6 +89,33 @@ def difference(moments: Moments, spread: ArrayLike) -> Array:
         As in `own_space`.
     """
     return _found("difference", moments, spread)[0]
+
+
+def own_whitened(moments: Moments, spread: ArrayLike) -> Array:
+    """Witness of a suspect in the clean encoder's own space that has learned something else: φ̃ᵀ(g/|g|) C_λ⁻¹ M.
+
+    C_λ = Cov(g/|g|) + 0.1·mean(diag Cov)·I. Fine-tuning moves an encoder most where its new task lies, and there the
+    mark is drowned; each direction counts here by what the answers' own variance leaves of it. On an untouched copy,
+    where nothing drowns it, `own_space` and `difference` see more.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, with m = d.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `own_space`.
+
+    Raises
+    ------
+    UsageError
+        As in `own_space`.
+    """
+    return _found("own_whitened", moments, spread)[0]
 
 
 def procrustes(moments: Moments, spread: ArrayLike) -> Array:
@@ -214,6 +243,32 @@ def shifted(moments: Moments, spread: ArrayLike) -> Array:
     return _found("shifted", moments, spread)[0]
 
 
+def leading(moments: Moments, spread: ArrayLike) -> Array:
+    """What `aligned` shows in the 24 leading principal components of h, which is also its `fit_range`.
+
+    Of a copy's rotation against h little more can be told: in smaller components the copy's own errors turn it. What
+    is left out there is mostly noise, and the fewer dimensions make the same evidence stronger.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of h, φ and the suspect's answers g, any m.
+    spread : array_like of float, shape (d, d)
+        As in `own_space`; checked, and not used.
+
+    Returns
+    -------
+    ndarray of float64, shape (K, d)
+        As in `aligned`.
+
+    Raises
+    ------
+    UsageError
+        As in `procrustes`.
+    """
+    return _found("leading", moments, spread)[0]
+
+
 def mapped(moments: Moments, spread: ArrayLike) -> Array:
     """Witness of a suspect behind an unknown linear map: as `aligned`, once most of g's covariance is undone.
 
@@ -244,7 +299,9 @@ WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyTyp
     {
         "own_space": own_space,
         "difference": difference,
+        "own_whitened": own_whitened,
         "aligned": aligned,
+        "leading": leading,
         "shifted": shifted,
         "procrustes": procrustes,
         "mapped": mapped,
@@ -252,9 +309,18 @@ WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyTyp
         "whitened": whitened,
     }
 )
+_OWN = ("own_space", "difference", "own_whitened")
+FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "linear-3": tuple(name for name in WITNESSES if name not in ("own_whitened", "leading")),
+        "linear-4": tuple(WITNESSES),
+    }
+)
+"""Members of each family that a protocol can name, the newest last."""
+NEWEST = "linear-4"
 
 
-def family(dim: int, width: int) -> tuple[str, ...]:
+def family(dim: int, width: int, *, of: str = NEWEST) -> tuple[str, ...]:
     """Names in `WITNESSES` of what is asked of a suspect: all that applies, and all that Bonferroni charges for.
 
     Parameters
@@ -263,20 +329,31 @@ def family(dim: int, width: int) -> tuple[str, ...]:
         d, columns of the clean embedding.
     width : int
         m, columns of the suspect's answers: known before the first query that counts.
+    of : str
+        A name in `FAMILIES`.
 
     Returns
     -------
     tuple of str
-        Every witness where m = d; without "own_space" and "difference" elsewhere.
+        Every member where m = d; without "own_space", "difference" and "own_whitened" elsewhere.
+
+    Raises
+    ------
+    UsageError
+        A size is not a whole number of at least 1, or there is no family of this name.
 
     Examples
     --------
     >>> from sslguard.stats.witness import family
-    >>> len(family(64, 64)), family(64, 10)
-    (8, ('aligned', 'shifted', 'procrustes', 'mapped', 'predicted', 'whitened'))
+    >>> len(family(64, 64)), len(family(64, 64, of="linear-3"))
+    (10, 8)
+    >>> family(64, 10)
+    ('aligned', 'leading', 'shifted', 'procrustes', 'mapped', 'predicted', 'whitened')
     """
+    if of not in FAMILIES:
+        raise UsageError(f"a family of witnesses must be one of {', '.join(FAMILIES)}, not {of!r}")
     same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
-    return tuple(name for name in WITNESSES if same or name not in ("own_space", "difference"))
+    return tuple(name for name in FAMILIES[of] if same or name not in _OWN)
 
 
 def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
@@ -308,13 +385,15 @@ def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
     return _found(name, moments, spread)[1]
 
 
-def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Array | None]]:
+def witnesses(moments: Moments, spread: ArrayLike, *, of: str = NEWEST) -> dict[str, tuple[Array, Array | None]]:
     """Every witness of the suspect's `family` with its `fit_range`, what they share computed once.
 
     Parameters
     ----------
     moments, spread
         As in `procrustes`.
+    of : str
+        As in `family`.
 
     Returns
     -------
@@ -324,10 +403,11 @@ def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Arr
     Raises
     ------
     UsageError
-        As in `procrustes`.
+        As in `procrustes` and `family`.
     """
     shared, checked = Spectra(moments), _Spread(spread, moments.dim)
-    return {name: _with_range(_FACTORS[name](shared, checked)) for name in family(moments.dim, moments.width)}
+    names = family(moments.dim, moments.width, of=of)
+    return {name: _with_range(_FACTORS[name](shared, checked)) for name in names}
 
 
 def _found(name: str, moments: Moments, spread: ArrayLike) -> tuple[Array, Array | None]:
@@ -412,6 +492,14 @@ def _difference(shared: Spectra, spread: _Spread) -> _Factors:
     return np.asarray(solve(gram + ridge * np.eye(len(gram)), moved, assume_a="pos")), spread.inverse, True
 
 
+def _own_whitened(shared: Spectra, spread: _Spread) -> _Factors:
+    _check_own_space("own_whitened", shared.moments)
+    answers = shared.covariance("unit", "unit")
+    floor = _NOISE_FLOOR * np.diag(answers).mean() or 1.0
+    factor = cho_factor(answers + floor * np.eye(len(answers)))
+    return np.asarray(cho_solve(factor, shared.beyond_linear("unit").T)).T, spread.matrix, False
+
+
 def _check_own_space(name: str, moments: Moments) -> None:
     if moments.width != moments.dim:
         raise UsageError(
@@ -429,7 +517,16 @@ def _procrustes(shared: Spectra, spread: _Spread) -> _Factors:
 
 
 def _aligned(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    return *alignment.rotated(shared), False
+    return *_rotated(shared), False
+
+
+def _leading(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
+    mark, axes = _rotated(shared)
+    return mark[:, :_LEADING], axes[:_LEADING], False
+
+
+def _rotated(shared: Spectra) -> tuple[Array, Array]:
+    return shared.once(("rotated",), lambda: alignment.rotated(shared))
 
 
 def _shifted(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
@@ -461,7 +558,9 @@ def _whitened(shared: Spectra, spread: _Spread) -> _Factors:
 _FACTORS: Mapping[str, Callable[[Spectra, _Spread], _Factors]] = {
     "own_space": _own_space,
     "difference": _difference,
+    "own_whitened": _own_whitened,
     "aligned": _aligned,
+    "leading": _leading,
     "shifted": _shifted,
     "procrustes": _procrustes,
     "mapped": _mapped,

@@ -160,11 +160,11 @@ class ExactKey(Key):
         return moments
 
     def witnesses(self, moments: Moments) -> dict[str, tuple[Array, Array | None]]:
-        """V (K, d) and the range it is known to lie in, by witness: all of the family, fixed by the suspect's width.
+        """V (K, d) and the range it is known to lie in, by witness: all of the protocol's family for this width.
 
         A function of features, clean encoder, spread and answers. The directions stand nowhere on its path.
         """
-        return witnesses(moments, self.bank.geometry.spread)
+        return witnesses(moments, self.bank.geometry.spread, of=self.protocol.witnesses)
 
     def test(self, witnesses: Mapping[str, tuple[Array, Array | None]], *, n_queries: int) -> Significance:
         """The best witness's significance, corrected for all that were asked; bits end at the secret's entropy."""

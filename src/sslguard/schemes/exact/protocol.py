@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from sslguard.encoders.statistics import N_STATISTICS, STATISTICS_VERSION, check_version
 from sslguard.errors import UsageError
+from sslguard.stats.witness import FAMILIES, NEWEST
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Protocol:
         epsilon: ε, size of the mark: its root-mean-square length beside |h| = 1, M taken at its mean.
         n_queries: n; a missing answer counts as zero.
         witnesses: the family that is asked of a suspect, by name; see `stats.witness.family`. Bonferroni charges for
-            every member that applies to the suspect's width.
+            every member that applies to the suspect's width. A key keeps the family of its day.
         queries: the rule by which n items are drawn from what the verifier brings.
         statistics_version: of the simple statistics. Keys of before there were two have the first.
     """
@@ -38,7 +39,7 @@ class Protocol:
     frequency: float = 1.5
     epsilon: float = 0.2
     n_queries: int = 2000
-    witnesses: str = "linear-3"
+    witnesses: str = NEWEST
     queries: str = "first n of a secret permutation"
     statistics_version: int = STATISTICS_VERSION
 
@@ -52,7 +53,7 @@ class Protocol:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):
                 raise UsageError(f"{name} must be positive and finite (spread_power may be 0), not {value}")
-        if (self.witnesses, self.queries) != ("linear-3", "first n of a secret permutation"):
+        if self.witnesses not in FAMILIES or self.queries != "first n of a secret permutation":
             raise UsageError(f"this version knows no witnesses {self.witnesses!r} with queries {self.queries!r}")
 
     @property
