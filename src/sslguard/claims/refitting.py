@@ -55,8 +55,8 @@ def refitted_controls(
 ) -> dict[str, float]:
     """What each known innocent scores under a key that was fitted to it: rank the suspect's score among these.
 
-    Cost: for each control `scheme.steps` times `scheme.trigger_batch` images forward and backward through it, some 0.3
-    of the time of a marking by the published losses, and one verification.
+    Cost: for each control `scheme.steps` times `scheme.trigger_batch` images forward and backward through it, a tenth
+    to a third of the time of a marking by the published losses, and one verification.
 
     Args:
         controls: name and encoder, each as wide as `clean`.
