@@ -119,7 +119,7 @@ class TestVersions:
                 InputStatistics(version)
 
     def test_a_protocol_of_the_first_is_written_as_before_there_were_two(self) -> None:
-        old, new = Protocol(statistics_version=1), Protocol()
+        old, new = Protocol(witnesses="linear-3", statistics_version=1), Protocol()
         assert new.statistics_version == 2
         assert "statistics_version" not in old.to_json()
         assert old.digest().hex() == DIGEST
