@@ -199,8 +199,12 @@ class Work:
         surrogate = load_folder(self.out / "encoders" / f"steal-{victim}-{target}-{label}")
         answers = Answers(self.key(victim), surrogate)
         answers.subtract_statistics(surrogate)
-        further = {"": (), ", top 8": (SubtractFeatures(components=8),), ", rotated": (LinearMap(seed=SEED),)}
-        return {"suspects": {f"statistics{t} subtracted": answers.measured(*each) for t, each in further.items()}}
+        further: dict[str, tuple[Mapping, ...]] = {
+            "statistics subtracted": (),
+            "statistics, top 8 subtracted": (SubtractFeatures(components=8),),
+            "statistics subtracted, rotated": (LinearMap(seed=SEED),),
+        }
+        return {"suspects": {title: answers.measured(*each) for title, each in further.items()}}
 
     def remove(self, name: str, victim: str, target: str, label: str) -> dict[str, Any]:
         """A changed copy of an encoder, or of a surrogate of it."""
