@@ -208,7 +208,7 @@ class TestExact:
         assert texts.claim(made.encoder, alpha=0.01).decision == texts.audit(alpha=0.01).decision
 
 
-def noisy(answers, share=4.0):
+def noisy(answers, share=5.0):
     """Answers with Gaussian noise as long as `share` of the first of them, the same whenever they are asked for."""
     noise = np.random.default_rng(0).normal(size=answers.shape)
     return (answers + share * np.linalg.norm(answers[0]) / 8 * noise).astype(np.float32)
