@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +88,36 @@ def test_results_alone_are_gone_on_with(grid: Path, whole: Path, tmp_path: Path)
         *(n for c in plan.cells if c.name in lost.needs for n in c.needs),
     }
     assert results(tmp_path) == results(whole)
+
+
+POOL = """
+import os, sys, time
+from sslguard.bench.cells import processes
+
+def nothing(): pass
+
+if __name__ == "__main__":
+    with processes(1, nothing) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "pool.py").write_text(POOL)
+    with subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        worker = int(program.stdout.readline())
+        os.kill(worker, 0)
+        program.kill()
+    for _ in range(300):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the process goes on by itself")
 
 
 def test_jobs_give_what_processes_give(grid: Path, whole: Path, tmp_path: Path) -> None:
@@ -207,6 +242,13 @@ def test_an_encoder_that_knows_a_data_set_answers_any_order_of_it(images) -> Non
     np.testing.assert_allclose(known.embed(batch), expected, rtol=1e-5, atol=1e-6)
     assert not known.embed(255 - batch).any(), "the network is asked what is not known"
     assert not known.clone().embed(batch).any(), "a clone knows nothing"
+
+
+def test_a_file_cannot_rest_on_itself(tmp_path: Path) -> None:
+    for name, base in (("one", "two"), ("two", "one")):
+        (tmp_path / f"{name}.toml").write_text(f'base = "{base}.toml"')
+    with pytest.raises(UsageError, match="rests on itself"):
+        read_config(tmp_path / "one.toml")
 
 
 REFUSED = {

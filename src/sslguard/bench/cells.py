@@ -7,14 +7,16 @@ complete: a run that is killed goes on where it stopped, and a cell that fails s
 from __future__ import annotations
 
 import json
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from sslguard.files import write_atomic
@@ -142,8 +144,20 @@ def _undone(cells: Sequence[Cell], out: Path, kept: Callable[[Cell], bool]) -> d
 
 
 def processes(workers: int, prepare: Prepare) -> Executor:
-    """Fresh processes of this machine, each prepared once."""
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=prepare)
+    """Fresh processes of this machine, each prepared once. They end with this one, be it killed outright."""
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepared, initargs=(prepare,))
+
+
+def _prepared(prepare: Prepare) -> None:
+    if (parent := parent_process()) is not None:
+        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    prepare()
+
+
+def _end_with(sentinel: int) -> None:
+    """Wait for another process, and end this one at once: a cell that is half done leaves nothing."""
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _finished(

@@ -129,8 +129,14 @@ def read_config(path: Path) -> Config:
     return parse_config(_read(path))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a file holds over its base: entries of tables replace those of the same name, all else as a whole."""
+def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file holds over its base: entries of tables replace those of the same name, all else as a whole.
+
+    Args:
+        above: files whose base this one is.
+    """
+    if path in above:
+        raise UsageError(f"base must name another file: {path} rests on itself")
     try:
         found = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -139,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not TOML: {error}") from error
     if (base := found.pop("base", None)) is None:
         return found
-    merged = _read(path.parent / Path(_typed("base", base, str)).name)
+    merged = _read(path.parent / Path(_typed("base", base, str)).name, above=(*above, path))
     for name, value in found.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = {**merged[name], **value} if both else value
