@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from bench_grid import write_miniature
+from sslguard.bench import figures
 from sslguard.bench.cells import path_of
 from sslguard.bench.cluster import cluster_pool
 from sslguard.bench.config import digest_of, log2_rate, parse_config, read_config
@@ -249,6 +250,17 @@ def test_a_file_cannot_rest_on_itself(tmp_path: Path) -> None:
         (tmp_path / f"{name}.toml").write_text(f'base = "{base}.toml"')
     with pytest.raises(UsageError, match="rests on itself"):
         read_config(tmp_path / "one.toml")
+
+
+def test_labels_of_pictures_are_plain_text(whole: Path) -> None:
+    run = findings(whole)
+    for draw in (figures.scatter, figures.cost, figures.curves):
+        figure = draw(run.rows, list(run.config.schemes))
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        labels = [label.get_text() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+        assert any(labels)
+        assert not any("$" in label for label in labels), "mathematics are not set in these pictures"
 
 
 REFUSED = {

@@ -35,6 +35,7 @@ def svg_uri(figure: Figure) -> str:
 def heat(found: Sequence[Outcome], attacks: Sequence[str], schemes: Sequence[str], rate: float) -> Figure:
     """Attacks by schemes: colour is the share detected, the number the accuracy kept, grey what was not possible."""
     shown = {(one.attack, one.scheme): one for one in found}
+    schemes = [scheme for scheme in schemes if any(one.scheme == scheme for one in found)]
     rows = [attack for attack in attacks if any((attack, scheme) in shown for scheme in schemes)]
     values = np.full((max(1, len(rows)), len(schemes)), math.nan)
     figure = _figure(4.0 + 1.15 * len(schemes), 1.6 + 0.3 * len(rows))
@@ -68,8 +69,8 @@ def scatter(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
         if points:
             axes.plot(*zip(*points, strict=True), ls="", ms=5, alpha=0.8, label=scheme, **style)
     axes.axvline(KEPT, color="#8c959f", lw=0.8, ls=":")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set(xlabel="accuracy kept", ylabel="bits, −log₂ p (ranks end at log₂(n + 1))", ylim=(-0.1, 400))
+    axes.set(xlabel="accuracy kept", ylabel="bits, −log₂ p (ranks end at log₂(n + 1))")
+    _bits(axes)
     _finish(axes)
     return figure
 
@@ -89,6 +90,8 @@ def curves(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
 
 def cost(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
     """CPU seconds of each attack against the evidence that it leaves, of attacks that keep at least 90 %."""
+    from matplotlib.ticker import LogLocator
+
     figure = _figure(8.2, 4.6)
     axes = figure.subplots()
     for scheme, style in zip(schemes, _styles(), strict=False):
@@ -96,9 +99,11 @@ def cost(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
         if chosen:
             points = [(max(r.attack_seconds or 0, 0.1), -(r.log2_pvalue or 0)) for r in chosen]
             axes.plot(*zip(*points, strict=True), ls="", ms=5, alpha=0.8, label=scheme, **style)
-    axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set(xlabel="CPU seconds of the attack", ylabel="bits left", ylim=(-0.1, 400))
+    axes.set_xscale("log", subs=())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="CPU seconds of the attack", ylabel="bits left")
+    _bits(axes)
     _finish(axes)
     return figure
 
@@ -110,6 +115,14 @@ def _plotted(row: Row, scheme: str) -> bool:
 
 def _styles() -> list[dict[str, Any]]:
     return [{"color": colour, "marker": marker} for marker, colour in zip(_MARKERS * 2, _COLOURS * 2, strict=True)]
+
+
+def _bits(axes: Any) -> None:
+    """An axis of bits, nearly logarithmic; its labels are plain text, for mathematics are not set."""
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(-0.1, 400)
+    axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100, 256], minor=False)
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _finish(axes: Any) -> None:

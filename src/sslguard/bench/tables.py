@@ -48,7 +48,8 @@ def _hardest(config: Config, found: Sequence[Outcome]) -> Table:
 def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
     lines = []
     for one in false_claims(rows, config.rates):
-        claimed = ["by rank" if one.claimed is None else str(count) for count in one.claimed or [0] * len(config.rates)]
+        unranked = "by rank" if one.n else NONE
+        claimed = [unranked] * len(config.rates) if one.claimed is None else [str(count) for count in one.claimed]
         least = NONE if one.least is None else f"2^{one.least:.1f}"
         lines.append((one.scheme, str(one.n), str(one.refused), *claimed, least, _share(one.published)))
     claims = (f"claimed at {rate_name(rate)}" for rate in config.rates)
