@@ -14,6 +14,7 @@ import torch
 from sslguard.data.sources import ArrayData
 from sslguard.encoders import Encoder, embed_all
 from sslguard.encoders.architectures import build
+from sslguard.encoders.export import export_onnx
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.statistics import InputStatistics, all_statistics
 from sslguard.errors import UsageError
@@ -23,6 +24,7 @@ from sslguard.schemes.base import Key
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
 from sslguard.secrets import Secret
 from sslguard.serve.heads import with_head
+from sslguard.suspects import open_suspect
 from sslguard.verification import verify
 
 VERSIONS = (1, 2)
@@ -156,6 +158,15 @@ class TestKeys:
         for marked in (encoder, with_head(key.clean, key)):
             np.testing.assert_allclose(embed_all(marked, large(50, 2)), expected, rtol=1e-3, atol=1e-4)
         assert z_of(key, encoder) > 15
+
+    def test_exports(self, protocol: Protocol, tmp_path: Path) -> None:
+        pytest.importorskip("onnxruntime")
+        made = Exact(protocol, mode="head").watermark(encoder_of_48(), large(100), secret=Secret.from_seed(1))
+        export_onnx(made.encoder, tmp_path / "m.onnx")
+        exported = open_suspect(f"onnx:{tmp_path / 'm.onnx'}")
+        for count in (1, 7):
+            asked = large(count, 2).take(range(count))
+            np.testing.assert_allclose(exported.embed(asked), made.encoder.embed(asked), rtol=1e-3, atol=1e-4)
 
     def test_statistics_of_the_other_version_show_less(self, protocol: Protocol) -> None:
         made = Exact(protocol, mode="head").watermark(encoder_of_48(), large(400), secret=Secret.from_seed(1))
