@@ -97,7 +97,7 @@ class Cluttered(Data):
 
 def _place(pictures: Tensor, draws: NDArray[np.float64]) -> Tensor:
     """Pictures (n, 1, h, w) rotated, shrunk and moved; returns float (n, 1, 48, 48) in [0, 255]."""
-    n, _, height, _ = pictures.shape
+    height = pictures.shape[2]
     angle = (draws[:, 0] * 2 - 1) * MAX_ROTATION
     shrink = 1 + draws[:, 1] * (MAX_SHRINK - 1)
     half = height / shrink / 2
@@ -114,8 +114,17 @@ def _place(pictures: Tensor, draws: NDArray[np.float64]) -> Tensor:
         ],
         1,
     )
-    grid = nnf.affine_grid(torch.from_numpy(theta.astype(np.float32)), [n, 1, CANVAS, CANVAS], align_corners=False)
-    return nnf.grid_sample(pictures.float(), grid, align_corners=False).round_().clamp_(0, 255)
+    return nnf.grid_sample(pictures.float(), _grid(theta), align_corners=False).round_().clamp_(0, 255)
+
+
+def _grid(theta: NDArray[np.float64]) -> Tensor:
+    """What `affine_grid` gives for the canvas, (n, 48, 48, 2), in single steps: the same on every machine.
+
+    It multiplies matrices, whose last bit depends on the processor, and with it now and then a grey level.
+    """
+    x = torch.linspace(-1, 1, CANVAS).mul_(CANVAS - 1).div_(CANVAS)
+    first, second, third = torch.from_numpy(theta.astype(np.float32))[:, None, None].unbind(-1)
+    return first * x[:, None] + second * x[:, None, None] + third
 
 
 def _scatter(clutter: Tensor, draws: NDArray[np.float64]) -> Tensor:
