@@ -2,7 +2,8 @@
 
 A pipeline marks the clean SimCLR encoder with a head, makes the key, asks six innocents its queries and tests them,
 all through the functions that `sslguard watermark` and `sslguard verify` call. Per innocent and witness:
-Kolmogorov-Smirnov against the uniform law, and how many p-values lie below some levels; Holm over the cells. Of
+Kolmogorov-Smirnov against the uniform law where the witness is not 0, and how many p-values lie below some levels; Holm
+over the cells. Of
 `verify`'s own p-values, which Bonferroni makes too large, only the share below each level is shown.
 
 Then the null population, every member under a fresh secret of its own: how small their p-values are, Bonferroni over
@@ -125,10 +126,11 @@ def main() -> None:
     rows, uniform = [], []
     for (name, witness), p in cells.items():
         below = [float((p <= level).mean()) for level in LEVELS]
-        # A clean copy carries nothing, and has p = 1 each time: no distribution to compare.
-        test = stats.kstest(p, "uniform").pvalue if witness != "verify" and (p < 1).any() else math.nan
+        # A witness of 0 has p = 1, as the clean encoder's can be but for rounding; given that it is none, p is uniform.
+        shown = p[p < 1]
+        test = stats.kstest(shown, "uniform").pvalue if witness != "verify" and len(shown) else math.nan
         uniform.append(test)
-        rows.append([name, witness, *below, test])
+        rows.append([name, witness, *below, float((p == 1).mean()), test])
     tested = [k for k, value in enumerate(uniform) if not math.isnan(value)]
     adjusted = 2.0 ** holm(np.log2([max(uniform[k], 1e-300) for k in tested]))
     figures = {
@@ -141,12 +143,13 @@ def main() -> None:
                 "innocent": r[0],
                 "witness": r[1],
                 "below": dict(zip(map(str, LEVELS), r[2:5], strict=True)),
-                "uniform": None if math.isnan(r[5]) else r[5],
+                "nothing": r[5],
+                "uniform": None if math.isnan(r[6]) else r[6],
             }
             for r in rows
         ],
     }
-    print(table(["innocent", "witness", *(f"p ≤ {level:g}" for level in LEVELS), "uniform"], rows))
+    print(table(["innocent", "witness", *(f"p ≤ {level:g}" for level in LEVELS), "V = 0", "uniform"], rows))
     print(f"least p of uniformity after Holm over {len(tested)} cells: {adjusted.min():.3f}")
     least = min(alone, key=alone.__getitem__)
     print(
