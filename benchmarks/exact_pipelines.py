@@ -3,8 +3,7 @@
 A pipeline marks the clean SimCLR encoder with a head, makes the key, asks six innocents its queries and tests them,
 all through the functions that `sslguard watermark` and `sslguard verify` call. Per innocent and witness:
 Kolmogorov-Smirnov against the uniform law where the witness is not 0, and how many p-values lie below some levels; Holm
-over the cells. Of
-`verify`'s own p-values, which Bonferroni makes too large, only the share below each level is shown.
+over the cells. Of `verify`'s own p-values, which Bonferroni makes too large, only the share below each level is shown.
 
 Then the null population, every member under a fresh secret of its own: how small their p-values are, Bonferroni over
 all members.

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sslguard.attacks.registry import SCHEMES, build
 from sslguard.attacks.removal import Overwrite
 from sslguard.data.base import Data
@@ -59,18 +56,6 @@ class Entrant:
         their rate would be that key's. Other nulls rank the key's own suspects among its own innocents.
         """
         return isinstance(self.scheme, Exact)
-
-    def innocent_key(
-        self, clean: Encoder, answers: NDArray[np.floating], statistics: NDArray[np.floating], *, secret: Secret
-    ) -> Key:
-        """A key that nobody else is tested with, made without training: its test is that of any key of the scheme.
-
-        Args:
-            answers: of the clean encoder to items of the owner's, (n, d).
-            statistics: of these items, (n, 96).
-        """
-        assert isinstance(self.scheme, Exact)
-        return self.scheme.draw_key(clean, secret, answers, statistics)
 
 
 def build_scheme(name: str, settings: Mapping[str, Any]) -> Entrant:
