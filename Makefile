@@ -3,7 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
-.PHONY: bench bench-small demo test setup data check lock results slow clean test-servers
+.PHONY: bench-small demo test setup data check lock results results-page results-record results-sslguard slow clean \
+	test-servers
 
 demo: setup data          ## the main job on real input: mark, steal, prove; writes demo/report.html
 	$(BIN)/sslguard demo --out demo
@@ -21,12 +22,22 @@ bench-small: setup data    ## one encoder, three schemes: 20 minutes on two core
 	$(BIN)/sslguard bench run recipes/bench/small.toml out/bench-small --workers 2
 	$(BIN)/sslguard bench plot out/bench-small
 
-bench: setup data          ## every scheme against every attack, hours; a killed run goes on; writes docs/results-bench.*
-	$(BIN)/sslguard bench run recipes/bench/page.toml out/bench --workers 2
-	$(BIN)/sslguard bench plot out/bench --into docs --name results-bench
+results: setup data       ## every scheme against every attack, hours; a killed run goes on; writes docs/results.md and .html
+	$(BIN)/sslguard bench run recipes/bench/page.toml out/results --workers 2
+	$(BIN)/sslguard bench plot out/results --into docs
 
-results: setup data       ## the whole benchmark, hours; a killed run goes on; writes docs/results.md
-	$(BIN)/python benchmarks/whole.py out/results --workers 2
+RECORDED := benchmarks/results/bench-cells.tar.xz
+
+results-page: setup       ## the same pages from the cells that are recorded here: seconds
+	mkdir -p out/recorded
+	$(BIN)/python -m tarfile -e $(RECORDED) out/recorded
+	$(BIN)/sslguard bench plot out/recorded --into docs
+
+results-record: setup     ## keep the results of out/results here, without the weights
+	cd out/results && $(CURDIR)/$(BIN)/python -m tarfile -c $(CURDIR)/$(RECORDED) config.toml cells
+
+results-sslguard: setup data   ## SSLGuard by itself, hours; a killed run goes on; writes docs/results-sslguard.md
+	$(BIN)/python benchmarks/whole.py out/results-sslguard --workers 2
 
 SERVERS := tests/servers/.venv
 

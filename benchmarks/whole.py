@@ -1,12 +1,12 @@
 """SSLGuard on the test bed, whole: every key, every thief, every removal and wrapping, and the whole null population.
 
 Work is cut in cells, kept in OUT: a run that is killed goes on where it stopped. When the cells are done, or with
-`--table` at once, what is there is written to `benchmarks/results/whole.json` and `docs/results.md`; with `--quick`
+`--table` at once, what is there is written to `benchmarks/results/whole.json` and `docs/results-sslguard.md`; with `--quick`
 both go to OUT. Exit code 1 where a cell failed.
 
 Run: python benchmarks/whole.py OUT [--workers 2] [--only GROUP ...] [--brief | --quick] [--table]
 
---brief measures one key a variant and a few attacks, and writes `whole-brief.json` and `docs/results-brief.md`.
+--brief measures one key a variant and a few attacks, and writes `whole-brief.json` and `docs/results-sslguard-brief.md`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_tables(options: argparse.Namespace) -> None:
     """The results as JSON and as a page, of the cells that are there."""
     settings, suffix = settings_of(options), "-brief" if options.brief else ""
     results = gather(settings, make_plan(settings, options.out), options.out)
-    json_path, page_path = RESULTS / f"whole{suffix}.json", DOCS / f"results{suffix}.md"
+    json_path, page_path = RESULTS / f"whole{suffix}.json", DOCS / f"results-sslguard{suffix}.md"
     if options.quick:
         json_path, page_path = options.out / "whole.json", options.out / "results.md"
     content = json.dumps(as_json(results), indent=1, sort_keys=True, allow_nan=False)

@@ -382,6 +382,16 @@ class TestPower:
         with pytest.raises(UsageError, match="at least 48 items"):
             expected_power(h[:47], np.zeros((47, 96)), Protocol(components=4, n_statistics=0))
 
+    def test_charges_for_the_witnesses_that_the_protocol_names(self):
+        h = np.random.default_rng(0).normal(size=(2000, 24)) + 0.4
+        of = {
+            name: expected_power(
+                h, np.zeros((len(h), 96)), Protocol(components=4, n_statistics=0, witnesses=name), seeds=(0,)
+            )
+            for name in ("linear-3", "linear-4")
+        }
+        assert of["linear-3"].bits(500, 0.5) - of["linear-4"].bits(500, 0.5) == pytest.approx(np.log2(10 / 8))
+
     def test_command_line(self, tiny, tmp_path: Path):
         save_encoder(tiny(7), tmp_path / "clean")
         pictures = np.random.default_rng(0).integers(0, 256, (300, 16, 16), dtype=np.uint8)
