@@ -80,6 +80,7 @@ def claim(
         commitment: its file; its timestamp is taken from beside it.
         out: folder of the bundle.
         controls: known innocents, by specification, for a key whose null they are.
+        alpha, n_claims: level of the test, and how many claims share it. Every key of the commitment takes part.
 
     Raises:
         ClaimError: the commitment is not to this key, or it or the record of openings is damaged. Nothing is asked
@@ -88,8 +89,9 @@ def claim(
         OutputError: the bundle cannot be written.
     """
     owner, key = owner_of(stored), stored.key
-    check_null(count_controls(controls), alpha, n_claims, null=key.null)
     committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))
+    n_claims *= len(committed.keys)
+    check_null(count_controls(controls), alpha, n_claims, null=key.null)
     opened, salt = OpenedKey.of(key), key_salt(owner, stored.number)
     if committed.document.owner != owner.public or opened.digest(salt) not in committed.keys:
         raise ClaimError(f"{commitment} does not commit to this key: give the file that sslguard commit wrote for it")

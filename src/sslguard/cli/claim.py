@@ -128,7 +128,7 @@ def claim(
         sub_key: Open this sub-key alone, 1 for the first; the others stay secret. Without it the whole key is opened.
         control: Known innocents, for a key of the scheme sslguard: as verify's.
         alpha: Level of the test.
-        claims: How many claims (suspects, keys, looks) share that level.
+        claims: How many claims (suspects, keys, looks) share that level; times the keys in the commitment.
         threads: CPU threads.
     """
     from sslguard import api
@@ -192,8 +192,8 @@ def audit(
         clean: The clean encoder F, handed over by the claimant. The test is recomputed by running it.
         suspect: Ask the suspect again, as verify does; the decision is then taken on these answers.
         not_after: When the suspect could first be asked, as 2026-01-31 (its beginning, UTC) or 2026-01-31T12:00+01:00.
-            A later commitment shows nothing. Without it, or without --authority-roots, the key is taken for the best
-            of 2^64.
+            A later commitment shows nothing, and one whose date cannot be verified, as without --authority-roots, makes
+            the claim not checkable. Without --not-after the key is taken for the best of 2^64.
         opened: When this key was opened in another claim, or lost: it does not count against suspects dated later.
         authority_roots: Certificates, PEM, that you trust to vouch for the timestamp's authority.
         control: Known innocents, for a key of the scheme sslguard. They are scored anew.

@@ -17,6 +17,7 @@ from sslguard.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
     from sslguard.controls import Bed, Member, Recipe
+    from sslguard.schemes.base import Key
     from sslguard.verification import Verdict
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -82,7 +83,8 @@ def verify(
         data: Items to ask about, none of which took part in marking.
         control: Known innocents: encoders, the folder of a population, or shipped for the test bed's.
         alpha: Level of the test.
-        claims: How many claims (suspects, keys, looks) share that level.
+        claims: How many claims (suspects, keys, looks) share that level; with --sub-key, times the N + 1 keys that
+            there are.
         rescore: Score the controls anew: who may write to the key's folder may have changed what it holds.
         sub_key: Test by this sub-key alone, 1 for the first, as a claim that opens it will.
         threads: CPU threads.
@@ -92,7 +94,11 @@ def verify(
     from sslguard.keyfile import open_key
 
     set_threads(threads)
-    tested = key if sub_key is None else open_key(key).opened(sub_key).key
+    tested: Path | Key = key
+    if sub_key is not None:
+        stored = open_key(key)
+        tested = stored.opened(sub_key).key
+        claims *= 1 + stored.key.sub_keys
     say_opened(key, sub_key)
     with opened(suspect, remote) as target:
         try:
@@ -267,7 +273,7 @@ def _checked_width(bed: Bed, chosen: Sequence[Recipe], victims: dict[str, str]) 
 def demo(*, out: Path | None = None, api: bool = False, output: Output = PRINTED) -> Result:
     """Mark an encoder, steal it, verify thief and innocents; writes OUT/report.html.
 
-    It takes up to five minutes on two cores.
+    It takes up to ten minutes on two cores.
 
     Args:
         out: Folder of the report; by default sslguard-demo, or sslguard-demo-api.
