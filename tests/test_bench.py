@@ -132,8 +132,7 @@ def test_a_lost_job_is_told_and_stops_only_what_needs_it(grid: Path, tmp_path: P
     pool = cluster_pool("debug", tmp_path / "jobs")
     (tmp_path / "keys").write_text("no folder")  # marks of the exact scheme cannot be kept
     outcome = run_bench(grid, tmp_path, only=["mark-*", "attack-one-exact-0-stolen-*"], pool=pool, say=silent)
-    assert len(outcome.failed) == 1
-    assert "exact" in next(iter(outcome.failed))
+    assert sorted(name.rpartition("-")[0] for name in outcome.failed) == ["mark-one-exact-0", "mark-one-head-0"]
     assert set(outcome.skipped)
     assert all("-exact-" in name for name in outcome.skipped)
     assert any("wet" in name for name in outcome.done)
@@ -142,21 +141,28 @@ def test_a_lost_job_is_told_and_stops_only_what_needs_it(grid: Path, tmp_path: P
 def test_rows_say_what_each_suspect_is(whole: Path) -> None:
     rows = findings(whole).rows
     attacks = {(row.scheme, row.attack): row for row in rows if row.kind == "attack"}
-    assert set(attacks) == {(s, a) for s in ("exact", "wet", "fingerprint") for a in ("stolen", "cut", "pruned")}
+    assert set(attacks) == {
+        (s, a) for s in ("exact", "head", "wet", "fingerprint") for a in ("stolen", "cut", "pruned")
+    }
     cut = attacks["wet", "cut"]
     assert cut.refused
     assert "width 4" in cut.refused
     assert cut.applies
     assert cut.detected(-1.0) is False
-    pruned = attacks["wet", "pruned"]  # what stands behind an address has no weights to prune
-    assert pruned.refused
-    assert not pruned.applies
+    for scheme in ("wet", "head"):  # what stands behind an address has no weights to prune
+        pruned = attacks[scheme, "pruned"]
+        assert pruned.refused
+        assert not pruned.applies
+    assert attacks["head", "stolen"].applies
     assert attacks["exact", "cut"].detected(-64.0) is False
     assert attacks["fingerprint", "stolen"].detected(-64.0) is None  # a rank among few innocents
     assert attacks["exact", "stolen"].thief_queries == 60
     innocent = {(row.scheme, row.suspect) for row in rows if row.kind == "innocent"}
     assert ("exact", "twin of stolen") in innocent
     assert ("exact", "protected by wet, seed 0") in innocent
+    assert ("exact", "protected by fingerprint, seed 0") not in innocent  # that is the clean encoder once more
+    families = {row.suspect: row.family for row in rows if row.kind == "innocent" and row.scheme == "exact"}
+    assert families["twin of stolen"] == families["twin of cut"] != families["twin of pruned"]
     assert {name for scheme, name in innocent if scheme == "fingerprint"} == {
         *("random:plain-small@16", "random:separable-small@16", "untrained 2", "untrained 3")
     }
@@ -211,8 +217,38 @@ def test_a_changed_setting_makes_the_cells_that_depend_on_it_and_no_others(grid:
 def test_chains_that_begin_alike_share_what_they_train(grid: Path) -> None:
     plan = make_plan(read_config(grid))
     made = [plan.about[cell.name] for cell in plan.cells if cell.group == "make"]
-    assert sum(about["attack"] == "stolen" for about in made) == 3  # two schemes that mark, and the clean encoder
+    assert sum(about["attack"] == "stolen" for about in made) == 4  # three schemes that mark, and the clean encoder
     assert not any(about["attack"] == "cut" for about in made)
+
+
+def test_copies_of_other_encoders_are_innocents_where_all_that_comes_of_the_clean_one_is_claimed(grid: Path) -> None:
+    grid.with_name("two.toml").write_text(
+        'base = "grid.toml"\n[encoders.two]\nload = "random:plain-small@16"\nbed = "noise"\n'
+    )
+    plan = make_plan(read_config(grid.with_name("two.toml")))
+    found = [
+        cell.args["victim"]
+        for cell in plan.cells
+        if cell.group == "other" and plan.about[cell.name] == {"encoder": "one", "scheme": "fingerprint", "seed": 0}
+    ]
+    assert {"clean": "random:plain-small@16"} in found
+    copies = [plan.about[victim["made"]] for victim in found if "made" in victim]
+    assert [(about["encoder"], about["scheme"], about["attack"]) for about in copies] == [
+        ("two", "", "stolen"),
+        ("two", "", "pruned"),
+    ]
+    assert len(found) == 3
+
+
+def test_no_control_took_part_in_making_the_key(grid: Path) -> None:
+    grid.with_name("more.toml").write_text('base = "grid.toml"\n[schemes.cured]\nscheme = "sslguard-cured"\n')
+    plan = make_plan(read_config(grid.with_name("more.toml")))
+    clean = {
+        plan.about[cell.name]["scheme"]
+        for cell in plan.cells
+        if cell.group == "other" and "clean" in cell.args["victim"]
+    }
+    assert clean == {"exact", "wet"}
 
 
 def test_hashes_do_not_depend_on_the_order_of_keys() -> None:

@@ -25,7 +25,7 @@ def attack(name: str, statistic: float | None, kept: float | None = 0.95, **give
 
 
 def innocents(n: int) -> list[Row]:
-    return [row("innocent", float(k), suspect=str(k)) for k in range(n)]
+    return [row("innocent", float(k), suspect=str(k), family=str(k)) for k in range(n)]
 
 
 def test_ranks_are_among_innocents_of_the_same_key_without_the_suspect() -> None:
@@ -53,14 +53,29 @@ def test_the_hardest_attack_keeps_the_accuracy_and_leaves_the_least() -> None:
         attack("weak", 0.0, log2_pvalue=-90.0, floor_log2=-256.0),
         attack("impossible", None, kept=None, refused="no weights"),
     ]
-    found = outcomes(rows, RATES)
-    strongest = hardest(found, "s")
+    strongest = hardest(rows, "s")
     assert strongest is not None
-    assert (strongest.attack, strongest.bits, strongest.seconds) == ("strong", 3.0, 3.0)
-    assert {one.attack: one.n for one in found}["impossible"] == 0
+    assert (strongest.attack, strongest.bits) == ("strong", 3.0)
+    assert {one.attack: one.n for one in outcomes(rows, RATES)}["impossible"] == 0
+    assert getattr(hardest(rows, "s", 0.3), "attack", "") == "ruinous"
     beyond = attack("beyond", None, refused="another width")
-    assert getattr(hardest(outcomes([*rows, beyond], RATES), "s"), "attack", "") == "beyond"
-    assert hardest(found, "other") is None
+    assert getattr(hardest([*rows, beyond], "s"), "attack", "") == "beyond"
+    assert hardest(rows, "other") is None
+    # What no null ranks yet is no evidence of anything; one encoder of several may be the weak one.
+    unranked, elsewhere = attack("unranked", 0.5), attack("weak", 0.0, encoder="f", log2_pvalue=-1.0, floor_log2=-256.0)
+    found = hardest([*rows, unranked, elsewhere], "s")
+    assert found is not None
+    assert (found.attack, found.encoder) == ("weak", "f")
+
+
+def test_innocents_of_one_family_count_once_by_the_largest() -> None:
+    copies = [row("innocent", 30.0 + k, suspect=f"copy {k}", family="made one") for k in range(10)]
+    low, high, *rest = ranked([attack("a", 35.0), attack("b", 50.0), *innocents(8), *copies])
+    assert [2 ** (r.log2_pvalue or 0) for r in (low, high)] == pytest.approx([2 / 10, 1 / 10])
+    # A copy is no control of its own family: 39 is the largest, and stands among 8 strangers alone.
+    assert 2 ** (rest[-1].log2_pvalue or 0) == pytest.approx(1 / 9)
+    beyond = ranked([attack("c", None, refused="another width"), *innocents(8), *copies])[0]
+    assert [beyond.detected(rate) for rate in (math.log2(0.2), *RATES)] == [False, False, None]
 
 
 def test_several_seeds_give_a_mean_and_an_interval() -> None:
@@ -89,7 +104,7 @@ def test_false_claims_count_exact_pvalues_and_published_ones() -> None:
     unscored = row("innocent", None, refused="another width")
     ours, theirs = false_claims([*exact, *ranked([*peers, unscored])], RATES)
     assert (ours.n, ours.claimed, ours.least, ours.published) == (2, (1, 0), -8.0, None)
-    assert (theirs.n, theirs.refused, theirs.claimed) == (4, 1, None)
+    assert (theirs.n, theirs.families, theirs.refused, theirs.claimed) == (4, 1, 1, None)
     assert theirs.published is not None
     assert theirs.published.value == 0.25
 
@@ -98,7 +113,8 @@ def test_the_roc_counts_attacks_that_keep_the_accuracy() -> None:
     rows = [attack("a", 9.5), attack("b", 4.5), attack("ruined", -1.0, kept=0.1), *innocents(10)]
     found = roc(rows, "s")
     assert found is not None
-    np.testing.assert_allclose(found, [[0, 0.5, 1], [0.5, 1, 1]])
+    # None of ten reaches 9.5, and five 4.5: ranks of 1/11 and 6/11.
+    np.testing.assert_allclose(found, [[0, 1 / 11, 6 / 11, 1], [0, 0.5, 1, 1]])
     assert roc(innocents(3), "s") is None
 
 

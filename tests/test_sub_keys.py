@@ -159,7 +159,8 @@ class TestClaims:
     def test_one_is_opened_and_audited(self, bed, marked, number):
         bed.commit()
         one = replace(bed, sub_key=number)
-        assert one.claim(marked.encoder).decision == "derived"
+        claimed = one.claim(marked.encoder)
+        assert (claimed.decision, claimed.n_claims) == ("derived", 1 + S)
         content = b"".join(file.read_bytes() for file in bed.bundle.iterdir())
         for other in (marked.key, *(k for i, k in enumerate(marked.key.split(), 1) if i != number)):
             assert other.secret.reveal().hex().encode() not in content
@@ -242,8 +243,9 @@ def test_command_line(tiny, tmp_path):
     key, suspect = tmp_path / "m/key", tmp_path / "m/encoder"
     asked = ("--data", f"{tmp_path}/pictures.npy[300:600]")
     done("commit", key, "--out", tmp_path / "c.json")
-    for more in ((), ("--sub-key", 2)):
-        assert done("verify", key, suspect, *asked, *more)["decision"] == "derived"
+    for more, shared in (((), 1), (("--sub-key", 2), 3), (("--sub-key", 2, "--claims", 2), 6)):
+        found = done("verify", key, suspect, *asked, *more)
+        assert (found["decision"], found["n_claims"]) == ("derived", shared)
     claim = ("claim", key, suspect, *asked, "--seed", SEED, "--commitment", tmp_path / "c.json")
     first = sslguard(*claim, "--sub-key", 2, "--out", tmp_path / "b")
     assert (first.code, "opened" in first.err) == (0, False)

@@ -6,6 +6,7 @@
     seeds = [0]
     rates = ["1e-2", "2^-64"]       # false-claim rates that detection is told at
     precision = "bf16"              # of all training, unless an attack says otherwise
+    notes = ["…"]                   # what a reader of the page must know
     base = "page.toml"              # beside this file: what it holds, where this one does not say otherwise
 
     [beds.images]                   # data by role; roles that are left out are the preset's, see `beds.PRESETS`
@@ -104,6 +105,7 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     rates: tuple[float, ...] = (math.log2(0.01),)
     precision: str = "32"
+    notes: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of everything, hex."""
@@ -172,6 +174,7 @@ def parse_config(found: Mapping[str, Any]) -> Config:
         seeds=tuple(_typed("seeds", seed, int) for seed in found.get("seeds", (0,))),
         rates=tuple(log2_rate(rate) for rate in found.get("rates", ("1e-2",))),
         precision=_typed("precision", found.get("precision", "32"), str),
+        notes=tuple(_typed("notes", note, str) for note in _typed("notes", found.get("notes", []), list)),
     )
     _check(config)
     return config

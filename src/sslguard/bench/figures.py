@@ -65,7 +65,7 @@ def scatter(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
     figure = _figure(8.2, 4.6)
     axes = figure.subplots()
     for scheme, style in zip(schemes, _styles(), strict=False):
-        points = [(r.kept, -(r.log2_pvalue or 0.0)) for r in rows if _plotted(r, scheme)]
+        points = [(r.kept, r.bits) for r in rows if _plotted(r, scheme)]
         if points:
             axes.plot(*zip(*points, strict=True), ls="", ms=5, alpha=0.8, label=scheme, **style)
     axes.axvline(KEPT, color="#8c959f", lw=0.8, ls=":")
@@ -97,7 +97,7 @@ def cost(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
     for scheme, style in zip(schemes, _styles(), strict=False):
         chosen = [r for r in rows if _plotted(r, scheme) and r.kept is not None and r.kept >= KEPT]
         if chosen:
-            points = [(max(r.attack_seconds or 0, 0.1), -(r.log2_pvalue or 0)) for r in chosen]
+            points = [(max(r.attack_seconds or 0, 0.1), r.bits) for r in chosen]
             axes.plot(*zip(*points, strict=True), ls="", ms=5, alpha=0.8, label=scheme, **style)
     axes.set_xscale("log", subs=())
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -109,7 +109,7 @@ def cost(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
 
 
 def _plotted(row: Row, scheme: str) -> bool:
-    drawn = row.kept is not None and row.log2_pvalue is not None
+    drawn = row.kept is not None and row.bits is not None
     return drawn and row.scheme == scheme and row.kind == "attack"
 
 

@@ -47,7 +47,8 @@ def render_markdown(run: Run, command: str) -> str:
     """All tables. `command` is what writes them."""
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts().items())
     head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}\n\n{facts}"
-    return "\n\n".join([head, *map(markdown, all_tables(run.config, run.rows))]) + "\n"
+    notes = ["\n".join(f"- {note}" for note in run.config.notes)] if run.config.notes else []
+    return "\n\n".join([head, *notes, *map(markdown, all_tables(run.config, run.rows))]) + "\n"
 
 
 def render_html(run: Run) -> str:

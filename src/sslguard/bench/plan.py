@@ -9,7 +9,8 @@ make       what one training step of a chain leaves of a protected encoder, or o
 attack     a whole chain: statistic and accuracy kept
 twin       the same chain on the clean encoder, under the same scheme: an innocent
 null       some members of the null population under a scheme
-other      the encoder as another scheme or seed protects it: an innocent too
+other      the encoder as another scheme or seed protects it: an innocent too. Of schemes that inject nothing, which
+           claim all that comes of it: the bed's other encoders, and copies of them
 =========  =====================================================================================================
 
 A cell's arguments hold all that its result depends on, and its name ends in their hash: a changed setting makes new
@@ -82,6 +83,8 @@ def make_plan(config: Config) -> Plan:
         if place == 0:
             for seed, encoder, scheme in planner.grid():
                 planner.null(encoder, scheme, seed)
+    for seed, encoder, scheme in planner.grid():
+        planner.strangers(encoder, scheme, seed)
     return Plan(tuple(planner.cells.values()), planner.about)
 
 
@@ -176,7 +179,8 @@ class _Planner:
         self._add(kind, args, needs=(mark, *_needs(victim)), **{**about, "scheme": scheme})
 
     def null(self, encoder: str, scheme: str, seed: int) -> None:
-        """The population, some at a time; F itself; F by the seed's other schemes, and by the scheme's other seeds."""
+        """The population, some at a time; F itself, unless the key was made with it; F by the seed's other schemes that
+        change it, and by the scheme's other seeds."""
         if not self.config.schemes[scheme].null:
             return
         entry, mark = self.config.encoders[encoder], self.marks[encoder, scheme, seed]
@@ -193,13 +197,33 @@ class _Planner:
             self._add("null", args, needs=(mark,), **about)
         if not self.injects(scheme):
             return
-        victims: list[dict[str, str]] = [{"clean": entry.load}]
+        marking = self.config.schemes[scheme]
+        if not build_scheme(marking.scheme, marking.settings).saw_clean:
+            self._other(mark, {"clean": entry.load}, verify, about)
         for (one, other, when), name in self.marks.items():
-            if one == encoder and name != mark and (other == scheme or when == seed):
-                victims.append({"mark": name})
+            if one == encoder and name != mark and (other == scheme or when == seed) and self.injects(other):
+                self._other(mark, {"mark": name}, verify, about)
+
+    def strangers(self, encoder: str, scheme: str, seed: int) -> None:
+        """Where everything that comes of F is claimed: the bed's other encoders and what attacks trained of them."""
+        entry, marking = self.config.encoders[encoder], self.config.schemes[scheme]
+        if not marking.null or self.injects(scheme):
+            return
+        others = {n: e for n, e in self.config.encoders.items() if n != encoder and e.bed == entry.bed}
+        victims = [{"clean": other.load} for other in others.values()]
+        for cell in self.cells.values():
+            about = self.about[cell.name]
+            plain = cell.group == "make" and not about["scheme"]
+            if plain and about["encoder"] in others and about["seed"] == seed:
+                victims.append({"made": cell.name})
+        verify = self._verify(entry, marking)
         for victim in victims:
-            asked: dict[str, Any] = {"mark": mark, "victim": victim, "steps": [], **verify}
-            self._add("other", asked, needs=(mark, *_needs(victim)), **about)
+            about = {"encoder": encoder, "scheme": scheme, "seed": seed}
+            self._other(self.marks[encoder, scheme, seed], victim, verify, about)
+
+    def _other(self, mark: str, victim: dict[str, str], verify: Mapping[str, str], about: Mapping[str, Any]) -> None:
+        asked: dict[str, Any] = {"mark": mark, "victim": victim, "steps": [], **verify}
+        self._add("other", asked, needs=(mark, *_needs(victim)), **about)
 
     def _step(self, entry: EncoderEntry, place: int, step: Step, seed: int) -> dict[str, Any]:
         """A step as a cell's argument: attack, settings, spec of its data, its seed, and whether it trains."""

@@ -7,12 +7,15 @@ kind                   "protected" as it is served, "attack", or "innocent"
 encoder, scheme, seed  of the key that tests
 attack, set            of an attack or of its twin; "" else
 suspect                the innocent's name; else "protected" or the attack's
+family                 of an innocent: what it was trained as; innocents of one family are no independent draws
 statistic              what the scheme ranks; larger speaks for the claim
-log2_pvalue            of an exact null, else the rank among the innocents of the same key, the suspect itself left out
+log2_pvalue            of an exact null, else the rank among the innocents of the same key, of each family the one that
+                       scores highest; the suspect's own family is left out
 floor_log2             the smallest p-value that this null can give
 uncapped_bits          −log₂ p of an exact null without the secret's entropy as its end
 published_log2_pvalue  what the scheme's own paper would report
 accuracy, kept         of a linear probe, and the share of the clean encoder's above its baselines
+kept_error             standard error of kept from the number of items that the probe was measured on
 asked                  queries of verification
 thief_queries          answers that the first stealing needed
 attack_seconds         CPU seconds of all steps
@@ -25,6 +28,7 @@ cell, date, config     where it comes from
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,6 +56,7 @@ class Row:
     attack: str
     set: str
     suspect: str
+    family: str | None
     statistic: float | None
     log2_pvalue: float | None
     floor_log2: float | None
@@ -59,6 +64,7 @@ class Row:
     published_log2_pvalue: float | None
     accuracy: float | None
     kept: float | None
+    kept_error: float | None
     asked: int | None
     thief_queries: int | None
     attack_seconds: float | None
@@ -78,11 +84,18 @@ class Row:
 
         A suspect that cannot be scored is not claimed.
         """
+        if self.floor_log2 is not None and self.floor_log2 > log2_rate + 1e-9:
+            return None
         if self.refused is not None:
             return False
-        if self.log2_pvalue is None or self.floor_log2 is None or self.floor_log2 > log2_rate + 1e-9:
+        if self.log2_pvalue is None or self.floor_log2 is None:
             return None
         return self.log2_pvalue <= log2_rate + 1e-9
+
+    @property
+    def bits(self) -> float | None:
+        """−log₂ p; 0 of a suspect that cannot be scored, of which nothing is claimed; None without a null."""
+        return 0.0 if self.refused else None if self.log2_pvalue is None else abs(self.log2_pvalue)
 
 
 def rows_of(config: Config, plan: Plan, contents: Contents) -> list[Row]:
@@ -111,7 +124,7 @@ def _rows(config: Config, plan: Plan, contents: Contents, name: str) -> Iterator
     }
     if group == "null":
         for title, found in result.get("innocents", {}).items():
-            yield _row("innocent", title, found, common)
+            yield _row("innocent", title, found, {**common, "family": title})
         return
     if group == "mark":
         yield _row("protected", "protected", result, {**common, **_kept(plan, contents, about, result)})
@@ -120,14 +133,18 @@ def _rows(config: Config, plan: Plan, contents: Contents, name: str) -> Iterator
     if group == "attack":
         yield _row("attack", attack, result, {**common, **_kept(plan, contents, about, result)})
     elif "refused" not in result:
-        title = f"twin of {attack}" if group == "twin" else _other(plan, content["args"]["victim"])
-        yield _row("innocent", title, result, common)
+        victim = content["args"]["victim"]
+        ((kind, which),) = victim.items()
+        title = f"twin of {attack}" if group == "twin" else _other(plan, kind, which)
+        yield _row("innocent", title, result, {**common, "family": f"{kind} {which}"})
 
 
-def _other(plan: Plan, victim: Mapping[str, str]) -> str:
-    if "clean" in victim:
-        return "the clean encoder"
-    about = plan.about[victim["mark"]]
+def _other(plan: Plan, kind: str, which: str) -> str:
+    if kind == "clean":
+        return which
+    about = plan.about[which]
+    if kind == "made":
+        return f"{about['attack']}, of {about['encoder']}"
     return f"protected by {about['scheme']}, seed {about['seed']}"
 
 
@@ -149,15 +166,24 @@ def _kept(plan: Plan, contents: Contents, about: Mapping[str, Any], result: Mapp
     """Accuracy, and the share kept of it, where it was measured and the clean encoder's is known."""
     accuracy = result.get("accuracy")
     references = (
-        contents[cell.name]["result"]
+        contents[cell.name]
         for cell in plan.cells
         if cell.group == "reference" and cell.name in contents and plan.about[cell.name]["encoder"] == about["encoder"]
     )
-    clean: Mapping[str, Any] = next(references, {})
+    reference: Mapping[str, Any] = next(references, {"result": {}})
+    clean = reference["result"]
     # Without anything above the baselines there is nothing to keep.
     if accuracy is None or clean.get("accuracy", 0.0) <= clean.get("floor", 0.0):
         return {"accuracy": accuracy}
-    return {"accuracy": accuracy, "kept": accuracy_kept(accuracy, clean["accuracy"], clean["floor"])}
+    error, part = None, re.search(r"\[(\d+):(\d+)\]$", reference["args"]["probe"][-1])
+    if part:
+        items = int(part[2]) - int(part[1])
+        error = math.sqrt(accuracy * (1 - accuracy) / items) / (clean["accuracy"] - clean["floor"])
+    return {
+        "accuracy": accuracy,
+        "kept": accuracy_kept(accuracy, clean["accuracy"], clean["floor"]),
+        "kept_error": error,
+    }
 
 
 def _price(contents: Contents, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,18 +201,35 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
     Innocents that cannot be scored are left out: they have no statistic to rank.
     """
-    pools: dict[tuple[str, str, int], list[tuple[Row, float]]] = {}
-    for row in rows:
-        if row.kind == "innocent" and row.statistic is not None:
-            pools.setdefault((row.encoder, row.scheme, row.seed), []).append((row, row.statistic))
+    pools = controls(rows)
     found = []
     for row in rows:
-        pool = [value for one, value in pools.get((row.encoder, row.scheme, row.seed), ()) if one is not row]
-        if row.log2_pvalue is None and row.statistic is not None and pool:
-            rank = control_rank_test(row.statistic, pool, n_queries=row.asked or 1)
-            row = replace(row, log2_pvalue=rank.log2_pvalue, floor_log2=math.log2(rank.floor))
+        own = (row.family or row.suspect) if row.kind == "innocent" else None
+        pool = [value for family, value in pools.get((row.encoder, row.scheme, row.seed), {}).items() if family != own]
+        if row.log2_pvalue is None and pool:
+            if row.statistic is not None:
+                rank = control_rank_test(row.statistic, pool, n_queries=row.asked or 1)
+                row = replace(row, log2_pvalue=rank.log2_pvalue, floor_log2=math.log2(rank.floor))
+            elif row.applies:
+                row = replace(row, floor_log2=-math.log2(len(pool) + 1))
         found.append(row)
     return found
+
+
+def controls(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str, float]]:
+    """Encoder, scheme and seed of a key → family of innocents → largest statistic in it; keys of an exact null have
+    none.
+
+    Many of a benchmark's innocents are one copy behind different maps. Taking the largest of them makes a rank no
+    smaller than any choice of one of them would.
+    """
+    pools: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in rows:
+        if row.kind == "innocent" and row.statistic is not None and row.uncapped_bits is None:
+            pool = pools.setdefault((row.encoder, row.scheme, row.seed), {})
+            family = row.family or row.suspect
+            pool[family] = max(row.statistic, pool.get(family, -math.inf))
+    return pools
 
 
 def write_parquet(rows: Sequence[Row], path: Path) -> None:

@@ -15,6 +15,7 @@ from sslguard.peers.base import Peer
 from sslguard.peers.registry import PEERS
 from sslguard.schemes.base import Key, Scheme
 from sslguard.schemes.exact import Exact
+from sslguard.schemes.sslguard import SSLGuard
 from sslguard.secrets import Secret
 
 WITHOUT_MARK = frozenset({"dataset-inference", "fingerprint"})
@@ -47,6 +48,16 @@ class Entrant:
     def injects(self) -> bool:
         """Whether protecting changes what is served; else whatever comes of the clean encoder is what is claimed."""
         return not isinstance(self.scheme, Peer) or self.scheme.name not in WITHOUT_MARK
+
+    @property
+    def on_answers(self) -> bool:
+        """Whether the mark is put on answers: it goes with an address, and whoever holds the weights cuts it off."""
+        return isinstance(self.scheme, Exact) and self.scheme.mode == "head"
+
+    @property
+    def saw_clean(self) -> bool:
+        """Whether the clean encoder took part in making the key, so that it cannot be a control of it."""
+        return isinstance(self.scheme, SSLGuard)
 
     @property
     def fresh(self) -> bool:

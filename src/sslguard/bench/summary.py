@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sslguard.bench.rows import Row
+from sslguard.bench.rows import Row, controls
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,11 +70,13 @@ class FalseClaims:
         least: smallest log₂ p; of ranks it says nothing.
         published: share that the scheme's own paper would claim at 1 %; None of schemes without such a test.
         refused: innocents that could not be scored.
+        families: of innocents, summed over keys; see `rows.controls`.
     """
 
     scheme: str
     n: int
     refused: int
+    families: int
     claimed: tuple[int, ...] | None
     least: float | None
     published: Interval | None
@@ -113,7 +115,7 @@ def _outcome(group: Sequence[Row], rates: Sequence[float]) -> Outcome:
         n=len(group),
         detected=tuple(None if None in each or not each else share(sum(map(bool, each)), len(each)) for each in found),
         kept=_over(group, lambda row: row.kept, average),
-        bits=_over(group, _bits, median),
+        bits=_over(group, lambda row: row.bits, median),
         seconds=_over(group, lambda row: row.attack_seconds, median),
         queries=_over(group, lambda row: row.thief_queries, _most),
         refused=first.refused if None not in reasons else None,
@@ -124,22 +126,18 @@ def _most(counts: Sequence[int]) -> int:
     return max(counts)
 
 
-def _bits(row: Row) -> float | None:
-    """−log₂ p; 0 of a suspect that cannot be scored, of which nothing is claimed."""
-    return 0.0 if row.refused else None if row.log2_pvalue is None else abs(row.log2_pvalue)
+def hardest(rows: Sequence[Row], scheme: str, kept: float = KEPT) -> Row | None:
+    """The attacked suspect of least evidence under this scheme, on any encoder, among those that keep so much accuracy.
 
-
-def hardest(found: Sequence[Outcome], scheme: str) -> Outcome | None:
-    """The attack that leaves the least evidence of this scheme, among those that keep ≥ 90 % of the accuracy.
-
-    Of several that leave as little, the one that keeps the most.
+    Of several that leave as little, the one that keeps the most. Without a null there is no evidence to compare.
     """
-    candidates = [one for one in found if one.scheme == scheme and one.counts]
-
-    def rank(one: Outcome) -> tuple[float, float]:
-        return (one.bits or 0.0, -(one.kept.value if one.kept else 0.0))
-
-    return min(candidates, key=rank, default=None)
+    candidates = [
+        (row.bits, -row.kept, number)
+        for number, row in enumerate(rows)
+        if row.kind == "attack" and row.scheme == scheme and row.bits is not None and (row.kept or 0.0) >= kept
+        if row.kept is not None
+    ]
+    return rows[min(candidates)[2]] if candidates else None
 
 
 def false_claims(rows: Sequence[Row], rates: Sequence[float]) -> list[FalseClaims]:
@@ -156,6 +154,7 @@ def false_claims(rows: Sequence[Row], rates: Sequence[float]) -> list[FalseClaim
                 scheme=scheme,
                 n=len(group),
                 refused=len(everyone) - len(group),
+                families=len({(row.encoder, row.seed, row.family or row.suspect) for row in group}),
                 claimed=tuple(sum(value <= rate for value in exact) for rate in rates) if exact else None,
                 least=min(exact, default=None),
                 published=share(below, len(published)) if published else None,
@@ -175,7 +174,7 @@ def costs(rows: Sequence[Row]) -> list[Costs]:
                 seconds=_over(group, lambda row: row.mark_seconds, median),
                 kept=_over(group, lambda row: row.kept, average),
                 asked=_over(group, lambda row: row.asked, _most),
-                bits=_over(group, _bits, median),
+                bits=_over(group, lambda row: row.bits, median),
             )
         )
     return found
@@ -184,23 +183,17 @@ def costs(rows: Sequence[Row]) -> list[Costs]:
 def roc(rows: Sequence[Row], scheme: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """False-claim rates and the share of attacks found at them, of attacks that keep ≥ 90 %; None without either.
 
-    Empirical for every scheme: an attack's rate is the share of innocents of the same key with as large a statistic.
-    A suspect that cannot be scored is found at no rate below 1.
+    By ranks for every scheme: an attack's rate is (1 + k)/(1 + n), where k of n families of innocents of the same key
+    have as large a statistic. A suspect that cannot be scored is found at no rate below 1.
     """
-    rates = []
+    rates, pools = [], controls([replace(row, uncapped_bits=None) for row in rows if row.scheme == scheme])
     for row in rows:
         if row.kind != "attack" or row.scheme != scheme or row.kept is None or row.kept < KEPT:
             continue
-        pool = [
-            other.statistic
-            for other in rows
-            if other.kind == "innocent"
-            and (other.encoder, other.scheme, other.seed) == (row.encoder, scheme, row.seed)
-            and other.statistic is not None
-        ]
+        pool = list(pools.get((row.encoder, scheme, row.seed), {}).values())
         if pool:
-            beaten = 1.0 if row.statistic is None else float(np.mean(np.array(pool) >= row.statistic))
-            rates.append(beaten)
+            beaten = len(pool) if row.statistic is None else int(np.sum(np.array(pool) >= row.statistic))
+            rates.append((1 + beaten) / (1 + len(pool)))
     if not rates:
         return None
     grid = np.unique([0.0, *rates, 1.0])

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslguard.attacks.base import Wrapped
 from sslguard.attacks.chain import Chain
 from sslguard.attacks.registry import build
 from sslguard.bench.beds import opened
@@ -178,7 +179,12 @@ class Work:
         ((kind, which),) = named.items()
         if kind == "clean":
             return load_encoder(which)
-        return self.protected(which).embedder if kind == "mark" else _made(self.out / "encoders" / which)
+        if kind == "made":
+            return _made(self.out / "encoders" / which)
+        served, args = self.protected(which).embedder, self._content(which)["args"]
+        if build_scheme(args["scheme"], args["settings"]).on_answers:
+            return Wrapped(served, served.embed, "served", {}, "served")
+        return served
 
     def protected(self, mark: str) -> Protected:
         """What a cell of the group mark made."""

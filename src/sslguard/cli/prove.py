@@ -92,12 +92,14 @@ def verify(
     from sslguard import api
     from sslguard.cli.claim import say_opened
     from sslguard.keyfile import open_key
+    from sslguard.schemes.exact import ExactKey
 
     set_threads(threads)
     tested: Path | Key = key
     if sub_key is not None:
         stored = open_key(key)
         tested = stored.opened(sub_key).key
+        assert isinstance(stored.key, ExactKey)  # no other has sub-keys
         claims *= 1 + stored.key.sub_keys
     say_opened(key, sub_key)
     with opened(suspect, remote) as target:

@@ -22,9 +22,10 @@ Language Models for EaaS via Backdoor Watermark", ACL 2023 (arXiv 2305.10036). D
 - The target is the answer to an item of the owner's data that the secret draws.
 
 WARDEN has R targets, each with an R-th of the triggers: h* ∝ (1 − Σ_r q_r)·h + Σ_r q_r·e_r, and the statistic is the
-mean over r. Source: Shetty, Teng, He and Xu, "WARDEN: Multi-Directional Backdoor Watermarks for Embedding-as-a-Service
-Copyright Protection", ACL 2024 (arXiv 2403.01472), rebuilt without the text of its verification. Deviations: q_r =
-c_r/max(m, Σ_s c_s) of counts c, so that weights never exceed 1 together; p is the least over r times R (Bonferroni).
+largest over r, as it is decided there too. Source: Shetty, Teng, He and Xu, "WARDEN: Multi-Directional Backdoor
+Watermarks for Embedding-as-a-Service Copyright Protection", ACL 2024 (arXiv 2403.01472), rebuilt without the text of
+its verification. Deviations: q_r = c_r/max(m, Σ_s c_s) of counts c, so that weights never exceed 1 together; p is the
+least over r times R (Bonferroni); targets are as they are drawn, and not turned apart.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class EmbMarkerKey(PeerKey):
                 yield _painted(images, picked, [_pick(cells, range(CELLS), m) for _ in range(size)])
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:  # noqa: ARG002
-        """Mean cosine of the backdoor set less that of the benign one, averaged over targets, in [−2, 2].
+        """Mean cosine of the backdoor set less that of the benign one, the largest over targets, in [−2, 2].
 
         Raises:
             SuspectError: the answers have another width than the targets.
@@ -167,7 +168,7 @@ class EmbMarkerKey(PeerKey):
         found = unit_rows(gathered(answers, self.n_queries, width=self.targets.shape[1])) @ self.targets.T
         *leant, benign = np.split(found, len(self.groups) + 1)
         pairs = [(one[:, r], benign[:, r]) for r, one in enumerate(leant)]
-        value = float(np.mean([one.mean() - other.mean() for one, other in pairs]))
+        value = max(float(one.mean() - other.mean()) for one, other in pairs)
         least = min(float(stats.ks_2samp(one, other).pvalue) for one, other in pairs)
         return Score(value, self.n_queries, published_log2_pvalue=log2_pvalue(least * len(pairs)))
 
