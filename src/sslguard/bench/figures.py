@@ -67,7 +67,7 @@ def scatter(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
     for scheme, style in zip(schemes, _styles(), strict=False):
         points = [(r.kept, r.bits) for r in rows if _plotted(r, scheme)]
         if points:
-            axes.plot(*zip(*points, strict=True), ls="", ms=5, alpha=0.8, label=scheme, **style)
+            axes.plot(*zip(*points, strict=True), ms=5, alpha=0.8, label=scheme, **{**style, "ls": ""})
     axes.axvline(KEPT, color="#8c959f", lw=0.8, ls=":")
     axes.set(xlabel="accuracy kept", ylabel="bits, −log₂ p (ranks end at log₂(n + 1))")
     _bits(axes)
@@ -98,7 +98,7 @@ def cost(rows: Sequence[Row], schemes: Sequence[str]) -> Figure:
         chosen = [r for r in rows if _plotted(r, scheme) and r.kept is not None and r.kept >= KEPT]
         if chosen:
             points = [(max(r.attack_seconds or 0, 0.1), r.bits) for r in chosen]
-            axes.plot(*zip(*points, strict=True), ls="", ms=5, alpha=0.8, label=scheme, **style)
+            axes.plot(*zip(*points, strict=True), ms=5, alpha=0.8, label=scheme, **{**style, "ls": ""})
     axes.set_xscale("log", subs=())
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -114,7 +114,11 @@ def _plotted(row: Row, scheme: str) -> bool:
 
 
 def _styles() -> list[dict[str, Any]]:
-    return [{"color": colour, "marker": marker} for marker, colour in zip(_MARKERS * 2, _COLOURS * 2, strict=True)]
+    """Of a scheme each: colours with their markers, and once more with hollow markers and broken lines."""
+    pairs = list(zip(_COLOURS, _MARKERS, strict=True))
+    full = [{"color": colour, "marker": marker} for colour, marker in pairs]
+    hollow = [{**style, "fillstyle": "none", "ls": "--"} for style in full]
+    return full + hollow
 
 
 def _bits(axes: Any) -> None:

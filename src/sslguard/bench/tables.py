@@ -10,7 +10,8 @@ from sslguard.bench.rows import Row
 from sslguard.bench.summary import KEPT, Interval, Outcome, costs, false_claims, hardest, outcomes
 
 NONE = "–"
-_RUINED = 0.75  # what a thief may still put up with
+# Accuracy that an attack must keep, and what a thief may still put up with. Less is told where no attack keeps so much.
+_LEAST = (KEPT, 0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,13 @@ def all_tables(config: Config, rows: Sequence[Row]) -> list[Table]:
 def _hardest(config: Config, rows: Sequence[Row]) -> Table:
     lines = []
     for scheme in config.schemes:
-        for least in (KEPT, _RUINED):
-            if one := hardest(rows, scheme, least):
-                kept = (
-                    f"{100 * (one.kept or 0):.0f}{'' if one.kept_error is None else f' ± {100 * one.kept_error:.0f}'} %"
-                )
-                price = f"{_number(one.attack_seconds)} CPU s, {_queries(one.thief_queries)}"
-                bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
-                lines.append((scheme, f"{100 * least:.0f} %", one.attack, one.encoder, one.set, kept, bits, price))
+        found = [(least, one) for least in _LEAST if (one := hardest(rows, scheme, least))]
+        for least, one in [pair for pair in found if pair in found[:1] or pair[0] == _LEAST[1]]:
+            error = "" if one.kept_error is None else f" ± {100 * one.kept_error:.0f}"
+            price = f"{_number(one.attack_seconds)} CPU s, {_queries(one.thief_queries)}"
+            bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
+            kept = f"{100 * (one.kept or 0):.0f}{error} %"
+            lines.append((scheme, f"{100 * least:.0f} %", one.attack, one.encoder, one.set, kept, bits, price))
     return Table(
         "What hurts each scheme most",
         "Of all attacks on all encoders that keep at least so much of the clean encoder's accuracy above its "
@@ -58,7 +58,7 @@ def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
     for one in false_claims(rows, config.rates):
         unranked = "by rank" if one.n else NONE
         claimed = [unranked] * len(config.rates) if one.claimed is None else [str(count) for count in one.claimed]
-        least = NONE if one.least is None else f"2^{one.least:.1f}"
+        least = NONE if one.least is None else f"2^{one.least:.1f}, corrected {min(1.0, one.n * 2**one.least):.2g}"
         counts = (str(one.n), str(one.families), str(one.refused))
         lines.append((one.scheme, *counts, *claimed, least, _share(one.published)))
     claims = (f"claimed at {rate_name(rate)}" for rate in config.rates)
@@ -67,8 +67,9 @@ def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
         "Encoders that nobody derived from the protected one. Of schemes that inject a mark, what the same attacks "
         "make of the clean encoder is among them; of schemes that inject none, other encoders and copies of those. "
         "Innocents that come of one training are a family, which counts once in a rank, by its largest statistic. "
-        "Under an exact null each meets a fresh secret of its own, and the number claimed is shown; schemes that "
-        "are ranked among these innocents claim by construction no more than the rate. The last column: the share that "
+        "Under an exact null each meets a fresh secret of its own, and the number claimed is shown, and the least p "
+        "before and after Bonferroni's correction for all of them; schemes that are ranked "
+        "among these innocents claim by construction no more than the rate. The last column: the share that "
         "a peer's own published test claims at 1 %.",
         ("scheme", "innocents", "families", "not scorable", *claims, "least p", "published test < 1 %"),
         tuple(lines),
