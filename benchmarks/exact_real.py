@@ -210,10 +210,13 @@ def probes(answers: Mapping[str, Any], source: Callable[[str], Data]) -> dict[st
 
 def page(results: dict[str, Any]) -> str:
     """Markdown."""
+    protocol, dates = Protocol(), sorted({found["date"] for found in results.values()})
+    run = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     parts = [
         "<!-- Written by `python benchmarks/exact_real.py OUT`. Do not edit. -->\n\n# The exact scheme on public "
-        "encoders\n\nOne key an encoder, ε 0.2. *Bits*: −log₂ p, corrected for all witnesses, before the cap of 256. "
-        "*Kept*: of the clean encoder's accuracy (linear probe) above its baselines.",
+        f"encoders\n\nRun {run}; witnesses `{protocol.witnesses}`, version {protocol.statistics_version} of the "
+        f"statistics of images. One key an encoder, ε {protocol.epsilon:g}. *Bits*: −log₂ p, corrected for all witnesses, "
+        "before the cap of 256. *Kept*: of the clean encoder's accuracy (linear probe) above its baselines.",
     ]
     for bed, about in BEDS.items():
         head = results.get(f"head-{bed}", {}).get("result")
