@@ -215,8 +215,8 @@ def page(results: dict[str, Any]) -> str:
     parts = [
         "<!-- Written by `python benchmarks/exact_real.py OUT`. Do not edit. -->\n\n# The exact scheme on public "
         f"encoders\n\nRun {run}; witnesses `{protocol.witnesses}`, version {protocol.statistics_version} of the "
-        f"statistics of images. One key an encoder, ε {protocol.epsilon:g}. *Bits*: −log₂ p, corrected for all witnesses, "
-        "before the cap of 256. *Kept*: of the clean encoder's accuracy (linear probe) above its baselines.",
+        f"statistics of images. One key an encoder, ε {protocol.epsilon:g}. *Bits*: −log₂ p, corrected for all "
+        "witnesses, before the cap of 256. *Kept*: of the clean encoder's accuracy (linear probe) above its baselines.",
     ]
     for bed, about in BEDS.items():
         head = results.get(f"head-{bed}", {}).get("result")
