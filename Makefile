@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
-.PHONY: bench-small demo test setup data check lock results results-page results-record results-sslguard slow clean \
+.PHONY: bench-small demo test setup data lock results results-page results-record results-sslguard slow clean \
 	test-servers
 
 demo: setup data          ## the main job on real input: mark, steal, prove; writes demo/report.html
