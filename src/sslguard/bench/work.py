@@ -134,8 +134,8 @@ class Work:
 
     def make(self, name: str, victim: Mapping[str, str], steps: Sequence[Mapping[str, Any]], precision: str) -> Result:
         """An encoder by a chain that ends in training or in a change of weights."""
-        begun = time.process_time()
-        made = applied(self.victim(victim), steps, accelerator=self.accelerator, precision=precision)
+        attacked, begun = self.victim(victim), time.process_time()
+        made = applied(attacked, steps, accelerator=self.accelerator, precision=precision)
         assert isinstance(made, Encoder)
         save_encoder(made, self.out / "encoders" / name)
         return {"seconds": time.process_time() - begun, "queries": made.record.get("queries")}
@@ -150,8 +150,8 @@ class Work:
         probe: Sequence[str] = (),
     ) -> Result:
         """A suspect under a key: accuracy where it is asked for, and its score. Without `probe` it is an innocent."""
-        begun = time.process_time()
-        suspect = applied(self.victim(victim), steps)
+        attacked, begun = self.victim(victim), time.process_time()
+        suspect = applied(attacked, steps)
         spent = time.process_time() - begun
         if probe:
             found = {"seconds": spent, "accuracy": accuracy(suspect, probe)}
