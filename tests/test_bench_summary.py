@@ -16,7 +16,16 @@ RATES = (math.log2(0.1), -64.0)
 
 def row(kind: str, statistic: float | None = 1.0, **given: Any) -> Row:
     plain: dict[str, Any] = dict.fromkeys(Row.__dataclass_fields__)
-    plain |= {"encoder": "e", "scheme": "s", "seed": 0, "attack": "", "set": "held-out", "suspect": "x", "asked": 5}
+    plain |= {
+        "encoder": "e",
+        "scheme": "s",
+        "seed": 0,
+        "attack": "",
+        "set": "held-out",
+        "suspect": "x",
+        "family": "x",
+        "asked": 5,
+    }
     return Row(**{**plain, "kind": kind, "statistic": statistic, **given})
 
 

@@ -30,7 +30,7 @@ from sslguard.attacks.base import Removal, Stealing
 from sslguard.attacks.registry import build
 from sslguard.bench.cells import Cell
 from sslguard.bench.config import Config, EncoderEntry, SchemeEntry, Step, digest_of
-from sslguard.bench.schemes import build_scheme
+from sslguard.bench.schemes import Entrant, build_scheme
 from sslguard.controls import count_controls
 from sslguard.errors import UsageError
 
@@ -131,8 +131,12 @@ class _Planner:
 
     def injects(self, scheme: str) -> bool:
         """Whether what comes of the clean encoder is innocent under this scheme."""
+        return self.entrant(scheme).injects
+
+    def entrant(self, scheme: str) -> Entrant:
+        """The scheme of this name."""
         entry = self.config.schemes[scheme]
-        return build_scheme(entry.scheme, entry.settings).injects
+        return build_scheme(entry.scheme, entry.settings)
 
     def reference(self, encoder: str) -> None:
         entry = self.config.encoders[encoder]
@@ -197,8 +201,7 @@ class _Planner:
             self._add("null", args, needs=(mark,), **about)
         if not self.injects(scheme):
             return
-        marking = self.config.schemes[scheme]
-        if not build_scheme(marking.scheme, marking.settings).saw_clean:
+        if not self.entrant(scheme).saw_clean:
             self._other(mark, {"clean": entry.load}, verify, about)
         for (one, other, when), name in self.marks.items():
             if one == encoder and name != mark and (other == scheme or when == seed) and self.injects(other):
@@ -212,13 +215,12 @@ class _Planner:
         others = {n: e for n, e in self.config.encoders.items() if n != encoder and e.bed == entry.bed}
         victims = [{"clean": other.load} for other in others.values()]
         for cell in self.cells.values():
-            about = self.about[cell.name]
-            plain = cell.group == "make" and not about["scheme"]
-            if plain and about["encoder"] in others and about["seed"] == seed:
+            made = self.about[cell.name]
+            plain = cell.group == "make" and not made["scheme"]
+            if plain and made["encoder"] in others and made["seed"] == seed:
                 victims.append({"made": cell.name})
-        verify = self._verify(entry, marking)
+        verify, about = self._verify(entry, marking), {"encoder": encoder, "scheme": scheme, "seed": seed}
         for victim in victims:
-            about = {"encoder": encoder, "scheme": scheme, "seed": seed}
             self._other(self.marks[encoder, scheme, seed], victim, verify, about)
 
     def _other(self, mark: str, victim: dict[str, str], verify: Mapping[str, str], about: Mapping[str, Any]) -> None:

@@ -201,10 +201,11 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
     Innocents that cannot be scored are left out: they have no statistic to rank.
     """
-    pools = controls(rows)
+    # Rows that have a p-value already are of an exact null.
+    pools = controls([row for row in rows if row.log2_pvalue is None])
     found = []
     for row in rows:
-        own = (row.family or row.suspect) if row.kind == "innocent" else None
+        own = row.family if row.kind == "innocent" else None
         pool = [value for family, value in pools.get((row.encoder, row.scheme, row.seed), {}).items() if family != own]
         if row.log2_pvalue is None and pool:
             if row.statistic is not None:
@@ -216,19 +217,17 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def controls(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str, float]]:
-    """Encoder, scheme and seed of a key → family of innocents → largest statistic in it; keys of an exact null have
-    none.
+def controls(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str | None, float]]:
+    """Encoder, scheme and seed of a key → family of innocents → largest statistic in it.
 
     Many of a benchmark's innocents are one copy behind different maps. Taking the largest of them makes a rank no
     smaller than any choice of one of them would.
     """
-    pools: dict[tuple[str, str, int], dict[str, float]] = {}
+    pools: dict[tuple[str, str, int], dict[str | None, float]] = {}
     for row in rows:
-        if row.kind == "innocent" and row.statistic is not None and row.uncapped_bits is None:
+        if row.kind == "innocent" and row.statistic is not None:
             pool = pools.setdefault((row.encoder, row.scheme, row.seed), {})
-            family = row.family or row.suspect
-            pool[family] = max(row.statistic, pool.get(family, -math.inf))
+            pool[row.family] = max(row.statistic, pool.get(row.family, -math.inf))
     return pools
 
 

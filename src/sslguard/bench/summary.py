@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean, median
 from typing import TypeVar
 
@@ -134,8 +134,8 @@ def hardest(rows: Sequence[Row], scheme: str, kept: float = KEPT) -> Row | None:
     candidates = [
         (row.bits, -row.kept, number)
         for number, row in enumerate(rows)
-        if row.kind == "attack" and row.scheme == scheme and row.bits is not None and (row.kept or 0.0) >= kept
-        if row.kept is not None
+        if row.kind == "attack" and row.scheme == scheme and row.bits is not None
+        if row.kept is not None and row.kept >= kept
     ]
     return rows[min(candidates)[2]] if candidates else None
 
@@ -154,7 +154,7 @@ def false_claims(rows: Sequence[Row], rates: Sequence[float]) -> list[FalseClaim
                 scheme=scheme,
                 n=len(group),
                 refused=len(everyone) - len(group),
-                families=len({(row.encoder, row.seed, row.family or row.suspect) for row in group}),
+                families=len({(row.encoder, row.seed, row.family) for row in group}),
                 claimed=tuple(sum(value <= rate for value in exact) for rate in rates) if exact else None,
                 least=min(exact, default=None),
                 published=share(below, len(published)) if published else None,
@@ -186,7 +186,7 @@ def roc(rows: Sequence[Row], scheme: str) -> tuple[NDArray[np.float64], NDArray[
     By ranks for every scheme: an attack's rate is (1 + k)/(1 + n), where k of n families of innocents of the same key
     have as large a statistic. A suspect that cannot be scored is found at no rate below 1.
     """
-    rates, pools = [], controls([replace(row, uncapped_bits=None) for row in rows if row.scheme == scheme])
+    rates, pools = [], controls([row for row in rows if row.scheme == scheme])
     for row in rows:
         if row.kind != "attack" or row.scheme != scheme or row.kept is None or row.kept < KEPT:
             continue

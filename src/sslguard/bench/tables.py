@@ -36,7 +36,7 @@ def _hardest(config: Config, rows: Sequence[Row]) -> Table:
     lines = []
     for scheme in config.schemes:
         found = [(least, one) for least in _LEAST if (one := hardest(rows, scheme, least))]
-        for least, one in [pair for pair in found if pair in found[:1] or pair[0] == _LEAST[1]]:
+        for least, one in [*found[:1], *(pair for pair in found[1:] if pair[0] == _LEAST[1])]:
             error = "" if one.kept_error is None else f" ± {100 * one.kept_error:.0f}"
             price = f"{_number(one.attack_seconds)} CPU s, {_queries(one.thief_queries)}"
             bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
