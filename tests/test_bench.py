@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bench_grid import write_miniature
-from sslguard.bench import figures
+from sslguard.bench import figures, work
 from sslguard.bench.cells import path_of
 from sslguard.bench.cluster import cluster_pool
 from sslguard.bench.config import digest_of, log2_rate, parse_config, read_config
@@ -29,6 +29,7 @@ from sslguard.cli.entry import main
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
 from sslguard.peers.base import as_bytes
+from sslguard.peers.rotation import RotationTask
 
 
 def silent(_: str) -> None:
@@ -71,6 +72,17 @@ def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(grid: Path, w
     outcome = run_bench(grid, tmp_path, say=silent)
     assert len(outcome.done) == len(results(whole)) - before
     assert results(tmp_path) == results(whole)
+
+
+def test_a_peer_that_trains_trains_once_whatever_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rotation = '\n[schemes.rotation]\nscheme = "rotation"\nhidden = 4\nsteps = 2\nbatch_size = 8\nn = 20\n'
+    grid, out = write_miniature(tmp_path, extra=rotation), tmp_path / "out"
+    assert not run_bench(grid, out, only=("mark-one-rotation-*",), say=silent).failed
+    work._protected.cache_clear()  # as another process begins
+    monkeypatch.setattr(RotationTask, "updates", lambda _: pytest.fail("it trained again"))
+    outcome = run_bench(grid, out, only=("attack-one-rotation-0-pruned-*",), say=silent)
+    assert [name for name in outcome.done if name.startswith("attack-one-rotation")]
+    assert not outcome.failed
 
 
 def test_results_alone_are_gone_on_with(grid: Path, whole: Path, tmp_path: Path) -> None:

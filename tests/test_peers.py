@@ -22,7 +22,7 @@ from sslguard.peers.embmarker import EmbMarker, Warden
 from sslguard.peers.fingerprint import Fingerprint, cka, predicted
 from sslguard.peers.mixture import Mixture
 from sslguard.peers.registry import PEERS
-from sslguard.peers.rotation import Rotation, turned
+from sslguard.peers.rotation import Rotation, RotationTask, turned
 from sslguard.peers.wet import Wet
 from sslguard.peers.words import frequencies, painted, words_of
 from sslguard.secrets import Secret
@@ -349,6 +349,22 @@ class TestEmbMarker:
         assert own > other + 0.1
         with pytest.raises(UsageError, match="encoder of images"):
             SMALL["rotation"].protect(clean, texts, secret=Secret.from_seed(1))
+
+    def test_what_trained_once_is_read_from_its_checkpoint(self, tiny, owned, asked, tmp_path, monkeypatch):
+        def protect(secret):
+            return SMALL["rotation"].protect(
+                tiny(7), owned, secret=Secret.from_seed(secret), checkpoint=tmp_path / "checkpoint"
+            )
+
+        first = protect(1)
+        monkeypatch.setattr(RotationTask, "updates", lambda _: pytest.fail("it trained again"))
+        again = protect(1)
+        values = [score_suspect(made.key, made.embedder, asked).value for made in (first, again)]
+        assert values[0] == values[1]
+        for one, other in zip(first.embedder.module.parameters(), again.embedder.module.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        with pytest.raises(UsageError, match="belongs to a run with other settings"):
+            protect(2)
 
     def test_the_published_pvalue_accuses_innocents_the_more_they_are_asked(self, texts):
         """Words differ in what they do to an encoder, whoever trained it: p falls with the number of queries."""

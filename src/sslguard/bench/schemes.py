@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from sslguard.attacks.registry import SCHEMES, build
@@ -11,7 +12,7 @@ from sslguard.attacks.removal import Overwrite
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.errors import UsageError
-from sslguard.peers.base import Peer
+from sslguard.peers.base import Peer, TrainingPeer
 from sslguard.peers.registry import PEERS
 from sslguard.schemes.base import Key, Scheme
 from sslguard.schemes.exact import Exact
@@ -36,12 +37,22 @@ class Entrant:
 
     scheme: Scheme | Peer
 
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Protected:
-        """The protected encoder and its key: the same for the same secret. `loop` is what training takes."""
+    def protect(
+        self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
+    ) -> Protected:
+        """The protected encoder and its key: the same for the same secret.
+
+        Args:
+            checkpoint: where a peer that trains keeps what it trained, and finds it.
+            loop: what a scheme's training takes.
+        """
         if isinstance(self.scheme, Scheme):
             marked = self.scheme.watermark(clean, data, secret=secret, **loop)
             return Protected(marked.encoder, marked.key)
-        peer = self.scheme.protect(clean, data, secret=secret)
+        if isinstance(self.scheme, TrainingPeer):
+            peer = self.scheme.protect(clean, data, secret=secret, checkpoint=checkpoint)
+        else:
+            peer = self.scheme.protect(clean, data, secret=secret)
         return Protected(peer.embedder, peer.key)
 
     @property

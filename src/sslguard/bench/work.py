@@ -1,4 +1,5 @@
-"""What the cells of a plan do. Encoders and keys lie in `OUT/encoders` and `OUT/keys`, named as their cells.
+"""What the cells of a plan do. Encoders and keys lie in `OUT/encoders` and `OUT/keys`, what peers train in
+`OUT/checkpoints`, named as their cells.
 
 What sslguard refuses to do, such as scoring answers of another width, is a cell's result under `refused`, and that of
 all that need it; anything else that fails is tried again by the next run. Costs are CPU seconds of a process of one
@@ -120,7 +121,9 @@ class Work:
         entrant, begun = build_scheme(scheme, settings), time.process_time()
         secret = secret_of(clean, scheme, settings, seed)
         loop = {"accelerator": self.accelerator, "precision": precision}
-        made = entrant.protect(load_encoder(clean), opened(data), secret=secret, **loop)
+        checkpoint = _checkpoint(self, name)
+        checkpoint.unlink(missing_ok=True)  # what a mark costs is counted whole
+        made = entrant.protect(load_encoder(clean), opened(data), secret=secret, checkpoint=checkpoint, **loop)
         spent = time.process_time() - begun
         if not isinstance(entrant.scheme, Peer):
             assert isinstance(made.embedder, Encoder)
@@ -279,7 +282,7 @@ def _made(folder: Path) -> Remembering:
     return Remembering(**vars(load_folder(folder)))
 
 
-@lru_cache(maxsize=24)  # a peer that trains would train again
+@lru_cache(maxsize=24)
 def _protected(work: Work, mark: str) -> Protected:
     args = work._content(mark)["args"]
     entrant = build_scheme(args["scheme"], args["settings"])
@@ -287,7 +290,14 @@ def _protected(work: Work, mark: str) -> Protected:
         return Protected(load_folder(work.out / "encoders" / mark), load_key(work.out / "keys" / mark))
     # Peers' keys are not kept in files; the same secret gives the same key.
     secret = secret_of(args["clean"], args["scheme"], args["settings"], args["seed"])
-    return entrant.protect(load_encoder(args["clean"]), opened(args["data"]), secret=secret)
+    return entrant.protect(
+        load_encoder(args["clean"]), opened(args["data"]), secret=secret, checkpoint=_checkpoint(work, mark)
+    )
+
+
+def _checkpoint(work: Work, mark: str) -> Path:
+    """Where a peer that trains keeps what it trained."""
+    return work.out / "checkpoints" / mark
 
 
 def secret_of(clean: str, scheme: str, settings: Mapping[str, Any], seed: int) -> Secret:

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -87,6 +88,18 @@ class Peer(ABC):
 
         Raises:
             UsageError: encoder or data are not what this peer can protect.
+        """
+
+
+class TrainingPeer(Peer):
+    """A peer that trains what it serves."""
+
+    @abstractmethod
+    def protect(self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None) -> Protected:
+        """As `Peer.protect`.
+
+        Args:
+            checkpoint: file that a killed training resumes from, and a finished one is read from.
         """
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,7 +36,7 @@ from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
-from sslguard.peers.base import QUERY_BATCH, Peer, PeerKey, Protected, as_bytes, drawn, gathered, log2_pvalue
+from sslguard.peers.base import QUERY_BATCH, PeerKey, Protected, TrainingPeer, as_bytes, drawn, gathered, log2_pvalue
 from sslguard.schemes.base import Score
 from sslguard.secrets import Secret
 from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate
@@ -44,7 +45,7 @@ _SPREAD_ITEMS = 2000
 
 
 @dataclass(frozen=True)
-class Rotation(Peer):
+class Rotation(TrainingPeer):
     """The settings.
 
     Attributes:
@@ -69,12 +70,13 @@ class Rotation(Peer):
         if not (self.weight > 0 and self.learning_rate > 0):
             raise UsageError(f"weight and learning_rate must be positive, not {self.weight} and {self.learning_rate}")
 
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret) -> Protected:
+    def protect(self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None) -> Protected:
         if not isinstance(clean.preprocess, ImagePreprocess):
             raise UsageError("a rotation task needs an encoder of images: texts cannot be turned")
         seed = secret.stream("training", weights_hash(clean.module).encode()).integer()
         task = RotationTask(self, clean, data, seed)
-        history = run(task, Loop(steps=self.steps, batch_size=self.batch_size, seed=seed, title=self.name))
+        loop = Loop(self.steps, self.batch_size, seed=seed, title=self.name, checkpoint=checkpoint)
+        history = run(task, loop)
         record = {
             "made_by": self.name,
             "settings": asdict(self),
