@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sslguard.bench.rows import Row, ranked
-from sslguard.bench.summary import average, costs, false_claims, hardest, outcomes, roc, share
+from sslguard.bench.summary import Interval, average, costs, false_claims, hardest, outcomes, roc, share
 
 RATES = (math.log2(0.1), -64.0)
 
@@ -115,7 +115,18 @@ def test_false_claims_count_exact_pvalues_and_published_ones() -> None:
     assert (ours.n, ours.claimed, ours.least, ours.published) == (2, (1, 0), -8.0, None)
     assert (theirs.n, theirs.families, theirs.refused, theirs.claimed) == (4, 1, 1, None)
     assert theirs.published is not None
-    assert theirs.published.value == 0.25
+    assert (theirs.published.value, theirs.published.low) == (0.25, None)
+
+
+def test_innocents_of_one_key_are_no_independent_draws_of_a_published_test() -> None:
+    """The share is given by key: an interval over all rows would tell of neither."""
+    rows = [
+        row("innocent", 0.0, encoder=encoder, published_log2_pvalue=p)
+        for encoder, pvalues in (("e", (-20.0, -0.1, -0.1, -0.1)), ("f", (-9.0, -9.0)))
+        for p in pvalues
+    ]
+    found = false_claims(rows, RATES)[0].published
+    assert found == Interval(0.5, 0.25, 1.0)
 
 
 def test_the_roc_counts_attacks_that_keep_the_accuracy() -> None:

@@ -21,6 +21,7 @@ from claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, wor
 from sslguard.claims.bundle import ANSWERS, CLAIM, COMMITMENT, TIMESTAMP, npy, read_bundle
 from sslguard.claims.commitment import publish, timestamp_file
 from sslguard.claims.documents import sign_document
+from sslguard.claims.outcome import DATED_TRIES
 from sslguard.claims.queries import ExaminerData
 from sslguard.claims.refitting import refitted_controls
 from sslguard.data.base import Data, Slice
@@ -228,8 +229,21 @@ class TestAnswers:
         assert bits(bed.key, replay(answers), chosen) > 9
         put_answers(bed, answers)
         found = bed.audit(alpha=0.01)
-        assert (found.decision, round(np.log2(float(found.n_tries)))) == ("not shown", 196)
+        assert (found.decision, round(np.log2(float(found.n_tries)))) == ("not shown", 196 + DATED_TRIES)
         assert bed.audit(alpha=0.01, suspect=innocent).decision == "not shown"
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_left_out_as_no_numbers(self, bed, innocent, value):
+        """Answers that no claim records would be missing in the test and present where missing ones are charged."""
+        bed.commit().claim(innocent)
+        answers = stored(bed)
+        put_answers(bed, np.where(np.arange(N)[:, None] % 2, 0, answers))
+        assert bed.audit().n_tries > 1 << 196
+        answers[::2] = value
+        put_answers_raw(bed, answers)
+        found = bed.audit()
+        assert (found.decision, found.verdict) == ("forged", None)
+        assert "NaN or infinities" in words(found, "failed")
 
     def test_asked_for_again_until_they_fit(self, bed, marked, innocent):
         """A suspect that adds noise, asked 40 times; of each answer the one that agrees best is kept."""
@@ -412,6 +426,50 @@ class TestGrinding:
         chosen = {"predicted": bed.key.witnesses(moments)["predicted"]}
         best = min(replace(bed.key, redraw=i).test(chosen, n_queries=N).log2_pvalue for i in range(1, 1_000_001))
         assert -28 < best < -14
+
+    def test_the_best_of_keys_that_were_dated_early(self, tiny, images, innocent, tmp_path):
+        """Dates do not limit how many there are: of 60 dated keys the best one is shown, and 20 bits absorb it."""
+        data, clean = images(300, seed=5), tiny(7)
+        keys = [HEAD.watermark(clean, images(400), secret=Secret.from_seed(seed)).key for seed in range(60)]
+        best = max(keys, key=lambda key: bits(key, innocent, data))
+        dated = Bed(tmp_path, best, tiny(7), data, terms=replace(TERMS, alpha=0.3)).commit()
+        dated.claim(innocent)
+        found = dated.audit()
+        assert (found.decision, found.n_tries) == ("not shown", 1 << DATED_TRIES)
+        assert "best of 2^20 that its owner may have dated" in words(found, "passed")
+
+    def test_another_commitment_than_the_examiner_saw(self, bed, marked):
+        bed.commit().claim(marked.encoder)
+        assert bed.audit(commitment=read_bundle_digest(bed)).decision == "derived"
+        found = bed.audit(commitment="ab" * 32)
+        assert found.decision == "forged"
+        assert "not the one that the examiner saw" in words(found, "failed")
+
+    def test_sub_keys_cannot_be_drawn_again_one_by_one(self, tiny, images):
+        """A constant moves no witness. Where it redraws one sub-key's directions alone, s of them are ground apart."""
+        scheme = Exact(Protocol(n_queries=N, epsilon=0.3), mode="head", sub_keys=3)
+        key = scheme.watermark(tiny(7), images(400), secret=Secret.from_seed(1)).key
+        assert isinstance(key, ExactKey)
+        offset = key.bank.offset.copy()
+        offset[0] += 1e-12
+        moved = replace(key, bank=replace(key.bank, offset=offset))
+        for one, other in zip(key.split(), moved.split(), strict=True):
+            assert not np.isclose(one.directions(), other.directions()).any(axis=1).all()
+            assert one.whole_bank != other.whole_bank
+
+    def test_older_sub_keys_need_a_date_or_stand_alone(self, tiny, images, tmp_path):
+        scheme = Exact(replace(PROTOCOL, binding=1), mode="head", sub_keys=3)
+        made = scheme.watermark(tiny(7), images(400), secret=Secret.from_seed(1))
+        older = Bed(tmp_path, made.key, tiny(7), images(300, seed=5)).commit()
+        older.claim(made.encoder)
+        assert older.audit().decision == "derived"
+        undated = older.audit(not_after=None)
+        assert (undated.decision, undated.verdict) == ("not checkable", None)
+        assert "drawn again one by one" in words(undated, "not checkable")
+        alone = replace(older, folder=tmp_path / "alone", sub_key=2)
+        alone.folder.mkdir()
+        alone.commit().claim(made.encoder)
+        assert alone.audit(not_after=None).decision == "derived"
 
     def test_redraws_are_no_keys(self, bed, marked, innocent):
         """A key that says it is a redraw of its secret's directions would be a free choice among many."""

@@ -18,6 +18,7 @@ from sslguard.encoders.statistics import all_statistics
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.keyfile import load_key, save_key
 from sslguard.schemes.exact import Bank, Exact, ExactKey, Geometry, Protocol, draw_directions
+from sslguard.schemes.exact.key import stream_context
 from sslguard.schemes.exact.marking import DistilMark
 from sslguard.schemes.exact.power import expected_power
 from sslguard.secrets import Secret
@@ -100,6 +101,16 @@ class TestBank:
         assert np.linalg.norm(drawn, axis=2).std() > 0.05  # rows are not normalised one by one
         uniform = stats.beta(0.5, 7).cdf((drawn[:, 0, 0] ** 2) / 3)
         assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+
+    def test_directions_are_bound_to_the_network_beside_its_weights(self, marked):
+        """Some descriptions make another network of the same weights: one with other answers."""
+        clean = marked.key.clean
+        other = replace(clean, architecture={**clean.architecture, "pooling": "mean"})
+        described = replace(marked.key, clean=other)
+        assert described.clean_hash == marked.key.clean_hash
+        assert abs(np.vdot(described.directions(), marked.key.directions())) < 0.5 * K
+        first = replace(SMALL, binding=1)
+        assert stream_context(other, first) == stream_context(clean, first)
 
     def test_directions_are_bound_to_all_that_the_test_depends_on(self, tiny, images):
         base = HEAD.watermark(tiny(7), images(400), secret=Secret.from_seed(1)).key
@@ -203,7 +214,7 @@ class TestKey:
         witnesses = marked.key.witnesses(marked.key.moments(answers, asked))
         alone = [marked.key.test({name: w}, n_queries=200).log2_pvalue for name, w in witnesses.items()]
         assert len(witnesses) == found.details["n_witnesses"] == 10
-        assert found.log2_pvalue == pytest.approx(min(0, min(alone) + np.log2(8)))
+        assert found.log2_pvalue == pytest.approx(min(0, min(alone) + np.log2(10)))
         narrow = Answers(lambda batch: tiny(8).embed(batch)[:, :10])
         assert score_suspect(marked.key, narrow, asked).evidence.details["n_witnesses"] == 7
 
@@ -281,6 +292,9 @@ class TestKey:
                 ExactKey.from_parts({n: v for n, v in fields.items() if n != lacking}, tensors)
         with pytest.raises(KeyFileError, match="fit together"):
             ExactKey.from_parts({**fields, "protocol": {**fields["protocol"], "epsilon": "0.3"}}, tensors)
+        for whole in ("", "ab", "AB" * 32, 5):
+            with pytest.raises(KeyFileError, match="whole_bank is no hash"):
+                ExactKey.from_parts({**fields, "whole_bank": whole}, tensors)
         for endless in ("redraw", "sub_keys"):
             with pytest.raises(KeyFileError, match="fit together"):
                 ExactKey.from_parts({**fields, endless: float("inf")}, tensors)

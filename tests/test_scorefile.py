@@ -432,6 +432,15 @@ class TestBeforeLongWork:
         with pytest.raises(UsageError, match="'control-0' is given twice"):
             api.score_controls(root, data, controls=["control-0", "control-0"])
 
+    def test_one_network_under_two_names_is_refused(self, root, data):
+        """A copy of a control says nothing that the control did not: the floor would sink by itself."""
+        shutil.copytree("control-0", "copy")
+        for twice in (["control-0", "copy"], ["control-0", "./control-0"]):
+            with pytest.raises(UsageError, match="has the weights of control 'control-0': each must count once"):
+                api.score_controls(root, data, controls=twice)
+            with pytest.raises(UsageError, match="has the weights of control 'control-0'"):
+                check_controls(twice, 2)
+
 
 def test_answers_differ_between_controls(root, data):
     """The tests above would see one control's score taken for another's."""

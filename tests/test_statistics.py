@@ -121,9 +121,9 @@ class TestVersions:
                 InputStatistics(version)
 
     def test_a_protocol_of_the_first_is_written_as_before_there_were_two(self) -> None:
-        old, new = Protocol(witnesses="linear-3", statistics_version=1), Protocol()
+        old, new = Protocol(witnesses="linear-3", statistics_version=1, binding=1), Protocol()
         assert new.statistics_version == 2
-        assert "statistics_version" not in old.to_json()
+        assert not {"statistics_version", "binding"} & old.to_json().keys()
         assert old.digest().hex() == DIGEST
         assert new.digest() != old.digest()
         for protocol in (old, new):
@@ -134,6 +134,8 @@ class TestVersions:
     def test_hostile_descriptions(self, version: object) -> None:
         with pytest.raises((UsageError, TypeError)):
             Protocol.from_json({**Protocol().to_json(), "statistics_version": version})
+        with pytest.raises((UsageError, TypeError)):
+            Protocol.from_json({**Protocol().to_json(), "binding": version})
         head = {"components": 4, "features": 8, "statistics": 5, "version": version}
         with pytest.raises(UsageError, match="not the description of a head"):
             build({"backbone": "resnet-narrow", "channels": 1, "head": head}, seed=0)

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslguard.controls import Control, list_controls, progress_bar
+from sslguard.controls import Control, SeenWeights, list_controls, progress_bar
 from sslguard.data.base import Data
 from sslguard.errors import EncoderError, KeyFileError, OutputError, UsageError
 from sslguard.files import write_atomic
@@ -149,7 +149,7 @@ def control_scores(
 
     Raises:
         KeyFileError: the folder's stored scores are damaged; not with `rescore`.
-        UsageError: a control is named twice or cannot be scored.
+        UsageError: a control is named twice, has the weights of another, or cannot be scored.
         EncoderError: a control cannot be loaded.
     """
     controls = list_controls(specs)
@@ -171,20 +171,24 @@ def check_controls(specs: Sequence[str], width: int) -> None:
     """Load every control once, before long work that ends in scoring them.
 
     Raises:
-        UsageError: there is none, or one is named twice, cannot be loaded, or answers in another width than `width`.
+        UsageError: there is none, or one is named twice, has the weights of another, cannot be loaded, or answers in
+            another width than `width`.
     """
     controls = list_controls(specs)
     if not controls:
         raise UsageError(f"{', '.join(specs)} holds no control: name known innocents")
     check_names(control.name for control in controls)
+    weights = SeenWeights()
     for control in controls:
         try:
-            dim = control.load().dim
+            network = control.load()
         except EncoderError as error:
             raise UsageError(f"a control cannot be used: {error}") from error
-        if dim != width:
+        weights.check(control.name, network)
+        if network.dim != width:
             raise UsageError(
-                f"control {control.name!r} answers in {dim} dimensions and the encoder in {width}: it cannot be scored"
+                f"control {control.name!r} answers in {network.dim} dimensions and the encoder in {width}: it "
+                "cannot be scored"
             )
 
 
@@ -272,10 +276,12 @@ def _fingerprints(controls: Sequence[Control]) -> dict[str, str]:
 
 def _scored(key: Key, controls: Sequence[Control], data: Data, progress: bool) -> dict[str, ControlScore]:
     """Each network is read, asked and let go."""
-    scores = {}
+    scores, weights = {}, SeenWeights()
     with progress_bar(len(controls), shown=progress) as advance:
         for control in controls:
-            score = score_control(key, control.name, control.load(), data)
+            network = control.load()
+            weights.check(control.name, network)
+            score = score_control(key, control.name, network, data)
             scores[control.name] = ControlScore(score.value, score.watermark_rate)
             advance(control.name)
     return scores

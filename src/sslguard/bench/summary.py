@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import mean, median
 from typing import TypeVar
 
@@ -68,7 +69,8 @@ class FalseClaims:
     Attributes:
         n: innocents; `claimed` of them at each rate, None where the null is a rank among these very innocents.
         least: smallest log₂ p; of ranks it says nothing.
-        published: share that the scheme's own paper would claim at 1 %; None of schemes without such a test.
+        published: share that the scheme's own paper would claim at 1 %, and the least and the largest of any key:
+            innocents of one key are no independent draws. None of schemes without such a test.
         refused: innocents that could not be scored.
         families: of innocents, summed over keys; see `rows.controls`.
     """
@@ -147,8 +149,6 @@ def false_claims(rows: Sequence[Row], rates: Sequence[float]) -> list[FalseClaim
         everyone = [row for row in rows if row.scheme == scheme and row.kind == "innocent"]
         group = [row for row in everyone if row.refused is None]
         exact = [row.log2_pvalue for row in group if row.uncapped_bits is not None and row.log2_pvalue is not None]
-        published = [row.published_log2_pvalue for row in group if row.published_log2_pvalue is not None]
-        below = sum(value <= _PUBLISHED_LOG2 for value in published)
         found.append(
             FalseClaims(
                 scheme=scheme,
@@ -157,10 +157,23 @@ def false_claims(rows: Sequence[Row], rates: Sequence[float]) -> list[FalseClaim
                 families=len({(row.encoder, row.seed, row.family) for row in group}),
                 claimed=tuple(sum(value <= rate for value in exact) for rate in rates) if exact else None,
                 least=min(exact, default=None),
-                published=share(below, len(published)) if published else None,
+                published=_published(group),
             )
         )
     return found
+
+
+def _published(group: Sequence[Row]) -> Interval | None:
+    claimed: dict[tuple[str, int], list[float]] = {}
+    for row in group:
+        if row.published_log2_pvalue is not None:
+            below = float(row.published_log2_pvalue <= _PUBLISHED_LOG2)
+            claimed.setdefault((row.encoder, row.seed), []).append(below)
+    if not claimed:
+        return None
+    shares = [mean(one) for one in claimed.values()]
+    ends = (min(shares), max(shares)) if len(shares) > 1 else (None, None)
+    return Interval(mean(chain.from_iterable(claimed.values())), *ends)
 
 
 def costs(rows: Sequence[Row]) -> list[Costs]:

@@ -70,7 +70,8 @@ def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
         "Under an exact null each meets a fresh secret of its own, and the number claimed is shown, and the least p "
         "before and after Bonferroni's correction for all of them; schemes that are ranked "
         "among these innocents claim by construction no more than the rate. The last column: the share that "
-        "a peer's own published test claims at 1 %.",
+        "a peer's own published test claims at 1 %, in brackets the least and the most of any key, whose draw decides "
+        "for all of its innocents.",
         ("scheme", "innocents", "families", "not scorable", *claims, "least p", "published test < 1 %"),
         tuple(lines),
     )

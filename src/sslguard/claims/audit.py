@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from sslguard.claims.bundle import Bundle, check_answers, read_bundle
 from sslguard.claims.claim import Recorded, versions
-from sslguard.claims.derivation import undue_freedom
-from sslguard.claims.outcome import UNDATED_TRIES, Audit, Check, Status, Terms
+from sslguard.claims.derivation import ground_apart, undue_freedom
+from sslguard.claims.outcome import DATED_TRIES, UNDATED_TRIES, Audit, Check, Status, Terms
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import claimed_time, verified_time
 from sslguard.controls import count_controls
@@ -60,10 +60,9 @@ def audit(
     log.identity()
     dated = log.date()
     log.openings()
-    key = log.key(clean)
+    key = log.key(clean, dated=dated)
     verdict, n_tries = None, terms.n_claims * len(bundle.commitment.keys)
-    if not dated:
-        n_tries <<= UNDATED_TRIES
+    n_tries <<= log.tried(dated)
     if key is not None:
         chosen = log.queries(key, data)
         n_zero = None if chosen is None else log.answers(key)
@@ -95,6 +94,9 @@ class _Log:
             self.add("signature", "passed", "Claim and commitment carry good signatures of one owner.")
         if self.bundle["commitment"] != commitment.document.digest:
             self.add("commitment", "failed", "The claim was made for another commitment than the one in the bundle.")
+        elif self.terms.commitment not in (None, commitment.document.digest):
+            words = "The commitment in the bundle is not the one that the examiner saw before giving the seed."
+            self.add("commitment", "failed", words)
         elif self.bundle.opened.digest(self.bundle.salt) not in commitment.keys:
             self.add("commitment", "failed", "The opened key is not what the commitment commits to.")
         else:
@@ -102,6 +104,17 @@ class _Log:
             among = "" if n == 1 else f", one of {n} keys that share the level; the others were not opened here"
             words = f"The opened key is, to the last bit, what the commitment commits to{among}."
             self.add("commitment", "passed", words)
+
+    @property
+    def of_ranks(self) -> bool:
+        """Whether the opened key ranks suspects among controls: no number of controls could bear a charge of bits."""
+        return self.bundle.opened.scheme != "exact"
+
+    def tried(self, dated: bool) -> int:
+        """Bits that are charged for keys that may have been tried before this one was shown."""
+        if not dated:
+            return UNDATED_TRIES
+        return 0 if self.of_ranks else DATED_TRIES
 
     def date(self) -> bool:
         """Whether the commitment is shown to be older than the suspect."""
@@ -129,7 +142,10 @@ class _Log:
             words += f"; the suspect could be asked already on {_day(wanted)}: the key may have been made for it."
             self.add("date", "against", words)
             return False
-        self.add("date", "passed", f"{words}; the suspect could first be asked on {_day(wanted)}, not earlier.")
+        words += f"; the suspect could first be asked on {_day(wanted)}, not earlier."
+        if not self.of_ranks:
+            words += f" The key is taken for the best of 2^{DATED_TRIES} that its owner may have dated."
+        self.add("date", "passed", words)
         return True
 
     def openings(self) -> None:
@@ -149,7 +165,7 @@ class _Log:
             words = f"The suspect could be asked on {_day(dated)}, before the key was opened or lost on {_day(opened)}."
             self.add(name, "passed", words)
 
-    def key(self, clean: Encoder | None) -> Key | None:
+    def key(self, clean: Encoder | None, *, dated: bool) -> Key | None:
         """The opened key with the examiner's F, once it follows from its secret and that F."""
         opened = self.bundle.opened
         if clean is None:
@@ -168,6 +184,12 @@ class _Log:
             return None
         if freedom is not None:
             self.add("derivation", "failed", f"The key was not drawn as a key is: {freedom}.")
+            return None
+        if ground_apart(key) and not dated:
+            words = (
+                "Sub-keys of older keys can be drawn again one by one. Without a date before the suspect's, open one."
+            )
+            self.add("derivation", "not checkable", words)
             return None
         words = "What a key draws from its secret is what this secret gives with this F."
         if key.null == "controls":
@@ -313,7 +335,13 @@ class _Log:
         if suspect is None:
             words = "The answers are the suspect's own, at the first asking. Asking it again would show that."
             self.add("suspect", "assumed", words)
-        self.add("seed", "assumed", "The seed was drawn by the examiner after seeing the commitment, and by chance.")
+        this = "the" if self.terms.commitment is None else "this"
+        self.add(
+            "seed", "assumed", f"The seed was drawn by the examiner after seeing {this} commitment, and by chance."
+        )
+        if self.of_ranks:
+            words = "The claimant dated no other commitment that this one was chosen from: each would be another try."
+            self.add("other commitments", "assumed", words)
         self.add("data", "assumed", f"No item of {data.spec} took part in marking.")
         if self.terms.roots and self.bundle.token is not None:
             self.add("authority", "assumed", "The timestamp authority told the truth about the time.")

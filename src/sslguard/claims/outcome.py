@@ -29,6 +29,8 @@ Status = Literal["passed", "against", "not checkable", "failed", "assumed"]
 Decision = Literal["derived", "not shown", "forged", "not checkable"]
 UNDATED_TRIES = 64
 """Bits: a key that is not shown to be older than the suspect is taken for the best of 2^64 that were tried."""
+DATED_TRIES = 20
+"""Bits: one that is, for the best of 2^20 that its owner dated. A key of ranks cannot afford that: it is assumed."""
 _EXIT = {"derived": 0, "not shown": 1, "forged": 3, "not checkable": 4}
 
 
@@ -56,6 +58,7 @@ class Terms:
         seed: what the examiner gave the claimant.
         not_after: when the suspect could first be asked; a later commitment shows nothing. None: not known.
         opened: when this key was opened or lost; it does not count against suspects dated later.
+        commitment: digest, hex, of the one that the examiner saw before giving the seed. None: not compared.
         roots: certificates that the timestamp's authority must be vouched for by.
         controls: known innocents, by specification, for a key whose null they are.
     """
@@ -65,6 +68,7 @@ class Terms:
     n_claims: int = 1
     not_after: datetime | None = None
     opened: datetime | None = None
+    commitment: str | None = None
     roots: Sequence[Certificate] = ()
     controls: Sequence[str] = ()
 
@@ -85,7 +89,7 @@ class Audit:
         checks: in the order in which they were made.
         verdict: recomputed; None where it could not be.
         n_tries: how many claims alpha was shared among: the terms', one for every key in the commitment, and what
-            is charged for a key without a date and for answers left out.
+            is charged for keys that may have been tried, dated or not, and for answers left out.
         facts: of the bundle, for a report: owner, suspect, seed, hashes, versions.
     """
 

@@ -133,6 +133,7 @@ def _terms(audit: Audit) -> list[tuple[str, str, bool]]:
         ("alpha", f"{terms.alpha:g}", False),
         ("claims that share it", f"{terms.n_claims:,}", False),
         ("suspect could first be asked", "not given" if terms.not_after is None else _moment(terms.not_after), False),
+        ("commitment seen before", terms.commitment or "not given", terms.commitment is not None),
         ("key opened or lost", "not known" if terms.opened is None else _moment(terms.opened), False),
         *[("certificate of an authority", root, True) for root in roots],
         *([] if roots else [("certificate of an authority", "none given", False)]),

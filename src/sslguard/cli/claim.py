@@ -170,6 +170,7 @@ def audit(
     seed: str,
     clean: str | None = None,
     suspect: str | None = None,
+    commitment: Path | None = None,
     not_after: str | None = None,
     opened: str | None = None,
     authority_roots: Path | None = None,
@@ -191,6 +192,7 @@ def audit(
         seed: What you gave the claimant after seeing the commitment.
         clean: The clean encoder F, handed over by the claimant. The test is recomputed by running it.
         suspect: Ask the suspect again, as verify does; the decision is then taken on these answers.
+        commitment: File of the commitment that you saw before giving the seed: the bundle's must be the same.
         not_after: When the suspect could first be asked, as 2026-01-31 (its beginning, UTC) or 2026-01-31T12:00+01:00.
             A later commitment shows nothing, and one whose date cannot be verified, as without --authority-roots, makes
             the claim not checkable. Without --not-after the key is taken for the best of 2^64.
@@ -203,6 +205,8 @@ def audit(
         threads: CPU threads.
     """
     from sslguard import api
+    from sslguard.claims.commitment import parse_commitment
+    from sslguard.claims.documents import MAX_DOCUMENT, read_file
     from sslguard.claims.outcome import Terms
     from sslguard.claims.page import check_page, write_page
     from sslguard.claims.timestamps import read_roots
@@ -210,12 +214,16 @@ def audit(
     set_threads(threads)
     if suspect is None and remote != DEFAULT_REMOTE:
         raise UsageError("options of a suspect behind an address need --suspect: nobody else is asked in an audit")
+    seen = None
+    if commitment is not None:
+        seen = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment)).document.digest
     terms = Terms(
         seed=seed,
         alpha=alpha,
         n_claims=claims,
         not_after=_moment("--not-after", not_after),
         opened=_moment("--opened", opened),
+        commitment=seen,
         roots=() if authority_roots is None else tuple(read_roots(authority_roots)),
         controls=tuple(control or ()),
     )

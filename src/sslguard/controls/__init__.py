@@ -12,6 +12,7 @@ from sslguard.controls.making import make_population, probe_population, progress
 from sslguard.controls.members import (
     Control,
     Member,
+    SeenWeights,
     count_controls,
     list_controls,
     open_controls,
@@ -27,6 +28,7 @@ __all__ = [
     "Kind",
     "Member",
     "Recipe",
+    "SeenWeights",
     "count_controls",
     "list_controls",
     "make",

@@ -122,6 +122,19 @@ def list_controls(specs: Sequence[str]) -> list[Control]:
     return found
 
 
+class SeenWeights:
+    """Whose weights were seen: one network under two names would count twice."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}
+
+    def check(self, name: str, control: Encoder) -> None:
+        """Raises UsageError where another control has the same weights."""
+        first = self._seen.setdefault(weights_hash(control.module), name)
+        if first != name:
+            raise UsageError(f"control {name!r} has the weights of control {first!r}: each must count once")
+
+
 def open_controls(specs: Sequence[str]) -> Iterator[tuple[str, Encoder]]:
     """Name and network of every control that `list_controls` finds."""
     for control in list_controls(specs):

@@ -52,6 +52,8 @@ class ExactKey(Key):
         watermarked_hash: SHA-256 of the weights of F*, hex.
         redraw: 0 for the key itself; others name independent directions on the same features, for calibration.
         sub_keys: s, 1 to 16.
+        whole_bank: of an opened sub-key, `Bank.digest` of the whole key's bank, hex; "" of any other key, and of
+            sub-keys of protocols whose binding is 1.
     """
 
     scheme: ClassVar[str] = "exact"
@@ -64,6 +66,7 @@ class ExactKey(Key):
     watermarked_hash: str
     redraw: int = 0
     sub_keys: int = 1
+    whole_bank: str = ""
     _embedded: dict[tuple[str, int], tuple[Array, Array]] = field(default_factory=dict)
 
     @property
@@ -83,17 +86,22 @@ class ExactKey(Key):
     def directions(self) -> Array:
         """U (K, d), rows in the order of the bank's features.
 
-        Sub-keys draw each for itself, and all numbers are normalised as a whole. So the whole is one uniform point on
-        its sphere, and up to its length each sub-key's share is one on its own: either test is exact.
+        Sub-keys draw each from a secret of its own, and all numbers are normalised as a whole. So the whole is one
+        uniform point on its sphere, and up to its length each sub-key's share is one on its own: either test is exact.
         """
         drawn = [
-            draw_gaussian(
-                one.secret, one.bank.size, self.clean.dim, self.context + one.bank.digest(), redraw=self.redraw
-            )
+            draw_gaussian(one.secret, one.bank.size, self.clean.dim, one._bound_to(), redraw=self.redraw)
             for one in self.split() or [self]
         ]
         k = self.protocol.n_features
         return on_sphere(np.concatenate([*(rows[:k] for rows in drawn), *(rows[k:] for rows in drawn)]))
+
+    def _bound_to(self) -> bytes:
+        """What the stream of directions is bound to: all that V is made of."""
+        own = self.bank.digest()
+        if self.protocol.binding == 1:
+            return self.context + own
+        return self.context + own + (bytes.fromhex(self.whole_bank) or own)
 
     def split(self) -> list[ExactKey]:
         """Its sub-keys, in order; none where it has no more than itself."""
@@ -112,7 +120,8 @@ class ExactKey(Key):
             raise UsageError(f"there is no sub-key {number}: this key has {has}; watermark --sub-keys makes them")
         secret = sub_secrets(self.secret, self.sub_keys, self.context)[number - 1]
         bank = self.bank.part(number - 1, self.sub_keys)
-        return replace(self, secret=secret, bank=bank, sub_keys=1, _embedded={})
+        whole = "" if self.protocol.binding == 1 else self.bank.digest().hex()
+        return replace(self, secret=secret, bank=bank, sub_keys=1, whole_bank=whole, _embedded={})
 
     def queries(self, data: Data) -> Iterator[Batch]:
         """Items of `data` as they are, ≤ 128 at a time: nothing marks them as queries."""
@@ -225,6 +234,7 @@ class ExactKey(Key):
             "watermarked_hash": self.watermarked_hash,
             "redraw": self.redraw,
             **({} if self.sub_keys == 1 else {"sub_keys": self.sub_keys}),
+            **({"whole_bank": self.whole_bank} if self.whole_bank else {}),
         }
         tensors = {f"bank.{name}": torch.from_numpy(array) for name, array in self.bank.to_arrays().items()}
         for name, content in self.clean.preprocess.files().items():
@@ -247,6 +257,7 @@ class ExactKey(Key):
                 watermarked_hash=str(fields["watermarked_hash"]),
                 redraw=int(fields["redraw"]),
                 sub_keys=int(fields.get("sub_keys", 1)),
+                whole_bank=str(fields.get("whole_bank", "")),
             )
         except KeyError as error:
             raise KeyFileError(f"the key lacks {error}") from None
@@ -254,6 +265,10 @@ class ExactKey(Key):
             raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
         if not 1 <= key.sub_keys <= MAX_SUB_KEYS:
             raise KeyFileError(f"the key's sub_keys must lie in 1 to {MAX_SUB_KEYS}")
+        if "whole_bank" in fields and (
+            key.sub_keys > 1 or protocol.binding == 1 or not _SHA256.fullmatch(key.whole_bank)
+        ):
+            raise KeyFileError("the key's whole_bank is no hash, or not of an opened sub-key")
         sizes = (*bank.frequencies.shape, bank.axes.shape[1])
         promised = (protocol.components, key.sub_keys * protocol.n_features, key.sub_keys * protocol.n_statistics)
         if sizes != promised or len(bank.geometry.mean) != clean.dim:
@@ -266,7 +281,11 @@ class ExactKey(Key):
 def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
     """Encoder, preprocessing and protocol: what a secret's streams are bound to before there is a bank."""
     preprocess = json.dumps(clean.preprocess.to_json(), sort_keys=True).encode()
-    return weights_hash(clean.module).encode() + protocol.digest() + preprocess
+    context = weights_hash(clean.module).encode() + protocol.digest() + preprocess
+    if protocol.binding == 1:
+        return context
+    # One set of weights may be those of several networks.
+    return context + json.dumps(clean.architecture, sort_keys=True).encode()
 
 
 def sub_secrets(secret: Secret, count: int, context: bytes) -> list[Secret]:

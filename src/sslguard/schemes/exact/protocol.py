@@ -12,6 +12,9 @@ from sslguard.encoders.statistics import N_STATISTICS, STATISTICS_VERSION, check
 from sslguard.errors import UsageError
 from sslguard.stats.witness import FAMILIES, NEWEST
 
+# Settings that older keys do not have.
+_VERSIONS = ("statistics_version", "binding")
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -30,6 +33,8 @@ class Protocol:
             every member that applies to the suspect's width. A key keeps the family of its day.
         queries: the rule by which n items are drawn from what the verifier brings.
         statistics_version: of the simple statistics. Keys of before there were two have the first.
+        binding: what streams are bound to. 2: to the description of F's network as well, and a sub-key's directions to
+            the features of all sub-keys, so that none can be drawn again by itself. 1: keys of before.
     """
 
     components: int = 6
@@ -42,6 +47,7 @@ class Protocol:
     witnesses: str = NEWEST
     queries: str = "first n of a secret permutation"
     statistics_version: int = STATISTICS_VERSION
+    binding: int = 2
 
     def __post_init__(self) -> None:
         if min(self.components, self.n_features, self.n_queries) < 1:
@@ -49,6 +55,8 @@ class Protocol:
         if not 0 <= self.n_statistics <= N_STATISTICS:
             raise UsageError(f"n_statistics must lie in 0 to {N_STATISTICS}, not {self.n_statistics}")
         check_version(self.statistics_version)
+        if self.binding not in (1, 2):
+            raise UsageError(f"binding must be 1 or 2, not {self.binding}")
         for name in ("spread_power", "frequency", "epsilon"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):
@@ -66,16 +74,13 @@ class Protocol:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True, allow_nan=False).encode()).digest()
 
     def to_json(self) -> dict[str, Any]:
-        """Every setting by name, but for a first version of the statistics: that is how older keys are written."""
-        found = asdict(self)
-        if self.statistics_version == 1:
-            del found["statistics_version"]
-        return found
+        """Every setting by name, but for first versions: that is how older keys are written."""
+        return {name: value for name, value in asdict(self).items() if name not in _VERSIONS or value != 1}
 
     @classmethod
     def from_json(cls, found: Any) -> Self:
         """The inverse of `to_json`. Raises UsageError or TypeError for anything else."""
-        protocol = cls(**{"statistics_version": 1, **found})
+        protocol = cls(**{**dict.fromkeys(_VERSIONS, 1), **found})
         for name, value in asdict(cls()).items():
             if type(getattr(protocol, name)) is not type(value):
                 raise TypeError(f"{name} must be of type {type(value).__name__}")
