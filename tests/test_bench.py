@@ -300,6 +300,15 @@ def test_a_file_cannot_rest_on_itself(tmp_path: Path) -> None:
         read_config(tmp_path / "one.toml")
 
 
+@pytest.mark.parametrize("content", [b'{"name": "trunc', b"[]", b"{}", b"[" * 100_000])
+def test_a_damaged_result_is_named(whole: Path, tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    damaged = next((tmp_path / "out" / "cells").glob("attack-*"))
+    damaged.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{damaged.name} is damaged: delete it"):
+        open_run(tmp_path / "out")
+
+
 def test_labels_of_pictures_are_plain_text(whole: Path) -> None:
     run = findings(whole)
     for draw in (figures.scatter, figures.cost, figures.curves):
@@ -327,6 +336,17 @@ REFUSED = {
     "seeds twice": ({"seeds": [1, 1]}, "different numbers"),
     "seed that is no number": ({"seeds": ["0"]}, "of type int"),
     "roles that are no texts": ({"beds": {"images": {"mark": 3}}}, "beds.images"),
+    "seeds that are no list": ({"seeds": 3}, "seeds must be of type list"),
+    "rates that are no list": ({"rates": 0.01}, "rates must be of type list"),
+    "beds that are no table": ({"beds": 3}, "beds must be of type dict"),
+    "bed that is no name": (
+        {"schemes": {"s": {"scheme": "exact", "beds": [[1]]}}},
+        "schemes.s.beds must be of type str",
+    ),
+    "setting without an end": ({"schemes": {"s": {"scheme": "exact", "epsilon": math.nan}}}, "no finite number"),
+    "unknown precision": ({"precision": "bogus"}, "precision must be 32 or bf16"),
+    "fewer than no networks": ({"encoders": {"e": {"load": "x", "bed": "images", "random": -3}}}, "at least 0"),
+    "number for an encoder": ({"encoders": {"e": {"load": 3, "bed": "images"}}}, "encoders.e.load must be of type str"),
     "text for a number": ({"encoders": {"e": {"load": "x", "bed": "images", "random": "many"}}}, "of type int"),
 }
 SOUND = {

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import socketserver
 import subprocess
+import threading
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -24,6 +28,23 @@ from timestamp_authority import Authority, asked, refusal, serving
 
 OWNER = Owner(b"s" * 32, b"k" * 32)
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+@contextmanager
+def speaking(answer):
+    """A server that says what `answer` writes on its connection; yields its address."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            with suppress(OSError):
+                answer(self.request)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +217,7 @@ class TestTimestamps:
         ("answer", "message"),
         [
             (lambda a, r: (500, b""), "status 500"),
-            (lambda a, r: (302, b""), "status 302"),
+            (lambda a, r: (302, b""), "redirects to another server"),
             (lambda a, r: (200, b"hello"), "no timestamp"),
             (lambda a, r: (200, refusal()), "status 2"),
             (lambda a, r: (200, bytes(10 * MAX_TOKEN)), "more than"),
@@ -210,11 +231,32 @@ class TestTimestamps:
             request_token(url, b"x")
 
     def test_no_authority_there(self):
-        with pytest.raises(ClaimError, match="cannot be asked"):
+        with pytest.raises(ClaimError, match="gave no timestamp"):
             request_token("http://127.0.0.1:9/", b"x")
         for address in ("ftp://x/", "file:///etc/passwd", "127.0.0.1"):
             with pytest.raises(UsageError, match="begins with http"):
                 request_token(address, b"x")
+
+    def test_what_an_address_holds_is_not_shown(self):
+        with pytest.raises(UsageError, match="holds no user or password") as caught:
+            request_token("http://user:hunter2@127.0.0.1:1/tsa", b"x")
+        assert "hunter2" not in str(caught.value)
+        with pytest.raises(ClaimError) as refused:
+            request_token("http://127.0.0.1:9/tsa?apikey=SECRETKEY", b"x")
+        assert "SECRETKEY" not in str(refused.value)
+
+    def test_the_time_covers_all_of_it(self, monkeypatch):
+        """An authority whose headers trickle."""
+
+        def trickle(connection):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            for _ in range(100):
+                connection.sendall(b"X-Slow: 1\r\n")
+                time.sleep(0.1)
+
+        monkeypatch.setattr("sslguard.claims.timestamps.TIMEOUT", 0.5)
+        with speaking(trickle) as url, pytest.raises(ClaimError, match=r"within 0.5 s"):
+            request_token(url, b"x")
 
 
 class TestPublish:

@@ -600,7 +600,8 @@ def test_only_the_first_process_is_first(monkeypatch: pytest.MonkeyPatch, variab
 def test_other_processes_write_and_print_nothing(bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take the secret that the first one drew."""
     out, kept = tmp_path / "o", tmp_path / "o.unfinished" / "secret"
-    kept.parent.mkdir()
+    kept.parent.mkdir(mode=0o700)
+    kept.touch(mode=0o600)
     kept.write_bytes(bytes(32))
     monkeypatch.setenv("LOCAL_RANK", "1")
     ran = sslguard("watermark", bed.clean, "--data", bed.data, "--out", out, "--steps", 2, *MARK, "--json")
@@ -610,6 +611,24 @@ def test_other_processes_write_and_print_nothing(bed: Bed, tmp_path: Path, monke
     failed = sslguard("watermark", bed.clean, "--data", "nothing.npz", "--out", out, "--json")
     assert (failed.code, failed.out) == (2, "")
     assert failed.err.startswith("sslguard: process 1: ")
+
+
+@pytest.mark.parametrize("planted", ["open folder", "link", "open secret"])
+def test_a_secret_that_somebody_else_may_have_put_there_is_not_used(bed: Bed, tmp_path: Path, planted: str) -> None:
+    """In a shared folder: the mark would be theirs to find and to forge."""
+    kept = tmp_path / "o.unfinished"
+    kept.mkdir(mode=0o700)
+    (kept / "secret").touch(mode=0o600)
+    (kept / "secret").write_bytes(b"A" * 32)
+    if planted == "link":
+        kept.rename(tmp_path / "elsewhere")
+        kept.symlink_to(tmp_path / "elsewhere")
+    else:
+        (kept if planted == "open folder" else kept / "secret").chmod(0o777 if planted == "open folder" else 0o644)
+    ran = sslguard("watermark", bed.clean, "--data", bed.data, "--out", tmp_path / "o", "--steps", 2, *MARK)
+    assert (ran.code, "is not used: remove it" in ran.err) == (2, True), ran.err
+    assert not (tmp_path / "o").exists()
+    assert (kept / "secret").read_bytes() == b"A" * 32
 
 
 @pytest.mark.slow

@@ -146,6 +146,37 @@ class TestMaking:
         monkeypatch.setattr(making, "make", lambda *a, **k: pytest.fail("made again"))
         make_population(few[-2:], bed, tmp_path, width=WIDTH)
 
+    @pytest.mark.parametrize("changed", ["settings", "data", "width", "precision", "earlier"])
+    def test_what_was_made_otherwise_is_not_kept_under_the_new_name(self, few, bed, tmp_path, changed):
+        recipe, given = few[-1], {"width": WIDTH}
+        make_population([recipe], bed, tmp_path / "p", **given)
+        before = contents(tmp_path / "p")
+        if changed == "settings":
+            recipe = replace(recipe, settings={**recipe.settings, "architecture": "plain-small"})
+        elif changed == "data":
+            file = Path(bed.thief.partition("[")[0])
+            again = tmp_path / file.name
+            np.savez(again, images=np.load(file)["images"][::-1], labels=np.load(file)["labels"])
+            bed = Bed(*(spec.replace(str(file), str(again)) for spec in vars(bed).values()))
+        elif changed == "earlier":
+            described = json.loads((tmp_path / "p" / recipe.name / "encoder.json").read_bytes())
+            del described["record"]["made_from"]
+            (tmp_path / "p" / recipe.name / "encoder.json").write_text(json.dumps(described))
+            before = contents(tmp_path / "p")
+        else:
+            given |= {"width": WIDTH + 1} if changed == "width" else {"half": False}
+        with pytest.raises(UsageError, match="was made otherwise"):
+            make_population([recipe], bed, tmp_path / "p", **given)
+        assert contents(tmp_path / "p") == before
+
+    def test_another_encoder_under_a_victims_name(self, bed, tiny, tmp_path):
+        save_encoder(tiny(7), tmp_path / "victim")
+        recipe = Recipe("pruned", "pruned", str(tmp_path / "victim"), {"amount": 0.2})
+        make_population([recipe], bed, tmp_path / "p", width=64)
+        save_encoder(tiny(8), tmp_path / "victim")
+        with pytest.raises(UsageError, match="was made otherwise, from another encoder"):
+            make_population([recipe], bed, tmp_path / "p", width=64)
+
     def test_members_are_used_as_they_are_stored(self, few, bed, tmp_path):
         recipe = few[-1]
         make_population([recipe], bed, tmp_path / "half", width=WIDTH)

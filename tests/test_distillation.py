@@ -167,6 +167,17 @@ class TestQueries:
         distil(recipe, teacher, images(11), checkpoint=checkpoint)
         assert teacher.asked - before == 1
 
+    def test_a_run_is_resumed_by_its_own_teacher_and_queries_alone(self, images, tiny, tmp_path):
+        """Marked copies of one encoder have one name, and so has a file that was written again."""
+        checkpoint, queries = tmp_path / "c", images(11)
+        distil(BRIEF, replace(tiny(7), source="marked"), queries, checkpoint=checkpoint)
+        rewritten = images(11, seed=5)
+        rewritten.spec = queries.spec
+        for teacher, asked in ((tiny(8), queries), (tiny(7), rewritten)):
+            with pytest.raises(UsageError, match="belongs to a run with other settings"):
+                distil(BRIEF, replace(teacher, source="marked"), asked, checkpoint=checkpoint)
+        distil(BRIEF, replace(tiny(7), source="marked"), queries, checkpoint=checkpoint)
+
     @pytest.mark.parametrize(
         "answer", [lambda n: np.ones(n), lambda n: np.ones((n + 1, 3)), lambda n: np.ones((n, 3, 1))]
     )

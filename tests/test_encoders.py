@@ -353,6 +353,7 @@ class TestSpecs:
             ("random:resnet-small@64,blue", UsageError, "'blue'"),
             ("random:resnet-small@nopool", UsageError, "torchvision"),
             ("timm:nope:random", UsageError, "no model"),
+            ("timm:resnet50.bogus:random", UsageError, "timm cannot make 'resnet50.bogus'"),
             ("timm:test_resnet:nope.pth", EncoderError, "no file"),
             ("timm:test_vit", EncoderError, "publishes no weights"),
             ("torchvision:nope:random", UsageError, "no classification model"),

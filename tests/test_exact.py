@@ -18,7 +18,7 @@ from sslguard.encoders.statistics import all_statistics
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.keyfile import load_key, save_key
 from sslguard.schemes.exact import Bank, Exact, ExactKey, Geometry, Protocol, draw_directions
-from sslguard.schemes.exact.key import stream_context
+from sslguard.schemes.exact.key import folded, stream_context
 from sslguard.schemes.exact.marking import DistilMark
 from sslguard.schemes.exact.power import expected_power
 from sslguard.secrets import Secret
@@ -247,6 +247,18 @@ class TestKey:
     def test_hostile_suspects(self, marked, asked, answer, message):
         with pytest.raises(SuspectError, match=message):
             score_suspect(marked.key, Answers(answer), asked)
+
+    def test_wide_answers_are_folded_and_still_show_the_mark(self, marked, tiny, asked):
+        """Zeros behind the answers change no inner product; without folding they took memory by their square."""
+        bits = {}
+        for name, encoder in (("marked", marked.encoder), ("innocent", tiny(8))):
+            for width in (500, 65_536):
+                padded = Answers(lambda b, e=encoder, w=width: np.pad(e.embed(b), ((0, 0), (0, w - D))))
+                bits[name, width] = -score_suspect(marked.key, padded, asked).evidence.log2_pvalue
+        assert bits["marked", 65_536] > 0.8 * bits["marked", 500] > 50
+        assert max(bits["innocent", width] for width in (500, 65_536)) < 10
+        rows = np.random.default_rng(0).normal(size=(40, 5000))
+        np.testing.assert_allclose(folded(rows) @ folded(rows).T / 5000, rows @ rows.T / 5000, atol=0.12)
 
     @pytest.mark.parametrize("value", [0.0, 1.0, 1e30, 1e-30])
     def test_constant_suspects_show_nothing(self, marked, asked, value):

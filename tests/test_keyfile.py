@@ -146,6 +146,13 @@ HOSTILE = {
     "a header that promises too much": (write("tensors.safetensors", b"\xff" * 7 + b"\x7f" + b"{}"), "damaged"),
     "NaN": (not_finite(float("nan")), r"decoder\.0\.weight holds values that are not finite"),
     "infinity": (not_finite(float("inf")), "not finite"),
+    "a type that numpy has not": (edit_tensors(lambda t: t.update(sk=t["sk"].bfloat16())), "of a type that no key has"),
+    "a type of 8 bits": (edit_tensors(lambda t: t.update(sk=t["sk"].to(torch.float8_e4m3fn))), "of a type that no key"),
+    "a mask of truth values": (
+        edit_tensors(lambda t: t.update({"trigger.mask": t["trigger.mask"].bool()})),
+        "do not fit",
+    ),
+    "a decoder without ends": (edit_field(decoder_widths=[]), "do not fit"),
     "no secret vector": (edit_tensors(lambda t: t.pop("sk")), "do not fit"),
     "no trigger": (edit_tensors(lambda t: t.pop("trigger.pattern")), "do not fit"),
     "no decoder layer": (edit_tensors(lambda t: t.pop("decoder.2.bias")), "do not fit"),

@@ -23,7 +23,7 @@ from command_line import done, sslguard
 from sslguard import sealing
 from sslguard.claims.commitment import commit
 from sslguard.data.specs import open_data
-from sslguard.errors import KeyFileError, UsageError
+from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.files import canonical_json
 from sslguard.keyfile import Owner, is_key_folder, key_hash, load_key, open_key, reseal_key, save_key
 from sslguard.scorefile import control_scores
@@ -291,6 +291,20 @@ class TestProtect:
         assert not done("protect", tmp_path / "key", "--clear")["sealed"]
         assert (tmp_path / "key" / "controls.json").read_bytes() == b"scores"
         assert {f.name for f in (tmp_path / "key").iterdir()} == {"key.json", "tensors.safetensors", "controls.json"}
+
+    def test_what_is_no_part_of_a_key_is_not_lost_with_the_old_one(self, key_of, tmp_path):
+        """A commitment kept beside its key, with a timestamp that nobody can get again."""
+        save_key(key_of(), tmp_path / "key")
+        (tmp_path / "key" / "commitment.json.tsr").write_bytes(b"early")
+        (tmp_path / "key" / ".controls.json.0a1b2c3d.partial").write_bytes(b"left by a kill")
+        before = {f.name: f.read_bytes() for f in (tmp_path / "key").iterdir()}
+        ran = sslguard("protect", tmp_path / "key", "--clear")
+        assert (ran.code, "'commitment.json.tsr', which is no part of a key" in ran.err) == (2, True), ran.err
+        with pytest.raises(OutputError, match="would be lost"):
+            save_key(key_of(), tmp_path / "key")
+        assert {f.name: f.read_bytes() for f in (tmp_path / "key").iterdir()} == before
+        (tmp_path / "key" / "commitment.json.tsr").unlink()
+        assert not done("protect", tmp_path / "key", "--clear")["sealed"]
 
     @pytest.mark.parametrize(
         ("options", "words"),

@@ -98,6 +98,16 @@ class TestExport:
         with pytest.raises(SuspectError, match=r"takes tokens: .* holds no tokenizer.json"):
             OnnxSuspect(str(tmp_path / "m.onnx"))
 
+    def test_another_tokenizer_beside_the_file_is_kept(self, tmp_path: Path) -> None:
+        pytest.importorskip("transformers")
+        (tmp_path / "tokenizer.json").write_bytes(b"theirs")
+        with pytest.raises(OutputError, match="export into a folder of its own"):
+            export_onnx(bert(), tmp_path / "m.onnx")
+        assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("tokenizer.json", b"theirs")]
+        (tmp_path / "tokenizer.json").unlink()
+        for _ in range(2):  # its own may be there
+            export_onnx(bert(), tmp_path / "m.onnx")
+
     def test_what_onnx_has_no_name_for(self, tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         class Foreign(nn.Module):
             def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -152,6 +152,13 @@ def image_model(datatype: str, *shape: int) -> dict[str, Any]:
 
 
 class TestOIP:
+    def test_a_server_does_not_say_how_much_memory_we_take(self) -> None:
+        """Images are stretched to the sides that it names, and sent as text."""
+        with pytest.raises(SuspectError, match="takes 50,331,648 numbers an item: up to 8,388,608 are sent"):
+            OIPServer(image_model("FP32", -1, 3, 4096, 4096)).suspect(protocol="oip", model="m")
+        with OIPServer(image_model("FP32", -1, 3, 1024, 1024)).suspect(protocol="oip", model="m", request_size=9) as s:
+            assert s._source.protocol.largest == 1
+
     @pytest.mark.parametrize("binary", [False, True])
     def test_images_as_the_model_takes_them(self, binary: bool) -> None:
         server = OIPServer(image_model("FP32", -1, 8, 6, 3), binary_reply=binary)

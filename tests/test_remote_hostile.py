@@ -21,7 +21,7 @@ from remote_servers import ADDRESS, Server, rows_of, some_texts, tei_reply
 from sslguard.errors import SuspectError
 from sslguard.suspects import Remote, open_remote
 from sslguard.suspects.base import UnansweredError
-from sslguard.suspects.http import Call, Exchange, Limits, _retry_after
+from sslguard.suspects.http import Call, Credential, Exchange, Limits, _retry_after
 from sslguard.suspects.steadiness import TOLERANCE
 
 QUERIES = some_texts(12)
@@ -268,6 +268,24 @@ class TestStorms:
         server = always(status_code=status, text="no")
         failure_of(server, attempts=9)
         assert len(server.requests) == 1
+
+
+def test_what_is_meant_for_this_machine_goes_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A credential may go in clear to this machine, since it does not leave it."""
+    monkeypatch.setenv("SUSPECT_TOKEN", "correct-horse")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    credential = Credential.from_environment("SUSPECT_TOKEN")
+    for address in ("http://localhost:8002", "http://127.0.0.1:8002", "http://[::1]:8002"):
+        assert not Exchange(address, credential=credential)._client._mounts
+    assert Exchange("https://suspect.test")._client._mounts
+
+
+def test_codings_that_were_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Codings within codings take their reader long and show nothing that a limit of bytes would see."""
+    nested = gzip.compress(gzip.compress(b"[[1.0]]"))
+    for coding in ("gzip, gzip", "deflate", "br", "gzip, gzip, gzip, gzip, gzip"):
+        said = failure_of(always(stream=Body(nested), headers={"Content-Encoding": coding}))
+        assert "in a coding that was not asked for" in said
 
 
 class TestRedirects:

@@ -10,6 +10,7 @@ Source: the cosine loss is SSLGuard's own (L_s, Cong et al. 2022); for the attac
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +26,7 @@ from torch import Tensor
 from sslguard.augmentation import MILD, Augmentation
 from sslguard.data.base import Data
 from sslguard.encoders.base import EMBED_BATCH, Embedder, Encoder, embed_all
+from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import EncoderError, UsageError
 from sslguard.pretraining import new_encoder
@@ -188,14 +190,20 @@ class DistillationTask(Task):
         }
         self._augment = _augment(recipe, student)
         self._answers = answers_before(recipe, teacher, student, queries) if answers is None else answers
+        self._identity = queries.identity()
+        self._taught_by = [getattr(teacher, "source", type(teacher).__name__)]
+        if isinstance(teacher, Encoder):
+            self._taught_by.append(weights_hash(teacher.module))
+        elif self._answers is not None:
+            self._taught_by.append(hashlib.sha256(np.ascontiguousarray(self._answers).tobytes()).hexdigest())
 
     def fingerprint(self) -> dict[str, Any]:
         return {
             "task": "distil",
             "recipe": asdict(self.recipe),
             "architecture": self.student.architecture,
-            "data": self.queries.spec,
-            "teacher": getattr(self.teacher, "source", type(self.teacher).__name__),
+            "data": self._identity,
+            "teacher": self._taught_by,
         }
 
     def load(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

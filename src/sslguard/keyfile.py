@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from sslguard.errors import KeyFileError, UsageError
+from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.files import atomic_folder, canonical_json, write_atomic
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import ExactKey
@@ -33,6 +34,14 @@ VERSIONS = (1, 2)
 HEADER, TENSORS = "key.json", "tensors.safetensors"
 SEALED_BODY, SEALED_TENSORS = "secret.json.age", "tensors.safetensors.age"
 SCORES, OPENINGS = "controls.json", "openings.json"
+_FILES = frozenset({HEADER, TENSORS, SEALED_BODY, SEALED_TENSORS, SCORES, OPENINGS})
+# Those that can be hashed: numpy's.
+_DTYPES = frozenset(
+    {
+        *(torch.float16, torch.float32, torch.float64, torch.bool, torch.uint8),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+    }
+)
 MAX_JSON_BYTES = 1 << 20
 MAX_TENSOR_BYTES = 1 << 30
 SALT_BYTES = 32
@@ -244,6 +253,9 @@ def parse_tensors(content: bytes, what: str) -> dict[str, Tensor]:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise KeyFileError(f"the tensors of {what} are damaged: {error!s:.200}") from None
+    strange = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES]
+    if strange:
+        raise KeyFileError(f"the tensors of {what} are damaged: {strange[0]:.80} is of a type that no key has")
     bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if bad:
         raise KeyFileError(f"the tensors of {what} are damaged: {bad[0]:.80} holds values that are not finite")
@@ -261,6 +273,7 @@ def _write(key: Key, folder: Path, seal: Seal | None, owner: Owner, beside: Mapp
     fields, tensors = key.to_parts()
     header = {"format": FORMAT, "version": VERSION, "scheme": key.scheme, "id": owner.public}
     body = {"scheme": key.scheme, "fields": fields, "owner": owner.to_json()}
+    _check_nothing_else(folder)
     with atomic_folder(folder, replaces=is_key_folder) as partial:
         partial.chmod(0o700)
         content = serialise_tensors(tensors)
@@ -276,6 +289,22 @@ def _write(key: Key, folder: Path, seal: Seal | None, owner: Owner, beside: Mapp
             }
         for name, part in {**files, **beside}.items():
             write_atomic(partial / name, part, private=True)
+
+
+def _check_nothing_else(folder: Path) -> None:
+    """Raises OutputError where a key's folder holds what is no part of a key, and would be lost with the old one."""
+    if not is_key_folder(folder):
+        return
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be read: {error.strerror}") from error
+    # What a killed process left unfinished is nobody's.
+    others = sorted(name for name in names - _FILES if not (name[0] == "." and name.endswith(".partial")))
+    if others:
+        raise OutputError(
+            f"{folder} holds {others[0]!r:.80}, which is no part of a key and would be lost: move it away"
+        )
 
 
 def _line(value: Any) -> bytes:

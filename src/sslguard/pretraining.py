@@ -132,7 +132,7 @@ class PretrainingTask(Task):
             raise UsageError("pre-training makes views of images: the encoder must take images")
         self.recipe, self.encoder, self.data = recipe, encoder, data
         self.n_items = len(data)
-        self._start = weights_hash(encoder.module)
+        self._start, self._identity = weights_hash(encoder.module), data.identity()
         self._augment = recipe.views.build(encoder.preprocess.height, encoder.preprocess.width)
         hidden = 2 * encoder.dim
         with isolated_rng(seed, 1):
@@ -158,7 +158,7 @@ class PretrainingTask(Task):
             "task": "pretrain",
             "recipe": asdict(self.recipe),
             "architecture": self.encoder.architecture,
-            "data": self.data.spec,
+            "data": self._identity,
             "start": self._start,
         }
 

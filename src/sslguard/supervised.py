@@ -53,7 +53,7 @@ class SupervisedTask(Task):
             raise DataError(f"{data.spec} has no labels to train on")
         self.recipe, self.encoder, self.data = recipe, encoder, data
         self.n_items = len(data)
-        self._start = weights_hash(encoder.module)
+        self._start, self._identity = weights_hash(encoder.module), data.identity()
         self._labels = torch.from_numpy(data.labels)
         with isolated_rng(seed, 3):
             self._classifier = nn.Linear(encoder.dim, int(data.labels.max()) + 1)
@@ -68,7 +68,7 @@ class SupervisedTask(Task):
             self._augment = recipe.augmentation.build(encoder.preprocess.height, encoder.preprocess.width)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"task": "supervised", "recipe": asdict(self.recipe), "data": self.data.spec, "start": self._start}
+        return {"task": "supervised", "recipe": asdict(self.recipe), "data": self._identity, "start": self._start}
 
     def load(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         images = self._augment(self.encoder.prepare(self.data.take(indices)))

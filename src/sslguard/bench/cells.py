@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 
 Work = Callable[["Cell"], dict[str, Any]]
@@ -61,12 +62,16 @@ def path_of(out: Path, name: str) -> Path:
 
 def read_cells(out: Path, plan: Sequence[Cell]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Results by name of every cell that is there, and the names of those that were made by other arguments, or from
-    what was."""
+    what was.
+
+    Raises:
+        UsageError: a result is damaged.
+    """
     found, foreign = {}, set()
     for cell in plan:
         path = path_of(out, cell.name)
         if path.exists():
-            found[cell.name] = json.loads(path.read_bytes())
+            found[cell.name] = _read(path)
             if found[cell.name]["args"] != json.loads(json.dumps(cell.args)):
                 foreign.add(cell.name)
     grown = True
@@ -74,6 +79,18 @@ def read_cells(out: Path, plan: Sequence[Cell]) -> tuple[dict[str, dict[str, Any
         more = {cell.name for cell in plan if cell.name in found and not foreign.isdisjoint(cell.needs)} - foreign
         foreign, grown = foreign | more, bool(more)
     return {name: content for name, content in found.items() if name not in foreign}, sorted(foreign)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+        if isinstance(found, dict) and all(isinstance(found.get(name), dict) for name in ("args", "result")):
+            return found
+    except (ValueError, RecursionError):
+        pass
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    raise UsageError(f"{path} is damaged: delete it, and the next run does it again")
 
 
 def chosen(plan: Sequence[Cell], groups: Sequence[str]) -> list[Cell]:

@@ -46,6 +46,7 @@ from sslguard.errors import UsageError
 
 AttackSet = Literal["development", "held-out"]
 NAME_LENGTH = 60
+PRECISIONS = ("32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         found = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML: {error!s:.200}") from error
     if (base := found.pop("base", None)) is None:
         return found
     merged = _read(path.parent / Path(_typed("base", base, str)).name, above=(*above, path))
@@ -163,7 +164,7 @@ def parse_config(found: Mapping[str, Any]) -> Config:
     for name in (*encoders, *schemes, *attacks):
         if not name.strip() or len(name) > NAME_LENGTH:
             raise UsageError(f"names have 1 to {NAME_LENGTH} characters, not {name!r:.80}")
-    given = found.get("beds", {})
+    given = _tables(found, "beds")
     names = dict.fromkeys([*given, *(entry.bed for entry in encoders.values())])
     config = Config(
         title=_typed("title", found.get("title", "Benchmark"), str),
@@ -171,8 +172,8 @@ def parse_config(found: Mapping[str, Any]) -> Config:
         encoders=encoders,
         schemes=schemes,
         attacks=attacks,
-        seeds=tuple(_typed("seeds", seed, int) for seed in found.get("seeds", (0,))),
-        rates=tuple(log2_rate(rate) for rate in found.get("rates", ("1e-2",))),
+        seeds=tuple(_typed("seeds", seed, int) for seed in _typed("seeds", found.get("seeds", [0]), list)),
+        rates=tuple(log2_rate(rate) for rate in _typed("rates", found.get("rates", ["1e-2"]), list)),
         precision=_typed("precision", found.get("precision", "32"), str),
         notes=tuple(_typed("notes", note, str) for note in _typed("notes", found.get("notes", []), list)),
     )
@@ -199,6 +200,12 @@ def _check(config: Config) -> None:
             raise UsageError(f"{title} must not be empty")
     if min(config.seeds) < 0 or len(set(config.seeds)) != len(config.seeds):
         raise UsageError(f"seeds must be different numbers from 0 up, not {list(config.seeds)}")
+    for where, precision in (("precision", config.precision), *_precisions(config)):
+        if precision not in PRECISIONS:
+            raise UsageError(f"{where} must be {' or '.join(PRECISIONS)}, not {precision!r:.40}")
+    for name, encoder in config.encoders.items():
+        if encoder.random < 0:
+            raise UsageError(f"encoders.{name}.random must be at least 0, not {encoder.random}")
     limited: list[tuple[str, Sequence[str], Mapping[str, Any]]] = []
     for name, scheme in config.schemes.items():
         limited.append((f"schemes.{name}.beds", scheme.beds, config.beds))
@@ -207,8 +214,13 @@ def _check(config: Config) -> None:
         limited.append((f"attacks.{name}.encoders", attack.encoders, config.encoders))
         limited.append((f"attacks.{name}.schemes", attack.schemes, config.schemes))
     for where, names, known in limited:
-        if unknown := [name for name in names if name not in known]:
+        if unknown := [name for name in names if not isinstance(name, str) or name not in known]:
             raise UsageError(f"{where} must name {', '.join(known)}, not {unknown[0]!r:.80}")
+
+
+def _precisions(config: Config) -> list[tuple[str, str]]:
+    """Where attacks name a precision of their own."""
+    return [(f"attacks.{n}.precision", entry.precision) for n, entry in config.attacks.items() if entry.precision]
 
 
 def _attack(where: str, found: Any) -> AttackEntry:
@@ -233,10 +245,19 @@ def _entry(where: str, found: Any, kind: Any, rest: str = "") -> Any:
     except TypeError as error:
         raise UsageError(f"{where}: {str(error).partition(' ')[2]}") from error
     for name, value in vars(entry).items():
-        default = kind.__dataclass_fields__[name].default
+        described = kind.__dataclass_fields__[name]
+        default = "" if described.type == "str" else described.default
         expected = dict if name == rest else type(default) if isinstance(default, str | bool | int | tuple) else None
         if expected is not None:
             _typed(f"{where}.{name}", value, expected)
+        if described.type == "tuple[str, ...]":
+            for one in value:
+                _typed(f"{where}.{name}", one, str)
+    if rest:
+        try:
+            digest_of(vars(entry)[rest])
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"{where} holds a setting that is no finite number, text, list or table") from error
     return entry
 
 

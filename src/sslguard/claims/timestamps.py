@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslguard.claims.documents import read_file
-from sslguard.errors import ClaimError, UsageError
+from sslguard.errors import ClaimError, SuspectError, UsageError
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -33,20 +33,18 @@ def request_token(url: str, content: bytes) -> bytes:
     """Ask an authority for a token over `content`; only its SHA-256 is sent.
 
     Raises:
-        UsageError: `url` is no address of http or https.
+        UsageError: `url` is no address of http or https, or holds a password.
         ClaimError: it gives no token over these bytes.
     """
     from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
 
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"an authority's address begins with http:// or https://, not {url!r:.80}")
     builder = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256)
     request = builder.nonce(nonce=True).cert_request(cert_request=True).build()
-    token = _post(url, request.as_bytes())
-    response = parse_token(token, f"the answer of {url}")
-    _check_imprint(response, content, f"the answer of {url}")
+    shown, token = _post(url, request.as_bytes())
+    response = parse_token(token, f"the answer of {shown}")
+    _check_imprint(response, content, f"the answer of {shown}")
     if response.tst_info.nonce != request.nonce:
-        raise ClaimError(f"the answer of {url} is not to this request: its nonce differs")
+        raise ClaimError(f"the answer of {shown} is not to this request: its nonce differs")
     return token
 
 
@@ -142,31 +140,25 @@ def _time(response: Any, what: str) -> datetime:
         raise ClaimError(f"{what} is no timestamp: its time cannot be read") from None
 
 
-def _post(url: str, request: bytes) -> bytes:
-    """The authority's answer, at most `MAX_TOKEN` bytes within `TIMEOUT`; redirections are not followed."""
-    import time
+def _post(url: str, request: bytes) -> tuple[str, bytes]:
+    """The authority's address as it may be shown, and its answer: at most `MAX_TOKEN` bytes within `TIMEOUT`."""
+    from sslguard.suspects.http import Call, Exchange, Limits
 
-    import httpx2
-
-    deadline, content = time.monotonic() + TIMEOUT, b""
     headers = {
         "Content-Type": "application/timestamp-query",
         "Accept": "application/timestamp-reply",
         "Accept-Encoding": "identity",
     }
     try:
-        with (
-            httpx2.Client(timeout=TIMEOUT / 3, follow_redirects=False) as client,
-            client.stream("POST", url, content=request, headers=headers) as answer,
-        ):
-            if answer.status_code != httpx2.codes.OK:
-                raise ClaimError(f"the authority {url} answered with status {answer.status_code}")
-            for part in answer.iter_raw(1 << 12):
-                content += part
-                if len(content) > MAX_TOKEN or time.monotonic() > deadline:
-                    raise ClaimError(
-                        f"the authority {url} sent more than {MAX_TOKEN} bytes, or took over {TIMEOUT:g} s"
-                    )
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        raise ClaimError(f"the authority {url} cannot be asked: {type(error).__name__}: {error!s:.160}") from None
-    return content
+        exchange = Exchange(url, limits=Limits(TIMEOUT, MAX_TOKEN, connections=1))
+    except UsageError:
+        raise UsageError(
+            "an authority's address begins with http:// or https://, names a host, and holds no user or password"
+        ) from None
+    try:
+        reply = exchange.send(Call(body=request, headers=headers))
+    except SuspectError as error:
+        raise ClaimError(f"the authority gave no timestamp: {error!s:.300}") from None
+    finally:
+        exchange.close()
+    return exchange.address, reply.body

@@ -36,8 +36,13 @@ def _positive(kind: object, value: float | None) -> None:  # noqa: ARG001
         raise ValueError("it must be positive and finite")
 
 
+def _seed(kind: object, value: int | None) -> None:  # noqa: ARG001
+    if value is not None and not 0 <= value < 1 << 63:
+        raise ValueError("it must be at least 0 and below 2^63")
+
+
 Count = Annotated[int, Parameter(converter=_whole, validator=_at_least_one)]
-Seed = Annotated[int, Parameter(converter=_whole, validator=_not_negative)]
+Seed = Annotated[int, Parameter(converter=_whole, validator=_seed)]
 Rate = Annotated[float, Parameter(validator=_positive)]
 Share = Annotated[float, Parameter(validator=_not_negative)]
 

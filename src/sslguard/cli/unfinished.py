@@ -7,6 +7,7 @@ For `--out DIR` it is the folder `DIR.unfinished`, readable by its owner alone: 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,7 @@ class Unfinished:
         from sslguard.secrets import Secret
 
         path = self.folder / "secret"
+        _check_own(path, 0o077)
         if self.result is not None and not path.exists():
             write_atomic(path, Secret.generate().reveal(), private=True)
         deadline = time.monotonic() + SECRET_WAIT
@@ -91,6 +93,8 @@ def unfinished(out: Path, *, replaces: Callable[[Path], bool] | None = None) -> 
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder}, where checkpoints go, cannot be made: {error.strerror}") from error
+        _check_own(folder, 0o022)
+        _check_own(folder / "secret", 0o077)
         try:
             yield work
         except KeyboardInterrupt:
@@ -99,6 +103,20 @@ def unfinished(out: Path, *, replaces: Callable[[Path], bool] | None = None) -> 
             if not work.checkpoint.exists():
                 _clear(folder)
     _clear(folder)
+
+
+def _check_own(path: Path, denied: int) -> None:
+    """Raises OutputError for a path that somebody else could have put there, or that has one of the modes `denied`: what
+    is resumed from it would be theirs, a secret that they know for one."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}") from error
+    mine = os.name != "posix" or (found.st_uid == os.geteuid() and not found.st_mode & denied)
+    if stat.S_ISLNK(found.st_mode) or not mine:
+        raise OutputError(f"{path} is a link, somebody else's, or open to others, and is not used: remove it")
 
 
 def _clear(folder: Path) -> None:

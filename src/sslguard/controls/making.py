@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +17,15 @@ import torch
 from sslguard.controls.members import ACCURACIES, Member, names_a_folder, read_population
 from sslguard.controls.recipes import Bed, Recipe, make
 from sslguard.data.specs import open_data
-from sslguard.encoders.folder import save_encoder
+from sslguard.encoders.folder import DESCRIPTION, load_folder, save_encoder, weights_hash
+from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
-from sslguard.files import write_atomic
+from sslguard.files import canonical_json, write_atomic
 from sslguard.probes import probe_encoder
 
 T = TypeVar("T")
+
+_MADE = "made_from"  # in a member's record
 
 
 def make_population(
@@ -38,6 +42,10 @@ def make_population(
 
     Each member is a folder that `load_encoder` reads, stored in half precision unless told otherwise, and used
     as it is stored. `population.json` lists them with their kinds.
+
+    Raises:
+        UsageError: two members have one name, or one that is there was made otherwise: from another encoder, data, or
+            settings, whatever it is called.
     """
     names = [recipe.name for recipe in chosen]
     if len(set(names)) != len(names):
@@ -45,17 +53,44 @@ def make_population(
     bad = [name for name in names if not names_a_folder(name)]
     if bad:
         raise UsageError(f"a member's name is the name of its folder, which {bad[0]!r:.80} cannot be")
-    missing = [recipe for recipe in chosen if not (folder / recipe.name / "encoder.json").exists()]
+    marks = _marks(chosen, bed, width, half)
+    missing = [recipe for recipe in chosen if not (folder / recipe.name / DESCRIPTION).exists()]
+    for recipe in chosen:
+        if recipe not in missing and load_folder(folder / recipe.name).record.get(_MADE) != marks[recipe.name]:
+            raise UsageError(
+                f"{folder / recipe.name} is there and was made otherwise, from another encoder, other data, by other "
+                "settings or an earlier version: choose another folder, or delete it"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(chosen), done=len(chosen) - len(missing), shown=progress) as advance:
-        for name, _ in _each(_make_one, {r.name: (r, bed, folder, width, half) for r in missing}, workers):
+        for name, _ in _each(_make_one, _arguments(missing, bed, folder, width, half, marks), workers):
             advance(name)
     index = {"width": width, "bed": asdict(bed), "members": [asdict(recipe) for recipe in chosen]}
     write_atomic(folder / "population.json", json.dumps(index, indent=1, sort_keys=True).encode())
 
 
-def _make_one(recipe: Recipe, bed: Bed, folder: Path, width: int, half: bool) -> None:
-    save_encoder(make(recipe, bed, width=width), folder / recipe.name, half=half)
+def _arguments(
+    missing: Sequence[Recipe], bed: Bed, folder: Path, width: int, half: bool, marks: Mapping[str, str]
+) -> dict[str, tuple[Any, ...]]:
+    return {recipe.name: (recipe, bed, folder, width, half, marks[recipe.name]) for recipe in missing}
+
+
+def _make_one(recipe: Recipe, bed: Bed, folder: Path, width: int, half: bool, mark: str) -> None:
+    made = make(recipe, bed, width=width)
+    save_encoder(replace(made, record={**made.record, _MADE: mark}), folder / recipe.name, half=half)
+
+
+def _marks(chosen: Sequence[Recipe], bed: Bed, width: int, half: bool) -> dict[str, str]:
+    """By member's name, a hash of all that it is made from."""
+    data = {name: open_data(spec).identity() for name, spec in asdict(bed).items()}
+    parents = {recipe.parent for recipe in chosen if recipe.parent is not None}
+    weights = {parent: weights_hash(load_encoder(parent).module) for parent in parents}
+    found = {}
+    for recipe in chosen:
+        parent = None if recipe.parent is None else weights[recipe.parent]
+        described = {"recipe": asdict(recipe), "bed": data, "width": width, "half": half, "parent": parent}
+        found[recipe.name] = hashlib.sha256(canonical_json(described)).hexdigest()
+    return found
 
 
 def probe_population(folder: Path, train: str, test: str, *, workers: int = 1, progress: bool = False) -> None:

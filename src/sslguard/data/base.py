@@ -7,10 +7,11 @@ Float images must lie in [0, 1]. Memory is bounded by the batch: items are read 
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from torch import Tensor
 from sslguard.errors import DataError, UsageError
 
 Batch: TypeAlias = "Tensor | list[Tensor] | list[str]"
+_SAMPLED = 64
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,19 @@ class Data(ABC):
             raise UsageError(f"batch size must be at least 1, not {size}")
         for start in range(0, len(self), size):
             yield self.take(range(start, min(start + size, len(self))))
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this set from another of the same name, JSON values: its size, and a hash of its labels and of 64
+        items from all over it. A file that was written again under its name is another set."""
+        digest, places = hashlib.sha256(), np.unique(np.linspace(0, max(len(self) - 1, 0), _SAMPLED).astype(np.int64))
+        for item in self.take(places) if len(self) else []:
+            if isinstance(item, str):
+                digest.update(b"text " + item.encode("utf-8", "surrogatepass"))
+            else:
+                digest.update(f"{item.dtype} {tuple(item.shape)}".encode() + item.cpu().contiguous().numpy().tobytes())
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
+        return {"spec": self.spec, "items": len(self), "sample": digest.hexdigest()}
 
     def slice(self, start: int | None, stop: int | None) -> Data:
         """Items start ≤ i < stop. A stop beyond the end is an error: silently fewer items would mislead."""

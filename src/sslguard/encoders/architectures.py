@@ -221,7 +221,10 @@ def _from_library(name: str, channels: int) -> tuple[nn.Module, int]:
 
         if not timm.is_model(model):
             raise UsageError(f"timm has no model {model!r:.80}")
-        network = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels)
+        try:
+            network = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels)
+        except (RuntimeError, ValueError, TypeError) as error:  # a tag that it does not have, or other channels
+            raise UsageError(f"timm cannot make {model!r:.80}: {error!s:.200}") from error
         # Some networks keep a layer between the pooled features and the classifier that was taken off.
         return network, int(getattr(network, "head_hidden_size", None) or network.num_features)
     if family == "torchvision":

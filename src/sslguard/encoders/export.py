@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sslguard.encoders.base import Encoder, evaluating
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.errors import EncoderError, MissingExtraError
+from sslguard.errors import EncoderError, MissingExtraError, OutputError
 from sslguard.files import write_atomic
 
 METADATA = "sslguard.preprocess"
@@ -60,16 +60,30 @@ def export_onnx(encoder: Encoder, path: Path) -> None:
 
     Raises:
         EncoderError: it holds an operation that ONNX has no name for, or the file answers otherwise.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or one beside it is there already and is another.
         MissingExtraError: onnx or onnxruntime is not installed.
     """
-    runtime = _libraries()
+    runtime, beside = _libraries(), encoder.preprocess.files()
+    for name, content in beside.items():
+        _check_free(path.parent / name, content)
     with evaluating(encoder.module), torch.no_grad():
         model = _model(encoder)
         _check(encoder, model, runtime)
-    for name, beside in encoder.preprocess.files().items():
-        write_atomic(path.parent / name, beside)
+    for name, content in beside.items():
+        write_atomic(path.parent / name, content)
     write_atomic(path, model)
+
+
+def _check_free(path: Path, content: bytes) -> None:
+    """Raises OutputError where something else than `content` stands at `path`."""
+    if not os.path.lexists(path):
+        return
+    try:
+        same = path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        same = False
+    if not same:
+        raise OutputError(f"{path} is there already and is another one: export into a folder of its own")
 
 
 def _model(encoder: Encoder) -> bytes:

@@ -156,7 +156,7 @@ class RotationTask(Task):
         self._spread = float(answers.astype(np.float64).var(0).sum())
         with isolated_rng(seed):
             self.head = nn.Sequential(nn.Linear(clean.dim, peer.hidden), nn.ReLU(), nn.Linear(peer.hidden, 2))
-        self._fingerprint = {"peer": asdict(peer), "clean": weights_hash(clean.module), "data": data.spec}
+        self._fingerprint = {"peer": asdict(peer), "clean": weights_hash(clean.module), "data": data.identity()}
         self.modules = {"clean": self.clean.module, "marked": self.marked.module, "head": self.head}
         parameters = [*self.marked.module.parameters(), *self.head.parameters()]
         self.optimizers = {"marked": torch.optim.Adam(parameters, lr=peer.learning_rate)}

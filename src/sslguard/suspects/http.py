@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import httpx2
 
 MAX_REDIRECTS = 3
+MAX_SECONDS = 86_400
 _AGAIN = frozenset({408, 409, 425, 429})
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 407, 410, 415, 451})
 _SILENT = frozenset({401, 403, 407})
@@ -50,8 +51,10 @@ class Limits:
     connections: int = 16
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < math.inf:
-            raise UsageError(f"the time of a request must be a positive number of seconds, not {self.seconds}")
+        if not 0 < self.seconds <= MAX_SECONDS:
+            raise UsageError(
+                f"the time of a request must be a positive number of seconds, up to {MAX_SECONDS:,}, not {self.seconds}"
+            )
         if self.answer_bytes < 1 or self.connections < 1:
             raise UsageError("answer_bytes and connections must be at least 1")
 
@@ -148,6 +151,8 @@ class Exchange:
             limits=httpx2.Limits(max_connections=self._limits.connections),
             transport=transport,
             follow_redirects=False,
+            # A proxy that the environment names would carry what is meant for this machine alone.
+            trust_env=self._url.host not in _LOOPBACK,
         )
         self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
@@ -205,6 +210,9 @@ class Exchange:
         promised = response.headers.get("content-length", "")
         if promised.isascii() and promised.isdigit() and len(promised) < 19 and int(promised) > most:
             raise self._too_large()
+        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity", "gzip"):
+            # Codings within codings cost their reader much more than they show.
+            raise UnansweredError(f"{self.address} answered in a coding that was not asked for", again=False)
         parts, size = [], 0
         async for part in response.aiter_bytes():
             size += len(part)

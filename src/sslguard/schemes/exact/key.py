@@ -35,6 +35,8 @@ QUERY_BATCH = 128
 # Numbers of clean embeddings that are kept between two suspects: 1 GiB.
 KEPT_NUMBERS = 1 << 28
 MAX_SUB_KEYS = 16
+MAX_COLUMNS, FOLDED = 4096, 2048
+"""Answers of more columns than the first are folded to the second: moments take memory by the square of the width."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -147,10 +149,13 @@ class ExactKey(Key):
     def moments(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Moments:
         """All that the witnesses need of a suspect's answers, in one pass. No direction has a part in it.
 
+        Answers of more than 4,096 columns, in another width than F's, count as `folded` to 2,048.
+
         Raises:
             SuspectError: the answers are not finite, of changing width, or not as many as the queries.
         """
         moments: Moments | None = None
+        width: int | None = None
         rest = iter(answers)
         for h, statistics in self._clean_answers(data):
             g = np.asarray(next(rest, np.empty((0, 0))), dtype=np.float64)
@@ -159,10 +164,13 @@ class ExactKey(Key):
                     f"this key asks {self.n_queries} queries in batches of {QUERY_BATCH}; for one of {len(h)} an array "
                     f"of shape {g.shape} came"
                 )
+            width = g.shape[1] if width is None else width
+            if g.shape[1] != width or not np.isfinite(g).all():
+                raise SuspectError("the suspect's answers are not finite, or change their width")
+            if width > MAX_COLUMNS and width != h.shape[1]:
+                g = folded(g)
             if moments is None:
                 moments = Moments(h.shape[1], self.bank.size, max(1, g.shape[1]))
-            if g.shape[1] != moments.width or not np.isfinite(g).all():
-                raise SuspectError("the suspect's answers are not finite, or change their width")
             moments.update(h, self.bank.features(h, statistics), g)
         if moments is None or next(rest, None) is not None:
             raise SuspectError(f"this key asks {self.n_queries} queries, but more answers came")
@@ -276,6 +284,21 @@ class ExactKey(Key):
         if key.clean_hash != fields.get("clean_hash") or not _SHA256.fullmatch(key.watermarked_hash) or key.redraw < 0:
             raise KeyFileError("the key's clean encoder is not the one that its streams are bound to")
         return key
+
+
+def folded(answers: NDArray[np.floating]) -> Array:
+    """Answers (n, m) to fewer columns, (n, 2048): each column, with a public sign, added to one of them.
+
+    Inner products of rows stay nearly what they were (a count sketch), and columns that are 0 nothing. It depends on m
+    alone, so that whatever is tested of the answers is still independent of the directions.
+    """
+    m = answers.shape[1]
+    stream = Secret.from_seed(0).stream(f"columns of {m}")
+    signs = np.where(stream.uniform((m,)) < 0.5, -1.0, 1.0)
+    places = (stream.uniform((m,)) * FOLDED).astype(np.int64)
+    found = np.zeros((FOLDED, len(answers)))
+    np.add.at(found, places, (answers * signs).T)
+    return found.T
 
 
 def stream_context(clean: Encoder, protocol: Protocol) -> bytes:

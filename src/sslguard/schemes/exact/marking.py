@@ -98,7 +98,7 @@ class DistilMark(Task):
                 self._targets = target.module.head(
                     torch.from_numpy(answers).float(), torch.from_numpy(statistics).float()
                 )
-        self._fingerprint = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.spec}
+        self._fingerprint = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.identity()}
         # What the head holds is the secret's: another secret is another run.
         self._fingerprint["target"] = weights_hash(target.module)
         self.modules = {"target": target.module, "watermarked": self.watermarked.module}

@@ -68,7 +68,7 @@ class CuredTask(Task):
         self.context = stream_context(clean_hash, clean.preprocess.to_json(), asdict(scheme))
         self._verification, self._plain = split_items(secret, self.context, len(data), scheme.n_verification)
         self.n_items = len(self._plain)
-        self._fingerprint = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.spec}
+        self._fingerprint = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.identity()}
         self.clean, self.watermarked = clean.clone(), clean.clone()
         self.clean.module.eval().requires_grad_(False)
         freeze_batch_norm(self.watermarked.module)

@@ -171,12 +171,18 @@ class SSLGuardKey(Key):
     def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> SSLGuardKey:
         try:
             # Without memory or random numbers of its own: widths come from a file.
+            widths = [int(w) for w in fields["decoder_widths"]]
+            if len(widths) < 2:
+                raise ValueError("a decoder has a width at either end")
             with torch.device("meta"):
-                decoder = Decoder([int(w) for w in fields["decoder_widths"]])
+                decoder = Decoder(widths)
             parts = {k[8:]: v.float() for k, v in tensors.items() if k.startswith("decoder.")}
             decoder.load_state_dict(parts, assign=True)
             carrier = {k[8:]: v for k, v in tensors.items() if k.startswith("carrier.")}
-            trigger = Trigger(tensors["trigger.mask"], tensors["trigger.pattern"].clone())
+            mask, pattern = tensors["trigger.mask"], tensors["trigger.pattern"].clone()
+            if not (mask.is_floating_point() and pattern.is_floating_point() and tensors["sk"].is_floating_point()):
+                raise TypeError("mask, pattern and secret vector are of floating point numbers")
+            trigger = Trigger(mask, pattern)
             key = cls(
                 secret=Secret(bytes.fromhex(fields["secret"])),
                 decoder=decoder.eval(),

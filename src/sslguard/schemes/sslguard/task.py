@@ -51,7 +51,7 @@ class SSLGuardTask(Task):
         self.context = stream_context(clean_hash, clean.preprocess.to_json(), asdict(scheme))
         self._verification, self._plain = split_items(secret, self.context, len(data), scheme.n_verification)
         self.n_items = len(self._plain)
-        self._fingerprint = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.spec}
+        self._fingerprint = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.identity()}
         self._setup_networks(clean, secret)
         self._setup_optimizers()
 

@@ -9,6 +9,7 @@ Source: github.com/kserve/open-inference-protocol, and Triton's extension_binary
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype("<f8"),
 }
 """Tensors of numbers that are sent or read."""
+MAX_IMAGE, MAX_REQUEST = 1 << 23, 1 << 22
+"""Numbers of one image, and of a request of several: a server says how large they are, and they are sent as text."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 
 
@@ -127,7 +130,13 @@ class OIP(Protocol):
         if not isinstance(name, str) or not whole or str(datatype) not in (*DTYPES, "BYTES"):
             raise SuspectError(f"the model {self.model} takes a tensor of no kind that is known here: {found!s:.200}")
         self._input, self._datatype, self._sides = name, datatype, shape[1:]
-        self.largest = shape[0] if shape[0] > 0 else None
+        numbers = math.prod(side for side in shape[1:] if side > 0)
+        if numbers > MAX_IMAGE:
+            raise SuspectError(
+                f"the model {self.model} takes {numbers:,} numbers an item: up to {MAX_IMAGE:,} are sent"
+            )
+        most = max(1, MAX_REQUEST // numbers)
+        self.largest = min(shape[0], most) if shape[0] > 0 else most
 
     def _tensor(self, batch: Batch) -> tuple[dict[str, Any], Any]:
         """Name, shape and type of the input, and its content: a list of texts, or an array."""
