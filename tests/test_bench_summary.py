@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sslguard.bench.rows import Row, ranked
+from sslguard.bench.rows import Row, _pruned, ranked
 from sslguard.bench.summary import Interval, average, costs, false_claims, hardest, outcomes, roc, share
 
 RATES = (math.log2(0.1), -64.0)
@@ -116,6 +116,12 @@ def test_false_claims_count_exact_pvalues_and_published_ones() -> None:
     assert (theirs.n, theirs.families, theirs.refused, theirs.claimed) == (4, 1, 1, None)
     assert theirs.published is not None
     assert (theirs.published.value, theirs.published.low) == (0.25, None)
+
+
+def test_what_was_only_pruned_is_of_its_encoders_family() -> None:
+    found = _pruned(("shipped",))
+    assert found["pruned-moco-20"] == "clean shipped:moco"
+    assert len(found) == 9
 
 
 def test_innocents_of_one_key_are_no_independent_draws_of_a_published_test() -> None:

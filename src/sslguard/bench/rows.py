@@ -31,11 +31,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from sslguard.bench.config import Config
 from sslguard.bench.plan import Plan
+from sslguard.controls import read_population, shipped_population
 from sslguard.errors import MissingExtraError
 from sslguard.files import write_atomic
 from sslguard.probes import accuracy_kept
@@ -123,8 +126,9 @@ def _rows(config: Config, plan: Plan, contents: Contents, name: str) -> Iterator
         "config": config.digest(),
     }
     if group == "null":
+        pruned = _pruned(tuple(content["args"]["population"]))
         for title, found in result.get("innocents", {}).items():
-            yield _row("innocent", title, found, {**common, "family": title})
+            yield _row("innocent", title, found, {**common, "family": pruned.get(title, title)})
         return
     if group == "mark":
         yield _row("protected", "protected", result, {**common, **_kept(plan, contents, about, result)})
@@ -137,6 +141,14 @@ def _rows(config: Config, plan: Plan, contents: Contents, name: str) -> Iterator
         ((kind, which),) = victim.items()
         title = f"twin of {attack}" if group == "twin" else _other(plan, kind, which)
         yield _row("innocent", title, result, {**common, "family": f"{kind} {which}"})
+
+
+@lru_cache(maxsize=4)
+def _pruned(population: tuple[str, ...]) -> dict[str, str]:
+    """Name → family of the members that were never trained for themselves: that of the clean encoder they are of."""
+    folders = (shipped_population() if spec == "shipped" else Path(spec) for spec in population)
+    members = chain.from_iterable(read_population(f) for f in folders if (f / "population.json").exists())
+    return {member.name: f"clean {member.parent}" for member in members if member.kind == "pruned"}
 
 
 def _other(plan: Plan, kind: str, which: str) -> str:

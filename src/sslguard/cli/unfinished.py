@@ -106,8 +106,10 @@ def unfinished(out: Path, *, replaces: Callable[[Path], bool] | None = None) -> 
 
 
 def _check_own(path: Path, denied: int) -> None:
-    """Raises OutputError for a path that somebody else could have put there, or that has one of the modes `denied`: what
-    is resumed from it would be theirs, a secret that they know for one."""
+    """Raises OutputError for a path that somebody else could have put there, or that has one of the modes `denied`.
+
+    What is resumed from it would be theirs, a secret that they know for one.
+    """
     try:
         found = path.lstat()
     except FileNotFoundError:
