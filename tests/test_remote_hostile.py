@@ -273,7 +273,7 @@ class TestStorms:
 def test_what_is_meant_for_this_machine_goes_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """A credential may go in clear to this machine, since it does not leave it."""
     monkeypatch.setenv("SUSPECT_TOKEN", "correct-horse")
-    monkeypatch.setenv("HTTP_PROXY", "http://proxy.test:3128")
+    monkeypatch.setenv("HTTP_PROXY", "http://gateway.test:3128")
     credential = Credential.from_environment("SUSPECT_TOKEN")
     for address in ("http://localhost:8002", "http://127.0.0.1:8002", "http://[::1]:8002"):
         assert not Exchange(address, credential=credential)._client._mounts
