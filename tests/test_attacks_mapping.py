@@ -26,6 +26,7 @@ MAPPINGS = {
     "components": LeadingComponents(5),
     "signs": SignBits(),
     "logits": Classify(),
+    "probabilities": Classify("probabilities"),
     "labels": Classify("labels"),
     "subtracted": SubtractFeatures(components=3, features=20),
 }
@@ -98,6 +99,9 @@ def test_a_classifier_learns_what_can_be_told_apart(numbered):
     assert (labels.sum(1) == 1).all()
     assert np.array_equal(logits.argmax(1), labels.argmax(1))
     np.testing.assert_allclose(logits.sum(1), 0, atol=1e-9)
+    probabilities = Classify("probabilities")(Rows(rows), numbered).embed(numbered.take(range(200)))
+    odds = np.exp(logits)
+    np.testing.assert_allclose(probabilities, odds / odds.sum(1, keepdims=True), rtol=1e-9)
 
 
 def test_subtracting_takes_features_out_and_leaves_what_is_linear(numbered):
@@ -128,7 +132,7 @@ def test_what_is_refused(numbered, images):
     with pytest.raises(UsageError, match="condition must be at least 1"):
         LinearMap(condition=0.5)
     with pytest.raises(UsageError, match="output must be"):
-        Classify("probabilities")
+        Classify("softmax")
     with pytest.raises(UsageError, match="features and frequency"):
         SubtractFeatures(features=0)
     with pytest.raises(UsageError, match="rank of the answers, not be 9"):

@@ -410,6 +410,15 @@ class TestWet:
         np.testing.assert_allclose(unit_rows(answers), unit_rows(plain @ matrix.T), atol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(answers, axis=1), np.linalg.norm(plain, axis=1), rtol=1e-5)
 
+    def test_what_all_answers_share_is_no_evidence(self, tiny, asked, protected):
+        """Behind a ReLU a constant comes near to every embedding, and nearer still through numbers above 0."""
+        key, served = protected("wet").key, protected("wet").embedder
+        mean = embed_all(served, asked).mean(0)
+        assert score_suspect(key, served, asked).value > 0.9
+        for constant in (mean, np.ones_like(mean)):
+            suspect = Answers(lambda batch, row=constant: np.tile(row, (len(batch), 1)))
+            assert abs(score_suspect(key, suspect, asked).value) < 0.1
+
     def test_settings(self, tiny, owned):
         with pytest.raises(UsageError, match="at least 1"):
             Wet(terms=0)

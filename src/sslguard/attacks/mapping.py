@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from sslguard.attacks.base import Mapping, Needs, Wrapped, rows
 from sslguard.data.base import Batch, Data
@@ -108,17 +109,17 @@ class Classify(AnswerMap):
     """The outputs of a linear classifier on the answers, trained on the thief's labels.
 
     Attributes:
-        output: "logits", less their mean over classes, or "labels", one-hot.
+        output: "logits", less their mean over classes; "probabilities", their softmax; or "labels", one-hot.
     """
 
     title = "linear classifier"
     needs: ClassVar[Needs] = "labels"
 
-    output: Literal["logits", "labels"] = "logits"
+    output: Literal["logits", "probabilities", "labels"] = "logits"
 
     def __post_init__(self) -> None:
-        if self.output not in ("logits", "labels"):
-            raise UsageError(f"output must be logits or labels, not {self.output!r}")
+        if self.output not in ("logits", "probabilities", "labels"):
+            raise UsageError(f"output must be logits, probabilities or labels, not {self.output!r}")
 
     def fit(self, answers: Array, data: Data) -> Map:
         if data.labels is None:
@@ -126,6 +127,8 @@ class Classify(AnswerMap):
         weights, intercepts = linear_classifier(answers, data.labels)
         if self.output == "labels":
             return lambda g: np.eye(len(intercepts))[(g @ weights + intercepts).argmax(1)]
+        if self.output == "probabilities":
+            return lambda g: softmax(g @ weights + intercepts, axis=1)
         weights, intercepts = weights - weights.mean(1, keepdims=True), intercepts - intercepts.mean()
         return lambda g: g @ weights + intercepts
 

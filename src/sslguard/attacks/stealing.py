@@ -15,6 +15,7 @@ from typing import Any
 
 from sslguard.attacks.base import Stealing
 from sslguard.augmentation import VIEWS as CONTRASTED
+from sslguard.augmentation import Augmentation
 from sslguard.data.base import Data
 from sslguard.distillation import Distillation, Loss, augmented, distil
 from sslguard.encoders.base import Embedder, Encoder
@@ -72,7 +73,8 @@ class ContSteal(Distilling):
 
 
 def _stolen_encoder() -> Distillation:
-    return Distillation(loss="mse", augmentation=CONTRASTED, views="local", view_weight=20.0)
+    views = Augmentation(flip=0.5, jitter=0.4)
+    return Distillation(loss="mse", augmentation=views, views="local", view_weight=20.0)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class StolenEncoder(Distilling):
     """Match the victim's answer to an item with the student's to the item and to a view of it: L₁ + 20·L₂.
 
     Source: Liu et al. 2022, "StolenEncoder", CCS: a view should be answered as its item is, so that views cost no
-    queries. Deviations: the squared distance is taken relative to the victim's mean square; AdamW and its rate.
+    queries. Views are those of the authors' code, flips and jitter without a crop. Deviations: no greyscale, which
+    images here may be already; the squared distance is taken relative to the victim's mean square; AdamW and its rate.
     """
 
     recipe: Distillation = field(default_factory=_stolen_encoder)
