@@ -14,7 +14,7 @@ Transformation Watermarks", ACL 2025 (arXiv 2409.04459). Deviations:
 - As many dimensions as F has, which is the paper's default; its other widths are left out.
 - The L2 distance is left out: between unit vectors it is a function of the cosine.
 - Means over the items asked are taken off, which the paper does not do. Behind a ReLU most of an embedding is its
-  mean, and T's numbers are positive: the uncentred cosine of a constant vector was 0.88, above every innocent's.
+  mean, and T's numbers are positive: a constant vector would score next to a copy, and above every innocent.
 """
 
 from __future__ import annotations
