@@ -38,8 +38,6 @@ from sslguard.encoders.statistics import all_statistics
 from sslguard.keyfile import load_key, save_key
 from sslguard.probes import accuracy_kept, baseline, knn_probe, linear_probe
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
-from sslguard.schemes.exact.bank import Bank, draw_directions
-from sslguard.schemes.exact.key import stream_context
 from sslguard.schemes.exact.marking import headed
 from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
 from sslguard.secrets import Secret
@@ -176,12 +174,10 @@ class Work:
         first = source("mark").slice(0, min(len(source("mark")), GEOMETRY_ITEMS))
         marking = embed_all(clean, first), all_statistics(clean, first)
         roles = {r: (embed_all(clean, source(r)), all_statistics(clean, source(r))) for r in PROBED}
-        context, each = stream_context(clean, about.protocol), []
+        each = []
         for seed in seeds:
-            secret = Secret.from_seed(seed)
-            bank = Bank.draw(secret, *marking, about.protocol, context)
-            directions = draw_directions(secret, bank.size, clean.dim, context + bank.digest())
-            module = headed(clean, bank, directions, about.protocol.epsilon).module
+            key = Exact(about.protocol, mode="head").draw_key(clean, Secret.from_seed(seed), *marking)
+            module = headed(clean, key.bank, key.directions(), about.protocol.epsilon).module
             head = cast(Headed, module).head.eval()
             with torch.inference_mode():
                 answers = {
