@@ -21,6 +21,7 @@ from sslguard.bench import figures, work
 from sslguard.bench.cells import path_of
 from sslguard.bench.cluster import cluster_pool
 from sslguard.bench.config import digest_of, log2_rate, parse_config, read_config
+from sslguard.bench.page import Run, render_markdown
 from sslguard.bench.plan import Plan, make_plan
 from sslguard.bench.run import findings, open_run, progress, run_bench, write_results
 from sslguard.bench.schemes import build_scheme
@@ -224,6 +225,19 @@ def test_a_changed_setting_makes_the_cells_that_depend_on_it_and_no_others(grid:
     grid.with_name("seeds.toml").write_text('base = "grid.toml"\nseeds = [0, 1]')
     assert first < names(make_plan(read_config(grid.with_name("seeds.toml"))))
     assert not path_of(grid.parent, next(iter(first))).exists()
+
+
+def test_what_is_left_out_is_not_planned_and_is_said(tmp_path: Path) -> None:
+    left = '\n[[without]]\nwhy = "it takes long"\nattacks = ["stolen", "cut"]\nschemes = ["wet"]\nencoders = ["one"]\n'
+    everything = make_plan(read_config(write_miniature(tmp_path)))
+    config = read_config(write_miniature(tmp_path, extra=left))
+    fewer = {name for name in names(everything) - names(make_plan(config)) if not name.startswith("other")}
+    assert fewer
+    assert all(everything.about[name]["scheme"] == "wet" for name in fewer)
+    assert {everything.about[name]["attack"] for name in fewer} == {"stolen", "cut"}
+    assert "- Left out: it takes long" in render_markdown(Run(config, [], 0, 1), "x")
+    with pytest.raises(UsageError, match=r"without\.schemes must name exact"):
+        read_config(write_miniature(tmp_path, extra=left.replace("wet", "wett")))
 
 
 def test_chains_that_begin_alike_share_what_they_train(grid: Path) -> None:

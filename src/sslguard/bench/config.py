@@ -26,6 +26,12 @@
     set = "held-out"                # or "development": what schemes were tuned on
     steps = [{attack = "distil", data = "thief", recipe = {loss = "mse"}}]
 
+    [[without]]                     # what is left out, whatever else says it is to be done
+    why = "…"                       # for a reader of the page
+    attacks = ["mse"]               # these, against these schemes on these encoders; a list that is not given names all
+    schemes = ["exact-distilled"]
+    encoders = ["moco"]
+
 Attacks' names and settings are those of `attacks.registry`. A step's `data` is a role: "thief" unless given, "tune" for
 one that needs labels.
 """
@@ -95,6 +101,21 @@ class AttackEntry:
 
 
 @dataclass(frozen=True)
+class Without:
+    """What is left out, and why; see the module."""
+
+    why: str
+    attacks: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
+
+    def meets(self, attack: str, scheme: str, encoder: str) -> bool:
+        """Whether this attack on this scheme and encoder is left out."""
+        given = ((self.attacks, attack), (self.schemes, scheme), (self.encoders, encoder))
+        return all(not names or name in names for names, name in given)
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole benchmark; see the module. Rates are base-2 logarithms, beds role → spec by bed."""
 
@@ -107,6 +128,7 @@ class Config:
     rates: tuple[float, ...] = (math.log2(0.01),)
     precision: str = "32"
     notes: tuple[str, ...] = ()
+    without: tuple[Without, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 of everything, hex."""
@@ -176,6 +198,7 @@ def parse_config(found: Mapping[str, Any]) -> Config:
         rates=tuple(log2_rate(rate) for rate in _typed("rates", found.get("rates", ["1e-2"]), list)),
         precision=_typed("precision", found.get("precision", "32"), str),
         notes=tuple(_typed("notes", note, str) for note in _typed("notes", found.get("notes", []), list)),
+        without=tuple(_entry("without", one, Without) for one in _typed("without", found.get("without", []), list)),
     )
     _check(config)
     return config
@@ -213,6 +236,10 @@ def _check(config: Config) -> None:
         limited.append((f"attacks.{name}.beds", attack.beds, config.beds))
         limited.append((f"attacks.{name}.encoders", attack.encoders, config.encoders))
         limited.append((f"attacks.{name}.schemes", attack.schemes, config.schemes))
+    for one in config.without:
+        limited.append(("without.attacks", one.attacks, config.attacks))
+        limited.append(("without.schemes", one.schemes, config.schemes))
+        limited.append(("without.encoders", one.encoders, config.encoders))
     for where, names, known in limited:
         if unknown := [name for name in names if not isinstance(name, str) or name not in known]:
             raise UsageError(f"{where} must name {', '.join(known)}, not {unknown[0]!r:.80}")

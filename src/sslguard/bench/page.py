@@ -30,6 +30,11 @@ class Run:
         days = sorted({row.date for row in self.rows})
         return "never" if not days else days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know, and what was left out."""
+        return (*self.config.notes, *(f"Left out: {one.why}" for one in self.config.without))
+
     def facts(self) -> dict[str, str]:
         """What a table rests on."""
         config = self.config
@@ -47,7 +52,7 @@ def render_markdown(run: Run, command: str) -> str:
     """All tables. `command` is what writes them."""
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts().items())
     head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}\n\n{facts}"
-    notes = ["\n".join(f"- {note}" for note in run.config.notes)] if run.config.notes else []
+    notes = ["\n".join(f"- {note}" for note in run.notes)] if run.notes else []
     return "\n\n".join([head, *notes, *map(markdown, all_tables(run.config, run.rows))]) + "\n"
 
 

@@ -123,7 +123,8 @@ class _Planner:
         """Whether an attack is for this encoder's bed and this scheme."""
         entry, bed = self.config.attacks[attack], self.config.encoders[encoder].bed
         limits = ((entry.beds, bed), (entry.encoders, encoder), (entry.schemes, scheme))
-        return all(not limit or name in limit for limit, name in limits)
+        left_out = any(one.meets(attack, scheme, encoder) for one in self.config.without)
+        return not left_out and all(not limit or name in limit for limit, name in limits)
 
     def innocents(self, scheme: str) -> bool:
         """Whether what comes of the clean encoder is tested as innocent under this scheme."""
