@@ -29,7 +29,7 @@ results: setup data       ## every scheme against every attack, hours; a killed 
 RECORDED := benchmarks/results/bench-cells.tar.xz
 
 results-page: setup       ## the same pages from the cells that are recorded here: seconds
-	mkdir -p out/recorded
+	rm -rf out/recorded && mkdir -p out/recorded
 	$(BIN)/python -m tarfile -e $(RECORDED) out/recorded
 	$(BIN)/sslguard bench plot out/recorded --into docs
 

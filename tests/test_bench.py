@@ -323,6 +323,17 @@ def test_a_damaged_result_is_named(whole: Path, tmp_path: Path, content: bytes) 
         open_run(tmp_path / "out")
 
 
+def test_a_price_is_left_open_where_a_part_of_it_was_taken_away(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    for made in (tmp_path / "out" / "cells").glob("make-one-exact-*"):
+        made.unlink()
+    found = findings(tmp_path / "out").rows
+    prices = {row.attack: row.attack_seconds for row in found if row.kind == "attack" and row.scheme == "exact"}
+    assert prices
+    assert set(prices.values()) == {None}
+    assert len(found) == len(findings(whole).rows)
+
+
 def test_labels_of_pictures_are_plain_text(whole: Path) -> None:
     run = findings(whole)
     for draw in (figures.scatter, figures.cost, figures.curves):

@@ -199,9 +199,11 @@ def _kept(plan: Plan, contents: Contents, about: Mapping[str, Any], result: Mapp
 
 
 def _price(contents: Contents, content: Mapping[str, Any]) -> dict[str, Any]:
-    """CPU seconds of a chain, and the queries of the stealing that it begins with."""
+    """CPU seconds of a chain, and queries of the stealing that it begins with; neither where a part is not known."""
     seconds, queries, victim = content["result"].get("seconds", 0.0), None, content["args"]["victim"]
     while name := victim.get("made"):
+        if name not in contents:  # taken away, to be done again
+            return {"attack_seconds": None, "thief_queries": None}
         made = contents[name]
         seconds += made["result"].get("seconds", 0.0)
         queries, victim = made["result"].get("queries"), made["args"]["victim"]
