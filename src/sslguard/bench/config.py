@@ -100,6 +100,11 @@ class AttackEntry:
     precision: str = ""
 
 
+def within(*limits: tuple[Sequence[str], str]) -> bool:
+    """Whether each name stands in its list; an empty list limits nothing."""
+    return all(not names or name in names for names, name in limits)
+
+
 @dataclass(frozen=True)
 class Without:
     """What is left out, and why; see the module."""
@@ -111,8 +116,7 @@ class Without:
 
     def meets(self, attack: str, scheme: str, encoder: str) -> bool:
         """Whether this attack on this scheme and encoder is left out."""
-        given = ((self.attacks, attack), (self.schemes, scheme), (self.encoders, encoder))
-        return all(not names or name in names for names, name in given)
+        return within((self.attacks, attack), (self.schemes, scheme), (self.encoders, encoder))
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,7 @@ def _check(config: Config) -> None:
         limited.append(("without.schemes", one.schemes, config.schemes))
         limited.append(("without.encoders", one.encoders, config.encoders))
     for where, names, known in limited:
-        if unknown := [name for name in names if not isinstance(name, str) or name not in known]:
+        if unknown := [name for name in names if name not in known]:
             raise UsageError(f"{where} must name {', '.join(known)}, not {unknown[0]!r:.80}")
 
 

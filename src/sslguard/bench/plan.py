@@ -29,7 +29,7 @@ from typing import Any
 from sslguard.attacks.base import Removal, Stealing
 from sslguard.attacks.registry import build
 from sslguard.bench.cells import Cell
-from sslguard.bench.config import Config, EncoderEntry, SchemeEntry, Step, digest_of
+from sslguard.bench.config import Config, EncoderEntry, SchemeEntry, Step, digest_of, within
 from sslguard.bench.schemes import Entrant, build_scheme
 from sslguard.controls import count_controls
 from sslguard.errors import UsageError
@@ -122,9 +122,8 @@ class _Planner:
     def takes(self, attack: str, encoder: str, scheme: str) -> bool:
         """Whether an attack is for this encoder's bed and this scheme."""
         entry, bed = self.config.attacks[attack], self.config.encoders[encoder].bed
-        limits = ((entry.beds, bed), (entry.encoders, encoder), (entry.schemes, scheme))
         left_out = any(one.meets(attack, scheme, encoder) for one in self.config.without)
-        return not left_out and all(not limit or name in limit for limit, name in limits)
+        return not left_out and within((entry.beds, bed), (entry.encoders, encoder), (entry.schemes, scheme))
 
     def innocents(self, scheme: str) -> bool:
         """Whether what comes of the clean encoder is tested as innocent under this scheme."""

@@ -40,7 +40,7 @@ CLAIM, COMMITMENT, TENSORS, ANSWERS = "claim.json", "commitment.json", "key.safe
 TIMESTAMP = timestamp_file(Path(COMMITMENT)).name
 FILES = frozenset({CLAIM, COMMITMENT, TIMESTAMP, TENSORS, ANSWERS})
 MAX_ANSWERS = 1 << 33  # bytes
-_NPY_HEADER = 1 << 12
+_ROWS = 256  # of answers that are looked at together: the file may be larger than the memory
 _FIELDS: dict[str, type] = {
     "answers": dict,
     "claimed": dict,
@@ -157,11 +157,15 @@ def check_answers(bundle: Bundle, n: int) -> int:
         raise ClaimError(
             f"{n} queries were to be asked, and the bundle has {len(rows)} answers: some were dropped or added"
         )
-    if not np.isfinite(rows).all():
-        raise ClaimError("answers hold NaN or infinities, which a claim never records: a missing answer is zero")
-    # Schemes compute in either precision: what is zero in one of them may be missing there.
-    with np.errstate(over="ignore", under="ignore"):
-        return int((~rows.astype(np.float32).any(axis=1)).sum())
+    n_zero = 0
+    for start in range(0, n, _ROWS):
+        part = rows[start : start + _ROWS]
+        if not np.isfinite(part).all():
+            raise ClaimError("answers hold NaN or infinities, which a claim never records: a missing answer is zero")
+        # Schemes compute in either precision: what is zero in one of them may be missing there.
+        with np.errstate(over="ignore", under="ignore"):
+            n_zero += int((~part.astype(np.float32).any(axis=1)).sum())
+    return n_zero
 
 
 def _opened(folder: Path, found: Mapping[str, Any]) -> tuple[OpenedKey, bytes]:

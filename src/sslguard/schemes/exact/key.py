@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -292,13 +292,18 @@ def folded(answers: NDArray[np.floating]) -> Array:
     Inner products of rows stay nearly what they were (a count sketch), and columns that are 0 nothing. It depends on m
     alone, so that whatever is tested of the answers is still independent of the directions.
     """
-    m = answers.shape[1]
-    stream = Secret.from_seed(0).stream(f"columns of {m}")
-    signs = np.where(stream.uniform((m,)) < 0.5, -1.0, 1.0)
-    places = (stream.uniform((m,)) * FOLDED).astype(np.int64)
+    signs, places = _folds(answers.shape[1])
     found = np.zeros((FOLDED, len(answers)))
     np.add.at(found, places, (answers * signs).T)
     return found.T
+
+
+@lru_cache(maxsize=4)
+def _folds(width: int) -> tuple[Array, NDArray[np.int64]]:
+    """Sign of each column, and which of the fewer ones it is added to."""
+    stream = Secret.from_seed(0).stream(f"columns of {width}")
+    signs = np.where(stream.uniform((width,)) < 0.5, -1.0, 1.0)
+    return signs, (stream.uniform((width,)) * FOLDED).astype(np.int64)
 
 
 def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
