@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sslguard.bench.config import parse_config
 from sslguard.bench.rows import Row, _pruned, ranked
 from sslguard.bench.summary import Interval, average, costs, false_claims, hardest, outcomes, roc, share
+from sslguard.bench.tables import all_tables
 
 RATES = (math.log2(0.1), -64.0)
 
@@ -85,6 +87,36 @@ def test_innocents_of_one_family_count_once_by_the_largest() -> None:
     assert 2 ** (rest[-1].log2_pvalue or 0) == pytest.approx(1 / 9)
     beyond = ranked([attack("c", None, refused="another width"), *innocents(8), *copies])[0]
     assert [beyond.detected(rate) for rate in (math.log2(0.2), *RATES)] == [False, False, None]
+
+
+def test_tables_name_what_hurts_most_with_embeddings_left_and_count_what_was_found() -> None:
+    step = {"set": "held-out", "steps": [{"attack": "distil"}]}
+    classified = {**step, "steps": [{"attack": "distil"}, {"attack": "classify"}]}
+    config = parse_config(
+        {
+            "encoders": {"e": {"load": "shipped:simclr", "bed": "images"}},
+            "schemes": {"s": {"scheme": "exact"}},
+            "attacks": {"stolen": step, "rotated": step, "logits": classified},
+            "seeds": [0, 1],
+            "rates": ["1e-2", "2^-64"],
+        }
+    )
+    assert [entry.one_task for entry in config.attacks.values()] == [False, False, True]
+    rows = [
+        attack(name, 0.0, seed=seed, log2_pvalue=p, floor_log2=-256.0, kept=kept)
+        for seed, second in ((0, 0.0), (1, 40.0))
+        for name, p, kept in (("stolen", -99.0, 0.95), ("rotated", -50.0 - second, 0.8), ("logits", -1.0, 0.95))
+    ]
+    hurts, *_, grid = all_tables(config, rows)
+    assert [line[:4] for line in hurts.rows] == [
+        ("s", "any", "90 %", "logits"),
+        ("s", "embeddings", "90 %", "stolen"),
+        ("s", "embeddings", "75 %", "rotated"),
+    ]
+    assert [line[1].partition(";")[0] for line in grid.rows] == ["2/2 2/2", "2/2 1/2", "0/2 0/2"]
+    # Wilson's ends at p = 1, n = 2: n/(n + z²), z = 1.959964.
+    assert "2/2 is 34 to 100 %" in grid.note
+    assert "1/2 is 9 to 91 %" in grid.note
 
 
 def test_several_seeds_give_a_mean_and_an_interval() -> None:

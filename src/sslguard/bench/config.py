@@ -99,6 +99,11 @@ class AttackEntry:
     schemes: tuple[str, ...] = ()
     precision: str = ""
 
+    @property
+    def one_task(self) -> bool:
+        """Whether what is left says what a classifier of one task says, and gives no embeddings."""
+        return any(step.attack == "classify" for step in self.steps)
+
 
 def within(*limits: tuple[Sequence[str], str]) -> bool:
     """Whether each name stands in its list; an empty list limits nothing."""

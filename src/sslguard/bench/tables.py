@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sslguard.bench.config import Config
@@ -33,24 +33,34 @@ def all_tables(config: Config, rows: Sequence[Row]) -> list[Table]:
 
 
 def _hardest(config: Config, rows: Sequence[Row]) -> Table:
+    """Of each scheme, over all attacks and over those that leave embeddings; a suspect is named once."""
+    embeddings = [row for row in rows if row.kind == "attack" and not config.attacks[row.attack].one_task]
     lines = []
     for scheme in config.schemes:
-        found = [(least, one) for least in _LEAST if (one := hardest(rows, scheme, least))]
-        for least, one in [*found[:1], *(pair for pair in found[1:] if pair[0] == _LEAST[1])]:
-            error = "" if one.kept_error is None else f" ± {100 * one.kept_error:.0f}"
-            price = f"{_number(one.attack_seconds)} CPU s, {_queries(one.thief_queries)}"
-            bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
-            kept = f"{100 * (one.kept or 0):.0f}{error} %"
-            lines.append((scheme, f"{100 * least:.0f} %", one.attack, one.encoder, one.set, kept, bits, price))
+        named: list[Row] = []
+        for answers, among in (("any", rows), ("embeddings", embeddings)):
+            found = [(least, one) for least in _LEAST if (one := hardest(among, scheme, least))]
+            for least, one in [*found[:1], *(pair for pair in found[1:] if pair[0] == _LEAST[1])]:
+                if one not in named:
+                    named.append(one)
+                    lines.append((scheme, answers, f"{100 * least:.0f} %", *_attacked(one)))
     return Table(
         "What hurts each scheme most",
         "Of all attacks on all encoders that keep at least so much of the clean encoder's accuracy above its "
-        "baselines, the one that leaves the least evidence: the worst of many, with the luck that this takes. Bits are "
-        "−log₂ p; a rank among n families of innocents ends at log₂(n + 1). ±: one standard error, from the number of "
-        "test items.",
-        ("scheme", "keeps at least", "attack", "encoder", "set", "kept", "bits", "price"),
+        "baselines, the one that leaves the least evidence: the worst of many, with the luck that this takes. "
+        '"embeddings": the same of attacks after which a suspect still answers with embeddings, not with what a '
+        "classifier of one task says of them. Bits are −log₂ p; a rank among n families of innocents ends at "
+        "log₂(n + 1). ±: one standard error, from the number of test items.",
+        ("scheme", "answers", "keeps at least", "attack", "encoder", "set", "kept", "bits", "price"),
         tuple(lines),
     )
+
+
+def _attacked(one: Row) -> tuple[str, ...]:
+    error = "" if one.kept_error is None else f" ± {100 * one.kept_error:.0f}"
+    price = f"{_number(one.attack_seconds)} CPU s, {_queries(one.thief_queries)}"
+    bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
+    return one.attack, one.encoder, one.set, f"{100 * (one.kept or 0):.0f}{error} %", bits, price
 
 
 def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
@@ -60,7 +70,7 @@ def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
         claimed = [unranked] * len(config.rates) if one.claimed is None else [str(count) for count in one.claimed]
         least = NONE if one.least is None else f"2^{one.least:.1f}, corrected {min(1.0, one.n * 2**one.least):.2g}"
         counts = (str(one.n), str(one.families), str(one.refused))
-        lines.append((one.scheme, *counts, *claimed, least, _share(one.published)))
+        lines.append((one.scheme, *counts, *claimed, least, _percent(one.published)))
     claims = (f"claimed at {rate_name(rate)}" for rate in config.rates)
     return Table(
         "Innocents",
@@ -100,8 +110,9 @@ def _grid(config: Config, found: Sequence[Outcome], group: str) -> Table:
             lines.append((attack, *(_cell(one) for one in each), _number(seconds)))
     return Table(
         f"Attacks, {group} set",
-        f"Share detected at each false-claim rate ({', '.join(map(rate_name, config.rates))}; {NONE} where the null "
-        "cannot support it), the median of bits, the mean of accuracy kept. † keeps less than 90 %.",
+        f"Found of those attacked, at each false-claim rate ({', '.join(map(rate_name, config.rates))}; {NONE} where "
+        "the null cannot support it); the median of bits; the mean of accuracy kept, with Student's 95 % interval. "
+        f"† keeps less than 90 %.{_intervals(by_pair.values())}",
         ("attack", *config.schemes, "CPU s"),
         tuple(lines),
     )
@@ -112,8 +123,24 @@ def _cell(one: Outcome | None) -> str:
         return ""
     if not one.n:
         return "not applicable"
-    shares = " ".join(_share(each) for each in one.detected)
-    return f"{shares}; {_evidence(one)}; {_percent(one.kept)}{'' if one.counts else ' †'}"
+    found = " ".join(NONE if each is None else _count(each, one.n) for each in one.detected)
+    return f"{found}; {_evidence(one)}; {_percent(one.kept)}{'' if one.counts else ' †'}"
+
+
+def _count(found: Interval, n: int) -> str:
+    return f"{round(found.value * n)}/{n}"
+
+
+def _intervals(found: Iterable[Outcome]) -> str:
+    """Of every count that a table shows, once: it would fill the cells."""
+    shown = {
+        (one.n, each.value): f"{_count(each, one.n)} is {100 * each.low:.0f} to {100 * each.high:.0f} %"
+        for one in found
+        for each in one.detected
+        if each is not None and each.low is not None and each.high is not None
+    }
+    listed = ", ".join(text for _, text in sorted(shown.items()))
+    return f" Wilson's 95 % intervals: {listed}." if listed else ""
 
 
 def rate_name(log2_rate: float) -> str:
@@ -134,10 +161,6 @@ def _queries(n: int | None) -> str:
 
 def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
-
-
-def _share(value: Interval | None) -> str:
-    return NONE if value is None else f"{_ends(value, value.value)}"
 
 
 def _percent(value: Interval | None) -> str:
