@@ -28,7 +28,7 @@ from sslguard.claims.bundle import ANSWERS, read_bundle
 from sslguard.claims.derivation import undue_freedom
 from sslguard.claims.documents import read_file
 from sslguard.claims.openings import read_openings
-from sslguard.claims.outcome import Audit, Check, Terms
+from sslguard.claims.outcome import Audit, Check, Terms, foretold
 from sslguard.claims.page import render_page, write_page
 from sslguard.claims.queries import ExaminerData, items_hash
 from sslguard.claims.timestamps import read_roots
@@ -167,6 +167,18 @@ class TestExact:
         assert bed.audit(alpha=1e-3, not_after=None).decision == "not shown"
         assert bed.audit(alpha=1e-3, n_claims=1 << 300).decision == "not checkable"
 
+    def test_a_claim_foretells_what_an_audit_decides(self, bed, marked, tiny):
+        weak = Answers(lambda batch: noisy(marked.encoder.embed(batch), share=3.0))
+        decided = []
+        for number, suspect in enumerate((marked.encoder, weak, tiny(8))):
+            one = replace(bed, folder=bed.folder / str(number))
+            one.folder.mkdir()
+            verdict = one.commit().claim(suspect, alpha=1e-3)
+            found = [one.audit(alpha=1e-3, **terms).decision for terms in ({}, {"not_after": None})]
+            assert [foretold(verdict, dated=dated) for dated in (True, False)] == found
+            decided.append(found)
+        assert decided == [["derived", "derived"], ["derived", "not shown"], ["not shown", "not shown"]]
+
     def test_missing_answers_count(self, bed, marked):
         half = Answers(lambda batch: marked.encoder.embed(batch) * (np.arange(len(batch)) % 2)[:, None])
         bed.commit().claim(half)
@@ -246,6 +258,8 @@ class TestSSLGuard:
         assert (found.verdict.significance.n_controls, found.verdict.decision) == (12, verdict.decision)
         assert found.verdict.significance.statistic == pytest.approx(verdict.significance.statistic)
         assert found.exit_code == verdict.exit_code
+        assert foretold(verdict, dated=True) == found.decision
+        assert foretold(verdict, dated=False) == bed.audit(not_after=None).decision == "not checkable"
         assert "date alone" in words(found, "passed")
 
     def test_an_undated_key_may_have_been_fitted(self, bed, made, controls):
@@ -461,7 +475,7 @@ class TestCommandLine:
         done("commit", tmp_path / "key", "--out", tmp_path / "c.json")
         line = ("claim", tmp_path / "key", tmp_path / "suspect", *data, "--commitment", tmp_path / "c.json")
         said = done(*line, "--out", tmp_path / "b")
-        assert said["decision"] == "derived"
+        assert (said["decision"], said["audit"]) == ("derived", {"dated": "derived", "undated": "derived"})
         shutil.rmtree(tmp_path / "key")
         (tmp_path / "c.json").unlink()
         command = [

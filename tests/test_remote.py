@@ -648,7 +648,14 @@ class TestCached:
             nan = np.full(4, np.nan, np.float32).tobytes()
             store._base.execute("UPDATE answers SET answer = ? WHERE query = ?", (nan, b"2"))
         assert [store.get(query) is None for query in (b"1", b"2", b"3", b"4")] == [True, True, False, True]
+        with store._base:
+            store._base.execute("DROP TABLE answers")
+            store._base.execute("CREATE TABLE answers (query, answer)")
+            store._base.execute("INSERT INTO answers VALUES (?, NULL)", (b"1",))
         store.close()
+        crafted = AnswerStore(tmp_path, "x")
+        assert (crafted.width, crafted.get(b"1")) == (None, None)
+        crafted.close()
         store.path.write_bytes(b"this is no database" * 100)
         with pytest.raises(OutputError, match="remove it and ask anew"):
             AnswerStore(tmp_path, "x")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sslguard.claims.bundle import Bundle, check_answers, read_bundle
 from sslguard.claims.claim import Recorded, versions
 from sslguard.claims.derivation import ground_apart, undue_freedom
-from sslguard.claims.outcome import DATED_TRIES, UNDATED_TRIES, Audit, Check, Status, Terms
+from sslguard.claims.outcome import DATED_TRIES, UNDATED_TRIES, Audit, Check, Status, Terms, charged_bits
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import claimed_time, verified_time
 from sslguard.controls import count_controls
@@ -112,9 +112,7 @@ class _Log:
 
     def tried(self, dated: bool) -> int:
         """Bits that are charged for keys that may have been tried before this one was shown."""
-        if not dated:
-            return UNDATED_TRIES
-        return 0 if self.of_ranks else DATED_TRIES
+        return charged_bits("controls" if self.of_ranks else "exact", dated=dated)
 
     def date(self) -> bool:
         """Whether the commitment is shown to be older than the suspect."""

@@ -116,7 +116,7 @@ def claim(
     """Ask a suspect what an examiner's seed draws, and write the evidence as a bundle that decides again elsewhere.
 
     The bundle opens the key: it shows the secret, and must go to nobody but the examiner. The key's folder keeps when
-    it was opened. Exit code as of verify.
+    it was opened. Exit code as of verify; an audit decides more strictly, and the last line foretells what.
 
     Args:
         key: Folder of the key.
@@ -132,6 +132,7 @@ def claim(
         threads: CPU threads.
     """
     from sslguard import api
+    from sslguard.claims.outcome import foretold
     from sslguard.keyfile import open_key
     from sslguard.schemes.exact import ExactKey
 
@@ -151,13 +152,15 @@ def claim(
             n_claims=claims,
             progress=output.progress,
         )
-    fields = {"bundle": str(out), **verdict.to_json()}
+    audited = {name: foretold(verdict, dated=name == "dated") for name in ("dated", "undated")}
+    fields = {"bundle": str(out), **verdict.to_json(), "audit": audited}
     rows = [
         ("bundle", f"{out} (it holds the opened key: for the examiner alone)"),
         ("decision", verdict.decision),
         ("suspect", verdict.suspect),
         ("log2 p", f"{verdict.significance.log2_pvalue:.2f} bits"),
         ("queries", f"{verdict.significance.n_queries}, {verdict.n_missing} unanswered"),
+        ("an audit", f"{audited['dated']} if the commitment is shown to be older; undated, {audited['undated']}"),
     ]
     return Result(fields, rows, verdict.exit_code)
 

@@ -53,7 +53,7 @@ class AnswerStore:
                     "CREATE TABLE IF NOT EXISTS answers (query BLOB PRIMARY KEY, answer BLOB NOT NULL) WITHOUT ROWID"
                 )
             found = self._base.execute("SELECT length(answer) FROM answers LIMIT 1").fetchone()
-        width = found[0] // _ROW.itemsize if found else 0
+        width = found[0] // _ROW.itemsize if found and isinstance(found[0], int) else 0
         self.width = width if 1 <= width <= MAX_WIDTH else None
 
     def __len__(self) -> int:
