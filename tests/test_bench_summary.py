@@ -10,7 +10,7 @@ import pytest
 
 from sslguard.bench.config import parse_config
 from sslguard.bench.rows import Row, _pruned, ranked
-from sslguard.bench.summary import Interval, average, costs, false_claims, hardest, outcomes, roc, share
+from sslguard.bench.summary import Interval, average, costs, false_claims, hardest, outcomes, roc, separations, share
 from sslguard.bench.tables import all_tables
 
 RATES = (math.log2(0.1), -64.0)
@@ -165,6 +165,20 @@ def test_innocents_of_one_key_are_no_independent_draws_of_a_published_test() -> 
     ]
     found = false_claims(rows, RATES)[0].published
     assert found == Interval(0.5, 0.25, 1.0)
+
+
+def test_each_key_is_shown_beside_its_own_innocents() -> None:
+    rows = [
+        row("protected", 7.0),
+        row("protected", 3.0, encoder="f"),
+        *innocents(5),
+        *(row("innocent", v, encoder="f", published_log2_pvalue=p) for v, p in ((0.1, -20.0), (0.3, -1.0))),
+        row("innocent", None, encoder="f", refused="another width"),
+    ]
+    one, other = separations(rows)
+    assert (one.encoder, one.own, one.middle, one.largest, one.published) == ("e", 7.0, 2.0, 4.0, None)
+    assert (other.encoder, other.own, other.largest, other.published, other.least) == ("f", 3.0, 0.3, 0.5, -20.0)
+    assert separations([row("protected", 7.0)]) == []
 
 
 def test_the_roc_counts_attacks_that_keep_the_accuracy() -> None:

@@ -85,6 +85,27 @@ class FalseClaims:
 
 
 @dataclass(frozen=True)
+class Separation:
+    """One key: the statistic of what it protects, and those of its innocents.
+
+    Attributes:
+        own: of the protected encoder, unattacked; None where it has none.
+        middle, largest: median and maximum of innocents; under an exact null each meets a secret of its own.
+        published: share of innocents that the scheme's own paper would claim at 1 %; least: the smallest log₂ p of that
+            test. None of schemes without one.
+    """
+
+    scheme: str
+    encoder: str
+    seed: int
+    own: float | None
+    middle: float
+    largest: float
+    published: float | None
+    least: float | None
+
+
+@dataclass(frozen=True)
 class Costs:
     """Medians of a scheme: CPU seconds of protecting, accuracy kept by it, queries of a verification."""
 
@@ -174,6 +195,31 @@ def _published(group: Sequence[Row]) -> Interval | None:
     shares = [mean(one) for one in claimed.values()]
     ends = (min(shares), max(shares)) if len(shares) > 1 else (None, None)
     return Interval(mean(chain.from_iterable(claimed.values())), *ends)
+
+
+def separations(rows: Sequence[Row]) -> list[Separation]:
+    """Every key that has innocents, in the rows' order of schemes."""
+    innocents: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row.kind == "innocent" and row.statistic is not None:
+            innocents.setdefault((row.scheme, row.encoder, row.seed), []).append(row)
+    own = {(row.scheme, row.encoder, row.seed): row.statistic for row in rows if row.kind == "protected"}
+    order = {scheme: place for place, scheme in enumerate(dict.fromkeys(row.scheme for row in rows))}
+    found = []
+    for key in sorted(innocents, key=lambda key: order[key[0]]):
+        statistics = [row.statistic for row in innocents[key] if row.statistic is not None]
+        published = [p for row in innocents[key] if (p := row.published_log2_pvalue) is not None]
+        found.append(
+            Separation(
+                *key,
+                own=own.get(key),
+                middle=median(statistics),
+                largest=max(statistics),
+                published=mean(p <= _PUBLISHED_LOG2 for p in published) if published else None,
+                least=min(published, default=None),
+            )
+        )
+    return found
 
 
 def costs(rows: Sequence[Row]) -> list[Costs]:

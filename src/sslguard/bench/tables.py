@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sslguard.bench.config import Config
 from sslguard.bench.rows import Row
-from sslguard.bench.summary import KEPT, Interval, Outcome, costs, false_claims, hardest, outcomes
+from sslguard.bench.summary import KEPT, Interval, Outcome, costs, false_claims, hardest, outcomes, separations
 
 NONE = "–"
 # Accuracy that an attack must keep, and what a thief may still put up with. Less is told where no attack keeps so much.
@@ -27,7 +27,7 @@ class Table:
 def all_tables(config: Config, rows: Sequence[Row]) -> list[Table]:
     """Every table of the page, in its order."""
     found = outcomes(rows, config.rates)
-    tables = [_hardest(config, rows), _false_claims(config, rows), _costs(rows)]
+    tables = [_hardest(config, rows), _false_claims(config, rows), _separations(rows), _costs(rows)]
     tables += [_grid(config, found, group) for group in ("held-out", "development")]
     return [table for table in tables if table.rows]
 
@@ -83,6 +83,23 @@ def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
         "a peer's own published test claims at 1 %, in brackets the least and the most of any key, whose draw decides "
         "for all of its innocents.",
         ("scheme", "innocents", "families", "not scorable", *claims, "least p", "published test < 1 %"),
+        tuple(lines),
+    )
+
+
+def _separations(rows: Sequence[Row]) -> Table:
+    lines = []
+    for one in separations(rows):
+        own, middle, largest = map(_statistic, (one.own, one.middle, one.largest))
+        published = NONE if one.published is None else f"{100 * one.published:.0f} %"
+        least = NONE if one.least is None else f"2^{one.least:.0f}"
+        lines.append((one.scheme, one.encoder, str(one.seed), own, middle, largest, published, least))
+    return Table(
+        "Innocents, key by key",
+        "What a scheme ranks: of the encoder that the key protects, as it is served, and of the innocents. Under an "
+        "exact null it is −log₂ p, before the secret's entropy ends it. The last two columns: the share of innocents "
+        "that a peer's own published test claims at 1 %, and the least p of that test.",
+        ("scheme", "encoder", "seed", "its own", "median", "largest", "published test < 1 %", "published p, least"),
         tuple(lines),
     )
 
@@ -157,6 +174,10 @@ def _evidence(one: Outcome) -> str:
 
 def _queries(n: int | None) -> str:
     return "no queries" if n is None else f"{n:,} queries"
+
+
+def _statistic(value: float | None) -> str:
+    return NONE if value is None else f"{round(value, 3) + 0.0:,.3f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def _number(value: float | None) -> str:
