@@ -18,7 +18,7 @@ import torch
 
 from bench_grid import write_miniature
 from sslguard.bench import figures, work
-from sslguard.bench.cells import path_of
+from sslguard.bench.cells import Cell, path_of
 from sslguard.bench.cluster import cluster_pool
 from sslguard.bench.config import digest_of, log2_rate, parse_config, read_config
 from sslguard.bench.page import Run, render_markdown
@@ -102,6 +102,43 @@ def test_results_alone_are_gone_on_with(grid: Path, whole: Path, tmp_path: Path)
         *(n for c in plan.cells if c.name in lost.needs for n in c.needs),
     }
     assert results(tmp_path) == results(whole)
+
+
+def test_what_was_measured_under_another_mark_is_measured_again(grid: Path, whole: Path, tmp_path: Path) -> None:
+    """As where results come from a machine whose training ends in other weights."""
+    shutil.copytree(whole / "cells", tmp_path / "cells")
+    theirs = []
+    for path in sorted((tmp_path / "cells").iterdir()):
+        content = json.loads(path.read_bytes())
+        if content["args"].get("scheme") == "exact" or "marked" in content["result"]:
+            content["result"]["weights" if content["group"] == "mark" else "marked"] = "theirs"
+            theirs.append(content["name"])
+            path.write_text(json.dumps(content))
+    former = [name for name in theirs if not name.startswith("mark-")]
+    assert {name.partition("-")[0] for name in former} == {"attack", "make"}, "innocents meet fresh keys"
+    (tmp_path / "config.toml").write_bytes(grid.read_bytes())
+    _, plan, contents = open_run(tmp_path)
+    assert set(theirs) <= set(contents), "all of it is theirs"
+    assert not run_bench(grid, tmp_path, say=silent).done
+    lost = next(cell for cell in plan.cells if cell.group == "attack" and cell.name in former)
+    path_of(tmp_path, lost.name).unlink()
+    said: list[str] = []
+    outcome = run_bench(grid, tmp_path, say=said.append)
+    assert not outcome.failed
+    mark = lost.args["mark"]
+    assert set(outcome.done) == {mark, *(c.name for c in plan.cells if c.name in former and rests(plan, c) == mark)}
+    assert any("is another" in line for line in said)
+    # Of the other keys nothing was lost, and their results are still theirs.
+    ours, made = results(whole), results(tmp_path)
+    assert all(made[name] == ours[name] for name in outcome.done)
+
+
+def rests(plan: Plan, cell: Cell) -> str | None:
+    """The mark that a cell's result comes from."""
+    if "mark" in cell.args:
+        return str(cell.args["mark"])
+    ((kind, which),) = cell.args["victim"].items()
+    return which if kind == "mark" else rests(plan, next(c for c in plan.cells if c.name == which))
 
 
 POOL = """

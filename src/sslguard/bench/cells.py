@@ -120,6 +120,7 @@ def run_cells(
     say: Callable[[str], None] = print,
     pool: Pool | None = None,
     kept: Callable[[Cell], bool] = lambda _: True,
+    current: Callable[[Cell], bool] = lambda _: True,
 ) -> Outcome:
     """Do every cell that `out` does not hold, the first ones first.
 
@@ -132,9 +133,10 @@ def run_cells(
         pool: what runs several cells at once, made of `workers` and `prepare`; processes of this machine unless given.
         kept: whether what a cell left beside its result is still there. A cell that is done and lost it is done again
             where one that is not done needs it: results may travel without the weights that they come from.
+        current: whether a result still is what the cell would give. One that is not is done again.
     """
     outcome, started = Outcome(), time.monotonic()
-    todo = _undone(cells, out, kept)
+    todo = _undone(cells, out, kept, current)
     total, before = len(cells), len(cells) - len(todo)
     say(f"{before} of {total} cells are there already")
     for name, error in _finished(todo, out, work, workers, prepare, outcome, pool):
@@ -148,10 +150,13 @@ def run_cells(
     return outcome
 
 
-def _undone(cells: Sequence[Cell], out: Path, kept: Callable[[Cell], bool]) -> dict[str, Cell]:
+def _undone(
+    cells: Sequence[Cell], out: Path, kept: Callable[[Cell], bool], current: Callable[[Cell], bool]
+) -> dict[str, Cell]:
     """Cells to do, in their order."""
     by_name = {cell.name: cell for cell in cells}
     found = {cell.name for cell in cells if not path_of(out, cell.name).exists()}
+    found |= {cell.name for cell in cells if cell.name not in found and not current(cell)}
     todo = list(found)
     while todo:
         lost = {need for need in by_name[todo.pop()].needs if need not in found and not kept(by_name[need])}

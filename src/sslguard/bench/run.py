@@ -14,17 +14,19 @@ results.*          Parquet, Markdown and HTML
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from sslguard.bench.cells import Cell, Outcome, Pool, read_cells, run_cells
+from sslguard.bench.cells import Cell, Outcome, Pool, path_of, read_cells, run_cells
 from sslguard.bench.config import Config, read_config
 from sslguard.bench.page import Run, render_html, render_markdown
 from sslguard.bench.plan import Plan, make_plan
 from sslguard.bench.rows import rows_of, write_parquet
-from sslguard.bench.work import Work, prepare
+from sslguard.bench.work import Work, is_current, prepare
 from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 
@@ -62,7 +64,8 @@ def run_bench(
     """Do the cells that `out` does not hold; a killed run goes on where it stopped.
 
     A folder that holds results alone, without the encoders and keys that cells made, is gone on with too: what is still
-    needed of them is made again.
+    needed of them is made again. Where another machine gives another mark, what was measured under the former is done
+    again.
 
     Args:
         config: the TOML file.
@@ -81,11 +84,33 @@ def run_bench(
     if config.resolve() != (out / CONFIG).resolve():
         write_atomic(out / CONFIG, config.read_bytes())
     work = Work(out, accelerator)
-    return run_cells(chosen, out, work, workers=workers, prepare=prepare, say=say, pool=pool, kept=work.kept)
+
+    run = partial(
+        run_cells,
+        out=out,
+        work=work,
+        workers=workers,
+        prepare=prepare,
+        say=say,
+        pool=pool,
+        kept=work.kept,
+        current=work.current,
+    )
+    outcome = run(chosen)
+    there = [cell for cell in chosen if path_of(out, cell.name).exists()]
+    if not all(map(work.current, there)):
+        say("a mark was made again and is another: what came of the former is done again")
+        again = run(there)
+        outcome = Outcome(
+            [*dict.fromkeys([*outcome.done, *again.done])],
+            {**outcome.failed, **again.failed},
+            {**outcome.skipped, **again.skipped},
+        )
+    return outcome
 
 
 def open_run(out: Path) -> tuple[Config, Plan, dict[str, dict[str, Any]]]:
-    """Configuration, plan, and the results that are there, of a benchmark's folder.
+    """Configuration, plan, and the results that are there and come from the marks that are, of a benchmark's folder.
 
     Raises:
         UsageError: `out` holds no benchmark.
@@ -94,7 +119,12 @@ def open_run(out: Path) -> tuple[Config, Plan, dict[str, dict[str, Any]]]:
         raise UsageError(f"{out} holds no benchmark: start one with sslguard bench run CONFIG {out}")
     config = read_config(out / CONFIG)
     plan = make_plan(config)
-    contents, _ = read_cells(out, plan.cells)
+    found, _ = read_cells(out, plan.cells)
+    contents: dict[str, dict[str, Any]] = {}
+    for cell in plan.cells:
+        with suppress(KeyError):  # the mark is not there
+            if is_current(cell, found.__getitem__):
+                contents[cell.name] = found[cell.name]
     return config, plan, contents
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -32,13 +32,13 @@ from sslguard.bench.schemes import Protected, build_scheme
 from sslguard.controls import ARCHITECTURES, list_controls, read_population, shipped_population
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
-from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.folder import load_folder, save_encoder, weights_hash
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.statistics import all_statistics
 from sslguard.encoders.words import NETWORKS
 from sslguard.errors import DataError, MissingExtraError, OutputError, SslguardError, SuspectError
 from sslguard.keyfile import load_key, save_key
-from sslguard.peers.base import QUERY_BATCH, Peer, as_bytes
+from sslguard.peers.base import QUERY_BATCH, Peer, TrainingPeer, as_bytes
 from sslguard.pretraining import new_encoder
 from sslguard.probes import baseline, probe_encoder
 from sslguard.schemes.base import Key
@@ -80,24 +80,32 @@ class Work:
                 return {"refused": refused}
         try:
             found: Result = getattr(self, cell.function)(cell.name, **cell.args)
-            return found
+            rests = rests_on(cell.function, cell.args, self._content)
+            return found if rests is None else {**found, "marked": rests}
         except _NOT_KEPT:
             raise
         except SslguardError as error:
             return {"refused": f"{type(error).__name__}: {error}"}
 
     def kept(self, cell: Cell) -> bool:
-        """Whether the encoder, and the key, that a cell made lie beside its result."""
+        """Whether what a cell made, an encoder, a key, what a peer trained, lies beside its result."""
+        kinds: tuple[str, ...] = ()
         if cell.function == "make":
-            kinds: tuple[str, ...] = ("encoders",)
+            kinds = ("encoders",)
         elif cell.function == "mark":
-            entrant = build_scheme(cell.args["scheme"], cell.args["settings"])
-            kinds = () if isinstance(entrant.scheme, Peer) else ("encoders", "keys")
-        else:
-            kinds = ()
+            scheme = build_scheme(cell.args["scheme"], cell.args["settings"]).scheme
+            trained = ("checkpoints",) if isinstance(scheme, TrainingPeer) else ()
+            kinds = trained if isinstance(scheme, Peer) else ("encoders", "keys")
         return "refused" in self._content(cell.name)["result"] or all(
-            (self.out / kind / cell.name).is_dir() for kind in kinds
+            (self.out / kind / cell.name).exists() for kind in kinds
         )
+
+    def current(self, cell: Cell) -> bool:
+        """Whether a result comes from the mark that is there, as far as that can be told: see `is_current`."""
+        try:
+            return is_current(cell, self._content)
+        except FileNotFoundError:
+            return True
 
     def reference(self, name: str, clean: str, probe: Sequence[str]) -> Result:
         """Accuracy of the clean encoder, and A₀: see `probes.baseline`."""
@@ -124,13 +132,16 @@ class Work:
         checkpoint = _checkpoint(self, name)
         checkpoint.unlink(missing_ok=True)  # what a mark costs is counted whole
         made = entrant.protect(load_encoder(clean), opened(data), secret=secret, checkpoint=checkpoint, **loop)
-        spent = time.process_time() - begun
+        spent, weights = time.process_time() - begun, None
+        if entrant.injects and isinstance(made.embedder, Encoder):
+            weights = weights_hash(made.embedder.module)
         if not isinstance(entrant.scheme, Peer):
             assert isinstance(made.embedder, Encoder)
             save_key(made.key, self.out / "keys" / name)
             save_encoder(made.embedder, self.out / "encoders" / name)
         return {
             "seconds": spent,
+            "weights": weights,
             "accuracy": accuracy(made.embedder, probe),
             **scored(made.key, made.embedder, opened(verify)),
         }
@@ -209,6 +220,41 @@ class Work:
     def _content(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path_of(self.out, name).read_bytes())
         return found
+
+
+def rests_on(function: str, args: Mapping[str, Any], content: Callable[[str], Mapping[str, Any]]) -> str | None:
+    """Hash of the marked weights that a cell's result comes from; None where it comes from none, or where a fresh key
+    tests an innocent.
+
+    A mark that is made again elsewhere is another: a rank among innocents of the former, under a key that was trained
+    with the latter, would be a rank among none.
+
+    Args:
+        content: of a cell that is needed, by name.
+    """
+    if function in ("measure", "innocents"):
+        marked = content(args["mark"])
+        entrant = build_scheme(marked["args"]["scheme"], marked["args"]["settings"])
+        if entrant.fresh and not args.get("probe"):
+            return None
+        return _weights_of(marked)
+    if function != "make":
+        return None
+    ((kind, which),) = args["victim"].items()
+    if kind == "made":
+        return rests_on("make", content(which)["args"], content)
+    return _weights_of(content(which)) if kind == "mark" else None
+
+
+def _weights_of(marked: Mapping[str, Any]) -> str | None:
+    found: str | None = marked["result"].get("weights")
+    return found
+
+
+def is_current(cell: Cell, content: Callable[[str], Mapping[str, Any]]) -> bool:
+    """Whether the result of a cell that is done comes from the mark as it is now."""
+    result = content(cell.name)["result"]
+    return "refused" in result or result.get("marked") == rests_on(cell.function, cell.args, content)
 
 
 @dataclass(frozen=True, eq=False)
