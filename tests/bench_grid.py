@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from sslguard.bench.cells import Cell
 
 MINIATURE = """
 title = "Miniature"
@@ -71,3 +75,13 @@ def write_miniature(folder: Path, *, extra: str = "") -> Path:
     config = folder / "grid.toml"
     config.write_text(MINIATURE.format(roles="\n".join(roles), stolen=STOLEN) + extra)
     return config
+
+
+def nap(cell: Cell) -> dict[str, Any]:
+    """The work of a cell that takes `seconds`; importable, so that other processes can do it."""
+    time.sleep(cell.args["seconds"])
+    return {}
+
+
+def nothing() -> None:
+    pass

@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bench_grid import write_miniature
+from bench_grid import nap, nothing, write_miniature
 from sslguard.bench import figures, work
-from sslguard.bench.cells import Cell, path_of
+from sslguard.bench.cells import Cell, path_of, run_cells
 from sslguard.bench.cluster import cluster_pool
 from sslguard.bench.config import digest_of, log2_rate, parse_config, read_config
 from sslguard.bench.page import Run, render_markdown
@@ -169,6 +170,21 @@ def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
         time.sleep(0.1)
     os.kill(worker, signal.SIGKILL)
     raise AssertionError("the process goes on by itself")
+
+
+def test_an_interrupted_run_does_not_wait_for_its_cells(tmp_path: Path) -> None:
+    others = set(active_children())
+    cells = [Cell(f"nap-{k}", "nap", "nap", {"seconds": seconds}) for k, seconds in enumerate((0, 600))]
+
+    def interrupt(line: str) -> None:
+        if "nap-0" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, tmp_path, nap, workers=2, prepare=nothing, say=interrupt)
+    assert set(active_children()) == others
+    assert path_of(tmp_path, "nap-0").exists()
+    assert not path_of(tmp_path, "nap-1").exists()
 
 
 def test_jobs_give_what_processes_give(grid: Path, whole: Path, tmp_path: Path) -> None:

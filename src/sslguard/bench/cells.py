@@ -10,11 +10,12 @@ import json
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import active_children, connection, get_context, parent_process
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -139,14 +140,15 @@ def run_cells(
     todo = _undone(cells, out, kept, current)
     total, before = len(cells), len(cells) - len(todo)
     say(f"{before} of {total} cells are there already")
-    for name, error in _finished(todo, out, work, workers, prepare, outcome, pool):
-        if error is None:
-            outcome.done.append(name)
-        else:
-            outcome.failed[name] = error
-        minutes = (time.monotonic() - started) / 60
-        count = before + len(outcome.done) + len(outcome.failed)
-        say(f"[{count}/{total}] {minutes:6.1f} min  {name}{'' if error is None else '  FAILED'}")
+    with closing(_finished(todo, out, work, workers, prepare, outcome, pool)) as finished:
+        for name, error in finished:
+            if error is None:
+                outcome.done.append(name)
+            else:
+                outcome.failed[name] = error
+            minutes = (time.monotonic() - started) / 60
+            count = before + len(outcome.done) + len(outcome.failed)
+            say(f"[{count}/{total}] {minutes:6.1f} min  {name}{'' if error is None else '  FAILED'}")
     return outcome
 
 
@@ -190,7 +192,7 @@ def _finished(
     prepare: Prepare,
     outcome: Outcome,
     pool: Pool | None,
-) -> Iterator[tuple[str, str | None]]:
+) -> Generator[tuple[str, str | None]]:
     """Name and error, or None, of each cell as it ends; fills `outcome.skipped` with those that cannot begin."""
     waiting = dict(todo)
     if workers == 1 and pool is None:
@@ -198,6 +200,7 @@ def _finished(
         while cell := _next(waiting, set(), outcome):
             yield cell.name, _do(cell, out, work)
         return
+    before = set(active_children())
     while waiting:
         # A process that dies takes the pool with it: what it held has failed, the rest goes on in a new one.
         with (pool or processes)(workers, prepare) as executor:
@@ -205,6 +208,9 @@ def _finished(
                 yield from _through(executor, waiting, out, work, workers, outcome)
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
+                for process in set(active_children()) - before:  # or this one would wait minutes for a cell to end
+                    process.kill()
+                    process.join()
                 raise
 
 
