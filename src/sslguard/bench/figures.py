@@ -54,7 +54,7 @@ def heat(found: Sequence[Outcome], attacks: Sequence[str], schemes: Sequence[str
     picture = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(schemes)), schemes, rotation=35, ha="right")
     axes.set_yticks(range(len(rows)), rows)
-    said = "number: accuracy kept, %;  † less than 90;  grey: left out, not applicable, or too few innocents for this rate"
+    said = "number: accuracy kept, %;  † less than 90;  grey: left out, not applicable, or too few innocents"
     axes.set_title(said, fontsize=9, loc="left")
     bar = figure.colorbar(picture, ax=axes, shrink=min(1.0, 4 / (1 + 0.3 * len(rows))))
     bar.set_label(f"share detected at {rate_name(rate)}")
