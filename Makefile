@@ -18,7 +18,7 @@ test: setup data          ## lint, types, tests
 slow: setup data          ## the long runs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
-bench-small: setup data    ## one encoder, three schemes: 20 minutes on two cores; a killed run goes on
+bench-small: setup data    ## one encoder, three schemes: seven minutes on two cores; a killed run goes on
 	$(BIN)/sslguard bench run recipes/bench/small.toml out/bench-small --workers 2
 	$(BIN)/sslguard bench plot out/bench-small
 
