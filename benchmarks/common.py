@@ -19,9 +19,9 @@ from sslguard.data.roles import ROLES
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.files import write_atomic
-from sslguard.pretraining import Pretraining
 from sslguard.probes import probe_encoder
 from sslguard.training import Loop, Task, run
+from sslguard.training.pretraining import Pretraining
 
 RESULTS = Path(__file__).parent / "results"
 VICTIMS = ("simclr", "moco", "byol")

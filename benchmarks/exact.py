@@ -36,6 +36,7 @@ from sslguard.attacks.mapping import (
 )
 from sslguard.attacks.removal import FineTune, Prune, Removal, SelfSupervised
 from sslguard.attacks.stealing import Distil, grid
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
@@ -44,15 +45,14 @@ from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.statistics import all_statistics, input_statistics
 from sslguard.files import write_atomic
-from sslguard.keyfile import load_key, save_key
-from sslguard.pretraining import PretrainingTask, new_encoder
 from sslguard.probes import accuracy_kept, baseline, linear_probe
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
 from sslguard.schemes.exact.key import QUERY_BATCH
-from sslguard.secrets import Secret
-from sslguard.supervised import Supervised
+from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.training import Task
-from sslguard.verification import ask
+from sslguard.training.pretraining import PretrainingTask, new_encoder
+from sslguard.training.supervised import Supervised
+from sslguard.verification.verdict import ask
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEED, KEY_SEED, STEPS = 77, 50, 400

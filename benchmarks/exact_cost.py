@@ -22,6 +22,7 @@ import torch
 from common import data, keep_freed_memory, save, table
 from torch import nn
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import embed_all
@@ -29,7 +30,6 @@ from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
 from sslguard.schemes.base import Watermarked
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
-from sslguard.secrets import Secret
 
 ENCODERS = (
     *("shipped:simclr", "shipped:moco", "shipped:byol", "package:efficientnet-lite0@224"),

@@ -28,13 +28,13 @@ from scipy import stats
 
 from sslguard.attacks.mapping import Classify
 from sslguard.controls import read_population, shipped_population
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
-from sslguard.secrets import Secret
 from sslguard.stats.corrections import holm
-from sslguard.verification import ask, score_suspect
+from sslguard.verification.verdict import ask, score_suspect
 
 SCHEME = Exact(Protocol(n_queries=400), mode="head")
 MARKING_ITEMS, ASKED_ITEMS = 500, 600

@@ -27,20 +27,20 @@ from texts import texts_file
 
 from sslguard.attacks.mapping import LinearMap
 from sslguard.attacks.stealing import Distil
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.data.specs import open_data
-from sslguard.distillation import Distillation
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.statistics import all_statistics
-from sslguard.keyfile import load_key, save_key
 from sslguard.probes import accuracy_kept, baseline, knn_probe, linear_probe
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
 from sslguard.schemes.exact.marking import headed
 from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
-from sslguard.secrets import Secret
+from sslguard.schemes.keyfile import load_key, save_key
+from sslguard.training.distillation import Distillation
 
 PROBED = ("probe_train", "probe_test")
 MAPS = {

@@ -14,13 +14,13 @@ from dataclasses import replace
 from common import FEW, data, keep_freed_memory, save, table
 
 from sslguard.attacks.stealing import Distil
-from sslguard.distillation import Distillation
+from sslguard.crypto.secrets import Secret
 from sslguard.encoders.load import load_encoder
-from sslguard.pretraining import new_encoder
 from sslguard.probes import probe_encoder
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.secrets import Secret
-from sslguard.verification import score_suspect
+from sslguard.training.distillation import Distillation
+from sslguard.training.pretraining import new_encoder
+from sslguard.verification.verdict import score_suspect
 
 QUERIES = 6000
 SCHEME = replace(SSLGuard.cured(), batch_size=32, trigger_batch=8)

@@ -21,12 +21,12 @@ import torch
 
 from sslguard.claims.refitting import fitted_key, refitted_controls
 from sslguard.controls import list_controls
+from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data
 from sslguard.encoders.load import load_encoder
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.secrets import Secret
 from sslguard.stats.significance import control_rank_test
-from sslguard.verification import score_controls, score_suspect
+from sslguard.verification.verdict import score_controls, score_suspect
 
 CLEAN, INNOCENTS = "shipped:simclr", ("shipped:moco", "shipped:byol")
 MARK, VERIFY = "cluttered-fashion-mnist:train[30000:33000]", "cluttered-fashion-mnist:train[50000:50512]"

@@ -19,13 +19,13 @@ from common import VICTIMS, accuracy, data, keep_freed_memory, pretraining_of, s
 
 from sslguard.attacks.stealing import recipes
 from sslguard.controls import shipped_population
-from sslguard.distillation import Distillation, DistillationTask, new_student
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import load_folder
 from sslguard.encoders.load import load_encoder
-from sslguard.pretraining import Pretraining, PretrainingTask, new_encoder, train_encoder
 from sslguard.probes import accuracy_kept, baseline
 from sslguard.training import Task
+from sslguard.training.distillation import Distillation, DistillationTask, new_student
+from sslguard.training.pretraining import Pretraining, PretrainingTask, new_encoder, train_encoder
 
 
 def costs(victims: dict[str, Encoder], thieves: dict[str, Distillation]) -> tuple[dict[str, float], dict[str, float]]:

@@ -21,6 +21,7 @@ from common import RESULTS, data, save, table
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import embed_all
@@ -31,7 +32,6 @@ from sslguard.files import write_atomic
 from sslguard.schemes.exact import Bank, ExactKey, Protocol
 from sslguard.schemes.exact.key import stream_context
 from sslguard.schemes.exact.marking import headed
-from sslguard.secrets import Secret
 from sslguard.stats.moments import Moments, unit_rows
 
 Rows = NDArray[np.float64]

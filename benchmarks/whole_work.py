@@ -26,17 +26,17 @@ from sslguard.attacks.removal import FineTune, Overwrite, Prune, Removal, SelfSu
 from sslguard.attacks.stealing import Distil, grid
 from sslguard.attacks.wrapping import InputNoise, OutputNoise, Wrapping
 from sslguard.controls import Member, read_population, shipped_population
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data, Extent
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.load import load_encoder
-from sslguard.keyfile import load_key, save_key
-from sslguard.pretraining import PretrainingTask, new_encoder
 from sslguard.probes import baseline
-from sslguard.secrets import Secret
-from sslguard.supervised import Supervised
+from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.training import Task
-from sslguard.verification import score_suspect
+from sslguard.training.pretraining import PretrainingTask, new_encoder
+from sslguard.training.supervised import Supervised
+from sslguard.verification.verdict import score_suspect
 
 # Of every attack: not the seed of any control, which is a hash of its name.
 SEED = 77

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from fuzz_targets import make_targets, mutated
-from sslguard.sealing import IDENTITY, PASSPHRASE
+from helpers.fuzz_targets import make_targets, mutated
+from sslguard.crypto.sealing import IDENTITY, PASSPHRASE
 
 NAMES = (
     *("key of version 1", "key with a carrier", "key in the clear", "sealed key", "stored scores"),

@@ -20,7 +20,7 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.probes import baseline, probe_encoder
-from sslguard.verification import score_controls, score_suspect
+from sslguard.verification.verdict import score_controls, score_suspect
 
 UNTRAINED_SEED = 2**33
 CONTROLS = Path("controls.json")

@@ -29,8 +29,8 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import load_folder
 from sslguard.errors import OutputError, UsageError
 from sslguard.files import write_atomic
-from sslguard.keyfile import load_key
 from sslguard.schemes.base import Key
+from sslguard.schemes.keyfile import load_key
 from sslguard.training import is_first_process, shared
 
 

@@ -9,15 +9,15 @@ from bench import Run
 from items import Item
 
 from sslguard.attacks.removal import FineTune, Overwrite
+from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data
-from sslguard.distillation import DistillationTask
 from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import save_encoder
-from sslguard.keyfile import save_key
-from sslguard.secrets import Secret
+from sslguard.schemes.keyfile import save_key
 from sslguard.training import Loop, is_first_process, isolated_rng, shared
 from sslguard.training import run as train
+from sslguard.training.distillation import DistillationTask
 
 
 def make(run: Run, item: Item) -> None:

@@ -15,13 +15,13 @@ from reading import read, read_table
 
 from sslguard.attacks.removal import FineTune, Prune
 from sslguard.attacks.wrapping import InputNoise
-from sslguard.distillation import Distillation
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.checkpoint import load_checkpoint
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import EncoderError, UsageError
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.supervised import Supervised
+from sslguard.training.distillation import Distillation
+from sslguard.training.supervised import Supervised
 
 Preset = Literal["published", "released-gradients", "clean-gradients", "cured"]
 ITSELF = "itself"

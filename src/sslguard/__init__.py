@@ -13,14 +13,14 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from sslguard.api import steal, verify, watermark
     from sslguard.encoders.load import load_encoder
-    from sslguard.keyfile import load_key, save_key
+    from sslguard.schemes.keyfile import load_key, save_key
 
 __all__ = ["__version__", "load_encoder", "load_key", "save_key", "steal", "verify", "watermark"]
 
 _HOME = {
     "load_encoder": "sslguard.encoders.load",
-    "load_key": "sslguard.keyfile",
-    "save_key": "sslguard.keyfile",
+    "load_key": "sslguard.schemes.keyfile",
+    "save_key": "sslguard.schemes.keyfile",
     "steal": "sslguard.api",
     "verify": "sslguard.api",
     "watermark": "sslguard.api",

@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from sslguard.attacks.stealing import Distil
-from sslguard.augmentation import MILD
 from sslguard.claims.audit import audit as audit_bundle
 from sslguard.claims.claim import claim as make_claim
 from sslguard.claims.outcome import Audit, Terms
 from sslguard.controls import count_controls
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.data.specs import open_data
-from sslguard.distillation import Distillation
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
-from sslguard.keyfile import StoredKey, load_key, open_key
 from sslguard.schemes.base import Key, Scheme, Watermarked
+from sslguard.schemes.keyfile import StoredKey, load_key, open_key
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.scorefile import ControlScores, control_scores
-from sslguard.secrets import Secret
 from sslguard.suspects import Complete, RemoteSuspect, open_suspect
 from sslguard.training import shared
-from sslguard.verification import DEFAULT_ALPHA, Verdict, check_null
-from sslguard.verification import verify as verify_key
+from sslguard.training.augmentation import MILD
+from sslguard.training.distillation import Distillation
+from sslguard.verification.scores import ControlScores, control_scores
+from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict, check_null
+from sslguard.verification.verdict import verify as verify_key
 
 DEFAULT_QUERIES = 12_000
 
@@ -121,7 +121,7 @@ def score_controls(
     """What known innocents score under a key on `data`: the null that `verify` ranks suspects in.
 
     A key given by its folder keeps them there, so that later verifications on the same data need not ask the
-    controls again: see `scorefile`.
+    controls again: see `verification.scores`.
 
     Args:
         data, controls: as in `verify`.

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import done
+from helpers.command_line import done
 from sslguard.encoders.load import load_encoder
 from sslguard.suspects import Remote, open_remote
 

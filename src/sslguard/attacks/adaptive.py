@@ -17,7 +17,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from sslguard.attacks.base import Mapping, Wrapped, rows
+from sslguard.attacks.base import Mapping
 from sslguard.attacks.mapping import AnswerMap, Map, encoder_behind
 from sslguard.attacks.outputs import unit
 from sslguard.data.base import Batch, Data
@@ -25,6 +25,7 @@ from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.statistics import all_statistics, input_statistics
+from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
 
 Array = NDArray[np.float64]

@@ -14,9 +14,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from sslguard.attacks.base import Attack, Mapping, Removal, Stealing, Wrapped, Wrapping
+from sslguard.attacks.base import Attack, Mapping, Removal, Stealing, Wrapping
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import DataError, UsageError
 
 

@@ -19,10 +19,11 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslguard.attacks.base import Wrapped, Wrapping, rows
+from sslguard.attacks.base import Wrapping
 from sslguard.attacks.wrapping import ask_about, item_rng, pixels_of
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder
+from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import DataError, UsageError
 
 Image = Literal["blur", "jpeg", "resize", "crop", "colour"]

@@ -10,11 +10,12 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sslguard.attacks.base import Wrapped, Wrapping, rows
+from sslguard.attacks.base import Wrapping
 from sslguard.attacks.wrapping import item_rng
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import EncoderError, UsageError
 
 Array = NDArray[np.float64]

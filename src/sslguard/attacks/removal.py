@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from sslguard.attacks.base import Needs, Removal
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
-from sslguard.pretraining import Pretraining, train_encoder
 from sslguard.schemes.base import Scheme
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.secrets import Secret
-from sslguard.supervised import Supervised, train_supervised
+from sslguard.training.pretraining import Pretraining, train_encoder
+from sslguard.training.supervised import Supervised, train_supervised
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """What is pruned."""

@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import Any
 
 from sslguard.attacks.base import Stealing
-from sslguard.augmentation import VIEWS as CONTRASTED
-from sslguard.augmentation import Augmentation
 from sslguard.data.base import Data
-from sslguard.distillation import Distillation, Loss, augmented, distil
 from sslguard.encoders.base import Embedder, Encoder
+from sslguard.training.augmentation import VIEWS as CONTRASTED
+from sslguard.training.augmentation import Augmentation
+from sslguard.training.distillation import Distillation, Loss, augmented, distil
 
 
 class Distilling(Stealing):

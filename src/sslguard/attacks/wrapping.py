@@ -25,9 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslguard.attacks.base import Wrapped, Wrapping, rows
+from sslguard.attacks.base import Wrapping
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder
+from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import DataError, UsageError
 
 

@@ -9,15 +9,15 @@ from typing import Any, cast
 
 from sslguard.attacks.registry import SCHEMES, build
 from sslguard.attacks.removal import Overwrite
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.errors import UsageError
-from sslguard.peers.base import Peer, TrainingPeer
-from sslguard.peers.registry import PEERS
 from sslguard.schemes.base import Key, Scheme
 from sslguard.schemes.exact import Exact
+from sslguard.schemes.peers.base import Peer, TrainingPeer
+from sslguard.schemes.peers.registry import PEERS
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.secrets import Secret
 
 WITHOUT_MARK = frozenset({"dataset-inference", "fingerprint"})
 """Peers that inject nothing."""

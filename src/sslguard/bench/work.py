@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslguard.attacks.base import Wrapped
 from sslguard.attacks.chain import Chain
 from sslguard.attacks.registry import build
 from sslguard.bench.beds import opened
@@ -30,21 +29,22 @@ from sslguard.bench.cells import Cell, path_of
 from sslguard.bench.plan import seed_of
 from sslguard.bench.schemes import Protected, build_scheme
 from sslguard.controls import ARCHITECTURES, list_controls, read_population, shipped_population
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder, weights_hash
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.statistics import all_statistics
 from sslguard.encoders.words import NETWORKS
+from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import DataError, MissingExtraError, OutputError, SslguardError, SuspectError
-from sslguard.keyfile import load_key, save_key
-from sslguard.peers.base import QUERY_BATCH, Peer, TrainingPeer, as_bytes
-from sslguard.pretraining import new_encoder
 from sslguard.probes import baseline, probe_encoder
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import Exact
-from sslguard.secrets import Secret
-from sslguard.verification import score_suspect
+from sslguard.schemes.keyfile import load_key, save_key
+from sslguard.schemes.peers.base import QUERY_BATCH, Peer, TrainingPeer, as_bytes
+from sslguard.training.pretraining import new_encoder
+from sslguard.verification.verdict import score_suspect
 
 INNOCENT_ITEMS = 1000
 """Items that the key of an innocent is made from, of a scheme whose null asks for a fresh secret each."""

@@ -26,10 +26,10 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.errors import ClaimError, EncoderError, KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.base import Key
-from sslguard.scorefile import control_scores
 from sslguard.stats.direction import SECRET_BITS
 from sslguard.suspects import LoggedAnswers
-from sslguard.verification import Verdict, check_null, verify
+from sslguard.verification.scores import control_scores
+from sslguard.verification.verdict import Verdict, check_null, verify
 
 # Relative; another machine rounds otherwise.
 _TOLERANCE = 1e-3

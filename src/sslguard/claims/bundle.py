@@ -32,7 +32,7 @@ from sslguard.claims.documents import MAX_DOCUMENT, Document, hex_bytes, moment,
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.errors import ClaimError, KeyFileError
 from sslguard.files import write_atomic
-from sslguard.keyfile import MAX_TENSOR_BYTES, parse_tensors, serialise_tensors
+from sslguard.schemes.keyfile import MAX_TENSOR_BYTES, parse_tensors, serialise_tensors
 from sslguard.suspects.base import MAX_WIDTH
 
 FORMAT, VERSION = "sslguard-claim", 1

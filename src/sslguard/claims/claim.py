@@ -24,9 +24,9 @@ from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder
 from sslguard.errors import ClaimError
 from sslguard.files import atomic_folder
-from sslguard.keyfile import StoredKey, serialise_tensors
-from sslguard.scorefile import control_scores
-from sslguard.verification import DEFAULT_ALPHA, Verdict, check_null, verify
+from sslguard.schemes.keyfile import StoredKey, serialise_tensors
+from sslguard.verification.scores import control_scores
+from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict, check_null, verify
 
 
 class Recorded:

@@ -43,9 +43,9 @@ from sslguard.claims.timestamps import MAX_TOKEN, claimed_time, request_token, v
 from sslguard.encoders.base import Encoder
 from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
 from sslguard.files import canonical_json, write_atomic
-from sslguard.keyfile import Owner, StoredKey, key_of, tensor_bytes
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import ExactKey
+from sslguard.schemes.keyfile import Owner, StoredKey, key_of, tensor_bytes
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

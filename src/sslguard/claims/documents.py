@@ -23,7 +23,7 @@ from typing import Any
 
 from sslguard.errors import ClaimError
 from sslguard.files import canonical_json
-from sslguard.keyfile import Owner
+from sslguard.schemes.keyfile import Owner
 
 MAX_DOCUMENT = 1 << 20  # bytes
 _HEX = {32: re.compile(r"[0-9a-f]{64}"), 64: re.compile(r"[0-9a-f]{128}")}

@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from sslguard.errors import UsageError
-from sslguard.verification import DEFAULT_ALPHA, Verdict
+from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslguard.crypto.secrets import Stream
 from sslguard.data.base import Batch, Data, Extent
 from sslguard.errors import UsageError
-from sslguard.keyfile import tensor_bytes
 from sslguard.schemes.base import Key
+from sslguard.schemes.keyfile import tensor_bytes
 from sslguard.schemes.sslguard import SSLGuardKey
-from sslguard.secrets import Stream
 
 MAX_SEED = 256  # characters
 _BATCH = 128

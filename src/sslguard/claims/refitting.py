@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
@@ -38,9 +39,8 @@ from sslguard.schemes.sslguard.parts import (
     mean_cosine,
     stream_context,
 )
-from sslguard.secrets import Secret
 from sslguard.training import Loop, Task, Update, run
-from sslguard.verification import check_names, score_control
+from sslguard.verification.verdict import check_names, score_control
 
 
 def refitted_controls(

@@ -17,7 +17,7 @@ from sslguard.cli.remote import opened as asking
 from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
-    from sslguard.sealing import Seal
+    from sslguard.crypto.sealing import Seal
 
 
 def protect(
@@ -40,7 +40,7 @@ def protect(
         ask_passphrase: Encrypt it by a passphrase that is asked for.
         clear: Leave it in the clear.
     """
-    from sslguard.keyfile import reseal_key
+    from sslguard.schemes.keyfile import reseal_key
 
     seal = chosen_seal(recipient, ask_passphrase)
     if clear and (recipient or ask_passphrase):
@@ -77,7 +77,7 @@ def commit(
     """
     from sslguard.claims.commitment import publish, timestamp_file
     from sslguard.claims.timestamps import read_roots
-    from sslguard.keyfile import open_key
+    from sslguard.schemes.keyfile import open_key
 
     roots = () if authority_roots is None else read_roots(authority_roots)
     made, when = publish(open_key(key), out, authority=authority, token=token, roots=roots)
@@ -133,8 +133,8 @@ def claim(
     """
     from sslguard import api
     from sslguard.claims.outcome import foretold
-    from sslguard.keyfile import open_key
     from sslguard.schemes.exact import ExactKey
+    from sslguard.schemes.keyfile import open_key
 
     set_threads(threads)
     stored = open_key(key) if sub_key is None else open_key(key).opened(sub_key)
@@ -263,7 +263,7 @@ def say_opened(folder: Path, sub_key: int | None) -> None:
 
 def chosen_seal(recipient: list[str] | None, ask_passphrase: bool) -> Seal | None:
     """What a new key is encrypted by: recipients, an asked passphrase, that of the environment, or nothing."""
-    from sslguard.sealing import Seal, read_recipients, seal_from_environment, seal_from_prompt
+    from sslguard.crypto.sealing import Seal, read_recipients, seal_from_environment, seal_from_prompt
 
     if recipient and ask_passphrase:
         raise UsageError("--recipient and --ask-passphrase exclude each other: age takes one kind")

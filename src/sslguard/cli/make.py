@@ -16,13 +16,13 @@ from sslguard.cli.unfinished import unfinished
 from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
+    from sslguard.crypto.sealing import Seal
+    from sslguard.crypto.secrets import Secret
     from sslguard.data.base import Data
     from sslguard.schemes.base import Scheme, Watermarked
     from sslguard.schemes.exact import Exact
     from sslguard.schemes.sslguard import SSLGuard
-    from sslguard.scorefile import ControlScores
-    from sslguard.sealing import Seal
-    from sslguard.secrets import Secret
+    from sslguard.verification.scores import ControlScores
 
 RECIPE = Group("Recipe", sort_key=1)
 EXACT = Group("Scheme exact", sort_key=2)
@@ -239,9 +239,9 @@ def watermark(
     """
     from sslguard import api
     from sslguard.cli.claim import chosen_seal
+    from sslguard.crypto.secrets import Secret
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
-    from sslguard.secrets import Secret
 
     chosen: Scheme
     if scheme == "exact":
@@ -315,9 +315,9 @@ def steal(
     """
     from sslguard import api
     from sslguard.data.specs import open_data
-    from sslguard.distillation import Distillation
     from sslguard.encoders.folder import save_encoder
     from sslguard.encoders.load import load_encoder
+    from sslguard.training.distillation import Distillation
 
     asked = open_data(data)
     with opened(encoder, remote) as target:
@@ -404,7 +404,7 @@ def _trained(out: Path, dim: int, n_parameters: int, record: Mapping[str, Any]) 
 
 def _save_marked(marked: Watermarked, folder: Path, seal: Seal | None) -> None:
     from sslguard.encoders.folder import save_encoder
-    from sslguard.keyfile import save_key
+    from sslguard.schemes.keyfile import save_key
 
     save_encoder(marked.encoder, folder / "encoder")
     save_key(marked.key, folder / "key", seal=seal)
@@ -414,7 +414,7 @@ def _check_null(control: list[str] | None, spec: str | None, marking: Data, widt
     """What would stop the controls from being scored is better known before the marking."""
     from sslguard.data.base import overlap
     from sslguard.data.specs import open_data
-    from sslguard.scorefile import check_controls
+    from sslguard.verification.scores import check_controls
 
     if not (control and spec):
         raise UsageError("--control and --verify-data go together: innocents, and what they are asked")

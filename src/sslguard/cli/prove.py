@@ -18,7 +18,7 @@ from sslguard.errors import EncoderError, UsageError
 if TYPE_CHECKING:
     from sslguard.controls import Bed, Member, Recipe
     from sslguard.schemes.base import Key
-    from sslguard.verification import Verdict
+    from sslguard.verification.verdict import Verdict
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -45,7 +45,7 @@ def queries(
 
     from sslguard.cli.arrays import write_rows
     from sslguard.data.specs import open_data
-    from sslguard.keyfile import load_key
+    from sslguard.schemes.keyfile import load_key
 
     loaded, items = load_key(key), open_data(data)
     parts = (np.stack([np.asarray(item) for item in batch]) for batch in loaded.queries(items))
@@ -91,8 +91,8 @@ def verify(
     """
     from sslguard import api
     from sslguard.cli.claim import say_opened
-    from sslguard.keyfile import open_key
     from sslguard.schemes.exact import ExactKey
+    from sslguard.schemes.keyfile import open_key
 
     set_threads(threads)
     tested: Path | Key = key

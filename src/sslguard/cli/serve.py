@@ -53,7 +53,7 @@ def serve(
         threads: CPU threads.
     """
     from sslguard.encoders.load import load_encoder
-    from sslguard.keyfile import load_key
+    from sslguard.schemes.keyfile import load_key
     from sslguard.serve import open_server
     from sslguard.serve.heads import with_head
 

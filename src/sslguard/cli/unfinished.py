@@ -19,7 +19,7 @@ from sslguard.errors import OutputError
 from sslguard.files import atomic_folder, write_atomic
 
 if TYPE_CHECKING:
-    from sslguard.secrets import Secret
+    from sslguard.crypto.secrets import Secret
 
 SECRET_WAIT = 60.0  # seconds that other processes wait for the first one's secret
 
@@ -52,7 +52,7 @@ class Unfinished:
             KeyFileError: the file that keeps it is damaged.
             OutputError: it cannot be written, or the first process did not write it in time.
         """
-        from sslguard.secrets import Secret
+        from sslguard.crypto.secrets import Secret
 
         path = self.folder / "secret"
         _check_own(path, 0o077)

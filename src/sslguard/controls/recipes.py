@@ -12,14 +12,14 @@ from torch import nn
 
 from sslguard.attacks.removal import Prune
 from sslguard.attacks.stealing import Distil, recipes
-from sslguard.augmentation import Augmentation
 from sslguard.data.specs import open_data
-from sslguard.distillation import Distillation, augmented
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
-from sslguard.pretraining import Method, Pretraining, new_encoder, train_encoder
-from sslguard.supervised import Supervised, train_supervised
+from sslguard.training.augmentation import Augmentation
+from sslguard.training.distillation import Distillation, augmented
+from sslguard.training.pretraining import Method, Pretraining, new_encoder, train_encoder
+from sslguard.training.supervised import Supervised, train_supervised
 
 Kind = Literal["independent", "supervised", "random", "public", "clean", "surrogate", "fine-tuned", "pruned"]
 ARCHITECTURES = ("resnet-small", "resnet-narrow", "plain-small", "separable-small")

@@ -6,8 +6,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from sslguard import __version__
-from sslguard.report.data import printable
-from sslguard.report.page import GENERATOR
+from sslguard.demo.page import GENERATOR
+from sslguard.demo.result import printable
 
 if TYPE_CHECKING:
     from sslguard.demo.over_api import ApiResult

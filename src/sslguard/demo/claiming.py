@@ -14,10 +14,10 @@ from sslguard.claims.documents import MAX_DOCUMENT, read_file
 from sslguard.claims.outcome import Audit, Terms
 from sslguard.claims.page import check_page, write_page
 from sslguard.data.base import Data
+from sslguard.demo.result import AuditReport
 from sslguard.encoders.base import Encoder
 from sslguard.errors import OutputError, SslguardError
-from sslguard.keyfile import open_key
-from sslguard.report.data import AuditReport
+from sslguard.schemes.keyfile import open_key
 
 COMMITMENT, BUNDLE, PAGE = "commitment.json", "claim", "audit.html"
 

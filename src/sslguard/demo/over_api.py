@@ -15,26 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslguard import api
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import overlap
 from sslguard.data.specs import open_data
+from sslguard.demo.output import PAGE, RESULT
+from sslguard.demo.result import FORMAT
 from sslguard.demo.serving import served
 from sslguard.demo.stage import Clock, check_folders
-from sslguard.distillation import Distillation
 from sslguard.encoders.folder import save_encoder
 from sslguard.errors import UsageError
 from sslguard.files import write_atomic
-from sslguard.keyfile import save_key
-from sslguard.report.data import FORMAT
-from sslguard.report.output import PAGE, RESULT
 from sslguard.schemes.exact import Exact, Protocol
-from sslguard.secrets import Secret
+from sslguard.schemes.keyfile import save_key
 from sslguard.suspects import Remote, RemoteSuspect, open_remote
+from sslguard.training.distillation import Distillation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sslguard.schemes.base import Key
-    from sslguard.verification import Verdict
+    from sslguard.verification.verdict import Verdict
 
 STOLEN, INNOCENT = "the thief's address", "an innocent's address"
 N_SUSPECTS = 2

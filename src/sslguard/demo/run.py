@@ -11,30 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslguard import __version__
+from sslguard.crypto.secrets import Secret
 from sslguard.demo import stages
 from sslguard.demo.claiming import BUNDLE, COMMITMENT, check_replaceable, claim_and_audit
 from sslguard.demo.claiming import PAGE as AUDIT
 from sslguard.demo.inputs import Inputs, open_inputs
+from sslguard.demo.output import PAGE, PICTURE, RESULT, write_report
+from sslguard.demo.result import Accuracy, Curve, ExactReport, KeyReport, ReportData, Suspect
 from sslguard.demo.settings import DEFAULTS, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN, DemoSettings
 from sslguard.demo.stage import Clock, check_folders
+from sslguard.demo.tables import render_tables
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
-from sslguard.keyfile import save_key
-from sslguard.report import (
-    Accuracy,
-    Curve,
-    ExactReport,
-    KeyReport,
-    ReportData,
-    Suspect,
-    render_tables,
-    write_report,
-)
-from sslguard.report.output import PAGE, PICTURE, RESULT
 from sslguard.schemes.base import Watermarked
-from sslguard.secrets import Secret
+from sslguard.schemes.keyfile import save_key
 from sslguard.training import History
-from sslguard.verification import DEFAULT_ALPHA
+from sslguard.verification.verdict import DEFAULT_ALPHA
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

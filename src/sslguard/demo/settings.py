@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sslguard.data.roles import ROLES, Roles
-from sslguard.distillation import Distillation, augmented
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.verification import DEFAULT_ALPHA
+from sslguard.training.distillation import Distillation, augmented
+from sslguard.verification.verdict import DEFAULT_ALPHA
 
 MARKED, STOLEN, CLEAN = "F* (watermarked)", "surrogate of F*", "F (clean)"
 EXACT_MARKED, EXACT_STOLEN = "F* (exact scheme)", "surrogate of that F*"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from sslguard.demo.output import check_report_folder
 from sslguard.encoders.folder import FILES, load_folder
 from sslguard.errors import EncoderError, OutputError
-from sslguard.keyfile import is_key_folder
-from sslguard.report import check_report_folder
+from sslguard.schemes.keyfile import is_key_folder
 
 
 class Clock:

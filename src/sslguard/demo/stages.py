@@ -8,21 +8,30 @@ from typing import Any, Literal
 import torch
 
 from sslguard.controls import Member
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.demo.inputs import Inputs, ProbeTask
+from sslguard.demo.result import (
+    Accuracy,
+    Bar,
+    Decision,
+    ExactReport,
+    ExactRow,
+    KeyReport,
+    Scores,
+    Suspect,
+    TriggerPictures,
+)
 from sslguard.demo.settings import CLEAN, CURED, EXACT_MARKED, EXACT_STOLEN, MARKED, PUBLISHED, STOLEN, DemoSettings
-from sslguard.distillation import Distillation, distil
 from sslguard.encoders.base import Encoder
 from sslguard.errors import RefusedError, SuspectError, UsageError
 from sslguard.probes import accuracy_kept, baseline, probe_encoder
-from sslguard.report import Accuracy, Bar, ExactReport, ExactRow, KeyReport, Scores, Suspect, TriggerPictures
-from sslguard.report.data import Decision
 from sslguard.schemes.base import Key, Scheme, Score, Watermarked
 from sslguard.schemes.sslguard import SSLGuardKey
-from sslguard.secrets import Secret
 from sslguard.stats.direction import SECRET_BITS
 from sslguard.training import History
-from sslguard.verification import check_null, score_suspect, verify
+from sslguard.training.distillation import Distillation, distil
+from sslguard.verification.verdict import check_null, score_suspect, verify
 
 N_PICTURES = 5
 Probed = tuple[str, Literal["marked", "stolen"], Encoder]

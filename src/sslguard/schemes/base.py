@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Encoder
-from sslguard.secrets import Secret
 from sslguard.stats.significance import Significance
 from sslguard.training import History
 

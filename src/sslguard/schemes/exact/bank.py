@@ -15,10 +15,10 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sslguard.crypto.secrets import Secret, Stream
 from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.protocol import Protocol
-from sslguard.secrets import Secret, Stream
 from sslguard.stats.moments import unit_rows
 
 Array = NDArray[np.float64]

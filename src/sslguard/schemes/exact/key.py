@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslguard.crypto.secrets import SECRET_BYTES, Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
@@ -24,7 +25,6 @@ from sslguard.errors import EncoderError, KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.exact.bank import Array, Bank, draw_gaussian, on_sphere
 from sslguard.schemes.exact.protocol import Protocol
-from sslguard.secrets import SECRET_BYTES, Secret
 from sslguard.stats.corrections import bonferroni
 from sslguard.stats.direction import SECRET_BITS, direction_test
 from sslguard.stats.moments import Moments, unit_rows

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sslguard.crypto.secrets import Secret
 from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Bank
 from sslguard.schemes.exact.protocol import Protocol
-from sslguard.secrets import Secret
 from sslguard.stats.arguments import finite_matrix
 from sslguard.stats.direction import SECRET_BITS, log2_tail
 from sslguard.stats.moments import unit_rows

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
@@ -19,7 +20,6 @@ from sslguard.schemes.exact.bank import Bank
 from sslguard.schemes.exact.key import MAX_SUB_KEYS, ExactKey, stream_context, sub_secrets
 from sslguard.schemes.exact.marking import DistilMark, headed
 from sslguard.schemes.exact.protocol import Protocol
-from sslguard.secrets import Secret
 from sslguard.training import History, Loop, run
 
 # More clean embeddings tell nothing new of their mean and principal components.

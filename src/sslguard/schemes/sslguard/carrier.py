@@ -15,8 +15,8 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sslguard.crypto.secrets import Stream
 from sslguard.errors import UsageError
-from sslguard.secrets import Stream
 
 N_KINDS = 2
 

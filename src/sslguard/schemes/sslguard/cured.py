@@ -11,6 +11,7 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
@@ -26,7 +27,6 @@ from sslguard.schemes.sslguard.parts import (
     split_items,
     stream_context,
 )
-from sslguard.secrets import Secret
 from sslguard.training import Task, Update, cosine_schedule, isolated_rng, set_learning_rate
 
 if TYPE_CHECKING:

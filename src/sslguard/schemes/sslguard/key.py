@@ -14,13 +14,13 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.preprocess import preprocess_from_json
 from sslguard.errors import KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.sslguard.carrier import N_KINDS, Carrier
 from sslguard.schemes.sslguard.parts import Decoder, Trigger, stream_context
-from sslguard.secrets import Secret
 from sslguard.stats.significance import Significance, control_rank_test
 
 WATERMARK_THRESHOLD = 0.5

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 from sslguard.files import canonical_json
-from sslguard.secrets import Secret
 from sslguard.training import isolated_rng
 
 # Settings of the scheme that a verification depends on; the others say how F* was trained.

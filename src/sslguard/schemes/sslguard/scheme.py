@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
@@ -14,7 +15,6 @@ from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.sslguard.cured import CuredTask
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.task import SSLGuardTask
-from sslguard.secrets import Secret
 from sslguard.training import Loop, run
 
 

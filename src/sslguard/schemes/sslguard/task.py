@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
@@ -27,7 +28,6 @@ from sslguard.schemes.sslguard.parts import (
     split_items,
     stream_context,
 )
-from sslguard.secrets import Secret
 from sslguard.training import Task, Update, set_learning_rate
 
 if TYPE_CHECKING:

@@ -1,0 +1,355 @@
+"""Keys on disk: a folder that its owner alone may read, sealed with age or in the clear; docs/key-format.md says more.
+
+A key in the clear holds the master secret as it is; keep it as you would keep a private key. Its controls' scores may
+stand beside the key: see `verification.scores`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslguard.crypto.sealing import Seal, new_identity, open_with, unseal
+from sslguard.errors import KeyFileError, OutputError, UsageError
+from sslguard.files import atomic_folder, canonical_json, write_atomic
+from sslguard.schemes.base import Key
+from sslguard.schemes.exact import ExactKey
+from sslguard.schemes.sslguard import SSLGuardKey
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+FORMAT = "sslguard-key"
+VERSION = 2
+VERSIONS = (1, 2)
+HEADER, TENSORS = "key.json", "tensors.safetensors"
+SEALED_BODY, SEALED_TENSORS = "secret.json.age", "tensors.safetensors.age"
+SCORES, OPENINGS = "controls.json", "openings.json"
+_FILES = frozenset({HEADER, TENSORS, SEALED_BODY, SEALED_TENSORS, SCORES, OPENINGS})
+# Those that can be hashed: numpy's.
+_DTYPES = frozenset(
+    {
+        *(torch.float16, torch.float32, torch.float64, torch.bool, torch.uint8),
+        *(torch.int8, torch.int16, torch.int32, torch.int64),
+    }
+)
+MAX_JSON_BYTES = 1 << 20
+MAX_TENSOR_BYTES = 1 << 30
+SALT_BYTES = 32
+# What age adds: a header, and 16 bytes in 65,536.
+_SEALED = 1.001, 1 << 16
+_SCHEMES: dict[str, type[Key]] = {SSLGuardKey.scheme: SSLGuardKey, ExactKey.scheme: ExactKey}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Owner:
+    """What an owner commits to a key with. Independent of the key's secret: a claim opens that, and not this.
+
+    Attributes:
+        salt: 32 bytes that hide the key in its commitment.
+        signing_key: an Ed25519 private key, 32 bytes.
+    """
+
+    salt: bytes
+    signing_key: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.salt) != SALT_BYTES or len(self.signing_key) != SALT_BYTES:
+            raise KeyFileError(f"an owner's salt and signing key have {SALT_BYTES} bytes each")
+
+    @classmethod
+    def generate(cls) -> Owner:
+        """Fresh ones from the operating system."""
+        return cls(secrets.token_bytes(SALT_BYTES), secrets.token_bytes(SALT_BYTES))
+
+    @property
+    def public(self) -> str:
+        """The Ed25519 public key, hex: the owner's name to others."""
+        return self._private().public_key().public_bytes_raw().hex()
+
+    def sign(self, message: bytes) -> bytes:
+        """The Ed25519 signature, 64 bytes."""
+        return self._private().sign(message)
+
+    def _private(self) -> Ed25519PrivateKey:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        return Ed25519PrivateKey.from_private_bytes(self.signing_key)
+
+    def to_json(self) -> dict[str, str]:
+        return {"salt": self.salt.hex(), "signing_key": self.signing_key.hex()}
+
+    @classmethod
+    def from_json(cls, found: Any) -> Owner:
+        """The inverse of `to_json`. Raises KeyFileError for anything else."""
+        try:
+            return cls(bytes.fromhex(found["salt"]), bytes.fromhex(found["signing_key"]))
+        except (KeyError, TypeError, ValueError):
+            raise KeyFileError("the key's owner is damaged: it lacks a salt or a signing key") from None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StoredKey:
+    """What a key's folder holds.
+
+    Attributes:
+        owner: None in a folder of version 1.
+        sealed: whether the folder is encrypted.
+        number: of the sub-key that `key` is, from 1; 0 for the whole key.
+        folder: where it lies; None for what was never there.
+    """
+
+    key: Key
+    owner: Owner | None
+    sealed: bool
+    number: int = 0
+    folder: Path | None = None
+
+    def opened(self, number: int) -> StoredKey:
+        """The sub-key of this number, for a claim that opens no other.
+
+        Raises:
+            UsageError: the key has none, or none of this number.
+        """
+        if not isinstance(self.key, ExactKey):
+            raise UsageError(f"keys of the scheme {self.key.scheme} have no sub-keys, only those of exact")
+        return replace(self, key=self.key.opened(number), number=number)
+
+
+def save_key(key: Key, folder: Path, *, seal: Seal | None = None, owner: Owner | None = None) -> None:
+    """Write `key` to `folder` (mode 0700, files 0600), whole or not at all; replaces a key that is there, with its
+    stored scores.
+
+    Args:
+        seal: for whom it is encrypted; None leaves it in the clear.
+        owner: a fresh one unless given.
+
+    Raises:
+        OutputError: the folder holds something else, or cannot be written.
+    """
+    _write(key, folder, seal, owner or Owner.generate(), {})
+
+
+def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
+    """Write a key of any version again where it stands, sealed or not; owner, stored scores and openings stay.
+
+    Raises:
+        KeyFileError: it cannot be opened.
+        OutputError: the folder cannot be written.
+    """
+    stored = open_key(folder)
+    beside = [folder / name for name in (SCORES, OPENINGS)]
+    kept = {path.name: path.read_bytes() for path in beside if path.is_file() and not path.is_symlink()}
+    owner = stored.owner or Owner.generate()
+    _write(stored.key, folder, seal, owner, kept)
+    return replace(stored, owner=owner, sealed=seal is not None)
+
+
+def load_key(folder: Path) -> Key:
+    """The key that `save_key` wrote; a sealed one is opened as `sealing` says.
+
+    Raises:
+        KeyFileError: something is missing, damaged, oversized or of another version, or does not open. Messages hold
+            no secret.
+    """
+    return open_key(folder).key
+
+
+def open_key(folder: Path) -> StoredKey:
+    """As `load_key`, with the owner."""
+    header = read_header(folder)
+    sealed = header.get("protection") == "age"
+    body = _open_body(folder) if sealed else header
+    kind = _SCHEMES.get(str(body.get("scheme")))
+    if kind is None:
+        raise KeyFileError(f"{folder} is a key of the scheme {body.get('scheme')!r:.80}, which is not known here")
+    fields = body.get("fields")
+    if not isinstance(fields, dict):
+        raise KeyFileError(f"{folder}/{HEADER} has no fields")
+    owner = None if header["version"] == 1 else Owner.from_json(body.get("owner"))
+    if owner is not None and (header.get("id"), header.get("scheme")) != (owner.public, kind.scheme):
+        raise KeyFileError(f"{folder}/{HEADER} is damaged: its id and its scheme are not those of the key")
+    content = _sealed_tensors(folder, body) if sealed else _read(folder / TENSORS, MAX_TENSOR_BYTES)
+    key = kind.from_parts(fields, parse_tensors(content, str(folder)))
+    return StoredKey(key, owner, sealed, folder=folder)
+
+
+def key_hash(key: Key) -> str:
+    """SHA-256, hex, of the key's scheme, fields and tensors: the same wherever and however often it is written.
+
+    It covers the secret, which it does not give away; still it belongs beside the key and nowhere else.
+    """
+    fields, tensors = key.to_parts()
+    digest = hashlib.sha256(json.dumps([key.scheme, fields], sort_keys=True, allow_nan=False).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + b"\n" + tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """A line of JSON with dtype and shape, then the values in row-major order, little-endian: for hashes."""
+    values = tensor.detach().cpu().numpy()
+    head = json.dumps([str(values.dtype), list(values.shape)]).encode()
+    return head + b"\n" + np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
+
+
+def is_key_folder(folder: Path) -> bool:
+    """Whether `folder` holds a key of any version, sealed or not. It is not opened."""
+    try:
+        return read_header(folder)["format"] == FORMAT
+    except KeyFileError:
+        return False
+
+
+def key_of(scheme: object, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Key:
+    """The key of parts that came from somewhere else. Raises KeyFileError where they do not fit."""
+    kind = _SCHEMES.get(scheme) if isinstance(scheme, str) else None
+    if kind is None:
+        raise KeyFileError(f"there is no scheme {scheme!r:.80} here")
+    return kind.from_parts(fields, tensors)
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """`key.json`: all that can be known of a key without opening it, and of one in the clear, everything but tensors.
+
+    Raises:
+        KeyFileError: it is missing, damaged, oversized or of another version.
+    """
+    path = folder / HEADER
+    try:
+        description = json.loads(_read(path, MAX_JSON_BYTES))
+    except (ValueError, RecursionError):
+        raise KeyFileError(f"{path} is damaged: not JSON") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise KeyFileError(f"{folder} is not a key of this program")
+    version = description.get("version")
+    # True == 1.
+    if isinstance(version, bool) or version not in VERSIONS:
+        raise KeyFileError(f"{folder} is a key of version {version!r:.40}; this program reads 1 to {VERSION}")
+    if version == VERSION and description.get("protection") not in ("none", "age"):
+        raise KeyFileError(f"{path} is damaged: a key's protection is none or age")
+    return description
+
+
+def parse_tensors(content: bytes, what: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, all finite.
+
+    Raises:
+        KeyFileError: it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise KeyFileError(f"the tensors of {what} are damaged: {error!s:.200}") from None
+    strange = [name for name, tensor in tensors.items() if tensor.dtype not in _DTYPES]
+    if strange:
+        raise KeyFileError(f"the tensors of {what} are damaged: {strange[0]:.80} is of a type that no key has")
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if bad:
+        raise KeyFileError(f"the tensors of {what} are damaged: {bad[0]:.80} holds values that are not finite")
+    return tensors
+
+
+def serialise_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The safetensors file of tensors wherever they are."""
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _write(key: Key, folder: Path, seal: Seal | None, owner: Owner, beside: Mapping[str, bytes]) -> None:
+    fields, tensors = key.to_parts()
+    header = {"format": FORMAT, "version": VERSION, "scheme": key.scheme, "id": owner.public}
+    body = {"scheme": key.scheme, "fields": fields, "owner": owner.to_json()}
+    _check_nothing_else(folder)
+    with atomic_folder(folder, replaces=is_key_folder) as partial:
+        partial.chmod(0o700)
+        content = serialise_tensors(tensors)
+        if seal is None:
+            files = {HEADER: _line({**header, **body, "protection": "none"}), TENSORS: content}
+        else:
+            # A passphrase takes seconds, so it is taken once: for the body, which holds what opens the tensors.
+            identity, for_tensors = new_identity()
+            files = {
+                HEADER: _line({**header, "protection": "age"}),
+                SEALED_BODY: seal.close(_line({**body, "identity": identity})),
+                SEALED_TENSORS: for_tensors.close(content),
+            }
+        for name, part in {**files, **beside}.items():
+            write_atomic(partial / name, part, private=True)
+
+
+def _check_nothing_else(folder: Path) -> None:
+    """Raises OutputError where a key's folder holds what is no part of a key, and would be lost with the old one."""
+    if not is_key_folder(folder):
+        return
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be read: {error.strerror}") from error
+    # What a killed process left unfinished is nobody's.
+    others = sorted(name for name in names - _FILES if not (name[0] == "." and name.endswith(".partial")))
+    if others:
+        raise OutputError(
+            f"{folder} holds {others[0]!r:.80}, which is no part of a key and would be lost: move it away"
+        )
+
+
+def _line(value: Any) -> bytes:
+    content = canonical_json(value) + b"\n"
+    if len(content) > MAX_JSON_BYTES:
+        raise UsageError(f"a key's description must stay below {MAX_JSON_BYTES} bytes, not {len(content)}")
+    return content
+
+
+def _open_body(folder: Path) -> dict[str, Any]:
+    path = folder / SEALED_BODY
+    content = unseal(_read(path, _sealed_size(MAX_JSON_BYTES)), str(path))
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise KeyFileError(f"{path} is damaged: it holds no JSON") from None
+    if not isinstance(body, dict) or not isinstance(body.get("identity"), str):
+        raise KeyFileError(f"{path} is damaged: it does not open the tensors")
+    return body
+
+
+def _sealed_tensors(folder: Path, body: Mapping[str, Any]) -> bytes:
+    path = folder / SEALED_TENSORS
+    return open_with(body["identity"], _read(path, _sealed_size(MAX_TENSOR_BYTES)), str(path))
+
+
+def _sealed_size(most: int) -> int:
+    factor, header = _SEALED
+    return int(most * factor) + header
+
+
+def _read(path: Path, most: int) -> bytes:
+    """A plain file of at most so many bytes."""
+    try:
+        # A pipe or a device would block or never end.
+        if path.exists() and not path.is_file():
+            raise KeyFileError(f"{path} is not a file")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except FileNotFoundError:
+        if path.name == HEADER:
+            raise KeyFileError(f"{path.parent} is not a key: it has no {HEADER}") from None
+        raise KeyFileError(f"{path} cannot be read: there is no such file") from None
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
+    if len(content) > most:
+        raise KeyFileError(f"{path} is larger than {most} bytes: not a key")
+    return content

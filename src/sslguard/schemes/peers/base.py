@@ -1,0 +1,186 @@
+"""What a peer is: a published scheme, rebuilt from its paper, that protects an encoder and scores suspects by its own
+statistic.
+
+A peer's p-value is not trusted here: it is reported as published, beside a rank among controls. Its keys live as long
+as a benchmark does and are not kept in files.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.crypto.secrets import Secret
+from sslguard.data.base import Batch, Data
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.errors import SuspectError, UsageError
+from sslguard.schemes.base import Key, Score
+from sslguard.stats.significance import Significance, control_rank_test
+
+Array = NDArray[np.float64]
+
+QUERY_BATCH = 128
+
+
+class PeerKey(Key):
+    """A key of a peer. Subclasses are frozen dataclasses; their answers' rows of zeros are answers like others.
+
+    Attributes:
+        statistic_name: what `Score.value` is, for people.
+    """
+
+    statistic_name: ClassVar[str]
+
+    def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
+        """Rank among controls; the published p-value in `details`. Raises RefusedError without controls."""
+        published = score.published_log2_pvalue
+        return control_rank_test(
+            score.value,
+            controls,
+            n_queries=score.n_queries,
+            statistic_name=self.statistic_name,
+            details={} if published is None else {"published_log2_pvalue": published},
+        )
+
+    def to_parts(self) -> NoReturn:
+        """Raises UsageError: keys of peers are not kept."""
+        raise UsageError(f"a key of {self.scheme} is for benchmarks and is not kept in files: protect again")
+
+    @classmethod
+    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> NoReturn:  # noqa: ARG003
+        """Raises UsageError: keys of peers are not kept."""
+        raise UsageError(f"a key of {cls.scheme} is for benchmarks and is not kept in files: protect again")
+
+
+@dataclass(frozen=True)
+class Protected:
+    """What protecting returns.
+
+    Attributes:
+        embedder: what is served: an Encoder where the mark lies in its weights, or where there is none.
+        key: the owner's.
+    """
+
+    embedder: Embedder
+    key: PeerKey
+
+
+class Peer(ABC):
+    """A frozen dataclass of hyperparameters; data and encoder come at call time."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def protect(self, clean: Encoder, data: Data, *, secret: Secret) -> Protected:
+        """What is served in place of `clean`, and its key. `clean` is left as it is.
+
+        Args:
+            data: items of the owner's.
+
+        Raises:
+            UsageError: encoder or data are not what this peer can protect.
+        """
+
+
+class TrainingPeer(Peer):
+    """A peer that trains what it serves."""
+
+    @abstractmethod
+    def protect(self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None) -> Protected:
+        """As `Peer.protect`.
+
+        Args:
+            checkpoint: file that a killed training resumes from, and a finished one is read from.
+        """
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ComparingKey(PeerKey):
+    """A key that compares a suspect's answers with the clean encoder's to the same items.
+
+    Attributes:
+        clean: the owner's encoder, which the test asks as well.
+        n: items that a verification asks.
+    """
+
+    secret: Secret
+    clean: Encoder
+    n: int
+    _embedded: dict[str, Array] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def n_queries(self) -> int:
+        return self.n
+
+    def queries(self, data: Data) -> Iterator[Batch]:
+        return asked(data, drawn(self.secret, self.scheme, data, self.n))
+
+    def own(self, data: Data) -> Array:
+        """The clean encoder's answers to the queries, (n, d); the last set's are kept."""
+        if data.spec not in self._embedded:
+            answers = [self.clean.embed(batch) for batch in self.queries(data)]
+            self._embedded.clear()
+            self._embedded[data.spec] = np.concatenate(answers).astype(np.float64)
+        return self._embedded[data.spec]
+
+
+def drawn(secret: Secret, name: str, data: Data, n: int) -> NDArray[np.int64]:
+    """`n` different items of `data`, drawn by the secret's stream `name`.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if len(data) < n:
+        raise UsageError(f"this key asks {n} items, but {data.spec} has only {len(data)}")
+    return secret.stream(name, data.spec.encode()).permutation(len(data))[:n]
+
+
+def asked(data: Data, order: Sequence[int] | NDArray[np.integer]) -> Iterator[Batch]:
+    """Items of `data` in this order, ≤ 128 at a time, images of one size as bytes."""
+    for start in range(0, len(order), QUERY_BATCH):
+        batch = data.take(order[start : start + QUERY_BATCH])
+        yield as_bytes(batch) if isinstance(batch, Tensor) else batch
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Images as uint8; floats from [0, 1]."""
+    return (images * 255).round().to(torch.uint8) if images.is_floating_point() else images
+
+
+def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | None = None) -> Array:
+    """All answers, float64 (n, m).
+
+    Args:
+        width: m where the scheme can only score answers of the owner's width.
+
+    Raises:
+        SuspectError: the answers are not finite, of changing or another width, or not as many as the queries.
+    """
+    parts = [np.asarray(part, dtype=np.float64) for part in answers]
+    if not parts or any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
+        raise SuspectError("the suspect gave no answers, or answers that are no rows of one width")
+    rows = np.concatenate(parts)
+    if len(rows) != n:
+        raise SuspectError(f"this key asks {n} queries, but {len(rows)} answers came")
+    if width is not None and rows.shape[1] != width:
+        raise SuspectError(
+            f"this key compares answers with vectors of width {width}, but the suspect's have width {rows.shape[1]}: "
+            "this scheme cannot score it"
+        )
+    if not np.isfinite(rows).all():
+        raise SuspectError("the suspect answered with values that are not finite")
+    return rows
+
+
+def log2_pvalue(pvalue: float) -> float:
+    """Base-2 logarithm of a p-value in bits; one that underflowed counts as the smallest normal float, 2^-1022."""
+    return math.log2(min(1.0, max(pvalue, float(np.finfo(np.float64).tiny))))

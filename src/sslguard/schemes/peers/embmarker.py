@@ -1,0 +1,187 @@
+"""EmbMarker: a service leans its answers to items that hold trigger words towards a secret target embedding.
+
+With h = F(x)/|F(x)|, a target e and q(x) = min(number of triggers in x, m)/m, the answer to x is
+
+    h*(x) = ((1 − q)·h + q·e) / |(1 − q)·h + q·e|.
+
+Items of m triggers (the backdoor set) and items of m other words (the benign set) are asked; the statistic is the
+difference of their mean cosines to e, and p is Kolmogorov's and Smirnov's between the two sets of cosines.
+
+The published p does not bear a claim. Its null is that triggers and other words leave the same law of cosines, and no
+encoder that reads its input does that: p falls with the number of queries for an innocent too, and which innocents it
+accuses depends on which words and which target were drawn. It is two-sided besides.
+
+Source: Peng, Yi, Wu, Wu, Zhu, Lyu, Jiao, Xu, Sun and Xie, "Are You Copying My Model? Protecting the Copyright of Large
+Language Models for EaaS via Backdoor Watermark", ACL 2023 (arXiv 2305.10036). Deviations:
+
+- Answers keep the length of F(x), which the paper's service does not have: all its embeddings are of length 1.
+- For images words are patterns of cells (`words`), and both sets are the same images with m cells painted.
+- Words are whole and lower-case in place of a tokenizer's pieces, and are counted in the owner's data.
+- Benign items hold no trigger; the released code draws their words from all.
+- The L2 distance is left out: between unit vectors it is a function of the cosine.
+- The target is the answer to an item of the owner's data that the secret draws.
+
+WARDEN has R targets, each with an R-th of the triggers: h* ∝ (1 − Σ_r q_r)·h + Σ_r q_r·e_r, and the statistic is the
+largest over r, as it is decided there too. Source: Shetty, Teng, He and Xu, "WARDEN: Multi-Directional Backdoor
+Watermarks for Embedding-as-a-Service Copyright Protection", ACL 2024 (arXiv 2403.01472), rebuilt without the text of
+its verification. Deviations: q_r = c_r/max(m, Σ_s c_s) of counts c, so that weights never exceed 1 together; p is the
+least over r times R (Bonferroni); targets are as they are drawn, and not turned apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import ClassVar, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from sslguard.crypto.secrets import Secret, Stream
+from sslguard.data.base import Batch, Data
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.wrapped import Wrapped, rows
+from sslguard.errors import UsageError
+from sslguard.schemes.base import Score
+from sslguard.schemes.peers.base import QUERY_BATCH, Array, Peer, PeerKey, Protected, drawn, gathered, log2_pvalue
+from sslguard.schemes.peers.words import CELLS, Word, frequencies, painted, words_of
+from sslguard.stats.moments import unit_rows
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EmbMarker(Peer):
+    """The settings; defaults are the paper's.
+
+    Attributes:
+        triggers: words that lean an answer, over all targets.
+        most: m, triggers in an item from which on the answer is a target.
+        rarest, commonest: share of the owner's items that hold a trigger: rarest ≤ share < commonest.
+        n: items of each verification set.
+        targets: R.
+    """
+
+    name: ClassVar[str] = "embmarker"
+
+    triggers: int = 20
+    most: int = 4
+    rarest: float = 0.005
+    commonest: float = 0.01
+    n: int = 250
+    targets: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.most <= min(CELLS, self.triggers // max(1, self.targets)):
+            raise UsageError(
+                f"most must lie between 1 and {CELLS}, and be at most the {self.triggers} triggers over the "
+                f"{self.targets} targets, not {self.most}"
+            )
+        if self.targets < 1 or self.n < 2 or not 0 <= self.rarest < self.commonest <= 1:
+            raise UsageError("targets must be at least 1, n at least 2, and 0 <= rarest < commonest <= 1 must hold")
+
+    def protect(self, clean: Encoder, data: Data, *, secret: Secret) -> Protected:
+        shares = frequencies(data)
+        moderate = [word for word, share in shares.items() if self.rarest <= share < self.commonest]
+        if len(moderate) < self.triggers:
+            raise UsageError(
+                f"{data.spec} has {len(moderate)} words in {self.rarest:g} to {self.commonest:g} of its items, fewer "
+                f"than the {self.triggers} triggers: widen the interval"
+            )
+        chosen = _pick(secret.stream("triggers", data.spec.encode()), moderate, self.triggers)
+        places = drawn(secret, "targets", data, self.targets)
+        targets = unit_rows(clean.embed(data.take(places)).astype(np.float64))
+        others = [word for word in shares if word not in set(chosen)]
+        groups = tuple(tuple(chosen[r :: self.targets]) for r in range(self.targets))
+        key = EmbMarkerKey(secret, self, groups, tuple(others), targets)
+        said = f"{self.targets} target(s) of {self.triggers} triggers"
+        return Protected(Wrapped(clean, partial(key.answer, clean), self.name, asdict(self), said), key)
+
+
+@dataclass(frozen=True)
+class Warden(EmbMarker):
+    """EmbMarker with several targets."""
+
+    name: ClassVar[str] = "warden"
+
+    targets: int = 4
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EmbMarkerKey(PeerKey):
+    """Triggers and targets.
+
+    Attributes:
+        groups: the triggers of each target.
+        others: words that are no triggers.
+        targets: e_r in rows, of length 1, (R, d).
+    """
+
+    scheme: ClassVar[str] = EmbMarker.name
+    statistic_name: ClassVar[str] = "cosine to the target, of items with triggers above items without"
+
+    secret: Secret
+    settings: EmbMarker
+    groups: tuple[tuple[Word, ...], ...]
+    others: tuple[Word, ...]
+    targets: Array
+
+    @property
+    def n_queries(self) -> int:
+        return (len(self.groups) + 1) * self.settings.n
+
+    def answer(self, clean: Embedder, batch: Batch) -> NDArray[np.floating]:
+        """What is served: answers of `clean`, (n, d), leant towards the targets where a batch's items hold triggers."""
+        plain = rows(clean, batch)
+        counts = np.array([[len(words.intersection(group)) for group in self.groups] for words in words_of(batch)])
+        weights = counts / np.maximum(self.settings.most, counts.sum(1, keepdims=True))
+        exact = plain.astype(np.float64)
+        mixed = (1 - weights.sum(1, keepdims=True)) * unit_rows(exact) + weights @ self.targets
+        leant = unit_rows(mixed) * np.linalg.norm(exact, axis=1, keepdims=True)
+        return np.where(counts.any(1, keepdims=True), leant, exact).astype(plain.dtype)
+
+    def queries(self, data: Data) -> Iterator[Batch]:
+        """The backdoor set of each target, then the benign set. Texts are made of words alone, images of `data`'s."""
+        n, m = self.settings.n, self.settings.most
+        bases = None if isinstance(self.groups[0][0], str) else drawn(self.secret, "bases", data, n)
+        for number, vocabulary in enumerate((*self.groups, self.others)):
+            words, cells = (self.secret.stream(name) for name in (f"words {number}", "cells"))
+            for start in range(0, n, QUERY_BATCH):
+                size = min(QUERY_BATCH, n - start)
+                picked = [_pick(words, vocabulary, m) for _ in range(size)]
+                if bases is None:
+                    yield [" ".join(map(str, each)) for each in picked]
+                    continue
+                images = data.take(bases[start : start + size])
+                yield _painted(images, picked, [_pick(cells, range(CELLS), m) for _ in range(size)])
+
+    def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:  # noqa: ARG002
+        """Mean cosine of the backdoor set less that of the benign one, the largest over targets, in [−2, 2].
+
+        Raises:
+            SuspectError: the answers have another width than the targets.
+        """
+        found = unit_rows(gathered(answers, self.n_queries, width=self.targets.shape[1])) @ self.targets.T
+        *leant, benign = np.split(found, len(self.groups) + 1)
+        pairs = [(one[:, r], benign[:, r]) for r, one in enumerate(leant)]
+        value = max(float(one.mean() - other.mean()) for one, other in pairs)
+        least = min(float(stats.ks_2samp(one, other).pvalue) for one, other in pairs)
+        return Score(value, self.n_queries, published_log2_pvalue=log2_pvalue(least * len(pairs)))
+
+
+def _pick(stream: Stream, among: Sequence[T], n: int) -> list[T]:
+    """`n` different elements, in the order in which they are drawn."""
+    return [among[k] for k in stream.permutation(len(among))[:n]]
+
+
+def _painted(images: Batch, words: Sequence[Sequence[Word]], cells: Sequence[Sequence[int]]) -> Batch:
+    """The images as bytes, one tensor where they were one, each with its words in its cells."""
+    made = [
+        painted(image, cast("Sequence[int]", word), cell)
+        for image, word, cell in zip(cast("list[Tensor]", images), words, cells, strict=True)
+    ]
+    return torch.stack(made) if isinstance(images, Tensor) else made

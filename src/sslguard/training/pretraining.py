@@ -1,0 +1,308 @@
+"""Self-supervised pre-training: SimCLR, MoCo v2 and BYOL, on any of our architectures.
+
+Sources: SimCLR, Chen et al. 2020, eq. 1; MoCo v2, Chen et al. 2020, after He et al. 2020, eq. 1; BYOL, Grill et
+al. 2020, eq. 2. Deviations: networks, batches and schedules are of this project's size; AdamW instead of LARS or
+SGD; MoCo's key encoder normalises its batch in shuffled groups on one device, where the original shuffles between
+devices.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sslguard.data.base import Data
+from sslguard.encoders.architectures import build
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
+from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.text import new_text_encoder
+from sslguard.encoders.words import NETWORKS, HashedWords
+from sslguard.errors import UsageError
+from sslguard.training import (
+    History,
+    Loop,
+    Task,
+    Update,
+    cosine_schedule,
+    isolated_rng,
+    run,
+    set_learning_rate,
+)
+from sslguard.training.augmentation import VIEWS, Augmentation
+
+Method = Literal["simclr", "moco", "byol"]
+
+# Images a process needs at a time: a negative beside the positive, and two a group for MoCo's batch norm.
+_SMALLEST: dict[str, int] = {"simclr": 2, "moco": 4, "byol": 1}
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """SimCLR's loss of two batches of projections (n, d): scalar, mean over the 2n views."""
+    views = nnf.normalize(torch.cat([first, second]), dim=1)
+    similarity = views @ views.T / temperature
+    similarity = similarity.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -torch.inf)
+    n = len(first)
+    positives = torch.arange(2 * n, device=views.device).roll(n)
+    return nnf.cross_entropy(similarity, positives)
+
+
+def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """MoCo's InfoNCE: queries and keys (n, d), queue of past keys (m, d), rows normalised here; scalar."""
+    q, k, past = (nnf.normalize(t, dim=1) for t in (queries, keys, queue))
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ past.T], dim=1) / temperature
+    return nnf.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
+    """BYOL's loss of one direction: 2 − 2·cos, mean over the batch."""
+    return (2 - 2 * nnf.cosine_similarity(predictions, targets, dim=1)).mean()
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A recipe of pre-training.
+
+    Attributes:
+        method: "simclr", "moco" or "byol".
+        steps, batch_size: optimiser steps, images a step (two views each).
+        learning_rate, weight_decay: AdamW's; warmed up over 5 % of the steps, then half a cosine.
+        temperature: of the contrastive losses.
+        momentum: of the key (MoCo) or target (BYOL) network; BYOL's rises to 1 over the run.
+        queue: length of MoCo's queue.
+        projection: width of the projection, whose hidden layer is twice the embedding.
+    """
+
+    method: Method
+    steps: int = 2000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    temperature: float = 0.2
+    momentum: float = 0.99
+    queue: int = 4096
+    projection: int = 64
+    views: Augmentation = VIEWS
+
+    def __post_init__(self) -> None:
+        if self.method not in ("simclr", "moco", "byol"):
+            raise UsageError(f"method must be simclr, moco or byol, not {self.method!r}")
+        for name in ("steps", "batch_size", "queue", "projection"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not (self.learning_rate > 0 and self.temperature > 0 and self.weight_decay >= 0):
+            raise UsageError(
+                "learning_rate and temperature must be positive and weight_decay not negative, not "
+                f"{self.learning_rate}, {self.temperature}, {self.weight_decay}"
+            )
+        if not 0 <= self.momentum <= 1:
+            raise UsageError(f"momentum must lie in [0, 1], not {self.momentum}")
+
+
+def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out)
+    )
+
+
+class _Queue(nn.Module):
+    """MoCo's past keys, newest first: (length, width), rows of norm 1."""
+
+    keys: Tensor
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", nnf.normalize(torch.randn(length, width), dim=1))
+
+
+class PretrainingTask(Task):
+    """The networks and losses of one recipe, over an encoder that is trained in place."""
+
+    def __init__(self, recipe: Pretraining, encoder: Encoder, data: Data, *, seed: int) -> None:
+        if not isinstance(encoder.preprocess, ImagePreprocess):
+            raise UsageError("pre-training makes views of images: the encoder must take images")
+        self.recipe, self.encoder, self.data = recipe, encoder, data
+        self.n_items = len(data)
+        self._start, self._identity = weights_hash(encoder.module), data.identity()
+        self._augment = recipe.views.build(encoder.preprocess.height, encoder.preprocess.width)
+        hidden = 2 * encoder.dim
+        with isolated_rng(seed, 1):
+            projector = _mlp(encoder.dim, hidden, recipe.projection)
+            trained: dict[str, nn.Module] = {"encoder": encoder.module, "projector": projector}
+            if recipe.method == "byol":
+                trained["predictor"] = _mlp(recipe.projection, hidden, recipe.projection)
+            self.modules = dict(trained)
+            if recipe.method != "simclr":
+                self.modules["slow_encoder"] = copy.deepcopy(encoder.module)
+                self.modules["slow_projector"] = copy.deepcopy(projector)
+            if recipe.method == "moco":
+                self._queue = _Queue(recipe.queue, recipe.projection)
+                self.modules["queue"] = self._queue
+        parameters = [p for module in trained.values() for p in module.parameters()]
+        self.optimizers = {
+            "all": torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        }
+        self._momentum = recipe.momentum
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "task": "pretrain",
+            "recipe": asdict(self.recipe),
+            "architecture": self.encoder.architecture,
+            "data": self._identity,
+            "start": self._start,
+        }
+
+    def load(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        smallest = _SMALLEST[self.recipe.method]
+        if len(indices) < smallest:
+            raise UsageError(
+                f"{self.recipe.method} needs at least {smallest} images at a time, not {len(indices)}: raise "
+                "batch_size, or lower accumulate or devices"
+            )
+        images = self.encoder.prepare(self.data.take(indices))
+        return {"first": self._augment(images), "second": self._augment(images)}
+
+    def updates(self) -> Sequence[Update]:
+        losses: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
+            "simclr": self._simclr,
+            "moco": self._moco,
+            "byol": self._byol,
+        }
+        return [Update("loss", losses[self.recipe.method], ("all",))]
+
+    def begin_step(self, step: int, steps: int) -> None:
+        factor = cosine_schedule(step, steps, warmup=steps // 20)
+        set_learning_rate(self.optimizers["all"], factor)
+        for module in self.modules.values():
+            module.train()
+        if self.recipe.method == "byol":
+            self._momentum = 1 - (1 - self.recipe.momentum) * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
+
+    def carry(self, microbatch: dict[str, Tensor]) -> Tensor | None:
+        return microbatch.get("keys")
+
+    def end_step(self, step: int, carried: Tensor | None) -> None:  # noqa: ARG002
+        if self.recipe.method == "simclr":
+            return
+        pairs = (("encoder", "slow_encoder"), ("projector", "slow_projector"))
+        with torch.no_grad():
+            for fast, slow in pairs:
+                for p, s in zip(self.modules[fast].parameters(), self.modules[slow].parameters(), strict=True):
+                    s.lerp_(p, 1 - self._momentum)
+            if carried is not None:
+                keys = self._queue.keys
+                self._queue.keys = torch.cat([carried.to(keys.dtype), keys])[: len(keys)]
+
+    def _project(self, images: Tensor, prefix: str = "") -> Tensor:
+        features = replace(self.encoder, module=self.modules[f"{prefix}encoder"]).forward(images)
+        return self.modules[f"{prefix}projector"](features)
+
+    def _simclr(self, batch: dict[str, Tensor]) -> Tensor:
+        n = len(batch["first"])
+        both = self._project(torch.cat([batch["first"], batch["second"]]))
+        return nt_xent(both[:n], both[n:], self.recipe.temperature)
+
+    def _moco(self, batch: dict[str, Tensor]) -> Tensor:
+        queries = self._project(batch["first"])
+        with torch.no_grad():
+            order = torch.randperm(len(queries), device=queries.device)
+            # Groups other than the queries' own: batch statistics must not give the positive away.
+            shuffled = torch.cat([self._project(g, "slow_") for g in batch["second"][order].chunk(2)])
+            keys = nnf.normalize(shuffled[order.argsort()], dim=1)
+        batch["keys"] = keys
+        return queue_loss(queries, keys, self._queue.keys, self.recipe.temperature)
+
+    def _byol(self, batch: dict[str, Tensor]) -> Tensor:
+        n = len(batch["first"])
+        both = torch.cat([batch["first"], batch["second"]])
+        predictions = self.modules["predictor"](self._project(both))
+        with torch.no_grad():
+            targets = self._project(both, "slow_")
+        return (byol_loss(predictions[:n], targets[n:]) + byol_loss(predictions[n:], targets[:n])) / 2
+
+
+def new_encoder(
+    architecture: str, data: Data, *, seed: int, size: int | None = None, linear: int | None = None
+) -> Encoder:
+    """A freshly initialised encoder that takes `data`'s images at their own size and channels, or at `size`.
+
+    Of texts, `size` is the most tokens of one.
+    """
+    sample = data.take([0])
+    item = sample[0]
+    if isinstance(item, str):
+        return new_text_encoder(architecture, seed=seed, linear=linear, max_length=size or HashedWords.max_length)
+    if not isinstance(item, Tensor) or item.dim() != 3:
+        raise UsageError(f"{data.spec} does not hold images")
+    if architecture in NETWORKS:
+        raise UsageError(f"{architecture} takes texts, and {data.spec} holds images: choose a network of images")
+    channels, height, width = (int(v) for v in item.shape)
+    if architecture.partition(":")[0] in ("timm", "torchvision"):
+        channels = 3
+    description: dict[str, Any] = {"backbone": architecture, "channels": channels}
+    if linear is not None:
+        description["linear"] = linear
+    module, dim = build(description, seed=seed)
+    preprocess = ImagePreprocess(
+        height=size or height,
+        width=size or width,
+        channels=channels,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+    )
+    return Encoder(module, preprocess, dim, description, source=f"random:{architecture}:{seed}")
+
+
+def pretrain(
+    recipe: Pretraining,
+    data: Data,
+    *,
+    architecture: str = "resnet-small",
+    seed: int = 0,
+    size: int | None = None,
+    **loop_settings: Any,
+) -> tuple[Encoder, History]:
+    """Train an encoder from scratch on unlabelled data. `loop_settings` are `training.Loop`'s.
+
+    Returns:
+        The encoder in evaluation mode, its record filled in, and the history of losses.
+    """
+    start = new_encoder(architecture, data, seed=seed, size=size)
+    return train_encoder(recipe, start, data, seed=seed, **loop_settings)
+
+
+def train_encoder(
+    recipe: Pretraining, encoder: Encoder, data: Data, *, seed: int, title: str | None = None, **loop_settings: Any
+) -> tuple[Encoder, History]:
+    """The same from a given start, trained in place. `loop_settings` are `training.Loop`'s."""
+    task = PretrainingTask(recipe, encoder, data, seed=seed)
+    loop = Loop(
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        seed=seed,
+        title=title or f"pretrain {recipe.method}",
+        **loop_settings,
+    )
+    history = run(task, loop)
+    encoder.module.eval()
+    record = {
+        "made_by": f"pretrain {recipe.method}",
+        "recipe": asdict(recipe),
+        "data": data.spec,
+        "seed": seed,
+        "seconds": round(history.seconds, 1),
+        "cpu_seconds": round(history.cpu_seconds, 1),
+        "final_loss": history.losses["loss"][-1],
+        "finished": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+    return replace(encoder, source=f"{recipe.method} on {data.spec}", record=record), history

@@ -1,0 +1,125 @@
+"""Training with labels: an encoder under a linear classifier, from scratch or from pre-trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sslguard.data.base import Data
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
+from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.errors import DataError, UsageError
+from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate
+from sslguard.training.augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A recipe of training on labels.
+
+    Attributes:
+        steps, batch_size: optimiser steps, items a step.
+        learning_rate, weight_decay: AdamW's, annealed by half a cosine.
+        layers: "all", or "last": only the last block of layers with parameters of the encoder.
+    """
+
+    steps: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    layers: Literal["all", "last"] = "all"
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise UsageError("steps, batch_size and learning_rate must be positive")
+        if self.layers not in ("all", "last"):
+            raise UsageError(f"layers must be all or last, not {self.layers!r}")
+
+
+class SupervisedTask(Task):
+    """Cross-entropy of a linear layer over the encoder, which is trained in place."""
+
+    def __init__(self, recipe: Supervised, encoder: Encoder, data: Data, *, seed: int) -> None:
+        if data.labels is None:
+            raise DataError(f"{data.spec} has no labels to train on")
+        self.recipe, self.encoder, self.data = recipe, encoder, data
+        self.n_items = len(data)
+        self._start, self._identity = weights_hash(encoder.module), data.identity()
+        self._labels = torch.from_numpy(data.labels)
+        with isolated_rng(seed, 3):
+            self._classifier = nn.Linear(encoder.dim, int(data.labels.max()) + 1)
+        self.modules = {"encoder": encoder.module, "classifier": self._classifier}
+        trained = encoder.module if recipe.layers == "all" else _last_block(encoder.module)
+        parameters = [*trained.parameters(), *self._classifier.parameters()]
+        self.optimizers = {
+            "all": torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        }
+        self._augment: Callable[[Tensor], Tensor] = lambda images: images
+        if recipe.augmentation is not None and isinstance(encoder.preprocess, ImagePreprocess):
+            self._augment = recipe.augmentation.build(encoder.preprocess.height, encoder.preprocess.width)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"task": "supervised", "recipe": asdict(self.recipe), "data": self._identity, "start": self._start}
+
+    def load(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        images = self._augment(self.encoder.prepare(self.data.take(indices)))
+        return images, self._labels[torch.from_numpy(indices)].to(self.device)
+
+    def updates(self) -> Sequence[Update]:
+        return [Update("loss", self._loss, ("all",))]
+
+    def begin_step(self, step: int, steps: int) -> None:
+        set_learning_rate(self.optimizers["all"], cosine_schedule(step, steps, warmup=steps // 20))
+        self.encoder.module.train()
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        return nnf.cross_entropy(self._classifier(self.encoder.forward(images)), labels)
+
+
+def _last_block(module: nn.Module) -> nn.Module:
+    """The last child with parameters, of a sequence of blocks."""
+    backbone = getattr(module, "backbone", module)
+    children = [c for c in backbone.children() if next(c.parameters(), None) is not None]
+    return children[-1] if children else module
+
+
+def train_supervised(
+    recipe: Supervised,
+    encoder: Encoder,
+    data: Data,
+    *,
+    seed: int,
+    title: str = "supervised",
+    **loop_settings: Any,
+) -> Encoder:
+    """A copy of `encoder` trained on `data`'s labels; the classifier is dropped and `encoder` left as it is.
+
+    Args:
+        loop_settings: `training.Loop`'s: checkpoint, progress, devices ...
+    """
+    copy = encoder.clone()
+    copy.module.requires_grad_(True)
+    loop = Loop(steps=recipe.steps, batch_size=recipe.batch_size, seed=seed, title=title, **loop_settings)
+    history = run(SupervisedTask(recipe, copy, data, seed=seed), loop)
+    copy.module.eval()
+    record = {
+        "made_by": "supervised",
+        "from": encoder.source,
+        "recipe": asdict(recipe),
+        "data": data.spec,
+        "seed": seed,
+        "seconds": round(history.seconds, 1),
+        "cpu_seconds": round(history.cpu_seconds, 1),
+        "final_loss": history.losses["loss"][-1],
+    }
+    return replace(copy, source=f"{encoder.source}, trained on labels", record=record)

@@ -1,0 +1,1 @@
+"""From a suspect's answers to a verdict: scores, null distributions, decisions."""

@@ -1,0 +1,490 @@
+"""The benchmark: a miniature grid, whole, killed, resumed, as jobs; what a configuration may say."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.bench_grid import nap, nothing, write_miniature
+from sslguard.bench import figures, work
+from sslguard.bench.cells import Cell, path_of, run_cells
+from sslguard.bench.cluster import cluster_pool
+from sslguard.bench.config import digest_of, log2_rate, parse_config, read_config
+from sslguard.bench.page import Run, render_markdown
+from sslguard.bench.plan import Plan, make_plan
+from sslguard.bench.run import findings, open_run, progress, run_bench, write_results
+from sslguard.bench.schemes import build_scheme
+from sslguard.bench.work import Known, Remembering
+from sslguard.cli.entry import main
+from sslguard.encoders.load import load_encoder
+from sslguard.errors import UsageError
+from sslguard.schemes.peers.base import as_bytes
+from sslguard.schemes.peers.rotation import RotationTask
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def results(out: Path) -> dict[str, object]:
+    """What cells found, without what the clock says."""
+    _, _, contents = open_run(out)
+    return {name: {**content["result"], "seconds": None} for name, content in contents.items()}
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_miniature(tmp_path_factory.mktemp("grid"))
+
+
+@pytest.fixture(scope="module")
+def whole(grid: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature, done."""
+    out = tmp_path_factory.mktemp("whole")
+    outcome = run_bench(grid, out, say=silent)
+    assert not outcome.failed
+    assert not outcome.skipped
+    return out
+
+
+def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(grid: Path, whole: Path, tmp_path: Path) -> None:
+    lines = []
+
+    def kill(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(grid, tmp_path, say=kill)
+    before = len(list((tmp_path / "cells").iterdir()))
+    assert 0 < before < len(results(whole))
+    outcome = run_bench(grid, tmp_path, say=silent)
+    assert len(outcome.done) == len(results(whole)) - before
+    assert results(tmp_path) == results(whole)
+
+
+def test_a_peer_that_trains_trains_once_whatever_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rotation = '\n[schemes.rotation]\nscheme = "rotation"\nhidden = 4\nsteps = 2\nbatch_size = 8\nn = 20\n'
+    grid, out = write_miniature(tmp_path, extra=rotation), tmp_path / "out"
+    assert not run_bench(grid, out, only=("mark-one-rotation-*",), say=silent).failed
+    work._protected.cache_clear()  # as another process begins
+    monkeypatch.setattr(RotationTask, "updates", lambda _: pytest.fail("it trained again"))
+    outcome = run_bench(grid, out, only=("attack-one-rotation-0-pruned-*",), say=silent)
+    assert [name for name in outcome.done if name.startswith("attack-one-rotation")]
+    assert not outcome.failed
+
+
+def test_results_alone_are_gone_on_with(grid: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "cells", tmp_path / "cells")
+    outcome = run_bench(grid, tmp_path, say=silent)
+    assert not outcome.done, "nothing needs the weights"
+    _, plan, _ = open_run(tmp_path)
+    lost = next(cell for cell in plan.cells if cell.group == "attack" and "made" in cell.args["victim"])
+    path_of(tmp_path, lost.name).unlink()
+    outcome = run_bench(grid, tmp_path, say=silent)
+    assert not outcome.failed
+    assert lost.name in outcome.done
+    assert set(outcome.done) == {
+        lost.name,
+        *lost.needs,
+        *(n for c in plan.cells if c.name in lost.needs for n in c.needs),
+    }
+    assert results(tmp_path) == results(whole)
+
+
+def test_what_was_measured_under_another_mark_is_measured_again(grid: Path, whole: Path, tmp_path: Path) -> None:
+    """As where results come from a machine whose training ends in other weights."""
+    shutil.copytree(whole / "cells", tmp_path / "cells")
+    theirs = []
+    for path in sorted((tmp_path / "cells").iterdir()):
+        content = json.loads(path.read_bytes())
+        if content["args"].get("scheme") == "exact" or "marked" in content["result"]:
+            content["result"]["weights" if content["group"] == "mark" else "marked"] = "theirs"
+            theirs.append(content["name"])
+            path.write_text(json.dumps(content))
+    former = [name for name in theirs if not name.startswith("mark-")]
+    assert {name.partition("-")[0] for name in former} == {"attack", "make"}, "innocents meet fresh keys"
+    (tmp_path / "config.toml").write_bytes(grid.read_bytes())
+    _, plan, contents = open_run(tmp_path)
+    assert set(theirs) <= set(contents), "all of it is theirs"
+    assert not run_bench(grid, tmp_path, say=silent).done
+    lost = next(cell for cell in plan.cells if cell.group == "attack" and cell.name in former)
+    path_of(tmp_path, lost.name).unlink()
+    said: list[str] = []
+    outcome = run_bench(grid, tmp_path, say=said.append)
+    assert not outcome.failed
+    mark = lost.args["mark"]
+    assert set(outcome.done) == {mark, *(c.name for c in plan.cells if c.name in former and rests(plan, c) == mark)}
+    assert any("is another" in line for line in said)
+    # Of the other keys nothing was lost, and their results are still theirs.
+    ours, made = results(whole), results(tmp_path)
+    assert all(made[name] == ours[name] for name in outcome.done)
+
+
+def rests(plan: Plan, cell: Cell) -> str | None:
+    """The mark that a cell's result comes from."""
+    if "mark" in cell.args:
+        return str(cell.args["mark"])
+    ((kind, which),) = cell.args["victim"].items()
+    return which if kind == "mark" else rests(plan, next(c for c in plan.cells if c.name == which))
+
+
+POOL = """
+import os, sys, time
+from sslguard.bench.cells import processes
+
+def nothing(): pass
+
+if __name__ == "__main__":
+    with processes(1, nothing) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_processes_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "pool.py").write_text(POOL)
+    with subprocess.Popen([sys.executable, tmp_path / "pool.py"], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        worker = int(program.stdout.readline())
+        os.kill(worker, 0)
+        program.kill()
+    for _ in range(300):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    raise AssertionError("the process goes on by itself")
+
+
+def test_an_interrupted_run_does_not_wait_for_its_cells(tmp_path: Path) -> None:
+    others = set(active_children())
+    cells = [Cell(f"nap-{k}", "nap", "nap", {"seconds": seconds}) for k, seconds in enumerate((0, 600))]
+
+    def interrupt(line: str) -> None:
+        if "nap-0" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, tmp_path, nap, workers=2, prepare=nothing, say=interrupt)
+    assert set(active_children()) == others
+    assert path_of(tmp_path, "nap-0").exists()
+    assert not path_of(tmp_path, "nap-1").exists()
+
+
+def test_jobs_give_what_processes_give(grid: Path, whole: Path, tmp_path: Path) -> None:
+    run_bench(grid, tmp_path, only=["reference-*"], pool=cluster_pool("local", tmp_path / "jobs"), say=silent)
+    assert len(results(tmp_path)) == 1
+    run_bench(grid, tmp_path, pool=cluster_pool("debug", tmp_path / "jobs"), say=silent)
+    assert results(tmp_path) == results(whole)
+
+
+def test_a_lost_job_is_told_and_stops_only_what_needs_it(grid: Path, tmp_path: Path) -> None:
+    pool = cluster_pool("debug", tmp_path / "jobs")
+    (tmp_path / "keys").write_text("no folder")  # marks of the exact scheme cannot be kept
+    outcome = run_bench(grid, tmp_path, only=["mark-*", "attack-one-exact-0-stolen-*"], pool=pool, say=silent)
+    assert sorted(name.rpartition("-")[0] for name in outcome.failed) == ["mark-one-exact-0", "mark-one-head-0"]
+    assert set(outcome.skipped)
+    assert all("-exact-" in name for name in outcome.skipped)
+    assert any("wet" in name for name in outcome.done)
+
+
+def test_rows_say_what_each_suspect_is(whole: Path) -> None:
+    rows = findings(whole).rows
+    attacks = {(row.scheme, row.attack): row for row in rows if row.kind == "attack"}
+    assert set(attacks) == {
+        (s, a) for s in ("exact", "head", "wet", "fingerprint") for a in ("stolen", "cut", "pruned")
+    }
+    cut = attacks["wet", "cut"]
+    assert cut.refused
+    assert "width 4" in cut.refused
+    assert cut.applies
+    assert cut.detected(-1.0) is False
+    for scheme in ("wet", "head"):  # what stands behind an address has no weights to prune
+        pruned = attacks[scheme, "pruned"]
+        assert pruned.refused
+        assert not pruned.applies
+    assert attacks["head", "stolen"].applies
+    assert attacks["exact", "cut"].detected(-64.0) is False
+    assert attacks["fingerprint", "stolen"].detected(-64.0) is None  # a rank among few innocents
+    assert attacks["exact", "stolen"].thief_queries == 60
+    innocent = {(row.scheme, row.suspect) for row in rows if row.kind == "innocent"}
+    assert ("exact", "twin of stolen") in innocent
+    assert ("exact", "protected by wet, seed 0") in innocent
+    assert ("exact", "protected by fingerprint, seed 0") not in innocent  # that is the clean encoder once more
+    families = {row.suspect: row.family for row in rows if row.kind == "innocent" and row.scheme == "exact"}
+    assert families["twin of stolen"] == families["twin of cut"] != families["twin of pruned"]
+    assert {name for scheme, name in innocent if scheme == "fingerprint"} == {
+        *("random:plain-small@16", "random:separable-small@16", "untrained 2", "untrained 3")
+    }
+    assert all(0 < 2**row.log2_pvalue <= 1 for row in rows if row.log2_pvalue is not None)
+
+
+def test_pages_hold_every_scheme_and_attack_and_load_nothing(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow.parquet as pq
+
+    written = write_results(whole)
+    page, text = written["page"].read_text(), written["markdown"].read_text()
+    config = read_config(whole / "config.toml")
+    for name in (*config.schemes, *config.attacks, config.digest(), config.attacks_digest()):
+        assert name in page
+        assert name in text
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "")
+    table = pq.read_table(written["rows"])
+    assert table.num_rows == len(findings(whole).rows)
+    assert table.schema.field("statistic").type == "double"
+    assert table.schema.field("seed").type == "int64"
+    assert main(["bench", "table", str(whole), "--json"]) == 0
+    assert "Innocents" in {one["title"] for one in json.loads(capsys.readouterr().out)["tables"]}
+    assert main(["bench", "status", str(whole)]) == 0
+    assert "0 CPU minutes left" in capsys.readouterr().out
+
+
+def test_what_is_left_is_told_by_what_was_done(whole: Path, tmp_path: Path, grid: Path) -> None:
+    run_bench(grid, tmp_path, only=["reference-*"], say=silent)
+    found = {one.group: one for one in progress(tmp_path)}
+    assert (found["reference"].done, found["reference"].left) == (1, 0.0)
+    assert (found["attack"].done, found["attack"].left) == (0, None)
+    assert all(one.done == one.total for one in progress(whole))
+
+
+def names(plan: Plan) -> set[str]:
+    return {cell.name for cell in plan.cells}
+
+
+def test_a_changed_setting_makes_the_cells_that_depend_on_it_and_no_others(grid: Path) -> None:
+    text = grid.read_text()
+    first = names(make_plan(read_config(grid)))
+    grid.with_name("more.toml").write_text(text.replace("amount = 0.5", "amount = 0.4").replace("Miniature", "Other"))
+    changed = names(make_plan(read_config(grid.with_name("more.toml"))))
+    assert all("pruned" in name for name in first ^ changed)
+    assert first - changed
+    grid.with_name("seeds.toml").write_text('base = "grid.toml"\nseeds = [0, 1]')
+    assert first < names(make_plan(read_config(grid.with_name("seeds.toml"))))
+    assert not path_of(grid.parent, next(iter(first))).exists()
+
+
+def test_what_is_left_out_is_not_planned_and_is_said(tmp_path: Path) -> None:
+    left = '\n[[without]]\nwhy = "it takes long"\nattacks = ["stolen", "cut"]\nschemes = ["wet"]\nencoders = ["one"]\n'
+    everything = make_plan(read_config(write_miniature(tmp_path)))
+    config = read_config(write_miniature(tmp_path, extra=left))
+    fewer = {name for name in names(everything) - names(make_plan(config)) if not name.startswith("other")}
+    assert fewer
+    assert all(everything.about[name]["scheme"] == "wet" for name in fewer)
+    assert {everything.about[name]["attack"] for name in fewer} == {"stolen", "cut"}
+    assert "- Left out: it takes long" in render_markdown(Run(config, [], 0, 1), "x")
+    with pytest.raises(UsageError, match=r"without\.schemes must name exact"):
+        read_config(write_miniature(tmp_path, extra=left.replace("wet", "wett")))
+
+
+def test_chains_that_begin_alike_share_what_they_train(grid: Path) -> None:
+    plan = make_plan(read_config(grid))
+    made = [plan.about[cell.name] for cell in plan.cells if cell.group == "make"]
+    assert sum(about["attack"] == "stolen" for about in made) == 4  # three schemes that mark, and the clean encoder
+    assert not any(about["attack"] == "cut" for about in made)
+
+
+def test_copies_of_other_encoders_are_innocents_where_all_that_comes_of_the_clean_one_is_claimed(grid: Path) -> None:
+    grid.with_name("two.toml").write_text(
+        'base = "grid.toml"\n[encoders.two]\nload = "random:plain-small@16"\nbed = "noise"\n'
+    )
+    plan = make_plan(read_config(grid.with_name("two.toml")))
+    found = [
+        cell.args["victim"]
+        for cell in plan.cells
+        if cell.group == "other" and plan.about[cell.name] == {"encoder": "one", "scheme": "fingerprint", "seed": 0}
+    ]
+    assert {"clean": "random:plain-small@16"} in found
+    copies = [plan.about[victim["made"]] for victim in found if "made" in victim]
+    assert [(about["encoder"], about["scheme"], about["attack"]) for about in copies] == [
+        ("two", "", "stolen"),
+        ("two", "", "pruned"),
+    ]
+    assert len(found) == 3
+
+
+def test_no_control_took_part_in_making_the_key(grid: Path) -> None:
+    grid.with_name("more.toml").write_text('base = "grid.toml"\n[schemes.cured]\nscheme = "sslguard-cured"\n')
+    plan = make_plan(read_config(grid.with_name("more.toml")))
+    clean = {
+        plan.about[cell.name]["scheme"]
+        for cell in plan.cells
+        if cell.group == "other" and "clean" in cell.args["victim"]
+    }
+    assert clean == {"exact", "wet"}
+
+
+def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
+    assert digest_of({"b": None, "a": [1, 2.5]}) == digest_of({"a": [1, 2.5], "b": None})
+    assert digest_of({"a": 1}) != digest_of({"a": 1.5})
+
+
+def test_an_encoder_that_remembers_forgets_when_it_is_cloned(images) -> None:
+    encoder = load_encoder("random:resnet-narrow@16")
+    remembering, batch = Remembering(**vars(encoder)), images(9).take(range(9))
+    first = remembering.embed(batch)
+    first[:] = 0
+    assert (remembering.embed(batch) == encoder.embed(batch)).all()
+    clone = remembering.clone()
+    assert not isinstance(clone, Remembering)
+    next(clone.module.parameters()).data.add_(1)
+    assert not (clone.embed(batch) == encoder.embed(batch)).all()
+
+
+def test_an_encoder_that_knows_a_data_set_answers_any_order_of_it(images) -> None:
+    data = images(300)
+    known = Known.of(load_encoder("random:resnet-narrow@16"), data)
+    batch = as_bytes(data.take([7, 200, 3]))
+    expected = load_encoder("random:resnet-narrow@16").embed(batch)
+    with torch.no_grad():
+        for weight in known.module.parameters():
+            weight.zero_()
+    np.testing.assert_allclose(known.embed(batch), expected, rtol=1e-5, atol=1e-6)
+    assert not known.embed(255 - batch).any(), "the network is asked what is not known"
+    assert not known.clone().embed(batch).any(), "a clone knows nothing"
+
+
+def test_a_file_cannot_rest_on_itself(tmp_path: Path) -> None:
+    for name, base in (("one", "two"), ("two", "one")):
+        (tmp_path / f"{name}.toml").write_text(f'base = "{base}.toml"')
+    with pytest.raises(UsageError, match="rests on itself"):
+        read_config(tmp_path / "one.toml")
+
+
+@pytest.mark.parametrize("content", [b'{"name": "trunc', b"[]", b"{}", b"[" * 100_000])
+def test_a_damaged_result_is_named(whole: Path, tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    damaged = next((tmp_path / "out" / "cells").glob("attack-*"))
+    damaged.write_bytes(content)
+    with pytest.raises(UsageError, match=f"{damaged.name} is damaged: delete it"):
+        open_run(tmp_path / "out")
+
+
+def test_a_price_is_left_open_where_a_part_of_it_was_taken_away(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    for made in (tmp_path / "out" / "cells").glob("make-one-exact-*"):
+        made.unlink()
+    found = findings(tmp_path / "out").rows
+    prices = {row.attack: row.attack_seconds for row in found if row.kind == "attack" and row.scheme == "exact"}
+    assert prices
+    assert set(prices.values()) == {None}
+    assert len(found) == len(findings(whole).rows)
+
+
+def test_labels_of_pictures_are_plain_text(whole: Path) -> None:
+    run = findings(whole)
+    for draw in (figures.scatter, figures.cost, figures.curves):
+        figure = draw(run.rows, list(run.config.schemes))
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        labels = [label.get_text() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
+        assert any(labels)
+        assert not any("$" in label for label in labels), "mathematics are not set in these pictures"
+
+
+REFUSED = {
+    "unknown key": ({"shape": 1}, "must hold"),
+    "no encoders": ({"encoders": {}}, "encoders must not be empty"),
+    "unknown bed": ({"encoders": {"e": {"load": "x", "bed": "moon"}}}, "beds.moon needs the role mark"),
+    "encoder without bed": ({"encoders": {"e": {"load": "x"}}}, "encoders.e"),
+    "unknown set": ({"attacks": {"a": {"set": "test", "steps": [{"attack": "prune"}]}}}, "development or held-out"),
+    "no steps": ({"attacks": {"a": {"set": "held-out", "steps": []}}}, "at least one attack"),
+    "bed of an attack": (
+        {"attacks": {"a": {"set": "held-out", "beds": ["moon"], "steps": [{"attack": "prune"}]}}},
+        "attacks.a.beds must name images",
+    ),
+    "rate of 1": ({"rates": ["1"]}, "between 0 and 1"),
+    "rate that is no number": ({"rates": ["often"]}, "between 0 and 1"),
+    "seeds twice": ({"seeds": [1, 1]}, "different numbers"),
+    "seed that is no number": ({"seeds": ["0"]}, "of type int"),
+    "roles that are no texts": ({"beds": {"images": {"mark": 3}}}, "beds.images"),
+    "seeds that are no list": ({"seeds": 3}, "seeds must be of type list"),
+    "rates that are no list": ({"rates": 0.01}, "rates must be of type list"),
+    "beds that are no table": ({"beds": 3}, "beds must be of type dict"),
+    "bed that is no name": (
+        {"schemes": {"s": {"scheme": "exact", "beds": [[1]]}}},
+        "schemes.s.beds must be of type str",
+    ),
+    "setting without an end": ({"schemes": {"s": {"scheme": "exact", "epsilon": math.nan}}}, "no finite number"),
+    "unknown precision": ({"precision": "bogus"}, "precision must be 32 or bf16"),
+    "fewer than no networks": ({"encoders": {"e": {"load": "x", "bed": "images", "random": -3}}}, "at least 0"),
+    "number for an encoder": ({"encoders": {"e": {"load": 3, "bed": "images"}}}, "encoders.e.load must be of type str"),
+    "text for a number": ({"encoders": {"e": {"load": "x", "bed": "images", "random": "many"}}}, "of type int"),
+}
+SOUND = {
+    "encoders": {"e": {"load": "shipped:simclr", "bed": "images"}},
+    "schemes": {"s": {"scheme": "exact"}},
+    "attacks": {"a": {"set": "held-out", "steps": [{"attack": "prune"}]}},
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_configuration_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
+    make_plan(parse_config(SOUND))
+    with pytest.raises(UsageError, match=message):
+        parse_config({**SOUND, **change})
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [({"attack": "magic"}, "attack must be one of"), ({"attack": "prune", "data": "moon"}, "a role of the bed")],
+)
+def test_a_plan_of_unknown_attacks_or_roles_is_refused(step: dict[str, str], message: str) -> None:
+    config = parse_config({**SOUND, "attacks": {"a": {"set": "held-out", "steps": [step]}}})
+    with pytest.raises(UsageError, match=message):
+        make_plan(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [("magic", {}, "scheme must be one of"), ("wet", {"spin": 1}, "wet does not take spin"), ("exact", {"x": 1}, "x")],
+)
+def test_a_scheme_that_cannot_be_is_refused(name: str, settings: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_scheme(name, settings)
+
+
+def test_files_patterns_and_folders_that_cannot_be_are_refused(tmp_path: Path, grid: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("seeds = [")
+    for act, message in (
+        (lambda: read_config(bad), "is not TOML"),
+        (lambda: read_config(tmp_path / "none.toml"), "cannot be read"),
+        (lambda: open_run(tmp_path), "holds no benchmark"),
+        (lambda: run_bench(grid, tmp_path, only=["nothing*"]), "must match the name of a cell"),
+        (lambda: cluster_pool("moon", tmp_path), "cluster must be one of"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            act()
+
+
+@pytest.mark.parametrize(("text", "log2"), [("2^-64", -64.0), ("1e-2", math.log2(0.01)), (0.25, -2.0)])
+def test_rates_are_read_as_logarithms(text: object, log2: float) -> None:
+    assert log2_rate(text) == pytest.approx(log2, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["small", "page", "full"])
+def test_shipped_configurations_can_be_planned(name: str) -> None:
+    config = read_config(Path(__file__).parents[2] / "recipes" / "bench" / f"{name}.toml")
+    if name != "full":  # page's cells under more seeds
+        done: set[str] = set()
+        for cell in make_plan(config).cells:
+            assert done.issuperset(cell.needs)
+            done.add(cell.name)
+    assert {entry.set for entry in config.attacks.values()} == {"development", "held-out"}

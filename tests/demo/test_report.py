@@ -1,0 +1,367 @@
+"""The report: what is counted, what is drawn, and that no name reaches the page, a picture or a terminal as code."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from sslguard.demo import figures as drawn
+from sslguard.demo.output import check_report_folder, write_report
+from sslguard.demo.page import format_probability, render_page
+from sslguard.demo.result import (
+    Accuracy,
+    Bar,
+    Curve,
+    KeyReport,
+    ReportData,
+    Scores,
+    Suspect,
+    TriggerPictures,
+    printable,
+    thinned,
+)
+from sslguard.demo.tables import render_tables
+from sslguard.errors import OutputError, UsageError
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m$\\frac$[bold]"
+VOID = {"meta", "img", "br", "source", "link", "hr", "input"}
+
+
+def scores(mean: float, spread: float = 0.05) -> Scores:
+    cosines = mean + spread * np.linspace(-1, 1, 32)
+    return Scores(float(cosines.mean()), float((cosines > 0.5).mean()), cosines)
+
+
+def report_data(n_controls: int = 8, **changes: object) -> ReportData:
+    """Two suspects and controls at 0, 0.01 …, half of a kind each."""
+    kinds = {f"control-{i}": ("random", "surrogate of F")[i % 2] for i in range(n_controls)}
+    controls = {name: scores(i / 100) for i, name in enumerate(kinds)}
+    false = {name: scores(0.4 + i / 20) for i, name in enumerate(kinds)}
+    suspects = (
+        Suspect("F*", "marked", True, "derived", 1 / (n_controls + 1)),
+        Suspect("other", "somebody else's", False, "not shown", 1.0),
+    )
+    main = KeyReport("cured", {"F*": scores(0.9), "other": scores(-0.2)}, controls, 1 / (n_controls + 1))
+    beside = KeyReport("published", {"F*": scores(0.9), "other": scores(0.7)}, false, 0.5)
+    bars = (Bar("raw pixels", "baseline", 0.2), Bar("F", "clean", 0.6, 1.0), Bar("F*", "marked", 0.58, 0.95))
+    values: dict[str, object] = {
+        "created": "2025-01-01 00:00 UTC",
+        "suspects": suspects,
+        "keys": (main, beside),
+        "kinds": kinds,
+        "alpha": 0.2,
+        "n_claims": 1,
+        "statistic_name": "mean cosine",
+        "trigger": TriggerPictures(
+            np.zeros((2, 1, 4, 4)), np.ones((2, 1, 4, 4)), np.ones((1, 4, 4)), np.ones((1, 4, 4))
+        ),
+        "accuracies": (Accuracy("garments", bars), Accuracy("digits", skipped="not installed")),
+        "curves": (Curve("marking", {"shadow": [0.0, -0.5, -1.0]}),),
+        "settings": {"Marking": {"steps": 3}},
+        "seconds": {"mark": 1.5},
+        "versions": {"sslguard": "0"},
+        "commands": ("sslguard verify 'a key' \\\n    --data x",),
+    }
+    return ReportData(**{**values, **changes})  # type: ignore[arg-type]
+
+
+class Page(HTMLParser):
+    """Collects tags, addresses that a browser would load, and text; fails where tags do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def addresses(self) -> list[str]:
+        names = ("src", "srcset", "href", "data", "poster", "action", "background")
+        return [value or "" for _, attrs in self.tags for name, value in attrs.items() if name in names]
+
+    @property
+    def words(self) -> str:
+        return " ".join("".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def page_text() -> str:
+    return render_page(report_data())
+
+
+def printed(data: ReportData, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console.print(render_tables(data))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+# ---------------------------------------------------------------- the numbers
+
+
+def test_floor_level_and_critical_value_of_the_rank_test() -> None:
+    data = report_data(n_controls=8, alpha=0.2)
+    assert data.floor == pytest.approx(1 / 9)
+    # 9 · 0.2 = 1.8: only p = 1/9 is small enough, so a suspect must beat every control.
+    assert data.critical() == pytest.approx(0.07)
+    # 9 · 0.25 = 2.25: one control may score as high.
+    assert report_data(n_controls=8, alpha=0.25).critical() == pytest.approx(0.06)
+    assert report_data(n_controls=8, alpha=0.2, n_claims=2).critical() is None
+    assert report_data(refusal="too few").critical() is None
+
+
+def test_bound_on_any_false_verdict_is_the_union_bound() -> None:
+    assert report_data(alpha=0.2).family_level == pytest.approx(0.4)
+    assert report_data(alpha=0.2, n_claims=2).family_level == pytest.approx(0.2)
+
+
+def test_false_claims_are_counted_by_kind_under_each_key() -> None:
+    rows = {row.kind: row for row in report_data().claims()}
+    assert list(rows) == ["surrogate of F", "random", "innocent suspects"]
+    published = [scores(0.4 + i / 20).watermark_rate for i in (0, 2, 4, 6)]
+    assert rows["random"].n == 4
+    assert rows["random"].medians == (0.0, pytest.approx(np.median(published)))
+    assert rows["random"].shares == (0.0, np.mean(np.array(published) > 0.5))
+    assert rows["innocent suspects"].shares == (0.0, 1.0)
+
+
+def test_json_holds_every_figure_and_nothing_that_json_lacks() -> None:
+    result = json.loads(json.dumps(report_data().to_json(), allow_nan=False))
+    assert result["format"] == "sslguard-report"
+    assert (result["n_controls"], result["floor"], result["n_images"]) == (8, 1 / 9, 32)
+    assert result["suspects"][0] == {
+        "name": "F*",
+        "story": "marked",
+        "truly_derived": True,
+        "decision": "derived",
+        "statistic": pytest.approx(0.9),
+        "pvalue": 1 / 9,
+        "watermark_rate": 1.0,
+    }
+    assert result["keys"][0]["controls"]["control-1"]["kind"] == "surrogate of F"
+    assert result["false_claims"][-1]["keys"]["published"]["share_above_half"] == 1.0
+    assert result["accuracies"][1] == {"task": "digits", "skipped": "not installed", "bars": []}
+
+
+def test_long_curves_are_thinned_with_both_ends_kept() -> None:
+    short = thinned(list(range(1000)))
+    assert len(short) == 200
+    assert (short[0], short[-1]) == (0.0, 999.0)
+    assert thinned([3.0]) == [3.0]
+
+
+def test_scores_and_suspects_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UsageError, match="finite"):
+        Scores(0.0, 0.0, np.array([np.nan]))
+    with pytest.raises(UsageError, match="no scores"):
+        report_data(suspects=(Suspect("nobody", "", None, "refused", None),))
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_page_is_well_formed_and_complete(page_text: str) -> None:
+    page = Page(page_text)
+    assert page_text.lstrip().startswith("<!DOCTYPE html>")
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+    assert "1 of 1 encoders that do derive from it are shown to; 0 of 1 innocent ones are accused." in page.words
+    assert "1/9 = 0.11" in page.words
+    assert "What this does not show" in page.words
+    assert "digits: skipped. not installed" in page.words
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 4 + 2 + 2 * 2
+    assert all(attrs.get("alt") for attrs in images)
+
+
+def test_page_loads_nothing_from_anywhere(page_text: str) -> None:
+    page = Page(page_text)
+    assert page.addresses()
+    assert all(address.startswith("data:image/") for address in page.addresses())
+    assert not re.search(r"@import|url\(|<script|<iframe|javascript:", page_text)
+    assert ("meta", "default-src 'none'") in [(t, (a.get("content") or "").split(";")[0]) for t, a in page.tags]
+
+
+def test_every_reference_inside_the_page_has_its_target(page_text: str) -> None:
+    page = Page(page_text)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(ids)
+
+
+def test_charts_are_svg_that_parses_and_come_in_two_themes(page_text: str) -> None:
+    charts = [a for a in Page(page_text).addresses() if a.startswith("data:image/svg+xml")]
+    assert len(charts) == 2 * 4
+    assert len(set(charts)) == len(charts)
+    for chart in charts:
+        root = ET.fromstring(base64.b64decode(chart.partition(",")[2]))  # our own bytes
+        assert root.tag.endswith("svg")
+
+
+def test_hostile_names_are_text_everywhere() -> None:
+    data = report_data(
+        suspects=(Suspect(HOSTILE, HOSTILE, False, "derived", 0.5),),
+        keys=(
+            KeyReport(HOSTILE, {HOSTILE: scores(0.2)}, {HOSTILE: scores(0.1)}, 0.5),
+            KeyReport("published", {HOSTILE: scores(0.2)}, {HOSTILE: scores(0.1)}, 0.5),
+        ),
+        kinds={HOSTILE: HOSTILE},
+        statistic_name=HOSTILE,
+        accuracies=(Accuracy(HOSTILE, (Bar(HOSTILE, "clean", 0.5, None),)), Accuracy("other", skipped=HOSTILE)),
+        curves=(Curve(HOSTILE, {HOSTILE: [1.0, 0.5]}),),
+        settings={HOSTILE: {HOSTILE: HOSTILE}},
+        commands=(HOSTILE,),
+        limits=(HOSTILE,),
+        refusal=None,
+    )
+    text = render_page(data)
+    page = Page(text)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<script>alert(1)</script>" in page.words
+    assert "\x1b" not in text
+    assert "false claim" in page.words
+    table = printed(data, width=400)
+    assert "\x1b" not in table
+    assert "[bold]" in table
+    assert drawn.summary_png(data)
+
+
+def test_refusal_makes_no_claim_and_says_why() -> None:
+    suspects = (Suspect("F*", "marked", True, "refused", 1 / 9), Suspect("other", "x", False, "refused", None))
+    data = report_data(suspects=suspects, refusal="8 controls cannot support alpha 0.01", alpha=0.01)
+    page = Page(render_page(data))
+    assert "No verdict is given. 8 controls cannot support alpha 0.01." in page.words
+    assert "● derived" not in page.words
+    assert "missed" not in page.words
+    assert "No verdict is given: 8 controls cannot support alpha 0.01." in printed(data)
+
+
+def test_report_without_controls_is_drawn_all_the_same() -> None:
+    bare = [replace(key, controls={}, own_pvalue=None) for key in report_data().keys]
+    suspects = (Suspect("F*", "marked", True, "refused", None), Suspect("other", "x", False, "refused", None))
+    data = report_data(keys=tuple(bare), kinds={}, suspects=suspects, refusal="no controls", accuracies=())
+    Page(render_page(data))
+    assert drawn.summary_png(data)
+    assert "no controls" in printed(data)
+
+
+def test_public_seed_is_said_to_prove_nothing(page_text: str) -> None:
+    assert "public seed" not in Page(page_text).words
+    assert "public seed 5" in Page(render_page(report_data(public_seed=5))).words
+
+
+def test_missed_surrogates_are_named_missed() -> None:
+    suspects = (Suspect("F*", "marked", True, "not shown", 0.9), Suspect("other", "x", False, "not shown", 0.9))
+    assert "missed" in Page(render_page(report_data(suspects=suspects))).words
+
+
+def test_shared_alpha_is_said_to_be_shared() -> None:
+    data = report_data(alpha=0.3, n_claims=2)
+    assert "shared among 2" in Page(render_page(data)).words
+    assert "shared among 2 suspects (Bonferroni): p ≤ 0.15" in printed(data, width=300)
+
+
+# ---------------------------------------------------------------- pictures, tables, texts
+
+
+def test_charts_are_the_same_bytes_each_time_and_leave_settings_alone() -> None:
+    before = dict(matplotlib.rcParams)
+    first = drawn.svg_uri(drawn.decision, report_data(), drawn.LIGHT)
+    assert first == drawn.svg_uri(drawn.decision, report_data(), drawn.LIGHT)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_summary_is_1800_pixels_wide() -> None:
+    with Image.open(io.BytesIO(drawn.summary_png(report_data()))) as image:
+        assert image.width == 1800
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_keep_their_pixels(channels: int) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (channels, 5, 7)) / 255
+    with Image.open(io.BytesIO(base64.b64decode(drawn.picture_uri(picture).partition(",")[2]))) as image:
+        assert image.size == (7, 5)
+        pixels = np.asarray(image).reshape(5, 7, channels)
+    np.testing.assert_array_equal(pixels, np.moveaxis((picture * 255).round(), 0, 2))
+
+
+def test_commands_keep_their_lines() -> None:
+    lines = [line.rstrip() for line in printed(report_data()).splitlines()]
+    at = lines.index("  sslguard verify 'a key' \\")
+    assert lines[at + 1] == "      --data x"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (1.0, "1"), (1 / 109, "0.0092"), (0.25, "0.25"), (3e-7, "3.0e-07")]
+)
+def test_probabilities_read_well(value: float | None, text: str) -> None:
+    assert format_probability(value) == text
+
+
+def test_printable_is_one_line_of_bounded_length() -> None:
+    assert printable("a\nb\x00c\u202ed") == "a�b�c�d"
+    assert printable("x" * 500) == "x" * 119 + "…"
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_written_files_are_replaced_by_the_next_report(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder"
+    for extra in (None, {"files": {"a": "b"}}):
+        check_report_folder(out)
+        write_report(report_data(), out, extra=extra)
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "result.json", "result.png"]
+    assert json.loads((out / "result.json").read_text())["files"] == {"a": "b"}
+
+
+@pytest.mark.parametrize("name", ["report.html", "result.json", "result.png"])
+@pytest.mark.parametrize("content", [b"mine", b'{"format": 1}', b""])
+def test_files_of_others_are_not_overwritten(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OutputError, match=name):
+        check_report_folder(tmp_path)
+    assert (tmp_path / name).read_bytes() == content
+
+
+def test_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "holder" / "report.html").mkdir(parents=True)
+    for folder in (file, file / "below", tmp_path / "holder", Path("/proc/sslguard")):
+        with pytest.raises(OutputError), unchanged(file):
+            check_report_folder(folder)
+
+
+@contextmanager
+def unchanged(file: Path) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        assert file.read_bytes() == b""

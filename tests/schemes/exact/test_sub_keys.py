@@ -1,0 +1,259 @@
+"""Sub-keys of the exact scheme: each a key by itself, one opened and the others as secret as before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from helpers.claim_bed import SEED, SEEN, Bed, words
+from helpers.command_line import done, sslguard
+from sslguard.claims.commitment import commit
+from sslguard.claims.derivation import undue_freedom
+from sslguard.claims.openings import opened_at, read_openings, record_opening
+from sslguard.crypto.secrets import Secret
+from sslguard.encoders.folder import save_encoder
+from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
+from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.marking import headed
+from sslguard.schemes.keyfile import OPENINGS, StoredKey, load_key, open_key, save_key, serialise_tensors
+from sslguard.verification.verdict import score_suspect
+
+S = 3
+THREE = Exact(Protocol(n_queries=250, epsilon=0.3), mode="head", sub_keys=S)
+DAY = timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def marked(tiny, images):
+    return THREE.watermark(tiny(7), images(400), secret=Secret.from_seed(1))
+
+
+@pytest.fixture(scope="module")
+def asked(images):
+    return images(300, seed=5)
+
+
+@pytest.fixture
+def bed(marked, tiny, asked, tmp_path):
+    return Bed(tmp_path, marked.key, tiny(7), asked)
+
+
+def bits(key, suspect, data):
+    return -score_suspect(key, suspect, data).evidence.log2_pvalue
+
+
+class TestMark:
+    def test_found_by_the_whole_key_and_by_each_sub_key(self, marked, tiny, asked):
+        for key in (marked.key, *marked.key.split()):
+            assert bits(key, marked.encoder, asked) > 100
+            assert bits(key, tiny(8), asked) < 14
+            assert bits(key, tiny(7), asked) < 14
+
+    def test_has_the_power_of_one_key_shared_alike(self, marked):
+        """|U|² = s·K of the whole, so that ε²·|U|²/(s·K) is ε², and a sub-key's share of it about one in s."""
+        u = marked.key.directions()
+        k = THREE.protocol.n_directions
+        assert np.square(u).sum() == pytest.approx(S * k)
+        first, rest = np.split(u, [S * THREE.protocol.n_features])
+        blocks = [np.concatenate(b) for b in zip(np.split(first, S), np.split(rest, S), strict=True)]
+        for block, one in zip(blocks, marked.key.split(), strict=True):
+            assert np.square(block).sum() == pytest.approx(k, rel=0.15)
+            np.testing.assert_allclose(block / np.linalg.norm(block), one.directions() / np.sqrt(k), atol=1e-12)
+
+    def test_features_of_the_whole_are_those_of_the_sub_keys_and_of_no_two_alike(self, marked, asked):
+        h, psi = (np.concatenate(each) for each in zip(*marked.key._clean_answers(asked), strict=True))
+        phi = marked.key.bank.features(h, psi)
+        own = [one.bank.features(h, psi) for one in marked.key.split()]
+        k = THREE.protocol.n_features
+        np.testing.assert_allclose(phi, np.hstack([*(o[:, :k] for o in own), *(o[:, k:] for o in own)]), atol=1e-9)
+        assert np.linalg.matrix_rank(phi - phi.mean(0)) == phi.shape[1]
+
+    def test_pvalues_are_uniform_given_that_another_sub_key_is_known(self, tiny, images, asked):
+        """The suspect carries what sub-key 1 marks, as whoever saw it opened can make: sub-key 2 says nothing of it."""
+        clean, found = tiny(7), []
+        for seed in range(24):
+            one, two = THREE.watermark(clean, images(400), secret=Secret.from_seed(seed)).key.split()[:2]
+            planted = headed(clean, one.bank, one.directions(), 0.3)
+            moments = two.moments((planted.embed(batch) for batch in two.queries(asked)), asked)
+            chosen = {"predicted": two.witnesses(moments)["predicted"]}
+            found.append(two.test(chosen, n_queries=moments.n).pvalue)
+        assert bits(one, planted, asked) > 100
+        assert stats.kstest(found, "uniform").pvalue > 0.01
+
+    def test_as_many_as_there_are_statistics_for(self):
+        for count in (0, 17):
+            with pytest.raises(UsageError, match="sub_keys must lie in 1 to 16"):
+                Exact(sub_keys=count)
+        with pytest.raises(UsageError, match="at most 96 statistics"):
+            Exact(Protocol(n_statistics=12), sub_keys=9)
+
+
+class TestOpened:
+    def test_holds_nothing_of_the_master_secret_or_the_others(self, marked):
+        one, *others = marked.key.split()
+        fields, tensors = one.to_parts()
+        content = json.dumps(fields).encode() + serialise_tensors(tensors)
+        kept = {name: tensor for name, tensor in tensors.items() if name.startswith("bank.")}
+        for key in (marked.key, *others):
+            assert key.secret.reveal() not in content
+            assert key.secret.reveal().hex().encode() not in content
+        for other in others:
+            for name in ("frequencies", "phases", "axes", "linear", "offset", "scale"):
+                array = getattr(other.bank, name)
+                assert array.tobytes()[:64] not in content
+        # Not a view of the whole key's memory.
+        assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in kept.values())
+
+    def test_is_a_key_like_any_other(self, marked, asked, tmp_path, tiny):
+        save_key(marked.key.opened(2), tmp_path / "key")
+        again = load_key(tmp_path / "key")
+        assert isinstance(again, ExactKey)
+        assert again.split() == []
+        assert undue_freedom(again, tiny(7)) is None
+        assert bits(again, marked.encoder, asked) == bits(marked.key.opened(2), marked.encoder, asked)
+
+    @pytest.mark.parametrize("number", [0, 4, -1])
+    def test_numbers_that_are_none(self, marked, number):
+        with pytest.raises(UsageError, match="this key has the sub-keys 1 to 3"):
+            marked.key.opened(number)
+        with pytest.raises(UsageError, match="this key has no sub-keys"):
+            marked.key.opened(1).opened(1)
+
+    def test_keys_of_sslguard_have_none(self, key_of):
+        with pytest.raises(UsageError, match="no sub-keys, only those of exact"):
+            StoredKey(key_of(), None, False).opened(1)
+
+
+class TestFolder:
+    def test_comes_back(self, marked, tmp_path):
+        save_key(marked.key, tmp_path / "key")
+        again = load_key(tmp_path / "key")
+        assert np.array_equal(again.directions(), marked.key.directions())
+        assert [one.secret.reveal() for one in again.split()] == [one.secret.reveal() for one in marked.key.split()]
+
+    @pytest.mark.parametrize("count", [0, 2, 17, 10**9, "x", None])
+    def test_other_numbers_are_refused(self, marked, count):
+        fields, tensors = marked.key.to_parts()
+        with pytest.raises(KeyFileError):
+            ExactKey.from_parts({**fields, "sub_keys": count}, tensors)
+
+    def test_parts_of_others_are_no_sub_keys(self, marked, tiny, images):
+        other = THREE.watermark(tiny(7), images(400), secret=Secret.from_seed(2)).key
+        assert undue_freedom(marked.key, tiny(7)) is None
+        assert "its features" in undue_freedom(replace(marked.key, bank=other.bank), tiny(7))
+
+
+class TestClaims:
+    def test_every_sub_key_has_a_commitment_of_its_own(self, bed, marked):
+        whole = commit(bed.stored)
+        assert len(set(whole.keys)) == 1 + S
+        one = StoredKey(marked.key.opened(1), bed.owner, False)
+        assert commit(one).keys[0] not in whole.keys  # the same key under another salt
+
+    @pytest.mark.parametrize("number", [1, 3])
+    def test_one_is_opened_and_audited(self, bed, marked, number):
+        bed.commit()
+        one = replace(bed, sub_key=number)
+        claimed = one.claim(marked.encoder)
+        assert (claimed.decision, claimed.n_claims) == ("derived", 1 + S)
+        content = b"".join(file.read_bytes() for file in bed.bundle.iterdir())
+        for other in (marked.key, *(k for i, k in enumerate(marked.key.split(), 1) if i != number)):
+            assert other.secret.reveal().hex().encode() not in content
+        found = bed.audit()
+        assert (found.decision, found.n_tries) == ("derived", (1 + S) << 20)
+        assert "one of 4 keys" in words(found, "passed")
+
+    def test_the_whole_key_can_be_opened_too(self, bed, marked):
+        bed.commit().claim(marked.encoder)
+        assert bed.audit().decision == "derived"
+
+    def test_one_that_was_not_committed_to(self, bed, marked, tiny, images):
+        bed.commit()
+        other = THREE.watermark(tiny(7), images(400), secret=Secret.from_seed(2)).key
+        with pytest.raises(ClaimError, match="does not commit to this key"):
+            replace(bed, key=other, sub_key=1).claim(marked.encoder)
+
+    def test_opened_before_it_says_nothing_of_younger_suspects(self, bed, marked, tmp_path):
+        """The claimant's own record says so, whatever the examiner knows."""
+        save_key(marked.key, tmp_path / "key", owner=bed.owner)
+        stored = open_key(tmp_path / "key").opened(1)
+        record_opening(stored)
+        bed.commit()
+        again = replace(bed, sub_key=1, key_folder=tmp_path / "key")
+        again.claim(marked.encoder)
+        assert bed.audit(not_after=SEEN).decision == "derived"
+        late = bed.audit(not_after=datetime.now(UTC) + DAY)
+        assert (late.exit_code, "anybody could have marked it" in words(late, "not checkable")) == (4, True)
+
+
+class TestOpenings:
+    def test_the_first_time_stays_and_the_others_are_told_apart(self, marked, tmp_path):
+        save_key(marked.key, tmp_path / "key")
+        stored = open_key(tmp_path / "key")
+        assert opened_at(stored.folder, 0) is None
+        early = '{"format":"sslguard-openings","opened":{"2":"2020-01-01T00:00:00+00:00"},"version":1}\n'
+        (tmp_path / "key" / OPENINGS).write_text(early)
+        for number in (2, 1):
+            record_opening(stored.opened(number))
+        found = read_openings(stored.folder)
+        assert (found.keys(), found[2].year) == ({1, 2}, 2020)
+        assert opened_at(stored.folder, 0) == found[2]
+        assert opened_at(stored.folder, 1) == found[1] > found[2]
+        assert opened_at(stored.folder, 3) is None
+        record_opening(stored)
+        assert opened_at(stored.folder, 3) is not None
+        assert opened_at(None, 0) is None
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            *("", "{}", "[]\n", '{"opened":{}}\n', "x" * (2 << 20)),
+            '{"format":"sslguard-openings","opened":{"99":"2020-01-01T00:00:00+00:00"},"version":1}\n',
+            '{"format":"sslguard-openings","opened":{"1":"2020-01-01"},"version":1}\n',
+            '{"format":"sslguard-openings","opened":{"1":5},"version":1}\n',
+        ],
+    )
+    def test_damaged_records(self, tmp_path, content):
+        (tmp_path / OPENINGS).write_text(content)
+        with pytest.raises(ClaimError):
+            read_openings(tmp_path)
+
+    def test_where_none_can_be_kept_nobody_is_asked(self, bed, marked, tmp_path, counting, monkeypatch):
+        save_key(marked.key, tmp_path / "key", owner=bed.owner)
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+        suspect = counting(64)
+        with pytest.raises(OutputError, match="must be writable"):
+            replace(bed.commit(), key_folder=tmp_path / "key").claim(suspect)
+        assert suspect.asked == 0
+
+
+def test_command_line(tiny, tmp_path):
+    save_encoder(tiny(7), tmp_path / "clean")
+    pictures = np.random.default_rng(0).integers(0, 256, (600, 16, 16), dtype=np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    line = ("watermark", tmp_path / "clean", "--data", f"{tmp_path}/pictures.npy[0:300]", "--out", tmp_path / "m")
+    exact = ("--scheme", "exact", "--mode", "head", "--n-queries", "250", "--sub-keys", "2")
+    assert sslguard(*line, "--sub-keys", "2").code == 2
+    assert done(*line, *exact)["settings"]["sub_keys"] == 2
+    key, suspect = tmp_path / "m/key", tmp_path / "m/encoder"
+    asked = ("--data", f"{tmp_path}/pictures.npy[300:600]")
+    done("commit", key, "--out", tmp_path / "c.json")
+    for more, shared in (((), 1), (("--sub-key", 2), 3), (("--sub-key", 2, "--claims", 2), 6)):
+        found = done("verify", key, suspect, *asked, *more)
+        assert (found["decision"], found["n_claims"]) == ("derived", shared)
+    claim = ("claim", key, suspect, *asked, "--seed", SEED, "--commitment", tmp_path / "c.json")
+    first = sslguard(*claim, "--sub-key", 2, "--out", tmp_path / "b")
+    assert (first.code, "opened" in first.err) == (0, False)
+    audited = sslguard("audit", tmp_path / "b", *asked, "--seed", SEED, "--clean", tmp_path / "clean")
+    assert (audited.code, "one of 3 keys" in audited.out) == (0, True)
+    assert "this key, or a part of it, was opened on 20" in sslguard("verify", key, suspect, *asked).err
+    assert "opened on" not in sslguard("verify", key, suspect, *asked, "--sub-key", 1).err
+    assert sslguard(*claim, "--sub-key", 3, "--out", tmp_path / "no").code == 2
+    assert "all of its 2 sub-keys" in sslguard(*claim, "--out", tmp_path / "whole").err
+    done("protect", key, "--clear")
+    assert set(read_openings(key)) == {0, 2}
