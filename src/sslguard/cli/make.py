@@ -174,7 +174,7 @@ def pretrain(
         seed: Of initialisation, order and views.
         accumulate: Micro-batches that a process runs before it steps.
     """
-    from sslguard import pretraining
+    from sslguard.training import pretraining
     from sslguard.data.specs import open_data
     from sslguard.encoders.folder import save_encoder
 
