@@ -38,7 +38,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import sslguard
-from fuzz_targets import Target, make_targets, mutated
+from helpers.fuzz_targets import Target, make_targets, mutated
 
 EVERY = 20_000
 GOOD_SHARE = 0.5

@@ -174,9 +174,9 @@ def pretrain(
         seed: Of initialisation, order and views.
         accumulate: Micro-batches that a process runs before it steps.
     """
-    from sslguard.training import pretraining
     from sslguard.data.specs import open_data
     from sslguard.encoders.folder import save_encoder
+    from sslguard.training import pretraining
 
     images = open_data(data)
     chosen = pretraining.Pretraining(method, **given(recipe))
