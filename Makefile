@@ -22,21 +22,21 @@ bench-small: setup data    ## one encoder, three schemes: seven minutes on two c
 	$(BIN)/sslguard bench run recipes/bench/small.toml out/bench-small --workers 2
 	$(BIN)/sslguard bench plot out/bench-small
 
-results: setup data       ## every scheme against every attack, hours; a killed run goes on; writes docs/results.md and .html
+results: setup data       ## every scheme against every attack, hours; a killed run goes on; writes docs/results/results.md and .html
 	$(BIN)/sslguard bench run recipes/bench/page.toml out/results --workers 2
-	$(BIN)/sslguard bench plot out/results --into docs
+	$(BIN)/sslguard bench plot out/results --into docs/results
 
 RECORDED := benchmarks/results/bench-cells.tar.xz
 
 results-page: setup       ## the same pages from the cells that are recorded here: seconds
 	rm -rf out/recorded && mkdir -p out/recorded
 	$(BIN)/python -m tarfile -e $(RECORDED) out/recorded
-	$(BIN)/sslguard bench plot out/recorded --into docs
+	$(BIN)/sslguard bench plot out/recorded --into docs/results
 
 results-record: setup     ## keep the results of out/results here, without the weights
 	cd out/results && $(CURDIR)/$(BIN)/python -m tarfile -c $(CURDIR)/$(RECORDED) config.toml cells
 
-results-sslguard: setup data   ## SSLGuard by itself, hours; a killed run goes on; writes docs/results-sslguard.md
+results-sslguard: setup data   ## SSLGuard by itself, hours; a killed run goes on; writes docs/results/results-sslguard.md
 	$(BIN)/python benchmarks/whole.py out/results-sslguard --workers 2
 
 SERVERS := tests/servers/.venv

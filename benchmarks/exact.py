@@ -1,8 +1,8 @@
 """The exact scheme on the test bed: marks, thieves, maps of their answers, removals, and innocents beside each.
 
 Work is cut in cells, kept in OUT, so that a killed run goes on. When they are done, or with `--table` at once, what is
-there is written to `benchmarks/results/exact.json` and `docs/results-exact.md`. Every suspect is asked 8,000 queries
-and tested under its own key, and beside it the same attack on the clean encoder under the same key.
+there is written to `benchmarks/results/exact.json` and `docs/results/results-exact.md`. Every suspect is asked 8,000
+queries and tested under its own key, and beside it the same attack on the clean encoder under the same key.
 
 Run: python benchmarks/exact.py OUT [--workers 2] [--table]
 """
@@ -54,7 +54,7 @@ from sslguard.training.pretraining import PretrainingTask, new_encoder
 from sslguard.training.supervised import Supervised
 from sslguard.verification.verdict import ask
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "results"
 SEED, KEY_SEED, STEPS = 77, 50, 400
 PROTOCOL = Protocol(n_queries=8_000)
 # Ordinary items that took no part in marking; an exact p-value asks no more of them.

@@ -5,7 +5,7 @@ among its ten nearest where all vectors are clean; *mixed* where every other vec
 update of the encoder. *Spearman*: of the cosines of 200,000 pairs. *self*: marked vectors whose nearest clean one is
 their own item's. Bits: -log2 p of the key's test on 2,000 answers, at most 256.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/vectors.py   (writes docs/vectors.md too; some minutes)
+Run: OMP_NUM_THREADS=1 python benchmarks/vectors.py   (writes docs/results/vectors.md too; some minutes)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sslguard.stats.moments import Moments, unit_rows
 Rows = NDArray[np.float64]
 EPSILONS = (0.05, 0.1, 0.2, 0.3)
 ITEMS, NEAREST, PAIRS, SEED = 2000, 10, 200_000, 1
-PAGE = Path(__file__).parent.parent / "docs" / "vectors.md"
+PAGE = Path(__file__).parent.parent / "docs" / "results" / "vectors.md"
 
 
 def beds() -> dict[str, tuple[Data, Data]]:
@@ -120,7 +120,7 @@ def figures(spec: str, mark: Data, look: Data) -> dict[str, dict[str, dict[str, 
 
 
 def page(found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
-    """docs/vectors.md."""
+    """docs/results/vectors.md."""
     parts = [
         "# What a user of vectors feels",
         f"Written by `benchmarks/vectors.py`: {ITEMS:,} items, marked by a head of mark ε = 0.05 to 0.3 (0.2 is the "

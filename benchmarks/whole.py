@@ -1,13 +1,13 @@
 """SSLGuard on the test bed, whole: every key, every thief, every removal and wrapping, and the whole null population.
 
 Work is cut in cells, kept in OUT: a run that is killed goes on where it stopped. When the cells are done, or with
-`--table` at once, what is there is written to `benchmarks/results/whole.json` and `docs/results-sslguard.md`; with
-`--quick` both go to OUT. Exit code 1 where a cell failed.
+`--table` at once, what is there is written to `benchmarks/results/whole.json` and
+`docs/results/results-sslguard.md`; with `--quick` both go to OUT. Exit code 1 where a cell failed.
 
 Run: python benchmarks/whole.py OUT [--workers 2] [--only GROUP ...] [--brief | --quick] [--table]
 
 --brief measures one key a variant and a few attacks; its files are `whole-brief.json` and
-`docs/results-sslguard-brief.md`.
+`docs/results/results-sslguard-brief.md`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from whole_work import Work, prepare
 
 from sslguard.files import write_atomic
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

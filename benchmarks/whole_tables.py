@@ -1,4 +1,4 @@
-"""`docs/results-sslguard.md`, from the figures of `whole_rows.py`. Nothing on the page is written by hand."""
+"""`docs/results/results-sslguard.md`, from the figures of `whole_rows.py`. Nothing on the page is written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows on top of `docs/results-sslguard.md`: what was aimed at, what came, and whether that is met."""
+"""The rows on top of `docs/results/results-sslguard.md`: what was aimed at, what came, and whether that is met."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     python recipes/paper/run.py recipes/paper/moco.toml --out OUT --devices 1 --accelerator cuda
 
 What lies in OUT is not made again, and a killed run goes on where it stopped. OUT/table.md holds the figures; each lies
-in a JSON file of its own too, beside what it is of. docs/paper.md says which claim of the paper a figure belongs to.
+in a JSON file of its own too, beside what it is of. docs/explanation/paper.md says which claim of the paper a figure
+belongs to.
 """
 
 from __future__ import annotations

@@ -451,7 +451,7 @@ class TestMistakes:
 class TestRecipes:
     @pytest.mark.parametrize("name", NAMES)
     def test_the_files_say_what_the_paper_used(self, name: str, recipe_modules: dict[str, ModuleType]) -> None:
-        """Section "Settings" of docs/paper.md."""
+        """Section "Settings" of docs/explanation/paper.md."""
         recipe = recipe_modules["settings"].read_recipe(RECIPES / f"{name}.toml")
         assert (recipe.encoder.architecture, recipe.encoder.size) == ("resnet50", 224)
         assert recipe.encoder.maxpool == (name == "byol")
@@ -508,7 +508,7 @@ class TestRecipes:
 
 
 class TestDocument:
-    PAGE = (RECIPES.parent.parent / "docs" / "paper.md").read_text()
+    PAGE = (RECIPES.parent.parent / "docs" / "explanation" / "paper.md").read_text()
 
     @pytest.mark.parametrize(
         ("name", "per_iteration"), [("published", (20, 16)), ("clean-gradients", (18, 12)), ("cured", (208, 112))]

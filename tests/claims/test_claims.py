@@ -502,7 +502,7 @@ class TestCommandLine:
             assert sslguard("audit", tmp_path / "b", *data, option, "yesterday").code == 2
 
     def test_exit_codes(self, bed, marked, tiny, tmp_path):
-        """Each of docs/security.md, by the decision and by what the command says of it."""
+        """Each of docs/explanation/security.md, by the decision and by what the command says of it."""
         save_encoder(tiny(7), tmp_path / "clean")
         np.save(tmp_path / "p.npy", np.random.default_rng(5).integers(0, 256, (300, 16, 16), dtype=np.uint8))
         pictures = str(tmp_path / "p.npy")

@@ -1,6 +1,6 @@
 """Attacks on claims by whoever makes them, run: each succeeds where the check is missing, and fails where it is not.
 
-Every test is one row of the table in docs/security.md.
+Every test is one row of the table in docs/explanation/security.md.
 """
 
 from __future__ import annotations

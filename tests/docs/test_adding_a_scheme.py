@@ -1,4 +1,4 @@
-"""docs/adding-a-scheme.md is followed: its peer is made, named, and takes part in a benchmark."""
+"""docs/how-to/adding-a-scheme.md is followed: its peer is made, named, and takes part in a benchmark."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.bench_grid import write_miniature
 from sslguard.bench.run import findings, run_bench
 from sslguard.schemes.peers.registry import PEERS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "adding-a-scheme.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "adding-a-scheme.md").read_text()
 
 
 def test_the_scheme_of_the_page_takes_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

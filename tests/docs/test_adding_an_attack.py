@@ -1,4 +1,4 @@
-"""docs/adding-an-attack.md is followed: its attack is made, named, and run in a chain."""
+"""docs/how-to/adding-an-attack.md is followed: its attack is made, named, and run in a chain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from sslguard.attacks import registry
 from sslguard.encoders import embed_all
 
-PAGE = (Path(__file__).parents[2] / "docs" / "adding-an-attack.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "adding-an-attack.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

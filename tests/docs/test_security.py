@@ -1,4 +1,4 @@
-"""docs/security.md names the test that runs each attack: every name is one of a test that is there."""
+"""docs/explanation/security.md names the test that runs each attack: every name is one of a test that is there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-PAGE = (TESTS.parent / "docs" / "security.md").read_text()
+PAGE = (TESTS.parent / "docs" / "explanation" / "security.md").read_text()
 ATTACKS = PAGE.partition("\n## Attacks on claims\n")[2].partition("\n## ")[0]
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]

@@ -1,4 +1,4 @@
-"""Every command of docs/verifying-an-api.md runs, against servers that its own commands start."""
+"""Every command of docs/how-to/verifying-an-api.md runs, against servers that its own commands start."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sslguard.suspects.protocols import Template
 
 pytest.importorskip("fastapi")
 pytest.importorskip("onnxruntime")
-PAGE = (Path(__file__).parents[2] / "docs" / "verifying-an-api.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "verifying-an-api.md").read_text()
 Start = Callable[[list[str]], None]
 BODIES = re.findall(r"^\| [^|]+ \| `(\{.*?\})` \| (?:`(.*?)` )?\|$", PAGE, re.MULTILINE)
 COMMANDS = [

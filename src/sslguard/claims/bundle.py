@@ -7,7 +7,7 @@
 `answers.npy`          what the suspect answered, (n, m), row i the answer to query i, missing ones zero
 =====================  ==================================================================================
 
-docs/key-format.md has the fields. The opened key stands in the clear: whoever has the bundle has the key.
+docs/reference/key-format.md has the fields. The opened key stands in the clear: whoever has the bundle has the key.
 
 A reader takes nothing in it for granted: names are fixed and no link is followed, sizes are bounded, the document has
 one spelling, and what it says is compared with what is there.

@@ -1,7 +1,7 @@
-"""Keys on disk: a folder that its owner alone may read, sealed with age or in the clear; docs/key-format.md says more.
+"""Keys on disk: a folder that its owner alone may read, sealed with age or in the clear.
 
-A key in the clear holds the master secret as it is; keep it as you would keep a private key. Its controls' scores may
-stand beside the key: see `verification.scores`.
+docs/reference/key-format.md describes the files. A key in the clear holds the master secret as it is; keep it as you
+would keep a private key. Its controls' scores may stand beside the key: see `verification.scores`.
 """
 
 from __future__ import annotations

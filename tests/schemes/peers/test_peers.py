@@ -454,5 +454,5 @@ class TestRotation:
 
 
 def test_documentation_names_every_peer():
-    text = (Path(__file__).parents[3] / "docs" / "peers.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "explanation" / "peers.md").read_text()
     assert all(f"`{name}`" in text for name in PEERS)

@@ -122,7 +122,7 @@ class TestStreams:
         assert drawn(**change) != drawn()
 
     def test_byte_by_byte(self):
-        """As docs/key-format.md spells it: keys must be drawn alike for ever."""
+        """As docs/reference/key-format.md spells it: keys must be drawn alike for ever."""
         line = (
             b'{"preprocess":{"kind":"image"},"settings":{"carrier":0.0,"decoder_hidden":[512,256],"directions":4,'
             b'"mask_probability":0.35,"n_queries":8,"n_verification":1000,"secret_dim":256,"shift":8.0}}'
