@@ -399,11 +399,14 @@ def test_labels_of_pictures_are_plain_text(whole: Path) -> None:
 
 
 REFUSED = {
-    "unknown key": ({"shape": 1}, "must hold"),
+    "unknown key": ({"shape": 1}, "the configuration has no setting 'shape'; known: title, "),
     "no encoders": ({"encoders": {}}, "encoders must not be empty"),
     "unknown bed": ({"encoders": {"e": {"load": "x", "bed": "moon"}}}, "beds.moon needs the role mark"),
-    "encoder without bed": ({"encoders": {"e": {"load": "x"}}}, "encoders.e"),
-    "unknown set": ({"attacks": {"a": {"set": "test", "steps": [{"attack": "prune"}]}}}, "development or held-out"),
+    "encoder without bed": ({"encoders": {"e": {"load": "x"}}}, "encoders.e needs a value for bed"),
+    "unknown set": (
+        {"attacks": {"a": {"set": "test", "steps": [{"attack": "prune"}]}}},
+        "attacks.a.set must be one of development, held-out, not 'test'",
+    ),
     "no steps": ({"attacks": {"a": {"set": "held-out", "steps": []}}}, "at least one attack"),
     "bed of an attack": (
         {"attacks": {"a": {"set": "held-out", "beds": ["moon"], "steps": [{"attack": "prune"}]}}},
@@ -412,20 +415,26 @@ REFUSED = {
     "rate of 1": ({"rates": ["1"]}, "between 0 and 1"),
     "rate that is no number": ({"rates": ["often"]}, "between 0 and 1"),
     "seeds twice": ({"seeds": [1, 1]}, "different numbers"),
-    "seed that is no number": ({"seeds": ["0"]}, "of type int"),
-    "roles that are no texts": ({"beds": {"images": {"mark": 3}}}, "beds.images"),
-    "seeds that are no list": ({"seeds": 3}, "seeds must be of type list"),
-    "rates that are no list": ({"rates": 0.01}, "rates must be of type list"),
-    "beds that are no table": ({"beds": 3}, "beds must be of type dict"),
+    "seed that is no number": ({"seeds": ["0"]}, r"seeds\[0\] must be a whole number, not '0'"),
+    "roles that are no texts": ({"beds": {"images": {"mark": 3}}}, "beds.images.mark must be a text, not 3"),
+    "seeds that are no list": ({"seeds": 3}, "seeds must be a list, not 3"),
+    "rates that are no list": ({"rates": 0.01}, "rates must be a list, not 0.01"),
+    "beds that are no table": ({"beds": 3}, "beds must be a table, not 3"),
     "bed that is no name": (
         {"schemes": {"s": {"scheme": "exact", "beds": [[1]]}}},
-        "schemes.s.beds must be of type str",
+        r"schemes.s.beds\[0\] must be a text, not \[1\]",
     ),
     "setting without an end": ({"schemes": {"s": {"scheme": "exact", "epsilon": math.nan}}}, "no finite number"),
     "unknown precision": ({"precision": "bogus"}, "precision must be 32 or bf16"),
     "fewer than no networks": ({"encoders": {"e": {"load": "x", "bed": "images", "random": -3}}}, "at least 0"),
-    "number for an encoder": ({"encoders": {"e": {"load": 3, "bed": "images"}}}, "encoders.e.load must be of type str"),
-    "text for a number": ({"encoders": {"e": {"load": "x", "bed": "images", "random": "many"}}}, "of type int"),
+    "number for an encoder": (
+        {"encoders": {"e": {"load": 3, "bed": "images"}}},
+        "encoders.e.load must be a text, not 3",
+    ),
+    "text for a number": (
+        {"encoders": {"e": {"load": "x", "bed": "images", "random": "many"}}},
+        "encoders.e.random must be a whole",
+    ),
 }
 SOUND = {
     "encoders": {"e": {"load": "shipped:simclr", "bed": "images"}},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
 
 from sslguard.data.base import Data
 from sslguard.data.roles import ROLES
@@ -28,14 +27,12 @@ PRESETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 """Role → spec by bed: the test bed of Fashion-MNIST, and English texts."""
 
 
-def check_bed(name: str, found: Any) -> dict[str, str]:
-    """Role → spec of a bed: what is given, over the preset of that name where there is one.
+def check_bed(name: str, found: Mapping[str, str]) -> dict[str, str]:
+    """Return role → spec of a bed: what is given, over the preset of that name where there is one.
 
     Raises:
-        UsageError: a role that every bed needs is missing, or a spec is no text.
+        UsageError: a role that every bed needs is missing.
     """
-    if not isinstance(found, dict) or not all(isinstance(spec, str) for spec in found.values()):
-        raise UsageError(f"beds.{name} must give specs of data sets by role, not {found!r:.80}")
     roles = {**PRESETS.get(name, {}), **found}
     if missing := [role for role in NEEDED if role not in roles]:
         raise UsageError(f"beds.{name} needs the role {missing[0]}; only {', '.join(PRESETS)} have roles of their own")

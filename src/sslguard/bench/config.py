@@ -41,14 +41,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sslguard.bench.beds import check_bed
 from sslguard.errors import UsageError
+from sslguard.settings import load_toml, read, rest
 
 AttackSet = Literal["development", "held-out"]
 NAME_LENGTH = 60
@@ -76,7 +76,7 @@ class SchemeEntry:
     verify: str = "verify"
     beds: tuple[str, ...] = ()
     null: bool = True
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = rest()
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Step:
 
     attack: str
     data: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = rest()
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class Without:
 class Config:
     """A whole benchmark; see the module. Rates are base-2 logarithms, beds role → spec by bed."""
 
-    title: str
-    beds: Mapping[str, Mapping[str, str]]
-    encoders: Mapping[str, EncoderEntry]
-    schemes: Mapping[str, SchemeEntry]
-    attacks: Mapping[str, AttackEntry]
+    title: str = "Benchmark"
+    beds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    encoders: Mapping[str, EncoderEntry] = field(default_factory=dict)
+    schemes: Mapping[str, SchemeEntry] = field(default_factory=dict)
+    attacks: Mapping[str, AttackEntry] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     rates: tuple[float, ...] = (math.log2(0.01),)
     precision: str = "32"
@@ -155,7 +155,7 @@ def digest_of(value: Any) -> str:
 
 
 def read_config(path: Path) -> Config:
-    """The benchmark in a TOML file.
+    """Return the benchmark in a TOML file.
 
     Raises:
         UsageError: the file cannot be read, or something in it is unknown, missing or contradictory.
@@ -164,22 +164,19 @@ def read_config(path: Path) -> Config:
 
 
 def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a file holds over its base: entries of tables replace those of the same name, all else as a whole.
+    """Return what a file holds over its base: entries of tables replace those of the same name, all else as a whole.
 
     Args:
         above: files whose base this one is.
     """
     if path in above:
         raise UsageError(f"base must name another file: {path} rests on itself")
-    try:
-        found = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is not TOML: {error!s:.200}") from error
+    found = load_toml(path)
     if (base := found.pop("base", None)) is None:
         return found
-    merged = _read(path.parent / Path(_typed("base", base, str)).name, above=(*above, path))
+    if not isinstance(base, str):
+        raise UsageError(f"base must be a text, not {base!r:.80}")
+    merged = _read(path.parent / Path(base).name, above=(*above, path))
     for name, value in found.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = {**merged[name], **value} if both else value
@@ -187,28 +184,16 @@ def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def parse_config(found: Mapping[str, Any]) -> Config:
-    """As `read_config`, of what the file holds."""
-    _known("the configuration", found, Config)
-    encoders = {n: _entry(f"encoders.{n}", v, EncoderEntry) for n, v in _tables(found, "encoders").items()}
-    schemes = {n: _entry(f"schemes.{n}", v, SchemeEntry, rest="settings") for n, v in _tables(found, "schemes").items()}
-    attacks = {n: _attack(f"attacks.{n}", v) for n, v in _tables(found, "attacks").items()}
-    for name in (*encoders, *schemes, *attacks):
+    """Return the benchmark of a table, as `read_config` does of a file."""
+    table = dict(found)
+    if isinstance(rates := table.get("rates"), list):
+        table["rates"] = [log2_rate(rate) for rate in rates]
+    config = read(Config, table)
+    for name in (*config.encoders, *config.schemes, *config.attacks):
         if not name.strip() or len(name) > NAME_LENGTH:
             raise UsageError(f"names have 1 to {NAME_LENGTH} characters, not {name!r:.80}")
-    given = _tables(found, "beds")
-    names = dict.fromkeys([*given, *(entry.bed for entry in encoders.values())])
-    config = Config(
-        title=_typed("title", found.get("title", "Benchmark"), str),
-        beds={name: check_bed(name, given.get(name, {})) for name in names},
-        encoders=encoders,
-        schemes=schemes,
-        attacks=attacks,
-        seeds=tuple(_typed("seeds", seed, int) for seed in _typed("seeds", found.get("seeds", [0]), list)),
-        rates=tuple(log2_rate(rate) for rate in _typed("rates", found.get("rates", ["1e-2"]), list)),
-        precision=_typed("precision", found.get("precision", "32"), str),
-        notes=tuple(_typed("notes", note, str) for note in _typed("notes", found.get("notes", []), list)),
-        without=tuple(_entry("without", one, Without) for one in _typed("without", found.get("without", []), list)),
-    )
+    names = dict.fromkeys([*config.beds, *(entry.bed for entry in config.encoders.values())])
+    config = replace(config, beds={name: check_bed(name, config.beds.get(name, {})) for name in names})
     _check(config)
     return config
 
@@ -242,6 +227,8 @@ def _check(config: Config) -> None:
     for name, scheme in config.schemes.items():
         limited.append((f"schemes.{name}.beds", scheme.beds, config.beds))
     for name, attack in config.attacks.items():
+        if not attack.steps:
+            raise UsageError(f"attacks.{name}.steps must name at least one attack")
         limited.append((f"attacks.{name}.beds", attack.beds, config.beds))
         limited.append((f"attacks.{name}.encoders", attack.encoders, config.encoders))
         limited.append((f"attacks.{name}.schemes", attack.schemes, config.schemes))
@@ -257,56 +244,3 @@ def _check(config: Config) -> None:
 def _precisions(config: Config) -> list[tuple[str, str]]:
     """Where attacks name a precision of their own."""
     return [(f"attacks.{n}.precision", entry.precision) for n, entry in config.attacks.items() if entry.precision]
-
-
-def _attack(where: str, found: Any) -> AttackEntry:
-    entry = _entry(where, found, AttackEntry)
-    if entry.set not in get_args(AttackSet):
-        raise UsageError(f"{where}.set must be development or held-out, not {entry.set!r:.40}")
-    if not entry.steps:
-        raise UsageError(f"{where}.steps must name at least one attack")
-    steps = (_entry(f"{where}.steps", step, Step, rest="settings") for step in entry.steps)
-    return AttackEntry(**{**vars(entry), "steps": tuple(steps)})
-
-
-def _entry(where: str, found: Any, kind: Any, rest: str = "") -> Any:
-    """A dataclass from a table. What it has no field for goes into `rest`, or is refused where that is empty."""
-    found = dict(_typed(where, found, dict))
-    known = [name for name in kind.__dataclass_fields__ if name != rest]
-    if rest:
-        found[rest] = {name: found.pop(name) for name in list(found) if name not in known}
-    _known(where, found, kind)
-    try:
-        entry = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in found.items()})
-    except TypeError as error:
-        raise UsageError(f"{where}: {str(error).partition(' ')[2]}") from error
-    for name, value in vars(entry).items():
-        described = kind.__dataclass_fields__[name]
-        default = "" if described.type == "str" else described.default
-        expected = dict if name == rest else type(default) if isinstance(default, str | bool | int | tuple) else None
-        if expected is not None:
-            _typed(f"{where}.{name}", value, expected)
-        if described.type == "tuple[str, ...]":
-            for one in value:
-                _typed(f"{where}.{name}", one, str)
-    if rest:
-        try:
-            digest_of(vars(entry)[rest])
-        except (ValueError, TypeError, RecursionError) as error:
-            raise UsageError(f"{where} holds a setting that is no finite number, text, list or table") from error
-    return entry
-
-
-def _known(where: str, found: Mapping[str, Any], kind: Any) -> None:
-    if unknown := [name for name in found if name not in kind.__dataclass_fields__]:
-        raise UsageError(f"{where} must hold {', '.join(kind.__dataclass_fields__)}, not {unknown[0]!r:.80}")
-
-
-def _tables(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return _typed(name, found.get(name, {}), dict)
-
-
-def _typed(where: str, value: Any, kind: Any) -> Any:
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UsageError(f"{where} must be of type {kind.__name__}, not {value!r:.80}")
-    return value
