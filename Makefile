@@ -13,7 +13,7 @@ test: setup data          ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist=worksteal
 
 slow: setup data          ## the long runs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow

@@ -172,7 +172,7 @@ class TestForeignModels:
             (TensorProto.UINT8, ("n", 3, 8, 6), "", lambda p: p),
             (TensorProto.FLOAT16, ("n", 3, 8, 6), "@unit", lambda p: p / 255),
         ],
-        ids=str,
+        ids=["unit", "bytes", "signed", "double", "uint8", "half"],
     )
     def test_images(self, kind: int, shape: tuple[Any, ...], options: str, expected: Any, tmp_path: Path) -> None:
         suspect = open_suspect(f"onnx:{pooling_model(tmp_path / 'm.onnx', kind, *shape)}{options}")
