@@ -91,8 +91,8 @@ class TestAnswers:
         ("make", "message"),
         [
             (lambda: EditAnswers("bend", 1), "edit must be one of round, .*normalise, not 'bend'"),
-            (lambda: EditAnswers("round"), "amount of round must be positive"),
-            (lambda: EditAnswers("shuffle", 3), "amount of shuffle must be 0"),
+            (lambda: EditAnswers("round"), "amount of round must be positive, not 0"),
+            (lambda: EditAnswers("shuffle", 3), "amount of shuffle must be 0, not 3"),
             (lambda: EditAnswers("shuffle", seed=-1), "seed must not be negative"),
         ],
     )
@@ -113,7 +113,7 @@ class TestAverages:
         np.testing.assert_allclose(Averaged((Rows(), Rows(other))).embed(BATCH), expected)
 
     def test_widths_must_agree(self):
-        with pytest.raises(EncoderError, match="widths 8, 5 have no average"):
+        with pytest.raises(EncoderError, match="cannot average answers of widths 8, 5"):
             Averaged((Rows(), Rows(ROWS[:, :5]))).embed(BATCH)
         with pytest.raises(UsageError, match="at least two"):
             AverageWith(())(Rows())
@@ -155,7 +155,7 @@ class TestImages:
         assert float(found.max() - found.min()) < 0.6
 
     def test_texts_are_refused(self, counting):
-        with pytest.raises(DataError, match="jpeg of images is put on images, not on items of type str"):
+        with pytest.raises(DataError, match="jpeg of images applies to images, not to items of type str"):
             EditImages("jpeg", 50)(counting()).embed(["a text"])
 
 
@@ -193,7 +193,7 @@ class TestTexts:
         assert read("drop", 1.0, ["first second", ""]) == ["first", ""]
 
     def test_images_are_refused(self):
-        with pytest.raises(DataError, match="typos is put on texts, not on items of type Tensor"):
+        with pytest.raises(DataError, match="typos edits texts, not items of type Tensor"):
             EditTexts("typos", 0.1)(Texts()).embed(BATCH)
 
 

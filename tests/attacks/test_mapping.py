@@ -135,7 +135,7 @@ def test_what_is_refused(numbered, images):
         Classify("softmax")
     with pytest.raises(UsageError, match="features and frequency"):
         SubtractFeatures(features=0)
-    with pytest.raises(UsageError, match="rank of the answers, not be 9"):
+    with pytest.raises(UsageError, match=r"between 1 and \d+, the rank of the answers, not be 9"):
         LeadingComponents(9)(Rows(ROWS), numbered)
     bare = type(numbered)("bare", np.zeros((200, 1, 2, 2), np.uint8), None)
     with pytest.raises(DataError, match="no labels"):

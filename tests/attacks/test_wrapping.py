@@ -213,7 +213,7 @@ class TestInputNoise:
     @pytest.mark.parametrize(
         ("batch", "message"),
         [
-            (["a text"], "put on images, not on items of type str"),
+            (["a text"], "applies to images, not to items of type str"),
             (torch.full((1, 1, 4, 4), 255.0), r"lie in \[0, 1\]"),
             (torch.full((1, 1, 4, 4), float("nan")), "must be finite"),
             (torch.zeros(1, 1, 4, 4, dtype=torch.int64), "must be uint8 or float"),

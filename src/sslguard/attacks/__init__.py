@@ -1,2 +1,1 @@
-"""What an attacker does to an encoder: stealing it through its answers, removing its mark from the weights, wrapping
-it so that its answers blur; and several of these in a row."""
+"""Attacks on encoders: steal by asking, remove a mark from the weights, wrap or map the answers, or chain several."""

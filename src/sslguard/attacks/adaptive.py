@@ -1,7 +1,7 @@
-"""Mappings of a thief who knows how marks work and not the key.
+"""Mappings by an attacker who knows how marks work but does not know the key.
 
-See also `mapping.SubtractFeatures` and `SubtractStatistics`, `inputs.Smoothed`, and `removal.Overwrite` by a scheme at
-a larger ε.
+Related attacks elsewhere: `mapping.SubtractFeatures`, `mapping.SubtractStatistics`, `inputs.Smoothed`, and
+`removal.Overwrite` by a scheme with a larger ε.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ProjectOnto(Mapping):
-    """What an innocent encoder's features tell linearly of the copy's answers, in their place.
+    """Replace each answer by its linear prediction from the features of an innocent encoder.
 
-    A mark that is no linear function of those features is gone; so is whatever else the copy alone could do.
+    This removes every mark that is not a linear function of those features. It also removes everything else that only
+    the copy could do.
 
     Attributes:
-        encoder: specification of the innocent one.
-        ridge: penalty of the fit, as a share of the features' variance.
+        encoder: Specification of the innocent encoder.
+        ridge: Ridge penalty of the fit, as a share of the features' mean variance; positive.
     """
 
     encoder: str
@@ -50,7 +51,10 @@ class ProjectOnto(Mapping):
             raise UsageError(f"ridge must be positive, not {self.ridge}")
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
-        """The prediction, float64 (n, m), m the victim's. The victim itself answers no more."""
+        """Return the prediction as an Embedder: answers are float64 (n, m), with m the victim's width.
+
+        The victim answers `data` once, for the fit, and no query afterwards.
+        """
         innocent = load_encoder(self.encoder)
         answers = np.asarray(embed_all(victim, data), dtype=np.float64)
         features = np.asarray(embed_all(innocent, data), dtype=np.float64)
@@ -69,20 +73,21 @@ class ProjectOnto(Mapping):
 
 @dataclass(frozen=True)
 class CSE(AnswerMap):
-    """Cluster, select, eliminate: leading directions of those answers that lie oddly to each other are taken off.
+    """Remove leading directions of suspicious answers: cluster, select, eliminate.
 
-    Source: Shetty et al. 2024, WARDEN, ACL, against backdoors that move some answers towards a target. Answers at
-    length 1 are clustered by k-means; within a cluster those pairs are selected whose cosine differs most from what
-    an innocent encoder makes of them; the leading singular directions of the items in such pairs are taken off every
-    answer, which is put back to length 1. Rebuilt from its abstract: how pairs are compared, and what share of them is
-    selected, are ours; a cluster is looked at through at most 2,000 of its items.
+    Source: Shetty et al. 2024, WARDEN, ACL, against backdoors that move some answers towards a target. Answers are
+    scaled to length 1 and clustered by k-means. Within each cluster, the attack selects those pairs of items whose
+    cosine differs most from the cosine that an innocent encoder gives them. It then subtracts the leading singular
+    directions of the selected items from every answer and scales the result to length 1 again. Rebuilt from the paper's
+    abstract: how pairs are compared, and the share that is selected, are our choice. At most 2,000 items of a cluster
+    are compared.
 
     Attributes:
-        encoder: specification of the innocent one.
-        components: K, directions taken off; the answers must be wider.
-        clusters: of k-means.
-        share: of the pairs of a cluster that are selected.
-        seed: of k-means.
+        encoder: Specification of the innocent encoder.
+        components: Number of directions to subtract (K in the paper); less than the width of the answers.
+        clusters: Number of k-means clusters; at most the number of items.
+        share: Share of a cluster's pairs to select, in (0, 1].
+        seed: Seed of k-means, and of the draw within large clusters.
     """
 
     title = "CSE"
@@ -95,20 +100,24 @@ class CSE(AnswerMap):
 
     def __post_init__(self) -> None:
         if min(self.components, self.clusters) < 1 or not 0 < self.share <= 1:
-            raise UsageError("components and clusters must be positive, and share lie in (0, 1]")
+            raise UsageError(
+                "components and clusters must be positive, and share must lie in (0, 1], not "
+                f"{self.components}, {self.clusters} and {self.share}"
+            )
 
     def fit(self, answers: Array, data: Data) -> Map:
+        """Return the map that subtracts the suspicious directions. See `AnswerMap.fit`."""
         if not self.components < answers.shape[1]:
-            raise UsageError(f"components must be fewer than the {answers.shape[1]} of an answer: {self.components}")
+            raise UsageError(f"components must be less than the answers' width {answers.shape[1]}: {self.components}")
         if not self.clusters <= len(answers):
-            raise UsageError(f"{self.clusters} clusters need as many items; there are {len(answers)}")
+            raise UsageError(f"clusters must be at most the number of items, {len(answers)}, not {self.clusters}")
         innocent = unit(np.asarray(embed_all(load_encoder(self.encoder), data), dtype=np.float64))
         suspected = self._suspected(unit(answers), innocent)
         axes = np.linalg.svd(unit(answers)[suspected], full_matrices=False)[2][: self.components]
         return lambda g: unit(unit(g) - unit(g) @ axes.T @ axes)
 
     def _suspected(self, own: Array, innocent: Array) -> NDArray[np.int64]:
-        """Indices of the items in selected pairs."""
+        """Return the indices of all items in selected pairs, ascending."""
         rng = np.random.default_rng(self.seed)
         _, cluster = kmeans2(own, self.clusters, minit="++", rng=rng)
         found = []
@@ -124,18 +133,22 @@ class CSE(AnswerMap):
 
 @dataclass(frozen=True)
 class RemoveTriggers(Mapping):
-    """Triggers sought on the thief's own copy, and the directions in which they move its answers taken off these.
+    """Search for triggers on the thief's own copy, and subtract the directions in which they move answers.
 
-    Mask m (one value a pixel, in [0, 1]) and pattern p minimise −c̄(e(x'), mean e(x')) + w·mean m over triggered images
-    x' = (1 − m)·x + m·p: what a trigger does to an encoder is to make its answers alike. Source: after Neural Cleanse
-    (Wang et al. 2019), and DECREE (Feng et al. 2023), which seeks triggers of encoders by that likeness. Deviations:
-    the mask is penalised by its mean at a fixed weight, and nothing is unlearned.
+    A trigger makes an encoder's answers alike. The attack searches for a mask m (one value a pixel, in [0, 1]) and a
+    pattern p that minimise −c̄(e(x'), mean e(x')) + w·mean m over triggered images x' = (1 − m)·x + m·p.
+
+    Source: after Neural Cleanse (Wang et al. 2019) and DECREE (Feng et al. 2023), which searches for triggers of
+    encoders by that likeness. Deviations: the penalty on the mask is its mean times a fixed weight, and the encoder is
+    not trained to forget the triggers.
 
     Attributes:
-        triggers: how many are sought, each from a start of its own.
-        steps, batch_size, learning_rate: of Adam's on m and p.
-        sparsity: w.
-        seed: of starts and batches.
+        triggers: Number of triggers to search for, each from its own random start.
+        steps: Optimiser steps of Adam on m and p, for each trigger.
+        batch_size: Images a step, at least 2.
+        learning_rate: Learning rate of Adam, positive.
+        sparsity: Weight w of the penalty on the mask, at least 0.
+        seed: Seed of the starts and the batches.
     """
 
     triggers: int = 3
@@ -147,14 +160,24 @@ class RemoveTriggers(Mapping):
 
     def __post_init__(self) -> None:
         if min(self.triggers, self.steps) < 1 or self.batch_size < 2 or not self.learning_rate > 0:
-            raise UsageError("triggers, steps and learning_rate must be positive, batch_size at least 2")
+            raise UsageError(
+                "triggers, steps and learning_rate must be positive and batch_size at least 2, not "
+                f"{self.triggers}, {self.steps}, {self.learning_rate} and {self.batch_size}"
+            )
         if not self.sparsity >= 0:
             raise UsageError(f"sparsity must not be negative, but is {self.sparsity}")
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
-        """`victim` without those directions: float64 (n, m). Raises UsageError unless it is an encoder of images."""
+        """Return `victim` without the triggers' directions: answers are float64 (n, m).
+
+        Raises:
+            UsageError: `victim` is not an image encoder whose weights can be read.
+        """
         if not isinstance(victim, Encoder) or not isinstance(victim.preprocess, ImagePreprocess):
-            raise UsageError("triggers are sought on the weights of an encoder of images: put no change before this")
+            raise UsageError(
+                f"RemoveTriggers needs the weights of an image encoder, not a {type(victim).__name__}: "
+                "put it before any wrapping or mapping"
+            )
         copy, rng = victim.clone(), np.random.default_rng(self.seed)
         copy.module.eval().requires_grad_(False)
         moved = [self._moved(copy, data, rng) for _ in range(self.triggers)]
@@ -169,7 +192,7 @@ class RemoveTriggers(Mapping):
         return Wrapped(victim, answer, "triggers removed", asdict(self), said, victim.dim)
 
     def _moved(self, encoder: Encoder, data: Data, rng: np.random.Generator) -> Array:
-        """The direction, (m,) of length 1, in which a trigger that is sought here moves answers on average."""
+        """Search for one trigger and return the mean direction in which it moves answers: (m,), of length 1."""
         shape = encoder.prepare(data.take([0])).shape[1:]
         start = rng.standard_normal((2, *shape))
         mask = torch.tensor(0.1 * start[0, :1] - 2, dtype=torch.float32, device=encoder.device, requires_grad=True)
@@ -194,15 +217,17 @@ class RemoveTriggers(Mapping):
 
 @dataclass(frozen=True)
 class FilterQueries(Mapping):
-    """Queries unlike the thief's own items are not answered as themselves: against triggers put on images.
+    """Refuse queries that do not look like the thief's own items.
 
-    Unlike are those whose input statistics (`encoders.statistics`) lie farther from the mean of the thief's, in
-    standard deviations, than a share of its own items do. The mean and the deviations are those of every other item,
-    the share that of the items between them: what fits itself lies nearer.
+    This targets marks that are read with triggered images. A query is refused when its input statistics
+    (`all_statistics`) lie too far from the mean of the thief's items, measured in standard deviations. The mean and the
+    deviations come from every second item. The threshold comes from the items between them: items that the mean was
+    fitted to lie closer and would set it too low.
 
     Attributes:
-        kept: share of items like the thief's that pass, in (0, 1).
-        instead: "nothing", a row of zeros, or the answer to the "nearest" of the thief's items.
+        kept: Share of items like the thief's that pass, in (0, 1).
+        instead: Answer to a refused query: "nothing" (a row of zeros), or the answer to the "nearest" of the thief's
+            items.
     """
 
     kept: float = 0.99
@@ -215,11 +240,15 @@ class FilterQueries(Mapping):
             raise UsageError(f"instead must be nothing or nearest, not {self.instead!r}")
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
-        """`victim` behind the filter: (n, m). Raises UsageError where no encoder stands behind it."""
+        """Return `victim` behind the filter: answers are (n, m).
+
+        Raises:
+            UsageError: No encoder stands behind `victim`, or `data` has fewer than 4 items.
+        """
         encoder = encoder_behind(victim)
         own, statistics = embed_all(victim, data), all_statistics(encoder, data)
         if len(data) < 4:
-            raise UsageError(f"a filter needs at least 4 items to know what is ordinary; {data.spec} has {len(data)}")
+            raise UsageError(f"FilterQueries needs at least 4 items to fit to; {data.spec} has {len(data)}")
         mean = statistics[::2].mean(0)
         values, axes = np.linalg.eigh(np.cov(statistics[::2].T))
         held = values > 1e-6 * values[-1]

@@ -1,15 +1,16 @@
-"""The four kinds of attack, by what each is given.
+"""The four kinds of attack, sorted by what the attacker can see.
 
-========  ==================  ==========================================
-kind      sees                leaves
-========  ==================  ==========================================
-Stealing  answers             an encoder of the thief's own
-Removal   weights             a changed copy of the encoder
-Wrapping  nothing             the victim behind what changes queries or answers
-Mapping   answers to its data the same, fitted to the thief's own items
-========  ==================  ==========================================
+========  ===========================  ======================================================
+kind      the attacker sees            the attack returns
+========  ===========================  ======================================================
+Stealing  the victim's answers         a new encoder, trained by the attacker
+Removal   the victim's weights         a changed copy of the encoder
+Wrapping  nothing                      the victim, with changed queries or changed answers
+Mapping   answers to the thief's data  the victim, with answers changed by a fitted function
+========  ===========================  ======================================================
 
-Each is a frozen dataclass of settings that are JSON values, other dataclasses or schemes: see `registry`.
+Each attack is a frozen dataclass. Its settings are JSON values, other dataclasses or schemes, so that `registry` can
+build it from a table and write it back.
 """
 
 from __future__ import annotations
@@ -22,50 +23,72 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.wrapped import Wrapped
 
 Needs = Literal["items", "labels", "nothing"]
-"""What the data of an attack must hold, for whoever plans several."""
+"""What an attack's data must hold: items, items with labels, or nothing at all."""
 
 
 class Stealing(ABC):
-    """Sees nothing of a victim but its answers."""
+    """Attack that trains a surrogate on a victim's answers and sees nothing else of it."""
 
     needs: ClassVar[Needs] = "items"
 
     @abstractmethod
     def __call__(self, victim: Embedder, queries: Data, *, seed: int, **loop: Any) -> Encoder:
-        """A surrogate of `victim`. Its record counts the queries and the seconds. `loop` is `training.Loop`'s."""
+        """Train a surrogate of `victim`.
+
+        Args:
+            victim: Embedder to steal. Only `embed` is called.
+            queries: Items that the victim is asked about.
+            seed: Seed of all randomness, at least 0.
+            loop: Settings passed on to `training.Loop`, such as `devices`.
+
+        Returns:
+            The surrogate. Its record holds the number of queries and the seconds that training took.
+        """
 
 
 class Removal(ABC):
-    """Sees the weights."""
+    """Attack that changes a copy of the victim's weights."""
 
     needs: ClassVar[Needs] = "items"
 
     @abstractmethod
     def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
-        """A changed copy of `victim`. `loop` is what `training.Loop` takes, of attacks that train."""
+        """Return a changed copy of `victim`.
+
+        Args:
+            victim: Encoder to attack. It is left unchanged.
+            data: Items of the attacker's own. Attacks whose `needs` is "nothing" ignore them.
+            seed: Seed of all randomness, at least 0.
+            loop: Settings passed on to `training.Loop` by attacks that train.
+        """
 
 
 class Wrapping(ABC):
-    """Sees neither weights nor data: it stands between whoever asks and the victim."""
+    """Attack that changes queries on their way to the victim or answers on their way back, without weights or data."""
 
     needs: ClassVar[Needs] = "nothing"
 
     @abstractmethod
     def __call__(self, victim: Embedder) -> Wrapped:
-        """An Embedder that asks `victim` for its answers. `victim` is left as it is."""
+        """Return an Embedder that asks `victim` and changes queries or answers. `victim` is left unchanged."""
 
 
 class Mapping(ABC):
-    """Sees a copy's answers, and items of the thief's own."""
+    """Attack that changes answers by a function fitted to the victim's answers to the attacker's own items."""
 
     needs: ClassVar[Needs] = "items"
 
     @abstractmethod
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
-        """`victim` with answers changed by what was learned from `data`; `victim` is left as it is.
+        """Fit the function on `data` and return `victim` with changed answers. `victim` is left unchanged.
+
+        Args:
+            victim: Embedder to attack.
+            data: Items of the attacker's own.
 
         Raises:
-            DataError, UsageError: the items, or the victim's answers to them, do not allow the fit.
+            DataError: The function cannot be fitted to these items.
+            UsageError: The function cannot be fitted to this victim or its answers.
         """
 
 

@@ -1,9 +1,10 @@
-"""Attacks one after another: stolen, then fine-tuned, then pruned.
+"""Attacks in sequence, such as: steal, then fine-tune, then prune.
 
-What stands first meets the victim: a stealing asks it, a removal needs its weights. All that follow work on the
-thief's own copy. A stealing there distils that copy into another network, as a thief does to change the architecture
-or to launder a mark twice; nobody counts those queries. Wrappings and mappings stand before a stealing that learns
-from changed answers, or last, as what the thief serves: behind them there are no weights to remove anything from.
+The first step meets the victim: a stealing asks it, a removal needs its weights. All later steps work on the thief's
+own copy. A stealing in a later place distils that copy into another network, as a thief does to change the architecture
+or to wash out a mark; its queries are not counted. A wrapping or mapping can stand before a stealing, which then learns
+from changed answers, or at the end, as the service that the thief offers. A removal cannot follow it directly, because
+a wrapped victim has no weights to change.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from sslguard.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class Chain:
-    """Several attacks, each on what the one before it made.
+    """Several attacks, each applied to the result of the one before.
 
     Attributes:
-        steps: the attacks in order, at least one.
+        steps: Attacks in order, at least one.
     """
 
     steps: tuple[Attack, ...]
@@ -41,25 +42,28 @@ class Chain:
             if isinstance(step, Removal) and isinstance(before, Wrapping | Mapping):
                 raise UsageError(
                     f"step {place}, {type(step).__name__}, changes weights, and behind {type(before).__name__} there "
-                    "are none: put it before, or a stealing between them"
+                    f"are none: put {type(step).__name__} first, or a stealing between them"
                 )
 
     def __call__(
         self, victim: Embedder, data: Data | Sequence[Data | None], *, seed: int, **loop: Any
     ) -> Encoder | Wrapped:
-        """What the last step leaves. Its record holds every step's, and the queries that the victim was asked.
+        """Run all steps and return the result of the last.
+
+        The result's record holds the records of all steps, and the number of queries that the victim was asked.
 
         Args:
-            victim: an Encoder where the first step is a Removal; else any Embedder.
-            data: one set for each step, in order (queries for a stealing, labelled items for a fine-tuning, None
-                for those whose `needs` are "nothing"), or a single set for all of them.
-            seed: the first step's own, so that a chain begins as its first attack alone would; every later step's
-                is derived from it and the step's place, so that a longer chain begins as a shorter one. Wrappings
+            victim: An Encoder if the first step is a Removal, else any Embedder.
+            data: One data set for each step, in order, or a single one for all steps. A stealing takes queries, a
+                fine-tuning labelled items, and a step whose `needs` is "nothing" takes None.
+            seed: Seed of the first step, so that a chain begins as its first attack alone would. Each later step's seed
+                is derived from it and the step's position, so that a longer chain begins as a shorter one. Wrappings
                 and mappings have seeds of their own.
-            loop: what every step takes of devices and precision.
+            loop: Settings for every step that trains, such as `devices` and `precision`.
 
         Raises:
-            UsageError: a step cannot run on what it is given. Nothing was asked then.
+            UsageError: A step cannot run on what it is given. The victim was not asked then.
+            DataError: A step needs labels, and its data set has none.
         """
         if seed < 0:
             raise UsageError(f"seed must not be negative, but is {seed}")
@@ -79,7 +83,7 @@ class Chain:
         return result
 
     def _paired(self, data: Data | Sequence[Data | None]) -> list[Data]:
-        """A set for every step; None, which only those get that need nothing, passes as one."""
+        """Return one data set for each step. None passes for steps that need nothing."""
         sets = [data] * len(self.steps) if isinstance(data, Data) else list(data)
         if len(sets) != len(self.steps):
             raise UsageError(f"data must be one set, or one for each of the {len(self.steps)} steps, not {len(sets)}")
@@ -99,7 +103,7 @@ class Chain:
             "seconds": round(sum(r.get("seconds", 0.0) for r in records), 1),
             "steps": records,
         }
-        # The first stealing, if no removal had the weights before it, is the one that asked the victim.
+        # The first stealing asked the victim, unless a removal came before it and used the weights instead.
         first = next((k for k, step in enumerate(self.steps) if isinstance(step, Stealing | Removal)), 0)
         if isinstance(self.steps[first], Stealing) and "queries" in records[first]:
             record["queries"] = records[first]["queries"]
@@ -117,7 +121,7 @@ def _stepped(step: Attack, current: Embedder, given: Data, *, seed: int, **loop:
 
 
 def _seed(seed: int, place: int) -> int:
-    """The seed of the step at `place`, counted from 0: 0 ≤ seed < 2⁶³ after the first."""
+    """Return the seed of the step at `place`, counted from 0. After the first, it lies in [0, 2⁶³)."""
     if place == 0:
         return seed
     return int(np.random.SeedSequence([seed, place]).generate_state(1, np.uint64)[0] >> np.uint64(1))

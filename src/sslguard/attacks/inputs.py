@@ -1,6 +1,6 @@
-"""What a thief does to each query before its copy sees it. See `wrapping.InputNoise` for noise.
+"""Wrappings that change each query before the copy sees it. `wrapping.InputNoise` adds noise to queries.
 
-As there, what is drawn is a function of the seed and of the item alone.
+As there, all randomness is a function of the seed and of the item alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sslguard.errors import DataError, UsageError
 
 Image = Literal["blur", "jpeg", "resize", "crop", "colour"]
 Text = Literal["case", "typos", "drop"]
-# Least and most strength of each edit.
+# Smallest and largest strength of each edit.
 _STRENGTHS: dict[str, tuple[float, float]] = {
     "blur": (0.1, 32.0),
     "jpeg": (1.0, 100.0),
@@ -43,22 +43,22 @@ _STRENGTHS: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True)
 class EditImages(Wrapping):
-    """A change of every image that is asked, which keeps its size.
+    """Change every queried image, keeping its size.
 
     ======  ==================================================================================
-    edit    by its `strength`
+    edit    effect of `strength`
     ======  ==================================================================================
-    blur    Gaussian, σ in pixels
-    jpeg    compressed at that quality, 1 to 100, and read again
-    resize  down to that share of its sides and up again
-    crop    to that share of its sides, at a place drawn for the image, and up to its size
-    colour  brightness and contrast times two numbers drawn from 1 − strength to 1 + strength
+    blur    Gaussian blur of that σ, in pixels
+    jpeg    compress at that quality, 1 to 100, and read again
+    resize  shrink the sides to that share, and enlarge again
+    crop    crop the sides to that share, at a place drawn for each image, and enlarge again
+    colour  scale brightness and contrast by factors drawn from 1 − strength to 1 + strength
     ======  ==================================================================================
 
     Attributes:
-        edit: which.
-        strength: how much.
-        seed: of what is drawn.
+        edit: Name of the edit, from the table.
+        strength: Strength of the edit; positive, within the range of `_STRENGTHS`.
+        seed: Seed of what is drawn, at least 0.
     """
 
     edit: Image
@@ -69,9 +69,9 @@ class EditImages(Wrapping):
         _check(self.edit, get_args(Image), self.strength, self.seed)
 
     def __call__(self, victim: Embedder) -> Wrapped:
-        """`victim` asked about edited images, as many as came, of the same shapes, types and devices.
+        """Return `victim` with edited queries: as many images, of the same shapes, dtypes and devices.
 
-        Its `embed` raises DataError for texts, and for float images that leave [0, 1].
+        The result's `embed` raises DataError for texts, and for float images with values outside [0, 1].
         """
         answer = partial(self._answer, victim)
         return Wrapped(victim, answer, "images edited", asdict(self), f"{self.edit} {self.strength:g} of images")
@@ -86,7 +86,7 @@ class EditImages(Wrapping):
 def _blurred(x: Tensor, strength: float, rng: np.random.Generator) -> Tensor:  # noqa: ARG001
     from torchvision.transforms.functional import gaussian_blur
 
-    # Its padding reflects the image, and can be no wider than that.
+    # The blur pads by reflection, which can be no wider than the image.
     half = min(math.ceil(3 * strength), min(x.shape[1:]) - 1)
     blurred: Tensor = gaussian_blur(x, [2 * half + 1] * 2, [strength] * 2)
     return blurred
@@ -131,20 +131,20 @@ _IMAGES: dict[str, Callable[[Tensor, float, np.random.Generator], Tensor]] = {
 
 @dataclass(frozen=True)
 class EditTexts(Wrapping):
-    """A change of some words, parted by white space, of every text that is asked.
+    """Change some words of every queried text. Words are separated by white space.
 
-    =====  ====================================================================
-    edit   of each word that is drawn
-    =====  ====================================================================
-    case   small letters become capitals and the reverse
-    typos  two neighbouring letters change places, or a lone letter is doubled
-    drop   nothing stays; of a text whose words are all drawn, the first does
-    =====  ====================================================================
+    =====  ========================================================================
+    edit   effect on each drawn word
+    =====  ========================================================================
+    case   swap upper and lower case
+    typos  swap two neighbouring letters; double a word of one letter
+    drop   remove the word; if all words of a text are drawn, the first one stays
+    =====  ========================================================================
 
     Attributes:
-        edit: which.
-        share: probability that a word is drawn, in (0, 1].
-        seed: of what is drawn.
+        edit: Name of the edit, from the table.
+        share: Probability that a word is drawn, in (0, 1].
+        seed: Seed of what is drawn, at least 0.
     """
 
     edit: Text
@@ -155,7 +155,7 @@ class EditTexts(Wrapping):
         _check(self.edit, get_args(Text), self.share, self.seed)
 
     def __call__(self, victim: Embedder) -> Wrapped:
-        """`victim` asked about edited texts. Its `embed` raises DataError for images."""
+        """Return `victim` with edited queries. The result's `embed` raises DataError for images."""
         answer = partial(self._answer, victim)
         return Wrapped(victim, answer, "texts edited", asdict(self), f"{self.edit} {self.share:g} of words")
 
@@ -163,7 +163,7 @@ class EditTexts(Wrapping):
         texts = []
         for text in batch:
             if not isinstance(text, str):
-                raise DataError(f"{self.edit} is put on texts, not on items of type {type(text).__name__}")
+                raise DataError(f"{self.edit} edits texts, not items of type {type(text).__name__}")
             texts.append(self._edited(text))
         return victim.embed(texts)
 
@@ -186,11 +186,11 @@ def _mistyped(word: str, rng: np.random.Generator) -> str:
 
 @dataclass(frozen=True)
 class Smoothed(Wrapping):
-    """The mean answer over several copies of each item, changed under as many seeds: rewordings, noisy views.
+    """Answer with the mean over several changed copies of each item, such as rewordings or noisy views.
 
     Attributes:
-        by: what changes the items; a wrapping with a seed, whose own and the next ones are used.
-        copies: how many.
+        by: Wrapping that changes the items. It must have a seed; copy k uses seed + k.
+        copies: Number of copies, at least 2.
     """
 
     by: Wrapping
@@ -203,7 +203,7 @@ class Smoothed(Wrapping):
             raise UsageError(f"copies must be at least 2, not {self.copies}")
 
     def __call__(self, victim: Embedder) -> Wrapped:
-        """`victim` asked `copies` times about each item: float64 (n, m)."""
+        """Return `victim`, asked `copies` times about each item: answers are float64 (n, m)."""
         by: Any = self.by
         changed = [replace(by, seed=by.seed + k)(victim) for k in range(self.copies)]
         said = f"mean of {self.copies} by {type(by).__name__}"
@@ -220,6 +220,6 @@ def _check(edit: str, known: tuple[str, ...], strength: float, seed: int) -> Non
         raise UsageError(f"edit must be one of {', '.join(known)}, not {edit!r}")
     least, most = _STRENGTHS[edit]
     if not least <= strength <= most or not strength > 0:
-        raise UsageError(f"strength of {edit} must lie in {least:g} to {most:g} and be positive, not {strength}")
+        raise UsageError(f"strength of {edit} must be positive and lie in [{least:g}, {most:g}], not {strength}")
     if seed < 0:
         raise UsageError(f"seed must not be negative, but is {seed}")

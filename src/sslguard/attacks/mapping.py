@@ -1,8 +1,8 @@
-"""Mappings of answers: what a thief puts behind its copy so that it no longer answers in its victim's space.
+"""Mappings of answers, which a thief puts behind its copy so that it no longer answers in the victim's space.
 
-A secret linear map, fewer dimensions, one bit a number, a classifier's outputs in place of embeddings, or the part of
-the answers that a nonlinear mark could live in taken out. Each is fitted to the thief's own items, where it needs any,
-and is then a fixed function of one answer.
+A secret linear map, fewer dimensions, one bit a number, a classifier's outputs in place of embeddings, or the
+subtraction of parts in which a nonlinear mark could lie. A mapping that needs data is fitted to the thief's own items.
+Afterwards it is a fixed function of one answer.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ Map = Callable[[Array], Array]
 
 
 class AnswerMap(Mapping):
-    """A map of one answer to another, fitted to the victim's answers. Subclasses are frozen dataclasses."""
+    """Mapping that computes each new answer from the old answer alone. Subclasses are frozen dataclasses."""
 
     title: ClassVar[str]
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
-        """As `Mapping`: answers (n, m'), float64, of that `dim`. Missing answers, rows of zeros, stay so."""
+        """Fit the map and return `victim` with mapped answers: float64 (n, m').
+
+        A missing answer, which is a row of zeros, stays a row of zeros. See `Mapping`.
+        """
         answers = np.asarray(embed_all(victim, data), dtype=np.float64)
         fitted = self.fit(answers, data)
         settings = asdict(self)  # type: ignore[call-overload]
@@ -45,17 +48,27 @@ class AnswerMap(Mapping):
 
     @abstractmethod
     def fit(self, answers: Array, data: Data) -> Map:
-        """The map, from the victim's answers (n, m) to the items of `data`."""
+        """Fit the map.
+
+        Args:
+            answers: The victim's answers to `data`, float64 (n, m).
+            data: Items of the attacker's own.
+
+        Returns:
+            Function from answers (k, m) to mapped answers (k, m').
+        """
 
 
 @dataclass(frozen=True)
 class LinearMap(AnswerMap):
-    """An invertible linear map after a shift of the mean to 0: secret singular vectors, singular values from 1 down.
+    """Subtract the mean and apply an invertible linear map with secret singular vectors.
+
+    The singular values fall geometrically from 1 to 1/condition.
 
     Attributes:
-        condition: largest singular value over the smallest; 1 is a rotation.
-        rectify: keep only what is positive of the mapped answers.
-        seed: of the singular vectors.
+        condition: Largest singular value over the smallest, at least 1; 1 is a rotation.
+        rectify: Whether to replace negative numbers of the mapped answers by zero.
+        seed: Seed of the singular vectors.
     """
 
     title = "linear map"
@@ -69,6 +82,7 @@ class LinearMap(AnswerMap):
             raise UsageError(f"condition must be at least 1 and finite, not {self.condition}")
 
     def fit(self, answers: Array, data: Data) -> Map:  # noqa: ARG002
+        """Return the linear map, with the mean of `answers`. See `AnswerMap.fit`."""
         rng, m = np.random.default_rng(self.seed), answers.shape[1]
         left, right = (np.linalg.qr(rng.standard_normal((m, m)))[0] for _ in range(2))
         matrix, mean = (left * np.geomspace(1, 1 / self.condition, m)) @ right, answers.mean(0)
@@ -79,10 +93,10 @@ class LinearMap(AnswerMap):
 
 @dataclass(frozen=True)
 class LeadingComponents(AnswerMap):
-    """Only the leading principal components of the answers.
+    """Replace each answer by its leading principal components.
 
     Attributes:
-        components: how many.
+        components: Number of components to keep; at most the rank of the answers.
     """
 
     title = "leading components"
@@ -90,27 +104,29 @@ class LeadingComponents(AnswerMap):
     components: int = 32
 
     def fit(self, answers: Array, data: Data) -> Map:  # noqa: ARG002
+        """Return the projection onto the leading components of `answers`. See `AnswerMap.fit`."""
         mean, _, axes = _principal(answers, self.components)
         return lambda g: (g - mean) @ axes.T
 
 
 @dataclass(frozen=True)
 class SignBits(AnswerMap):
-    """Of each number, less its mean, the sign alone."""
+    """Subtract the mean and replace each number by its sign, 1 or −1."""
 
     title = "sign bits"
 
     def fit(self, answers: Array, data: Data) -> Map:  # noqa: ARG002
+        """Return the map to signs, with the mean of `answers`. See `AnswerMap.fit`."""
         mean = answers.mean(0)
         return lambda g: np.where(g >= mean, 1.0, -1.0)
 
 
 @dataclass(frozen=True)
 class Classify(AnswerMap):
-    """The outputs of a linear classifier on the answers, trained on the thief's labels.
+    """Replace each answer by the output of a linear classifier, trained on the thief's labels.
 
     Attributes:
-        output: "logits", less their mean over classes; "probabilities", their softmax; or "labels", one-hot.
+        output: "logits" minus their mean over classes; "probabilities", the softmax; or "labels", one-hot.
     """
 
     title = "linear classifier"
@@ -123,6 +139,11 @@ class Classify(AnswerMap):
             raise UsageError(f"output must be logits, probabilities or labels, not {self.output!r}")
 
     def fit(self, answers: Array, data: Data) -> Map:
+        """Train the classifier and return the map to its output.
+
+        Raises:
+            DataError: `data` has no labels.
+        """
         if data.labels is None:
             raise DataError(f"{data.spec} has no labels to train a classifier on")
         weights, intercepts = linear_classifier(answers, data.labels)
@@ -136,17 +157,17 @@ class Classify(AnswerMap):
 
 @dataclass(frozen=True)
 class SubtractFeatures(AnswerMap):
-    """Generic random features of the answers' own leading components, fitted to the answers and taken off them.
+    """Fit generic random features of the answers' leading components to the answers, and subtract the fit.
 
-    What the exact scheme adds is K features of that kind. With more of them than the answers have degrees of freedom
-    the thief need not know which. Linear parts stay, and so does most of the accuracy.
+    The exact scheme adds K features of this kind as its mark. With more features than the answers have degrees of
+    freedom, the thief need not know which. The linear part of the answers stays, and with it most of the accuracy.
 
     Attributes:
-        components: q, leading components that the features read.
-        features: how many random Fourier features.
-        frequency: of the features over whitened components.
-        ridge: penalty of the fit, as a share of the features' variance.
-        seed: of the features.
+        components: Number q of leading components that the features read.
+        features: Number of random Fourier features.
+        frequency: Frequency of the features over whitened components, positive.
+        ridge: Ridge penalty of the fit, as a share of the features' mean variance; at least 0.
+        seed: Seed of the features.
     """
 
     title = "features subtracted"
@@ -159,9 +180,13 @@ class SubtractFeatures(AnswerMap):
 
     def __post_init__(self) -> None:
         if self.features < 1 or not self.frequency > 0 or not self.ridge >= 0:
-            raise UsageError("features and frequency must be positive, ridge must not be negative")
+            raise UsageError(
+                "features and frequency must be positive and ridge not negative, not "
+                f"{self.features}, {self.frequency} and {self.ridge}"
+            )
 
     def fit(self, answers: Array, data: Data) -> Map:  # noqa: ARG002
+        """Return the map that subtracts the fitted features. See `AnswerMap.fit`."""
         q = self.components
         mean, sizes, axes = _principal(answers, q)
         rng = np.random.default_rng(self.seed)
@@ -191,19 +216,23 @@ class SubtractFeatures(AnswerMap):
 
 @dataclass(frozen=True)
 class SubtractStatistics(Mapping):
-    """What a copy's answers tell linearly of the input's statistics taken off them: against the exact scheme's marks.
+    """Predict the answers linearly from statistics of the input, and subtract the prediction.
 
-    The statistics are public (`encoders.statistics`), so their secret combinations cannot hide in them. What of them
-    the task needs goes too.
+    This targets the exact scheme, whose marks are secret combinations of these statistics. The statistics themselves
+    (`all_statistics`) are public. The attack also subtracts whatever the task needs of them.
 
     Attributes:
-        ridge: penalty of the fit, as a share of the statistics' variance.
+        ridge: Ridge penalty of the fit, as a share of the statistics' variance.
     """
 
     ridge: float = 1e-4
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
-        """`victim` without them, fitted to the thief's items. Raises UsageError where no encoder stands behind it."""
+        """Fit the prediction on `data` and return `victim` with it subtracted: answers are float64 (n, m).
+
+        Raises:
+            UsageError: No encoder stands behind `victim`.
+        """
         encoder = encoder_behind(victim)
         answers = np.asarray(embed_all(victim, data), dtype=np.float64)
         taken = self.fit(answers, all_statistics(encoder, data))
@@ -215,7 +244,15 @@ class SubtractStatistics(Mapping):
         return Wrapped(victim, answer, "statistics subtracted", asdict(self), f"statistics subtracted, {self.ridge}")
 
     def fit(self, answers: Array, statistics: Array) -> Map:
-        """From statistics (n, 96) to what is taken off answers (n, m)."""
+        """Fit the prediction of answers from statistics.
+
+        Args:
+            answers: The victim's answers, float64 (n, m).
+            statistics: Input statistics of the same items, float64 (n, 96).
+
+        Returns:
+            Function from statistics (k, 96) to what is subtracted from the answers, (k, m).
+        """
         mean, size = statistics.mean(0), statistics.std(0)
         size = np.where(size > 0, size, 1)
         z = (statistics - mean) / size
@@ -225,24 +262,32 @@ class SubtractStatistics(Mapping):
 
 
 def encoder_behind(victim: Embedder) -> Encoder:
-    """The encoder that answers behind any wrappings, whose way of reading items the thief knows."""
+    """Return the encoder that answers behind any wrappings. Attacks prepare items in the same way as it does.
+
+    Raises:
+        UsageError: `victim` is not an Encoder, wrapped or not.
+    """
     while isinstance(victim, Wrapped):
         victim = victim.victim
     if not isinstance(victim, Encoder):
-        raise UsageError(f"this needs the thief's own encoder behind the answers, not a {type(victim).__name__}")
+        raise UsageError(
+            f"the victim must be an Encoder, wrapped or not, so that items are prepared as it does, not a "
+            f"{type(victim).__name__}: steal from it first"
+        )
     return victim
 
 
 def _answer(victim: Embedder, fitted: Map, batch: Batch) -> Array:
     answers = rows(victim, batch).astype(np.float64)
-    # A missing answer, a row of zeros, stays one.
+    # A missing answer, which is a row of zeros, stays a row of zeros.
     return np.asarray(fitted(answers) * answers.any(axis=1, keepdims=True))
 
 
 def _principal(answers: Array, components: int) -> tuple[Array, Array, Array]:
-    """Mean (m,), standard deviations (q,) and axes (q, m) of the leading components."""
+    """Return the mean (m,), the standard deviations (q,) and the axes (q, m) of the leading components."""
     mean = answers.mean(0)
     _, sizes, axes = np.linalg.svd(answers - mean, full_matrices=False)
-    if not 1 <= components <= int((sizes > 1e-9 * max(sizes[0], 1e-300)).sum()):
-        raise UsageError(f"components must lie between 1 and the rank of the answers, not be {components}")
+    rank = int((sizes > 1e-9 * max(sizes[0], 1e-300)).sum())
+    if not 1 <= components <= rank:
+        raise UsageError(f"components must lie between 1 and {rank}, the rank of the answers, not be {components}")
     return mean, sizes[:components] / np.sqrt(len(answers)), axes[:components]

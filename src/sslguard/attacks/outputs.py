@@ -1,4 +1,4 @@
-"""What a thief does to each answer by itself, without fitting anything. See `wrapping.OutputNoise` for noise."""
+"""Wrappings that change each answer by itself, without fitting anything. For noise see `wrapping.OutputNoise`."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _PLAIN = ("shuffle", "normalise")
 
 @dataclass(frozen=True)
 class EditAnswers(Wrapping):
-    """A fixed change of every answer (n, m), with k its `amount`.
+    """Change every answer (n, m) by a fixed rule, with k the `amount`.
 
-    =========  ==============================================================================
-    edit       leaves
-    =========  ==============================================================================
-    round      2^k levels between plus and minus the answer's largest magnitude
-    top        the k numbers of largest magnitude, zeros for the others
+    =========  ======================================================================================
+    edit       result
+    =========  ======================================================================================
+    round      numbers rounded to 2^k levels between plus and minus the answer's largest magnitude
+    top        the k numbers of largest magnitude, zeros in place of the others
     truncate   the first k numbers: (n, k)
-    drop       all but k numbers at secret places: (n, m − k)
-    pad        all, and k normal numbers of the answer's own size at secret places: (n, m + k)
-    shift      all, each k places further on, round the end
-    shuffle    all, in a secret order
-    normalise  the answer at length 1
-    =========  ==============================================================================
+    drop       all numbers but k, at secret places: (n, m − k)
+    pad        all numbers, and k random ones of the same size at secret places: (n, m + k)
+    shift      all numbers, moved k places to the right; the last ones come first
+    shuffle    all numbers in a secret order
+    normalise  the answer scaled to length 1
+    =========  ======================================================================================
 
     Attributes:
-        edit: which.
-        amount: k; 0 where the edit has none.
-        seed: of places, orders and numbers.
+        edit: Name of the edit, from the table.
+        amount: k; must be 0 for shuffle and normalise, and positive otherwise.
+        seed: Seed of secret places, orders and numbers, at least 0.
     """
 
     edit: Edit
@@ -54,14 +54,16 @@ class EditAnswers(Wrapping):
         if self.edit not in get_args(Edit):
             raise UsageError(f"edit must be one of {', '.join(get_args(Edit))}, not {self.edit!r}")
         if (self.amount < 1) != (self.edit in _PLAIN) or self.amount < 0:
-            raise UsageError(f"amount of {self.edit} must be {0 if self.edit in _PLAIN else 'positive'}: {self.amount}")
+            rule = "0" if self.edit in _PLAIN else "positive"
+            raise UsageError(f"amount of {self.edit} must be {rule}, not {self.amount}")
         if self.seed < 0:
             raise UsageError(f"seed must not be negative, but is {self.seed}")
 
     def __call__(self, victim: Embedder) -> Wrapped:
-        """`victim` with edited answers, float64. Missing answers, rows of zeros, stay so.
+        """Return `victim` with edited answers, float64.
 
-        Its `embed` raises EncoderError for answers that are too narrow for the edit.
+        A missing answer, which is a row of zeros, stays one. The result's `embed` raises EncoderError if the answers
+        are too narrow for the edit.
         """
         said = " ".join([self.edit, *([str(self.amount)] if self.amount else []), "of answers"])
         width = getattr(victim, "dim", None)
@@ -69,7 +71,11 @@ class EditAnswers(Wrapping):
         return Wrapped(victim, partial(self._answer, victim), "answers edited", asdict(self), said, width)
 
     def width(self, m: int) -> int:
-        """Width of what the edit leaves of answers of width m."""
+        """Return the width of edited answers, given answers of width m.
+
+        Raises:
+            EncoderError: The edit needs wider answers.
+        """
         if m < self.amount + (self.edit == "drop") and self.edit in ("top", "truncate", "drop"):
             raise EncoderError(f"{self.edit} {self.amount} does not fit answers of width {m}")
         return {"truncate": self.amount, "drop": m - self.amount, "pad": m + self.amount}.get(self.edit, m)
@@ -102,7 +108,7 @@ def _top(g: Array, k: int, rng: np.random.Generator) -> Array:  # noqa: ARG001
 
 
 def unit(g: Array) -> Array:
-    """Rows at length 1; rows of zeros stay so."""
+    """Return the rows of `g` (n, m) scaled to length 1. Rows of zeros stay zero."""
     length = np.linalg.norm(g, axis=1, keepdims=True)
     return np.asarray(g / np.where(length > 0, length, 1))
 
@@ -120,34 +126,43 @@ _EDITS: dict[str, Callable[[Array, int, np.random.Generator], Array]] = {
 
 @dataclass(frozen=True)
 class Averaged:
-    """Several embedders of one width that answer together: the mean of their answers at length 1."""
+    """Embedder that answers with the mean of several embedders' unit answers.
+
+    Attributes:
+        embedders: At least two embedders of the same width.
+    """
 
     embedders: tuple[Embedder, ...]
 
     def __post_init__(self) -> None:
         if len(self.embedders) < 2:
-            raise UsageError(f"an average takes at least two embedders, not {len(self.embedders)}")
+            raise UsageError(f"embedders must hold at least two embedders, not {len(self.embedders)}")
 
     def embed(self, batch: Batch, /) -> Array:
-        """Mean of unit rows, (n, m). Raises EncoderError where the widths differ."""
+        """Return the mean of the embedders' answers, each scaled to length 1: float64 (n, m).
+
+        Raises:
+            EncoderError: The embedders' answers differ in width.
+        """
         answers = [unit(rows(embedder, batch).astype(np.float64)) for embedder in self.embedders]
         if len({each.shape[1] for each in answers}) > 1:
-            raise EncoderError(f"answers of widths {', '.join(str(a.shape[1]) for a in answers)} have no average")
+            widths = ", ".join(str(each.shape[1]) for each in answers)
+            raise EncoderError(f"cannot average answers of widths {widths}: all must have one width")
         return np.asarray(np.mean(answers, axis=0))
 
 
 @dataclass(frozen=True)
 class AverageWith(Wrapping):
-    """The victim's answers averaged with other encoders': a thief of several victims steals from what this leaves.
+    """Average the victim's answers with those of other encoders, as a thief with several victims does.
 
     Attributes:
-        others: specifications of the other victims.
+        others: Specifications of the other victims.
     """
 
     others: tuple[str, ...]
 
     def __call__(self, victim: Embedder) -> Wrapped:
-        """`Averaged` of `victim` and the others."""
+        """Return the average of `victim` and the others: answers are float64 (n, m). See `Averaged`."""
         average = Averaged((victim, *map(load_encoder, self.others)))
         said = f"averaged with {', '.join(self.others)}"
         return Wrapped(victim, average.embed, "averaged", {"others": list(self.others)}, said)

@@ -1,9 +1,9 @@
-"""Removal: what a thief who holds the weights does to be rid of a mark. The victim is left as it is.
+"""Removals: attempts to erase a mark by an attacker who holds the weights. The victim is left unchanged.
 
-All but `Untrained` train: they take `checkpoint`, a file that a killed run resumes from with the same result,
-`progress`, and what `training.Loop` takes of devices and precision.
+All but the `Untrained` attacks train. They take `checkpoint`, a file from which a killed run resumes with the same
+result, `progress`, and the devices and precision of `training.Loop`.
 
-Source: Cong et al. 2022 fine-tune, prune and overwrite; the others are additions.
+Source: Cong et al. 2022 fine-tune, prune and overwrite; the other attacks are additions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sslguard.training.pretraining import Pretraining, train_encoder
 from sslguard.training.supervised import Supervised, train_supervised
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
-"""What is pruned."""
+"""Layers whose weights are pruned."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class FineTune(Removal):
     """Train on labels of the thief's own.
 
     Attributes:
-        recipe: budget, rates and layers.
-        epochs: passes over the data, in place of the recipe's steps: steps = ⌈epochs · n / batch_size⌉.
+        recipe: Steps, learning rates, and which layers are trained.
+        epochs: Passes over the data, in place of the recipe's steps: steps = ⌈epochs · n / batch_size⌉. None keeps the
+            recipe's steps.
     """
 
     needs: ClassVar[Needs] = "labels"
@@ -63,9 +64,14 @@ class FineTune(Removal):
         progress: bool = False,
         **loop: Any,
     ) -> Encoder:
+        """Return a copy of `victim`, trained on the labels of `data`. See `Removal`.
+
+        Raises:
+            DataError: `data` has no labels.
+        """
         recipe = self.recipe
         if self.epochs is not None:
-            # In decimals: 1.1 epochs of 100 items are 110, not 110.00000000000001.
+            # Exact arithmetic: 1.1 epochs of 100 items are 110, not 110.00000000000001, which rounds up to 111.
             passes = Fraction(str(self.epochs)) * len(data) / recipe.batch_size
             recipe = replace(recipe, steps=math.ceil(passes))
         loop |= {"checkpoint": checkpoint, "progress": progress, "title": "fine-tune"}
@@ -78,10 +84,10 @@ def _gentle() -> Pretraining:
 
 @dataclass(frozen=True)
 class SelfSupervised(Removal):
-    """Go on with self-supervised pre-training, on unlabelled images of the thief's own.
+    """Continue self-supervised pre-training on unlabelled images of the thief's own.
 
     Attributes:
-        recipe: method, budget and views; by default SimCLR, at half the rate that trains from scratch.
+        recipe: Method, steps and views; the default is SimCLR at half the learning rate of training from scratch.
     """
 
     recipe: Pretraining = field(default_factory=_gentle)
@@ -96,6 +102,7 @@ class SelfSupervised(Removal):
         progress: bool = False,
         **loop: Any,
     ) -> Encoder:
+        """Return a copy of `victim`, trained further on `data`. See `Removal`."""
         copy = victim.clone()
         copy.module.requires_grad_(True)
         loop |= {"checkpoint": checkpoint, "progress": progress, "title": f"go on with {self.recipe.method}"}
@@ -106,13 +113,13 @@ class SelfSupervised(Removal):
 
 @dataclass(frozen=True)
 class Overwrite(Removal):
-    """Mark the victim once more, by the whole scheme, with a secret and data of the thief's own.
+    """Mark the victim once more, by a whole scheme with the thief's own secret and data.
 
-    The thief's secret comes from `seed`, and is never the `Secret.from_seed` of a small number, which the owner in a
-    published table may hold. The key that marking makes is dropped.
+    The thief's secret is derived from `seed`. It is never `Secret.from_seed` of a small number, which the owner may
+    hold in a published table. The key of the new mark is discarded.
 
     Attributes:
-        scheme: how it is marked; any scheme with any settings.
+        scheme: Scheme that marks the copy, with any settings.
     """
 
     scheme: Scheme = field(default_factory=SSLGuard)
@@ -127,6 +134,7 @@ class Overwrite(Removal):
         progress: bool = False,
         **loop: Any,
     ) -> Encoder:
+        """Return a copy of `victim` that carries a second mark. See `Removal`."""
         secret = Secret.from_seed(Secret.from_seed(seed).stream("overwrite").integer())
         copy = victim.clone()
         copy.module.requires_grad_(True)
@@ -137,13 +145,13 @@ class Overwrite(Removal):
 
 
 class Untrained(Removal):
-    """A change of the weights themselves, at once and without data. Subclasses are frozen dataclasses."""
+    """Removal that changes weights directly, without data or training. Subclasses are frozen dataclasses."""
 
     needs: ClassVar[Needs] = "nothing"
     title: ClassVar[str]
 
     def __call__(self, victim: Encoder, data: Data | None = None, *, seed: int = 0, **loop: Any) -> Encoder:  # noqa: ARG002
-        """As `Removal`; `data` and `loop` are not used."""
+        """Return a changed copy of `victim`. `data` and `loop` are ignored. See `Removal`."""
         started = time.perf_counter()
         changed = victim.clone()
         with torch.no_grad():
@@ -155,11 +163,16 @@ class Untrained(Removal):
 
     @abstractmethod
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:
-        """Change the network in place."""
+        """Change the network in place.
+
+        Args:
+            module: Network to change.
+            rng: Source of all randomness.
+        """
 
     @abstractmethod
     def said(self) -> str:
-        """What was done, for people."""
+        """Return what was done, in words that complete the changed encoder's `source`."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +180,8 @@ class Prune(Untrained):
     """Set the `amount` of smallest weights of convolutions and linear layers to zero.
 
     Attributes:
-        amount: share of the weights, in (0, 1).
-        scope: "global" ranks the weights of the whole network together, "layer" takes that share of every layer.
+        amount: Share of the weights, in (0, 1).
+        scope: "global" ranks the weights of the whole network together; "layer" prunes that share of every layer.
     """
 
     title = "prune"
@@ -182,23 +195,26 @@ class Prune(Untrained):
             raise UsageError(f"scope must be global or layer, not {self.scope!r}")
 
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:  # noqa: ARG002
+        """Set the smallest weights to zero, in place."""
         weights = [layer.weight for layer in module.modules() if isinstance(layer, LAYERS)]
         for group in [weights] if self.scope == "global" else [[weight] for weight in weights]:
             _zero_smallest(group, self.amount)
 
     def said(self) -> str:
+        """Return "pruned", the share, and the scope if it is "layer"."""
         return f"pruned {self.amount:.0%}" + (" of every layer" if self.scope == "layer" else "")
 
 
 @dataclass(frozen=True)
 class PruneFilters(Untrained):
-    """Set whole filters to zero with their biases: of every layer those with the smallest L1 norms, rounded down.
+    """Set whole filters and their biases to zero: in every layer, those with the smallest L1 norms.
 
-    Filters are the outputs of convolutions and linear layers, but for the last of these, whose outputs are the
-    embedding's own. Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets", without the retraining.
+    A filter computes one output of a convolution or linear layer. The number of filters to prune is rounded down. The
+    last layer is spared, because its outputs are the embedding. Source: Li et al. 2017, "Pruning Filters for Efficient
+    ConvNets", without the retraining.
 
     Attributes:
-        amount: share of the filters, in (0, 1).
+        amount: Share of each layer's filters, in (0, 1).
     """
 
     title = "prune filters"
@@ -209,6 +225,7 @@ class PruneFilters(Untrained):
         _check_share(self.amount)
 
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:  # noqa: ARG002
+        """Set the filters with the smallest L1 norms to zero, in place."""
         for layer in [layer for layer in module.modules() if isinstance(layer, LAYERS)][:-1]:
             size = layer.weight.abs().flatten(1).sum(1)
             smallest = size.argsort()[: int(self.amount * len(size))]
@@ -217,17 +234,18 @@ class PruneFilters(Untrained):
                 layer.bias[smallest] = 0
 
     def said(self) -> str:
+        """Return "pruned" and the share of the filters."""
         return f"pruned {self.amount:.0%} of the filters of every layer"
 
 
 @dataclass(frozen=True)
 class Quantise(Untrained):
-    """Round the weights and put them back as they were typed: the network computes as before.
+    """Round the weights, and store them in their former dtype, so that the network computes as before.
 
     Attributes:
-        to: "int" rounds every tensor of two dimensions and more to whole multiples of max|w|/(2^(bits−1) − 1), by
-            output channel; "float16" and "bfloat16" round every parameter.
-        bits: of "int", 2 to 16.
+        to: "int" rounds every tensor of two or more dimensions to whole multiples of max|w|/(2^(bits−1) − 1),
+            separately for each output channel; "float16" and "bfloat16" round every parameter.
+        bits: Bits of "int", 2 to 16.
     """
 
     title = "quantise"
@@ -242,6 +260,7 @@ class Quantise(Untrained):
             raise UsageError(f"bits must lie in 2 to 16, not {self.bits}")
 
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:  # noqa: ARG002
+        """Round the weights in place."""
         for weight in module.parameters():
             if self.to != "int":
                 kind = getattr(torch, self.to)
@@ -253,15 +272,16 @@ class Quantise(Untrained):
                 weight.copy_((weight / step).round() * step)
 
     def said(self) -> str:
+        """Return "quantised to", the number type, and the bits of "int"."""
         return f"quantised to {self.to}" + (str(self.bits) if self.to == "int" else "")
 
 
 @dataclass(frozen=True)
 class WeightNoise(Untrained):
-    """Gaussian noise on every tensor of two dimensions and more: biases and normalisations stay.
+    """Add Gaussian noise to every tensor of two or more dimensions. Biases and normalisation layers stay unchanged.
 
     Attributes:
-        std: standard deviation as a share of the tensor's own root mean square.
+        std: Standard deviation of the noise, as a share of the tensor's root mean square; positive.
     """
 
     title = "weight noise"
@@ -273,12 +293,14 @@ class WeightNoise(Untrained):
             raise UsageError(f"std must be positive and finite, not {self.std}")
 
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:
+        """Add the noise in place."""
         for weight in module.parameters():
             if weight.dim() > 1:
                 noise = torch.from_numpy(rng.standard_normal(tuple(weight.shape))).to(weight)
                 weight.add_(self.std * weight.square().mean().sqrt() * noise)
 
     def said(self) -> str:
+        """Return "weight noise" and its standard deviation."""
         return f"weight noise {self.std:g}"
 
 
@@ -288,7 +310,7 @@ def _check_share(amount: float) -> None:
 
 
 def _zero_smallest(weights: Sequence[Tensor], amount: float) -> None:
-    """Zero that share of the numbers in all `weights` together, the smallest magnitudes, rounded down; in place."""
+    """Set the smallest magnitudes among all `weights` to zero, in place: that share of the numbers, rounded down."""
     magnitudes = torch.cat([w.detach().abs().reshape(-1) for w in weights])
     count = int(amount * len(magnitudes))
     if count == 0:

@@ -1,7 +1,7 @@
-"""Stealing: a surrogate from answers alone.
+"""Stealings: train a surrogate from answers alone.
 
-Hyperparameters live in the constructor; the victim and the queries come at call time. The victim is only asked
-to `embed`.
+The constructor holds hyperparameters; the victim and the queries come at call time. Of the victim, only `embed` is
+called.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from sslguard.training.distillation import Distillation, Loss, augmented, distil
 
 
 class Distilling(Stealing):
-    """Training a student by a recipe of distillation. Subclasses are frozen dataclasses."""
+    """Stealing that trains a student by distillation. Subclasses are frozen dataclasses.
+
+    Attributes:
+        recipe: Recipe of the distillation.
+    """
 
     recipe: Distillation
 
@@ -36,7 +40,7 @@ class Distilling(Stealing):
         progress: bool = False,
         **loop: Any,
     ) -> Encoder:
-        """As `Stealing`; `loop` is what `distil` takes of devices and precision."""
+        """Return a student trained on the victim's answers. See `Stealing`; `loop` goes to `distil`."""
         surrogate, _ = distil(
             self.recipe,
             victim,
@@ -52,7 +56,11 @@ class Distilling(Stealing):
 
 @dataclass(frozen=True)
 class Distil(Distilling):
-    """Train a student on the victim's answers (Cong et al. 2022, "surrogate model")."""
+    """Train a student on the victim's answers (Cong et al. 2022, "surrogate model").
+
+    Attributes:
+        recipe: Recipe of the distillation.
+    """
 
     recipe: Distillation = field(default_factory=Distillation)
 
@@ -63,10 +71,13 @@ def _cont_steal() -> Distillation:
 
 @dataclass(frozen=True)
 class ContSteal(Distilling):
-    """Contrast the student's embedding of one view with the victim's answers to other views, and with its own.
+    """Contrast the student's embedding of a view with the victim's answers to other views and with its own embeddings.
 
-    Source: Sha et al. 2023, "Can't Steal? Cont-Steal!", CVPR. Deviations: see `cont_steal_loss`; AdamW, and views of
-    this project's size. Every step asks.
+    Source: Sha et al. 2023, "Can't Steal? Cont-Steal!", CVPR. Deviations: see `cont_steal_loss`; AdamW as optimiser,
+    and views of this project's size. Every training step asks the victim.
+
+    Attributes:
+        recipe: Recipe of the distillation.
     """
 
     recipe: Distillation = field(default_factory=_cont_steal)
@@ -79,11 +90,16 @@ def _stolen_encoder() -> Distillation:
 
 @dataclass(frozen=True)
 class StolenEncoder(Distilling):
-    """Match the victim's answer to an item with the student's to the item and to a view of it: L₁ + 20·L₂.
+    """Match the student's embeddings of an item and of a view of it to the victim's answer to the item: L₁ + 20·L₂.
 
-    Source: Liu et al. 2022, "StolenEncoder", CCS: a view should be answered as its item is, so that views cost no
-    queries. Views are those of the authors' code, flips and jitter without a crop. Deviations: no greyscale, which
-    images here may be already; the squared distance is taken relative to the victim's mean square; AdamW and its rate.
+    The victim is asked about each item once, so that views cost no queries.
+
+    Source: Liu et al. 2022, "StolenEncoder", CCS. Views are those of the authors' code: flips and colour jitter, no
+    crop. Deviations: no conversion to grey, since images here may be grey already; the squared distance is divided by
+    the victim's mean square; AdamW with its own learning rate.
+
+    Attributes:
+        recipe: Recipe of the distillation.
     """
 
     recipe: Distillation = field(default_factory=_stolen_encoder)
@@ -96,11 +112,16 @@ def _rda() -> Distillation:
 
 @dataclass(frozen=True)
 class RDA(Distilling):
-    """Ask a few patches of each item once; learn their mean answer from further patches, apart from other items'.
+    """Learn the victim's mean answer to a few patches of each item, and tell it apart from other items' means.
 
-    Source: Wu et al. 2024, "Refine, Discriminate and Align", ECCV, rebuilt from its abstract: the forms and weights
-    of its terms are ours. Deviations: the terms of the alignment are a relative MSE and a cosine, of weight 1 each;
-    contrast is within the batch; five patches an item, where the paper has ten.
+    The victim is asked about each patch once, before training. The student learns from further patches.
+
+    Source: Wu et al. 2024, "Refine, Discriminate and Align", ECCV, rebuilt from its abstract: the forms and weights of
+    the loss terms are ours. Deviations: the terms of the alignment are a relative MSE and a cosine, each of weight 1;
+    the contrast is within the batch; five patches an item, where the paper has ten.
+
+    Attributes:
+        recipe: Recipe of the distillation.
     """
 
     recipe: Distillation = field(default_factory=_rda)
@@ -114,11 +135,15 @@ STUDENTS: Mapping[str, str] = MappingProxyType(
         "other": "separable-small",
     }
 )
-"""Students by what they are to a victim of `pretrain`'s default architecture."""
+"""Student architectures, named by how they compare to `pretrain`'s default architecture."""
 
 
 def recipes(steps: int = 600) -> dict[str, Distillation]:
-    """The thieves of the tables, by name: losses × augmentation × width and architecture."""
+    """Return the thieves of the result tables, by name. They differ in loss, augmentation, width and architecture.
+
+    Args:
+        steps: Optimiser steps of a thief with the victim's architecture. Other architectures train twice as long.
+    """
     plain = Distillation(steps=steps)
     mse = replace(plain, loss="mse")
     return {
@@ -133,14 +158,14 @@ def recipes(steps: int = 600) -> dict[str, Distillation]:
 
 
 def grid(steps: int = 600, *, students: Mapping[str, str] = STUDENTS) -> dict[str, Distillation]:
-    """Every thief of {cosine, mse, infonce} × {plain, augmented} × `students`, named such as "mse-augmented-wider".
+    """Return every thief of {cosine, mse, infonce} × {plain, augmented} × `students`.
 
-    Settings differ in nothing else, the budget included, so that two thieves tell what one choice does; `recipes`
-    trains unlike students for longer.
+    Names are such as "mse-augmented-wider". The thieves differ in nothing else, so that the difference between two of
+    them shows the effect of one choice. In `recipes`, unlike students train longer.
 
     Args:
-        steps: optimiser steps of each.
-        students: architectures by the last part of the name.
+        steps: Optimiser steps of each thief.
+        students: Architectures, keyed by the last part of the name.
     """
     losses: tuple[Loss, ...] = ("cosine", "mse", "infonce")
     found = {}

@@ -1,12 +1,12 @@
-"""Wrapping: what stands before or behind an encoder that is served, and blurs what it is asked or answers.
+"""Wrappings that add noise to what a served encoder is asked, or to what it answers.
 
-Both kinds here add Gaussian noise that is a function of the seed and of the item alone. An item gets the same noise
-whenever it is asked and whatever stands beside it in the batch: no state, nothing that one batch could tell of
-another, nothing that a thief or an owner averages away by asking twice. Items count as the same by their content:
-images on the [0, 1] scale as float32, texts by their letters. Two wrappings of one kind around each other need two
-seeds: under one seed `OutputNoise` would add the same noise twice.
+The Gaussian noise is a function of the seed and of the item alone. An item gets the same noise whenever it is asked,
+and whichever items share its batch. So the service keeps no state, one batch reveals nothing about another, and asking
+twice does not average the noise away. Two items are the same if their content is: images on the [0, 1] scale as
+float32, texts as strings. If you wrap an encoder twice by the same kind, use two seeds: with one seed, `OutputNoise`
+would add the same noise twice.
 
-What it does not model: services that draw anew each time, which averaging does undo.
+Not modelled: services that draw new noise for each request. Averaging undoes that noise.
 
 Source: input noising and output perturbing are among the attacks of Cong et al. 2022; how the noise is measured and
 drawn is ours.
@@ -34,11 +34,11 @@ from sslguard.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class InputNoise(Wrapping):
-    """Gaussian noise on every image that is asked, clipped to the range of images.
+    """Add Gaussian noise to every queried image, and clip the result to the range of images.
 
     Attributes:
-        std: standard deviation before clipping, in units of the [0, 1] range.
-        seed: of the noise.
+        std: Standard deviation before clipping, in units of the [0, 1] range; positive.
+        seed: Seed of the noise, at least 0.
     """
 
     std: float
@@ -48,10 +48,10 @@ class InputNoise(Wrapping):
         _check(self.std, self.seed)
 
     def __call__(self, victim: Embedder) -> Wrapped:
-        """`victim` asked about noisy images: as many as came, of the same shapes, types and devices.
+        """Return `victim` with noisy queries: as many images, of the same shapes, dtypes and devices.
 
-        Bytes are rounded back to bytes. Its `embed` raises DataError for texts, and for float images that leave
-        [0, 1]: clipping would hide them from the victim's own check.
+        Noisy uint8 images are rounded to uint8. The result's `embed` raises DataError for texts. It also raises it for
+        float images with values outside [0, 1], which clipping would hide from the victim's own check.
         """
         return Wrapped(victim, partial(self._answer, victim), "input noise", asdict(self))
 
@@ -66,12 +66,12 @@ class InputNoise(Wrapping):
 
 @dataclass(frozen=True)
 class OutputNoise(Wrapping):
-    """Gaussian noise on every answer, as large as the answer itself says.
+    """Add Gaussian noise to every answer, in proportion to the size of the answer.
 
     Attributes:
-        std: standard deviation as a share of the answer's own root mean square over its m numbers. Each row is
-            measured by itself, so that no answer tells of another, and a missing answer, a row of zeros, stays one.
-        seed: of the noise.
+        std: Standard deviation, as a share of the answer's root mean square over its m numbers. Each row is scaled by
+            its own size: answers do not depend on each other, and a missing answer, which is a row of zeros, stays one.
+        seed: Seed of the noise, at least 0.
     """
 
     std: float
@@ -81,9 +81,9 @@ class OutputNoise(Wrapping):
         _check(self.std, self.seed)
 
     def __call__(self, victim: Embedder) -> Wrapped:
-        """`victim` with noisy answers: (n, m) of the type that it answers in, float64 for integers.
+        """Return `victim` with noisy answers: (n, m) in the dtype of its answers, or float64 if they are integers.
 
-        Its `embed` raises EncoderError where the victim does not answer with one row an item.
+        The result's `embed` raises EncoderError if the victim does not answer with one row an item.
         """
         return Wrapped(victim, partial(self._answer, victim), "output noise", asdict(self))
 
@@ -106,20 +106,26 @@ def _check(std: float, seed: int) -> None:
 
 
 def ask_about(victim: Embedder, batch: Batch, title: str, change: Callable[[Tensor], Tensor]) -> NDArray[np.floating]:
-    """The victim's answers to changed images: as many as came, of the same types and devices, clipped to [0, 1].
+    """Return the victim's answers to changed images.
+
+    The changed images are clipped to [0, 1] and keep their number, dtypes and devices.
 
     Args:
-        change: an image → values (C, H, W), 1 being white. Bytes are rounded back to bytes.
+        victim: Embedder to ask.
+        batch: Images (C, H, W), uint8 or float in [0, 1].
+        title: Name of the attack, for error messages.
+        change: Function from an image to values (C, H, W), where 1 is white. The values of uint8 images are rounded
+            back.
 
     Raises:
-        DataError: an item is no image.
+        DataError: An item is not an image.
     """
     if not len(batch):
         return victim.embed(batch)
     changed: list[Tensor] = []
     for image in batch:
         if not isinstance(image, Tensor):
-            raise DataError(f"{title} is put on images, not on items of type {type(image).__name__}")
+            raise DataError(f"{title} applies to images, not to items of type {type(image).__name__}")
         clipped = change(image).clamp(0, 1)
         if image.dtype == torch.uint8:
             clipped = (clipped * 255).round()
@@ -128,21 +134,31 @@ def ask_about(victim: Embedder, batch: Batch, title: str, change: Callable[[Tens
 
 
 def pixels_of(image: Tensor) -> NDArray[np.float32]:
-    """One image on the [0, 1] scale, float32, as `ImagePreprocess` would read it."""
+    """Return one image on the [0, 1] scale, float32 (C, H, W), as `ImagePreprocess` would read it.
+
+    Raises:
+        DataError: The image is not uint8 or float, or a float value lies outside [0, 1].
+    """
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise DataError(f"images must be uint8 or float in [0, 1], not {image.dtype}")
     pixels: NDArray[np.float32] = np.array(image.detach().cpu().float().numpy(), order="C")
     if image.dtype == torch.uint8:
         pixels /= 255
         return pixels
-    # A comparison with NaN is false, so this finds NaN too.
+    # Comparisons with NaN are false, so this check fails for NaN too.
     if not ((pixels >= 0) & (pixels <= 1)).all():
-        raise DataError("float images must be finite and lie in [0, 1]; bytes are scaled here")
+        raise DataError("float images must be finite and lie in [0, 1]; pass uint8 images for values up to 255")
     return pixels
 
 
 def item_rng(place: str, seed: int, item: Tensor | str) -> np.random.Generator:
-    """A generator that is a function of (place, seed, content of the item) alone."""
+    """Return a generator that depends only on `place`, `seed` and the content of the item.
+
+    Args:
+        place: Name of the use, so that two uses of one seed get different numbers.
+        seed: Seed of the attack.
+        item: Image (C, H, W) or text.
+    """
     if isinstance(item, Tensor):
         pixels = pixels_of(item)
         shown, content = str(pixels.shape), pixels.tobytes()
