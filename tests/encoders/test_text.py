@@ -654,7 +654,7 @@ def test_students_of_the_other_modality_are_refused(
         steal(bert, texts, recipe=Distillation(steps=1))
     with pytest.raises(UsageError, match="bag-of-words takes texts, and noise-0-4 holds images"):
         steal(tiny(), images(4), recipe=Distillation("bag-of-words", steps=1))
-    with pytest.raises(UsageError, match="augmentation makes views of images"):
+    with pytest.raises(UsageError, match="augmentation makes views of images, and this student takes texts"):
         steal(bert, texts, recipe=Distillation("bag-of-words", steps=1), augment=True)
 
 

@@ -274,7 +274,7 @@ class TestStudents:
         ({"steps": 0}, "must be positive"),
         ({"batch_size": -1}, "must be positive"),
         ({"learning_rate": 0.0}, "must be positive"),
-        ({"views": "local"}, "views 'local' are made by an augmentation"),
+        ({"views": "local"}, "views='local' needs an augmentation"),
         ({"views": "all"}, "views must be one of asked, other, local, prototype, not 'all'"),
         ({"temperature": 0.0}, "must be positive"),
     ],

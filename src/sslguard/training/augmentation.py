@@ -1,4 +1,4 @@
-"""Random views of prepared images, a batch at a time on the device, through kornia."""
+"""Random views of prepared images, computed by kornia for a whole batch on the device."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from sslguard.errors import UsageError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A recipe of random views; probabilities per image.
+    """A recipe of random views. Probabilities are per image.
 
     Attributes:
-        crop: smallest share of the area that a resized crop keeps; 1 crops nothing.
-        flip: probability of a horizontal flip.
-        jitter: largest relative change of brightness and contrast (0.4: from 0.6 to 1.4).
-        blur: probability of a Gaussian blur, σ from 0.1 to 1.5 pixels.
-        noise: standard deviation of Gaussian pixel noise, in units of the [0, 1] range.
+        crop: Smallest share of the area that a random resized crop keeps, in (0, 1]; 1 means no crop.
+        flip: Probability of a horizontal flip, in [0, 1].
+        jitter: Largest relative change of brightness and contrast, at least 0. For example, 0.4 allows factors from 0.6
+            to 1.4.
+        blur: Probability of a Gaussian blur with σ from 0.1 to 1.5 pixels, in [0, 1].
+        noise: Standard deviation of Gaussian pixel noise, in units of the [0, 1] range; at least 0.
     """
 
     crop: float = 1.0
@@ -30,14 +31,22 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         good = 0 < self.crop <= 1 and all(0 <= p <= 1 for p in (self.flip, self.blur))
-        # Written so that NaN fails too.
+        # Comparisons with NaN are false, so NaN is refused too.
         if not (good and self.jitter >= 0 and self.noise >= 0):
             raise UsageError(
                 f"crop must lie in (0, 1], flip and blur in [0, 1], jitter and noise must be at least 0: {self}"
             )
 
     def build(self, height: int, width: int) -> Callable[[Tensor], Tensor]:
-        """A function (n, C, H, W) in [0, 1] → the same shape and range. Randomness: torch's generator."""
+        """Return a function that makes one random view of each image of a batch.
+
+        It maps (n, C, H, W) with values in [0, 1] to the same shape and range. Its randomness comes from torch's global
+        generator; see `isolated_rng`.
+
+        Args:
+            height: H, in pixels.
+            width: W, in pixels.
+        """
         import kornia.augmentation as ka
 
         layers = []
@@ -63,7 +72,7 @@ class Augmentation:
 
 
 VIEWS = Augmentation(crop=0.4, flip=0.5, jitter=0.4, blur=0.2)
-"""What self-supervised methods contrast."""
+"""Views for self-supervised pre-training."""
 
 MILD = Augmentation(crop=0.6, flip=0.5, jitter=0.2)
-"""What a thief uses to stretch a query set."""
+"""Milder views, with which a thief enlarges its query set."""

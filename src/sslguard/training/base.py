@@ -1,4 +1,4 @@
-"""What is trained, for how long and on what, and what it measured."""
+"""The parts of a training run: the task, its updates, the settings of the loop, and the history of losses."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Update:
-    """One loss of an iteration.
+    """One loss of a training step.
 
     Attributes:
-        name: how the loss is called in the history.
-        loss: micro-batch → scalar.
-        optimizers: names of the optimisers stepped once the gradient is complete.
-        parameters: what the gradient is taken for; None means the parameters of `optimizers`. Gradients of
-            parameters beyond those add to what later updates of the same iteration find.
+        name: Name of the loss in the history.
+        loss: Function from a micro-batch to a scalar.
+        optimizers: Names of the optimisers that step once the gradient is complete.
+        parameters: Parameters that the gradient is computed for; None means the parameters of `optimizers`. Gradients
+            of parameters beyond those of `optimizers` add up with those of later updates in the same step.
     """
 
     name: str
@@ -38,7 +38,14 @@ class Update:
 
 
 class Task(ABC):
-    """What is trained. Subclasses fill `modules`, `optimizers` and `n_items` and say what a step is made of."""
+    """What is trained. Subclasses set the attributes and define the parts of a step.
+
+    Attributes:
+        modules: All networks that are trained or saved in checkpoints, by name.
+        optimizers: Optimisers, by name.
+        n_items: Number of items in the training data.
+        device: Device that the networks are on.
+    """
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
@@ -46,27 +53,47 @@ class Task(ABC):
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """JSON values that tell this run from any other: a checkpoint is only resumed by its own run."""
+        """Return JSON values that identify this run.
+
+        A checkpoint is resumed only by a run with the same fingerprint.
+        """
 
     @abstractmethod
     def load(self, indices: NDArray[np.int64]) -> Any:
-        """A micro-batch on `device`, augmented. Random numbers come from torch's generator, which is seeded."""
+        """Return the micro-batch of these items, augmented and on `device`.
+
+        Augmentation draws from torch's generator, which the loop seeds.
+
+        Args:
+            indices: Positions of the items in the training data, int64 (n,).
+        """
 
     @abstractmethod
-    def updates(self) -> Sequence[Update]: ...
+    def updates(self) -> Sequence[Update]:
+        """Return the updates of one step, in order."""
 
     def begin_step(self, step: int, steps: int) -> None:  # noqa: B027 - a hook, empty by default
-        """Set learning rates and modes for step `step` of `steps`."""
+        """Set learning rates and modes for step `step` (from 0) of `steps`. The default does nothing."""
 
     def carry(self, microbatch: Any) -> Tensor | None:  # noqa: ARG002
-        """What a micro-batch leaves for `end_step`: rows that are gathered from all chunks in order."""
+        """Return the rows of a micro-batch that `end_step` needs, or None.
+
+        The loop gathers them from all chunks, in order.
+        """
         return None
 
     def end_step(self, step: int, carried: Tensor | None) -> None:  # noqa: B027
-        """After the last update: momentum encoders, queues."""
+        """Finish a step after its last update, such as by updating a momentum encoder or a queue.
+
+        The default does nothing.
+
+        Args:
+            step: Number of the step, from 0.
+            carried: Rows of all chunks that `carry` returned; None if it returned none.
+        """
 
     def to(self, device: torch.device) -> None:
-        """Move the networks. Optimisers follow, since parameters move in place."""
+        """Move the networks to `device`. Optimisers follow, because parameters move in place."""
         self.device = device
         for module in self.modules.values():
             module.to(device)
@@ -76,17 +103,21 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Loop:
-    """How long and on what a task runs.
+    """Length, devices and bookkeeping of a training run.
 
     Attributes:
-        steps: optimiser steps.
-        batch_size: items a step, over all devices, nodes and accumulation.
-        accumulate: micro-batches a process runs before it steps.
-        devices, nodes: processes of one device each.
+        steps: Number of optimiser steps.
+        batch_size: Items of a step, over all devices, nodes and accumulation.
+        seed: Seed of all randomness.
+        accumulate: Micro-batches that a process runs before it steps.
+        devices: Processes on each node, with one device each.
+        nodes: Number of nodes.
         accelerator: "auto", "cpu", "cuda" or "mps".
-        precision: "auto" (bfloat16 where a GPU has it), "32" or "bf16".
-        checkpoint: file that a killed run resumes from, removed by no one; None keeps none.
-        progress: draw a bar on standard error.
+        precision: "32", "bf16", or "auto" (bfloat16 if the GPU supports it).
+        checkpoint: File that a killed run resumes from; None writes none. Nothing here deletes it.
+        checkpoint_seconds: Seconds between two checkpoints.
+        progress: Whether to draw a progress bar on standard error.
+        title: Label of the progress bar.
     """
 
     steps: int
@@ -117,7 +148,14 @@ class Loop:
 
 @dataclass
 class History:
-    """What a run measured: the losses of each step, and the time it took (resumed parts included)."""
+    """Measurements of a run.
+
+    Attributes:
+        losses: Value of each loss at each step, by name.
+        steps: Number of steps done.
+        seconds: Wall-clock time in seconds, resumed parts included.
+        cpu_seconds: Processor time in seconds, resumed parts included.
+    """
 
     losses: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
@@ -127,7 +165,7 @@ class History:
 
 @contextmanager
 def isolated_rng(*key: int) -> Iterator[None]:
-    """Torch's generators seeded by `key` inside, and as they were outside."""
+    """Seed torch's generators by `key` inside the context, and restore their state afterwards."""
     seed = int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
@@ -136,14 +174,20 @@ def isolated_rng(*key: int) -> Iterator[None]:
 
 
 def cosine_schedule(step: int, steps: int, *, warmup: int = 0) -> float:
-    """Factor of the learning rate: linear over `warmup` steps, then half a cosine to 0."""
+    """Return the factor of the learning rate at `step`, in [0, 1].
+
+    Args:
+        step: Number of the step, from 0.
+        steps: Steps of the whole run.
+        warmup: Steps over which the factor rises linearly. Afterwards it falls to 0 by half a cosine.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / max(1, steps - warmup))))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's initial rate, which is kept under `initial_lr`, by `factor`."""
+    """Set every group's learning rate to `factor` times its initial rate, which is stored under `initial_lr`."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor

@@ -1,8 +1,8 @@
-"""Learning an encoder from another's answers: the recipes that thieves, shadow encoders and controls share.
+"""Distillation: train an encoder on another's answers. Thieves, shadow encoders and controls share these recipes.
 
-Only `Embedder.embed` of the teacher is used. Without augmentation each query is asked once and its answer kept;
-with it, `views` says what is asked and what is learned from. Several processes share one another's answers. A
-killed run that is resumed asks again for the answers that it kept.
+Only `Embedder.embed` of the teacher is used. Without augmentation, each query is asked once and its answer kept. With
+augmentation, the setting `views` says what is asked and what is learned. Several processes share their answers. A
+resumed run asks again for the answers that the killed run kept in memory.
 
 Source: the cosine loss is SSLGuard's own (L_s, Cong et al. 2022); for the attacks that combine losses and views see
 `attacks.stealing`.
@@ -49,34 +49,48 @@ VIEWS: tuple[Views, ...] = ("asked", "other", "local", "prototype")
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """−mean cosine of rows of two (n, d) batches: scalar in [−1, 1]."""
+    """Return minus the mean cosine of the rows of two (n, d) batches: scalar in [−1, 1]."""
     return -nnf.cosine_similarity(student, teacher, dim=1).mean()
 
 
 def centred_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """−mean cosine once the teacher's batch mean is taken off both: scalar in [−1, 1].
+    """Return minus the mean cosine after subtracting the teacher's batch mean from both: scalar in [−1, 1].
 
-    Embeddings behind a ReLU share a large mean, which a plain cosine mostly measures; a thief can subtract it.
+    Embeddings behind a ReLU share a large mean, which dominates a plain cosine. A thief can subtract it.
     """
     mean = teacher.mean(0)
     return -nnf.cosine_similarity(student - mean, teacher - mean, dim=1).mean()
 
 
 def mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error relative to the teacher's mean square, so that its scale sets no learning rate."""
+    """Return the mean squared error of (n, d) batches, divided by the teacher's mean square: scalar, at least 0.
+
+    The division makes the loss independent of the teacher's scale, so that one learning rate fits all teachers.
+    """
     return nnf.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-12)
 
 
 def infonce_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Cross-entropy of picking one's own teacher row among the batch's by cosine: scalar."""
+    """Return the cross-entropy of finding each row's own teacher row among the batch's, by cosine: scalar, at least 0.
+
+    Args:
+        student: Embeddings, (n, d).
+        teacher: Answers to the same items, (n, d).
+        temperature: Divisor of the cosines, positive.
+    """
     logits = nnf.normalize(student, dim=1) @ nnf.normalize(teacher, dim=1).T / temperature
     return nnf.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
 def cont_steal_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.5) -> Tensor:
-    """InfoNCE in which the student's other rows are negatives too: scalar (Sha et al. 2023).
+    """Return InfoNCE with the student's other rows as further negatives (Sha et al. 2023): scalar, at least 0.
 
-    Deviation: the positive pair stands in the denominator as well, so that the loss has a least value.
+    Deviation: the positive pair is in the denominator as well, so that the loss is bounded from below.
+
+    Args:
+        student: Embeddings, (n, d).
+        teacher: Answers to the same items, (n, d).
+        temperature: Divisor of the cosines, positive.
     """
     own = nnf.normalize(student, dim=1)
     to_own, to_teacher = own @ own.T, own @ nnf.normalize(teacher, dim=1).T
@@ -86,7 +100,15 @@ def cont_steal_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.
 
 
 def rda_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Rows told apart by InfoNCE, and pairs aligned in amplitude (MSE) and in angle (cosine): scalar."""
+    """Return the sum of InfoNCE, a relative MSE and minus the mean cosine: scalar.
+
+    InfoNCE tells rows apart; the other two terms align each pair in length and in angle.
+
+    Args:
+        student: Embeddings, (n, d).
+        teacher: Answers to the same items, (n, d).
+        temperature: Divisor of the cosines of InfoNCE, positive.
+    """
     apart = infonce_loss(student, teacher, temperature=temperature)
     return apart + mse_loss(student, teacher) + cosine_loss(student, teacher)
 
@@ -108,21 +130,23 @@ class Distillation:
     """A recipe of learning from answers.
 
     Attributes:
-        architecture: the student's network; see `encoders.architectures`.
+        architecture: The student's network; see `encoders.architectures`.
         loss: "cosine", "centred", "mse", "infonce", "cont-steal" or "rda".
-        augmentation: of random views; None asks each query once, as it is, and learns from it.
-        steps, batch_size: optimiser steps, items a step.
-        learning_rate, weight_decay: AdamW's.
-        anneal: half a cosine to 0 (after 5 % of warm-up); else constant.
-        views: of an augmentation,
-            "asked": each step asks a view of each item and learns from that view;
-            "other": each step asks a view of each item and learns from another;
-            "local": each item is asked once, as it is, and its answer learned for itself and for a new view a step;
-            "prototype": `asked_views` views of each item are asked before training, and the mean of their answers is
-            learned for a new view a step.
-        asked_views: of a prototype.
-        view_weight: of the view's loss beside the item's own, under "local".
-        temperature: of the contrastive losses.
+        augmentation: Recipe of random views. None asks each query once, as it is, and learns from it.
+        steps: Number of optimiser steps.
+        batch_size: Items a step.
+        learning_rate: Learning rate of AdamW, positive.
+        weight_decay: Weight decay of AdamW.
+        anneal: Whether the learning rate falls to 0 by half a cosine, after 5 % of warm-up; else it is constant.
+        views: How views are used, if there is an augmentation:
+            "asked": each step asks about a view of each item and learns from that view;
+            "other": each step asks about a view of each item and learns from another view;
+            "local": each item is asked once, as it is; each step learns its answer for the item and for a new view;
+            "prototype": `asked_views` views of each item are asked before training; each step learns the mean of their
+                answers for a new view.
+        asked_views: Views of each item that are asked under "prototype", at least 1.
+        view_weight: Weight of the view's loss relative to the item's own, under "local"; positive.
+        temperature: Temperature of the contrastive losses, positive.
     """
 
     architecture: str = "resnet-small"
@@ -143,11 +167,17 @@ class Distillation:
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise UsageError("steps, batch_size and learning_rate must be positive")
+            raise UsageError(
+                "steps, batch_size and learning_rate must be positive, not "
+                f"{self.steps}, {self.batch_size} and {self.learning_rate}"
+            )
         if self.asked_views < 1 or not (self.view_weight > 0 and self.temperature > 0):
-            raise UsageError("asked_views, view_weight and temperature must be positive")
+            raise UsageError(
+                "asked_views, view_weight and temperature must be positive, not "
+                f"{self.asked_views}, {self.view_weight} and {self.temperature}"
+            )
         if self.augmentation is None and self.views != "asked":
-            raise UsageError(f"views {self.views!r} are made by an augmentation: give one")
+            raise UsageError(f"views={self.views!r} needs an augmentation: give one, or leave views at 'asked'")
 
     @property
     def asks_items(self) -> bool:
@@ -155,9 +185,9 @@ class Distillation:
         return self.augmentation is None or self.views == "local"
 
     def n_queries(self, n_items: int) -> int:
-        """Answers that an unbroken run asks for when the query set has `n_items`.
+        """Return the number of queries of an unbroken run with `n_items` items in the query set.
 
-        Before any views comes one that shows how wide the teacher's answers are.
+        If views are asked, it includes one first query, which shows the width of the teacher's answers.
         """
         if self.asks_items:
             return n_items
@@ -165,11 +195,7 @@ class Distillation:
 
 
 class DistillationTask(Task):
-    """The student's side of a recipe. `student` is trained in place.
-
-    Args:
-        answers: what `answers_before` gave, where it was asked already.
-    """
+    """Training of a student on a teacher's answers, in place."""
 
     def __init__(
         self,
@@ -180,6 +206,15 @@ class DistillationTask(Task):
         *,
         answers: NDArray[np.floating] | None = None,
     ) -> None:
+        """Prepare the task, and ask what the recipe asks before training.
+
+        Args:
+            recipe: Recipe of the distillation.
+            teacher: Embedder to learn from.
+            student: Encoder to train, in place.
+            queries: Items to ask about.
+            answers: What `answers_before` returned, if it was called already.
+        """
         self.recipe, self.teacher, self.student, self.queries = recipe, teacher, student, queries
         self.n_items = len(queries)
         self.modules = {"student": student.module}
@@ -198,6 +233,7 @@ class DistillationTask(Task):
             self._taught_by.append(hashlib.sha256(np.ascontiguousarray(self._answers).tobytes()).hexdigest())
 
     def fingerprint(self) -> dict[str, Any]:
+        """Return the recipe and the identities of student, data and teacher. See `Task.fingerprint`."""
         return {
             "task": "distil",
             "recipe": asdict(self.recipe),
@@ -207,6 +243,13 @@ class DistillationTask(Task):
         }
 
     def load(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the student's inputs for these items, and the teacher's answers, (n, m) float32. See `Task.load`.
+
+        Under the views "local", the inputs hold the n items followed by n views of them.
+
+        Raises:
+            EncoderError: The teacher's answers are not finite, or of another shape.
+        """
         images = self.student.prepare(self.queries.take(indices))
         seen = images if self._augment is None else self._augment(images)
         if self._answers is not None:
@@ -227,9 +270,11 @@ class DistillationTask(Task):
         return seen, torch.from_numpy(np.ascontiguousarray(answers)).float().to(self.device)
 
     def updates(self) -> Sequence[Update]:
+        """Return the one update: the recipe's loss."""
         return [Update("loss", self._loss, ("student",))]
 
     def begin_step(self, step: int, steps: int) -> None:
+        """Set the learning rate of this step, and the student to training mode."""
         if self.recipe.anneal:
             set_learning_rate(self.optimizers["student"], cosine_schedule(step, steps, warmup=steps // 20))
         self.student.module.train()
@@ -248,16 +293,19 @@ def _augment(recipe: Distillation, student: Encoder) -> Callable[[Tensor], Tenso
     if recipe.augmentation is None:
         return None
     if not isinstance(student.preprocess, ImagePreprocess):
-        raise UsageError("augmentation makes views of images: this student takes none")
+        raise UsageError("an augmentation makes views of images, and this student takes texts: give no augmentation")
     return recipe.augmentation.build(student.preprocess.height, student.preprocess.width)
 
 
 def answers_before(
     recipe: Distillation, teacher: Embedder, student: Encoder, queries: Data
 ) -> NDArray[np.floating] | None:
-    """What is asked before training: (len(queries), m), or None where each step asks.
+    """Ask what the recipe asks before training.
 
-    Randomness of views: torch's generator.
+    The randomness of views comes from torch's generator.
+
+    Returns:
+        Answers, (len(queries), m), or None if each step asks on its own.
     """
     if recipe.asks_items:
         return embed_all(teacher, queries)
@@ -273,7 +321,7 @@ def answers_before(
 
 
 def new_student(recipe: Distillation, teacher: Embedder, queries: Data, *, seed: int, width: int) -> Encoder:
-    """A fresh student with a linear layer that answers in `width` dimensions, as many as the teacher does."""
+    """Return a fresh student that takes `queries` and ends in a linear layer of output width `width`."""
     size = None
     if isinstance(teacher, Encoder) and isinstance(teacher.preprocess, ImagePreprocess):
         size = teacher.preprocess.height
@@ -296,8 +344,24 @@ def distil(
 ) -> tuple[Encoder, History]:
     """Train a student on the teacher's answers to `queries`.
 
+    Args:
+        recipe: Recipe of the distillation.
+        teacher: Embedder to learn from.
+        queries: Items to ask about.
+        seed: Seed of all randomness.
+        checkpoint: File that a killed run resumes from; None writes none.
+        progress: Whether to draw a progress bar.
+        title: Label of the progress bar.
+        devices: Processes on each node; see `training.Loop`.
+        nodes: Number of nodes.
+        accelerator: "auto", "cpu", "cuda" or "mps".
+        precision: "auto", "32" or "bf16".
+
     Returns:
         The student in evaluation mode, its record filled in, and the history of losses.
+
+    Raises:
+        EncoderError: The teacher's answers are not finite, or of different widths.
     """
     place: dict[str, Any] = {"devices": devices, "nodes": nodes, "accelerator": accelerator}
     first = queries if recipe.asks_items else queries.slice(0, 1)
@@ -337,7 +401,7 @@ def distil(
 
 
 def augmented(recipe: Distillation, augmentation: Augmentation = MILD) -> Distillation:
-    """The same recipe on augmented views."""
+    """Return the same recipe on augmented views."""
     return replace(recipe, augmentation=augmentation)
 
 

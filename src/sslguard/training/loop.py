@@ -1,4 +1,4 @@
-"""The loop itself: steps, gradients over chunks, checkpoints, progress, interrupts."""
+"""Run a training task: steps, gradients over chunks, checkpoints, progress bar, interrupts."""
 
 from __future__ import annotations
 
@@ -25,11 +25,16 @@ from sslguard.training.processes import launched
 
 
 def run(task: Task, loop: Loop) -> History:
-    """Train `task`; resumes from `loop.checkpoint` where that exists. Modules are left on the device, in place.
+    """Train `task`, from `loop.checkpoint` on if that file exists.
+
+    The networks are trained in place and stay on the device.
+
+    Returns:
+        The losses of every step and the time taken.
 
     Raises:
-        UsageError: the checkpoint is of another run, or a loss stopped being finite.
-        KeyboardInterrupt: on SIGINT, once the running step is finished and the checkpoint written.
+        UsageError: The checkpoint belongs to another run or is damaged, or a loss is not finite.
+        KeyboardInterrupt: On SIGINT, after the current step is finished and the checkpoint is written.
     """
     return _Runner(task, loop).run()
 
@@ -92,11 +97,14 @@ class _Runner:
         return self._record(losses)
 
     def _gradients(self, update: Update, at: tuple[int, int], microbatches: Mapping[int, Any]) -> Tensor:
-        """Add the gradient over all chunks to `.grad`, leave the chunks' mean statistics, return this process's loss.
+        """Add the gradient over all chunks to `.grad`, and return this process's loss.
+
+        Networks are left with the mean statistics of the chunks.
 
         Args:
-            at: step and number of the update, from 1.
-            microbatches: by number of the chunk.
+            update: The update to run.
+            at: Step, and number of the update, from 1.
+            microbatches: Micro-batches by number of their chunk.
         """
         step, number = at
         n = len(microbatches)
@@ -114,7 +122,7 @@ class _Runner:
                 statistics.collect(1 / n)
         if statistics is not None:
             statistics.settle()
-        # In one message. Gradients that other updates will step on wait until then.
+        # One message for all. Gradients for optimisers of later updates are averaged when those updates run.
         self._average([*(p.grad for p in self._parameters(update.optimizers)), *_floating(self.task.modules.values())])
         return total
 
@@ -124,7 +132,7 @@ class _Runner:
                 yield from group["params"]
 
     def _indices(self, start: int, size: int) -> NDArray[np.int64]:
-        """Items `start` … `start + size` of the endless sequence of shuffled epochs."""
+        """Return items `start` … `start + size` of the endless sequence of shuffled epochs."""
         n = self.task.n_items
         positions = np.arange(start, start + size)
         out = np.empty(size, dtype=np.int64)
@@ -136,7 +144,7 @@ class _Runner:
         return out
 
     def _average(self, tensors: Sequence[Tensor | None]) -> None:
-        """Mean over processes, in place, in one message."""
+        """Replace tensors by their mean over processes, in place, in one message."""
         present = [t for t in tensors if t is not None]
         if self.fabric.world_size == 1 or not present:
             return
@@ -148,7 +156,7 @@ class _Runner:
             offset += tensor.numel()
 
     def _gather(self, rows: Sequence[Tensor | None]) -> Tensor | None:
-        """Rows of all chunks, in chunk order."""
+        """Return the rows of all chunks, in the order of the chunks."""
         present = [r for r in rows if r is not None]
         if not present:
             return None
@@ -170,8 +178,8 @@ class _Runner:
         for name, value in values.items():
             if not np.isfinite(value):
                 raise UsageError(
-                    f"loss {name!r} is {value} at step {self.history.steps}: lower the learning rate, or look for "
-                    "items that are constant"
+                    f"loss {name!r} is {value} at step {self.history.steps}: lower the learning rate, or check the "
+                    "data for constant items"
                 )
             self.history.losses.setdefault(name, []).append(value)
         return values
@@ -186,7 +194,7 @@ class _Runner:
             return
         if self.fabric.is_global_zero:
             self._write(self.loop.checkpoint)
-        # Nobody leaves before it is there: the launcher kills the process that writes when another one ends in error.
+        # All wait until the file is written: if one process failed meanwhile, the launcher would kill the writing one.
         self.fabric.barrier()
 
     def _write(self, path: Path) -> None:
@@ -198,7 +206,7 @@ class _Runner:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        # A scheme's run holds its key's decoder and trigger.
+        # Private, because the checkpoint of a scheme holds the decoder and the trigger of its key.
         write_atomic(path, buffer.getvalue(), private=True)
 
     def _resume(self) -> None:
@@ -209,18 +217,20 @@ class _Runner:
             self._read(path)
         here = torch.tensor(float(self.history.steps), device=self.fabric.device)
         if self.fabric.world_size > 1 and self.fabric.all_reduce(here.clone(), reduce_op="mean") != here:
-            raise UsageError(f"{path} is not on every node: keep checkpoints where all of them can read")
+            raise UsageError(f"the checkpoint {path} is not on every node: put it in a folder that all nodes can read")
 
     def _read(self, path: Path) -> None:
-        # Whatever a damaged or foreign file makes torch raise. Its own text is left out: it advises to load as code.
-        damaged = UsageError(f"{path} is damaged, or no checkpoint of this program: delete it to begin again")
+        # Torch raises many kinds of errors on damaged files. Its message is left out: it advises an unsafe load.
+        damaged = UsageError(f"{path} is damaged, or not a checkpoint of this program: delete it to start again")
         try:
             state = torch.load(path, map_location=self.fabric.device, weights_only=True)
             same = state["fingerprint"] == self._fingerprint()
         except Exception as error:
             raise damaged from error
         if not same:
-            raise UsageError(f"{path} belongs to a run with other settings: delete it, or choose another --out")
+            raise UsageError(
+                f"the checkpoint {path} belongs to a run with other settings: delete it, or choose another --out"
+            )
         try:
             for name, module in self.task.modules.items():
                 module.load_state_dict(state["modules"][name])
@@ -258,7 +268,8 @@ class _Runner:
 class _Statistics:
     """Buffers of networks while one update runs over several chunks.
 
-    One chunk after the other they would depend on how chunks are dealt to processes.
+    Each chunk starts from the same buffers. If it started from the buffers of the chunk before, they would depend on
+    how chunks are dealt to processes.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -267,18 +278,18 @@ class _Statistics:
         self._mean = [torch.zeros_like(b) for b in self._buffers]
 
     def restore(self) -> None:
-        """Back to what they were before the update."""
+        """Set the buffers back to their values before the update."""
         for buffer, start in zip(self._buffers, self._start, strict=True):
             buffer.copy_(start)
 
     def collect(self, share: float) -> None:
-        """Add what one chunk left to the mean."""
+        """Add the buffers that one chunk left to the mean."""
         for buffer, mean in zip(self._buffers, self._mean, strict=True):
             if buffer.is_floating_point():
                 mean.add_(buffer, alpha=share)
 
     def settle(self) -> None:
-        """Take the mean over. Counters stay as one chunk left them."""
+        """Set the buffers to the mean. Integer counters stay as the last chunk left them."""
         for buffer, mean in zip(self._buffers, self._mean, strict=True):
             if buffer.is_floating_point():
                 buffer.copy_(mean)
@@ -298,7 +309,7 @@ def _add_gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[threading.Event]:
-    """SIGINT sets the event instead of breaking into a step; a second one breaks in."""
+    """Set the event on SIGINT instead of interrupting a step. A second SIGINT interrupts."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -1,9 +1,8 @@
-"""Self-supervised pre-training: SimCLR, MoCo v2 and BYOL, on any of our architectures.
+"""Self-supervised pre-training by SimCLR, MoCo v2 or BYOL, of any architecture for images.
 
-Sources: SimCLR, Chen et al. 2020, eq. 1; MoCo v2, Chen et al. 2020, after He et al. 2020, eq. 1; BYOL, Grill et
-al. 2020, eq. 2. Deviations: networks, batches and schedules are of this project's size; AdamW instead of LARS or
-SGD; MoCo's key encoder normalises its batch in shuffled groups on one device, where the original shuffles between
-devices.
+Sources: SimCLR, Chen et al. 2020, eq. 1; MoCo v2, Chen et al. 2020, after He et al. 2020, eq. 1; BYOL, Grill et al.
+2020, eq. 2. Deviations: networks, batches and schedules are of this project's size; AdamW instead of LARS or SGD;
+MoCo's key encoder normalises its batch in shuffled groups on one device, where the original shuffles between devices.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ from sslguard.training.augmentation import VIEWS, Augmentation
 
 Method = Literal["simclr", "moco", "byol"]
 
-# Images a process needs at a time: a negative beside the positive, and two a group for MoCo's batch norm.
+# Fewest images in a micro-batch: SimCLR needs a negative beside the positive, MoCo two images in each of two groups.
 _SMALLEST: dict[str, int] = {"simclr": 2, "moco": 4, "byol": 1}
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss of two batches of projections (n, d): scalar, mean over the 2n views."""
+    """Return SimCLR's loss of two batches of projections (n, d): scalar, the mean over all 2n views."""
     views = nnf.normalize(torch.cat([first, second]), dim=1)
     similarity = views @ views.T / temperature
     similarity = similarity.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -torch.inf)
@@ -57,14 +56,21 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """MoCo's InfoNCE: queries and keys (n, d), queue of past keys (m, d), rows normalised here; scalar."""
+    """Return MoCo's InfoNCE loss: scalar. Rows are normalised here.
+
+    Args:
+        queries: Projections of the first views, (n, d).
+        keys: Projections of the second views by the key encoder, (n, d).
+        queue: Keys of past batches, (m, d): the negatives.
+        temperature: Divisor of the cosines, positive.
+    """
     q, k, past = (nnf.normalize(t, dim=1) for t in (queries, keys, queue))
     logits = torch.cat([(q * k).sum(1, keepdim=True), q @ past.T], dim=1) / temperature
     return nnf.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
-    """BYOL's loss of one direction: 2 − 2·cos, mean over the batch."""
+    """Return BYOL's loss in one direction, 2 − 2·cos, as the mean over the batch: scalar in [0, 4]."""
     return (2 - 2 * nnf.cosine_similarity(predictions, targets, dim=1)).mean()
 
 
@@ -74,12 +80,17 @@ class Pretraining:
 
     Attributes:
         method: "simclr", "moco" or "byol".
-        steps, batch_size: optimiser steps, images a step (two views each).
-        learning_rate, weight_decay: AdamW's; warmed up over 5 % of the steps, then half a cosine.
-        temperature: of the contrastive losses.
-        momentum: of the key (MoCo) or target (BYOL) network; BYOL's rises to 1 over the run.
-        queue: length of MoCo's queue.
-        projection: width of the projection, whose hidden layer is twice the embedding.
+        steps: Number of optimiser steps.
+        batch_size: Images a step, two views of each.
+        learning_rate: Learning rate of AdamW, positive. It rises over 5 % of the steps and then falls to 0 by half a
+            cosine.
+        weight_decay: Weight decay of AdamW, at least 0.
+        temperature: Temperature of the contrastive losses, positive.
+        momentum: Momentum of the key network (MoCo) or target network (BYOL), in [0, 1]; BYOL's rises to 1 over the
+            run.
+        queue: Length of MoCo's queue.
+        projection: Output width of the projection network, whose hidden layer is twice as wide as the embedding.
+        views: Recipe of the random views.
     """
 
     method: Method
@@ -125,11 +136,11 @@ class _Queue(nn.Module):
 
 
 class PretrainingTask(Task):
-    """The networks and losses of one recipe, over an encoder that is trained in place."""
+    """Pre-training of an encoder by one recipe, in place."""
 
     def __init__(self, recipe: Pretraining, encoder: Encoder, data: Data, *, seed: int) -> None:
         if not isinstance(encoder.preprocess, ImagePreprocess):
-            raise UsageError("pre-training makes views of images: the encoder must take images")
+            raise UsageError("pre-training makes views of images, and this encoder takes texts: give an image encoder")
         self.recipe, self.encoder, self.data = recipe, encoder, data
         self.n_items = len(data)
         self._start, self._identity = weights_hash(encoder.module), data.identity()
@@ -154,6 +165,7 @@ class PretrainingTask(Task):
         self._momentum = recipe.momentum
 
     def fingerprint(self) -> dict[str, Any]:
+        """Return the recipe and the identities of encoder and data. See `Task.fingerprint`."""
         return {
             "task": "pretrain",
             "recipe": asdict(self.recipe),
@@ -163,6 +175,11 @@ class PretrainingTask(Task):
         }
 
     def load(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return two views of each image, under "first" and "second": (n, C, H, W). See `Task.load`.
+
+        Raises:
+            UsageError: The method needs more images at a time.
+        """
         smallest = _SMALLEST[self.recipe.method]
         if len(indices) < smallest:
             raise UsageError(
@@ -173,6 +190,7 @@ class PretrainingTask(Task):
         return {"first": self._augment(images), "second": self._augment(images)}
 
     def updates(self) -> Sequence[Update]:
+        """Return the one update: the method's loss."""
         losses: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
             "simclr": self._simclr,
             "moco": self._moco,
@@ -181,6 +199,7 @@ class PretrainingTask(Task):
         return [Update("loss", losses[self.recipe.method], ("all",))]
 
     def begin_step(self, step: int, steps: int) -> None:
+        """Set the learning rate, BYOL's momentum, and all networks to training mode."""
         factor = cosine_schedule(step, steps, warmup=steps // 20)
         set_learning_rate(self.optimizers["all"], factor)
         for module in self.modules.values():
@@ -189,9 +208,11 @@ class PretrainingTask(Task):
             self._momentum = 1 - (1 - self.recipe.momentum) * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
 
     def carry(self, microbatch: dict[str, Tensor]) -> Tensor | None:
+        """Return the keys of a micro-batch, (n, projection), for MoCo's queue; None for other methods."""
         return microbatch.get("keys")
 
     def end_step(self, step: int, carried: Tensor | None) -> None:  # noqa: ARG002
+        """Update the momentum networks, and put the carried keys at the front of MoCo's queue."""
         if self.recipe.method == "simclr":
             return
         pairs = (("encoder", "slow_encoder"), ("projector", "slow_projector"))
@@ -216,7 +237,7 @@ class PretrainingTask(Task):
         queries = self._project(batch["first"])
         with torch.no_grad():
             order = torch.randperm(len(queries), device=queries.device)
-            # Groups other than the queries' own: batch statistics must not give the positive away.
+            # Shuffle, so that keys are normalised in other groups: batch statistics must not give the positive away.
             shuffled = torch.cat([self._project(g, "slow_") for g in batch["second"][order].chunk(2)])
             keys = nnf.normalize(shuffled[order.argsort()], dim=1)
         batch["keys"] = keys
@@ -234,9 +255,18 @@ class PretrainingTask(Task):
 def new_encoder(
     architecture: str, data: Data, *, seed: int, size: int | None = None, linear: int | None = None
 ) -> Encoder:
-    """A freshly initialised encoder that takes `data`'s images at their own size and channels, or at `size`.
+    """Return a freshly initialised encoder for the items of `data`.
 
-    Of texts, `size` is the most tokens of one.
+    Args:
+        architecture: Name of the network; see `encoders.architectures`.
+        data: Images or texts. The encoder takes images at the size and channels of the first one.
+        seed: Seed of the initialisation.
+        size: For images, height and width in pixels in place of the first image's. For texts, the largest number of
+            tokens.
+        linear: Width of a linear layer put on top; None puts none.
+
+    Raises:
+        UsageError: The data does not hold what the architecture takes.
     """
     sample = data.take([0])
     item = sample[0]
@@ -245,7 +275,7 @@ def new_encoder(
     if not isinstance(item, Tensor) or item.dim() != 3:
         raise UsageError(f"{data.spec} does not hold images")
     if architecture in NETWORKS:
-        raise UsageError(f"{architecture} takes texts, and {data.spec} holds images: choose a network of images")
+        raise UsageError(f"{architecture} takes texts, and {data.spec} holds images: choose a network for images")
     channels, height, width = (int(v) for v in item.shape)
     if architecture.partition(":")[0] in ("timm", "torchvision"):
         channels = 3
@@ -272,7 +302,15 @@ def pretrain(
     size: int | None = None,
     **loop_settings: Any,
 ) -> tuple[Encoder, History]:
-    """Train an encoder from scratch on unlabelled data. `loop_settings` are `training.Loop`'s.
+    """Train an encoder from scratch on unlabelled data.
+
+    Args:
+        recipe: Method, steps and views.
+        data: Images to train on; labels are not used.
+        architecture: Name of the network; see `encoders.architectures`.
+        seed: Seed of all randomness.
+        size: Height and width in pixels; None takes those of the first image.
+        loop_settings: Settings of `training.Loop`, such as `checkpoint` and `devices`.
 
     Returns:
         The encoder in evaluation mode, its record filled in, and the history of losses.
@@ -284,7 +322,19 @@ def pretrain(
 def train_encoder(
     recipe: Pretraining, encoder: Encoder, data: Data, *, seed: int, title: str | None = None, **loop_settings: Any
 ) -> tuple[Encoder, History]:
-    """The same from a given start, trained in place. `loop_settings` are `training.Loop`'s."""
+    """Pre-train `encoder` from its present weights, in place.
+
+    Args:
+        recipe: Method, steps and views.
+        encoder: Image encoder to start from.
+        data: Images to train on; labels are not used.
+        seed: Seed of all randomness.
+        title: Label of the progress bar; None names the method.
+        loop_settings: Settings of `training.Loop`, such as `checkpoint` and `devices`.
+
+    Returns:
+        The encoder in evaluation mode, its record filled in, and the history of losses.
+    """
     task = PretrainingTask(recipe, encoder, data, seed=seed)
     loop = Loop(
         steps=recipe.steps,

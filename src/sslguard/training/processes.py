@@ -1,4 +1,4 @@
-"""Processes: who is first, what all share, and how they are launched."""
+"""Processes of a distributed run: which one is first, what all share, and how they are launched."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of a run's that writes results and reports.
+    """Return whether this process is the one that writes results and reports.
 
-    Asks the process group where there is one, else the environment that launchers set: theirs starts every process
-    with the same command, so that who is first must be known before training begins.
+    If there is a process group, it decides. Otherwise the environment variables of launchers do: a launcher starts
+    every process with the same command, which must know its rank before training begins.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank() == 0
@@ -31,10 +31,17 @@ def is_first_process() -> bool:
 
 
 def shared(make: Callable[[], T], *, devices: int = 1, nodes: int = 1, accelerator: str = "cpu", **_: Any) -> T:
-    """What `make` returns in process 0, in every process of a run on these devices; `make` runs there alone.
+    """Call `make` in process 0 only, and return its result in every process of a run on these devices.
 
-    For what must be the same everywhere and cannot be had twice: a fresh secret, answers that cost queries. It
-    travels as the gradients do, unencrypted between nodes. Settings of a loop that do not matter are taken too.
+    Use it for what must be the same everywhere and cannot be computed twice, such as a fresh secret, or answers that
+    cost queries. The result travels between nodes as gradients do, unencrypted.
+
+    Args:
+        make: Function to call.
+        devices: Processes on each node.
+        nodes: Number of nodes.
+        accelerator: Kind of device.
+        _: Other settings of a loop, which are ignored.
     """
     if devices * nodes == 1:
         return make()
@@ -43,7 +50,10 @@ def shared(make: Callable[[], T], *, devices: int = 1, nodes: int = 1, accelerat
 
 
 def launched(**settings: Any) -> Fabric:
-    """One process or, begun by re-running this program's command line, several that reach each other."""
+    """Return the Fabric of this run: one process, or several that can reach each other.
+
+    The further processes are started with this program's own command line.
+    """
     several = settings["devices"] * settings["num_nodes"] > 1
     fabric = _fabric_class()(strategy="ddp" if several else "auto", **settings)
     if several:
@@ -54,13 +64,16 @@ def launched(**settings: Any) -> Fabric:
 
 
 def leave() -> None:
-    """End this process's part in a run of several: a group that outlives the interpreter may abort it."""
+    """Leave the process group. A group that outlives the interpreter may abort the process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def _fabric_class() -> type[Fabric]:
-    """Fabric without torchmetrics, which it imports only to learn its version: seconds, and transformers with it."""
+    """Return the class Fabric, imported without torchmetrics.
+
+    It imports torchmetrics only to learn its version. That takes seconds, and brings in transformers.
+    """
     absent = "torchmetrics" not in sys.modules
     if absent:
         sys.modules["torchmetrics"] = None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Training with labels: an encoder under a linear classifier, from scratch or from pre-trained weights."""
+"""Training on labels: an encoder under a linear classifier, from scratch or from pre-trained weights."""
 
 from __future__ import annotations
 
@@ -26,9 +26,13 @@ class Supervised:
     """A recipe of training on labels.
 
     Attributes:
-        steps, batch_size: optimiser steps, items a step.
-        learning_rate, weight_decay: AdamW's, annealed by half a cosine.
-        layers: "all", or "last": only the last block of layers with parameters of the encoder.
+        steps: Number of optimiser steps.
+        batch_size: Items a step.
+        learning_rate: Learning rate of AdamW, positive. It rises over 5 % of the steps and then falls to 0 by half a
+            cosine.
+        weight_decay: Weight decay of AdamW.
+        layers: Layers of the encoder to train: "all", or "last" for its last block with parameters.
+        augmentation: Recipe of random views of images; None trains on the items as they are.
     """
 
     steps: int = 100
@@ -40,13 +44,16 @@ class Supervised:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise UsageError("steps, batch_size and learning_rate must be positive")
+            raise UsageError(
+                "steps, batch_size and learning_rate must be positive, not "
+                f"{self.steps}, {self.batch_size} and {self.learning_rate}"
+            )
         if self.layers not in ("all", "last"):
             raise UsageError(f"layers must be all or last, not {self.layers!r}")
 
 
 class SupervisedTask(Task):
-    """Cross-entropy of a linear layer over the encoder, which is trained in place."""
+    """Training of an encoder, in place, by the cross-entropy of a linear layer on top of it."""
 
     def __init__(self, recipe: Supervised, encoder: Encoder, data: Data, *, seed: int) -> None:
         if data.labels is None:
@@ -68,16 +75,20 @@ class SupervisedTask(Task):
             self._augment = recipe.augmentation.build(encoder.preprocess.height, encoder.preprocess.width)
 
     def fingerprint(self) -> dict[str, Any]:
+        """Return the recipe and the identities of encoder and data. See `Task.fingerprint`."""
         return {"task": "supervised", "recipe": asdict(self.recipe), "data": self._identity, "start": self._start}
 
     def load(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the encoder's inputs for these items, and their labels, int64 (n,). See `Task.load`."""
         images = self._augment(self.encoder.prepare(self.data.take(indices)))
         return images, self._labels[torch.from_numpy(indices)].to(self.device)
 
     def updates(self) -> Sequence[Update]:
+        """Return the one update: the cross-entropy."""
         return [Update("loss", self._loss, ("all",))]
 
     def begin_step(self, step: int, steps: int) -> None:
+        """Set the learning rate, and the encoder to training mode."""
         set_learning_rate(self.optimizers["all"], cosine_schedule(step, steps, warmup=steps // 20))
         self.encoder.module.train()
 
@@ -87,7 +98,7 @@ class SupervisedTask(Task):
 
 
 def _last_block(module: nn.Module) -> nn.Module:
-    """The last child with parameters, of a sequence of blocks."""
+    """Return the last child with parameters of a network that is a sequence of blocks."""
     backbone = getattr(module, "backbone", module)
     children = [c for c in backbone.children() if next(c.parameters(), None) is not None]
     return children[-1] if children else module
@@ -102,10 +113,20 @@ def train_supervised(
     title: str = "supervised",
     **loop_settings: Any,
 ) -> Encoder:
-    """A copy of `encoder` trained on `data`'s labels; the classifier is dropped and `encoder` left as it is.
+    """Return a copy of `encoder`, trained on the labels of `data`.
+
+    The classifier is discarded, and `encoder` is left unchanged.
 
     Args:
-        loop_settings: `training.Loop`'s: checkpoint, progress, devices ...
+        recipe: Steps, learning rate and layers.
+        encoder: Encoder to start from.
+        data: Labelled items.
+        seed: Seed of all randomness.
+        title: Label of the progress bar.
+        loop_settings: Settings of `training.Loop`, such as `checkpoint` and `devices`.
+
+    Raises:
+        DataError: `data` has no labels.
     """
     copy = encoder.clone()
     copy.module.requires_grad_(True)
