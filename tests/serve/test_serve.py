@@ -647,7 +647,7 @@ class TestCommands:
 
         for arguments, complaint in (
             (("serve", "nonsense"), "does not name an encoder"),
-            (("serve", "random:bag-of-words", "--name", "a/b"), "model's name"),
+            (("serve", "random:bag-of-words", "--name", "a/b"), "name may hold letters, digits"),
             (("serve", "random:bag-of-words", "--auth-env", "NOT_SET"), "NOT_SET"),
             (("serve", "random:bag-of-words", "--port", "99999"), "cannot be taken"),
             (("serve", "random:bag-of-words", "--port", "-1"), "--port"),

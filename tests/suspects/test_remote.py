@@ -154,7 +154,7 @@ def image_model(datatype: str, *shape: int) -> dict[str, Any]:
 class TestOIP:
     def test_a_server_does_not_say_how_much_memory_we_take(self) -> None:
         """Images are stretched to the sides that it names, and sent as text."""
-        with pytest.raises(SuspectError, match="takes 50,331,648 numbers an item: up to 8,388,608 are sent"):
+        with pytest.raises(SuspectError, match="takes 50,331,648 numbers an item, more than the limit of 8,388,608"):
             OIPServer(image_model("FP32", -1, 3, 4096, 4096)).suspect(protocol="oip", model="m")
         with OIPServer(image_model("FP32", -1, 3, 1024, 1024)).suspect(protocol="oip", model="m", request_size=9) as s:
             assert s._source.protocol.largest == 1
@@ -347,7 +347,7 @@ class TestOptions:
             ({"budget": -1}, "budget"),
             ({"price": float("nan")}, "price"),
             ({"patience": 0}, "patience"),
-            ({"attempts": 0}, "at least once"),
+            ({"attempts": 0}, "attempts must be at least 1, not 0"),
             ({"reask": -1}, "asked again"),
         ],
         ids=str,
@@ -524,7 +524,7 @@ class TestCounted:
         counted = Counted(inner, budget=10, price=0.5)  # type: ignore[arg-type]
         counted.embed(TEXTS[:4])
         counted.embed(TEXTS[:4])
-        with pytest.raises(SuspectError, match="budget of 10 queries does not reach: formula was asked 8, and 4 more"):
+        with pytest.raises(SuspectError, match="budget of 10 queries is too small: formula was asked 8, and 4 more"):
             counted.embed(TEXTS[:4])
         counted.embed(TEXTS[:2])
         assert (counted.n_queries, counted.n_requests, counted.cost) == (10, 3, 5.0)
@@ -657,7 +657,7 @@ class TestCached:
         assert (crafted.width, crafted.get(b"1")) == (None, None)
         crafted.close()
         store.path.write_bytes(b"this is no database" * 100)
-        with pytest.raises(OutputError, match="remove it and ask anew"):
+        with pytest.raises(OutputError, match="delete it and ask again"):
             AnswerStore(tmp_path, "x")
 
     def test_another_width_is_another_model(self, tmp_path: Path) -> None:

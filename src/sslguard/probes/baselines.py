@@ -1,4 +1,4 @@
-"""What a task gives away without learning, and accuracy measured from there."""
+"""Baselines of a task, which need no learned encoder, and accuracy measured relative to them."""
 
 from __future__ import annotations
 
@@ -18,41 +18,46 @@ from sslguard.errors import DataError, UsageError
 from sslguard.probes.evaluate import average, probe_encoder
 from sslguard.probes.task import ProbeResult, checked_seed
 
-PIXEL_WIDTH = 2304  # 48×48, the canvas of the test bed
+PIXEL_WIDTH = 2304  # 48×48, the size of the test bed's images
 
 
 def accuracy_kept(accuracy: float, clean: float, baseline: float) -> float:
-    """(A − A₀)/(A_F − A₀): 1 where nothing was lost, 0 at the baseline, negative below it.
+    """Return (A − A₀)/(A_F − A₀): 1 if nothing was lost, 0 at the baseline, negative below it.
 
     Args:
-        accuracy: A, of the encoder in question, in [0, 1].
-        clean: A_F, of the clean encoder, in [0, 1].
-        baseline: A₀, of the better baseline, in [0, 1]. See `baseline`.
+        accuracy: Accuracy A of the encoder in question, in [0, 1].
+        clean: Accuracy A_F of the clean encoder, in [0, 1].
+        baseline: Accuracy A₀ of the better baseline, in [0, 1]. See `baseline`.
 
     Raises:
-        UsageError: a value lies outside [0, 1], or the clean encoder is no better than the baseline.
+        UsageError: A value lies outside [0, 1], or the clean encoder is no better than the baseline.
     """
     for name, value in (("accuracy", accuracy), ("clean", clean), ("baseline", baseline)):
         if not 0 <= value <= 1:
             raise UsageError(f"{name} must be an accuracy in [0, 1], not {value}")
     if clean <= baseline:
         raise UsageError(
-            f"the clean encoder's accuracy {clean:.4g} is not above the baseline's {baseline:.4g}: "
-            "nothing to keep; choose a task on which the clean encoder helps"
+            f"the clean encoder's accuracy {clean:.4g} is not above the baseline's {baseline:.4g}, so there is "
+            "nothing to keep: choose a task on which the clean encoder helps"
         )
     return (accuracy - baseline) / (clean - baseline)
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a task gives away without learning. `pixels` is None where items are not pictures."""
+    """Accuracy on a task without a learned encoder.
+
+    Attributes:
+        pixels: Result of a probe on raw pixels; None if items are not images.
+        random: Result of a probe on the untrained network.
+    """
 
     pixels: ProbeResult | None
     random: ProbeResult
 
     @property
     def accuracy(self) -> float:
-        """A₀: the better of the two, in [0, 1]."""
+        """Accuracy A₀ of the better of the two, in [0, 1]."""
         return max(self.random.accuracy, self.pixels.accuracy if self.pixels else 0.0)
 
 
@@ -65,15 +70,20 @@ def baseline(
     per_class: int | None = None,
     seeds: Sequence[int] = (0,),
 ) -> Baseline:
-    """A₀ for this encoder: raw pixels as it prepares them, and its own architecture never trained.
+    """Return the baselines for this encoder: raw pixels as it prepares them, and its architecture without training.
 
     Args:
-        encoder: gives the architecture and the preprocessing; its weights are not read.
-        train, test, method, per_class: as in `probe_encoder`.
-        seeds: each one's labels and, for the untrained network, its initialisation.
+        encoder: Encoder whose architecture and preprocessing are used. Its weights are not read.
+        train: Labelled items to train on; see `probe_encoder`.
+        test: Labelled items to test on; see `probe_encoder`.
+        method: "linear", "mlp" or "knn".
+        per_class: Labels a class; None takes all.
+        seeds: Seeds of the probes. Each also initialises an untrained network.
 
     Raises:
-        UsageError, DataError, EncoderError: as in `probe_encoder`.
+        UsageError: An argument is out of range; see `probe_encoder`.
+        DataError: The data does not allow a probe; see `probe_encoder`.
+        EncoderError: The embeddings are not usable; see `probe_encoder`.
     """
 
     def probe(embedder: Embedder, of: Sequence[int]) -> ProbeResult:
@@ -92,21 +102,22 @@ def _untrained(encoder: Encoder, seed: int) -> Encoder:
 
 @dataclass(frozen=True)
 class PixelEmbedder:
-    """An Embedder without learning: prepared pixels, flattened, averaged over areas where they are too many.
+    """An Embedder without learning. It flattens the prepared pixels; too many are averaged over areas first.
 
     Attributes:
-        preprocess: items → (n, C, H, W) in [0, 1].
-        max_width: the largest width of an embedding; C·H·W beyond it is pooled, keeping the aspect ratio.
+        preprocess: Preparation of items as (n, C, H, W) in [0, 1].
+        max_width: Largest width of an embedding. If C·H·W is larger, images are pooled, keeping their aspect ratio.
     """
 
     preprocess: Preprocess
     max_width: int = PIXEL_WIDTH
 
     def embed(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Pixels of a batch, float32 (n, m) with m ≤ max_width, in [0, 1].
+        """Return the pixels of a batch, float32 (n, m) with m ≤ max_width, in [0, 1].
 
         Raises:
-            DataError: the items are not pictures.
+            DataError: The items are not images.
+            UsageError: `max_width` is less than the number of channels.
         """
         prepared = self.preprocess.prepare(batch)
         if prepared.dim() != 4:
@@ -123,10 +134,15 @@ class PixelEmbedder:
 
 
 def raw_pixels(data: Data, preprocess: Preprocess | None = None, *, max_width: int = PIXEL_WIDTH) -> PixelEmbedder:
-    """The embedder of raw pixels for `data`, prepared by `preprocess`, else at its first picture's own size.
+    """Return the embedder of raw pixels for `data`.
+
+    Args:
+        data: Images.
+        preprocess: Preparation of the items; None keeps the size of the first image.
+        max_width: Largest width of an embedding.
 
     Raises:
-        DataError: the items are not pictures.
+        DataError: The items are not images.
     """
     if preprocess is None:
         items = data.take([0])

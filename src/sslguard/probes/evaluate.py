@@ -1,4 +1,4 @@
-"""Probes of whole encoders: which items, which labels, which seeds."""
+"""Probe an encoder on data sets: choose the items and labels, embed them, and average over seeds."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PROBES: dict[str, Callable[..., ProbeResult]] = {"linear": linear_probe, "mlp": 
 
 
 def few_label_subset(labels: ArrayLike, per_class: int, seed: int) -> NDArray[np.int64]:
-    """Indices of `per_class` items of each class, drawn without replacement: int64, ascending.
+    """Return the indices of `per_class` items of each class, drawn without replacement: int64, ascending.
 
     Args:
         labels: int (n,), at least 0.
-        per_class: items of each class, at least 1.
-        seed: of the draw.
+        per_class: Items of each class, at least 1.
+        seed: Seed of the draw.
 
     Raises:
-        UsageError: per_class or seed is out of range.
-        DataError: a class has fewer items than that, or an item has no label.
+        UsageError: `per_class` or `seed` is out of range.
+        DataError: A class has fewer items than that, or an item has no label.
     """
     generator = np.random.default_rng(checked_seed(seed))
     known = checked_labels("labels", labels, None)
@@ -40,7 +40,9 @@ def few_label_subset(labels: ArrayLike, per_class: int, seed: int) -> NDArray[np
     for label in np.unique(known):
         members = np.flatnonzero(known == label)
         if len(members) < per_class:
-            raise DataError(f"class {label} has {len(members)} items, fewer than the {per_class} asked for")
+            raise DataError(
+                f"class {label} has {len(members)} items, fewer than the {per_class} asked for: lower per_class"
+            )
         chosen.append(generator.choice(members, per_class, replace=False))
     return np.sort(np.concatenate(chosen))
 
@@ -54,28 +56,29 @@ def probe_encoder(
     per_class: int | None = None,
     seeds: Sequence[int] = (0,),
 ) -> ProbeResult:
-    """Accuracy of a probe on an encoder's embeddings.
+    """Return the accuracy of a probe on an encoder's embeddings.
 
     Args:
-        embedder: whose embeddings are probed; only the items that are used are embedded.
-        train: labelled items; with `per_class`, that many of each class are drawn for each seed.
-        test: labelled items, disjoint from `train`.
+        embedder: Embedder to probe. Only the items that are used are embedded.
+        train: Labelled items to train on. With `per_class`, that many of each class are drawn for each seed.
+        test: Labelled items to test on, disjoint from `train`.
         method: "linear", "mlp" or "knn".
-        per_class: labels a class, None for all.
-        seeds: one probe each; the result averages them.
+        per_class: Labels a class; None takes all.
+        seeds: One probe is trained for each seed; the result averages them.
 
     Raises:
-        UsageError: no such method, no seeds, or `per_class` is out of range.
-        DataError: labels are missing, too few classes, a class occurs only in `test`, or the two overlap.
-        EncoderError: the embeddings are not finite or of the wrong shape.
+        UsageError: The method is unknown, there is no seed, or `per_class` is out of range.
+        DataError: Labels are missing, there are too few classes, a class occurs only in `test`, or the two sets
+            overlap.
+        EncoderError: The embeddings are not finite or of the wrong shape.
     """
     if method not in PROBES:
         raise UsageError(f"method must be one of {', '.join(PROBES)}, not {method!r}")
     if not seeds:
-        raise UsageError("seeds must name at least one seed")
+        raise UsageError("seeds must hold at least one seed")
     known, truth = _labels_of(train), _labels_of(test)
     if shared := overlap(train, test):
-        raise DataError(f"{train.spec} and {test.spec} share {shared} items: probe on items not trained on")
+        raise DataError(f"{train.spec} and {test.spec} share {shared} items: test on items not trained on")
     subsets = [
         np.arange(len(known)) if per_class is None else few_label_subset(known, per_class, seed) for seed in seeds
     ]
@@ -89,7 +92,7 @@ def probe_encoder(
 
 
 def average(results: Sequence[ProbeResult]) -> ProbeResult:
-    """One result of several that differ in their seed alone."""
+    """Return the average of several results that differ in their seed only."""
 
     def mean(parts: Sequence[Mapping[Any, float]]) -> dict[Any, float]:
         return {key: float(np.mean([part[key] for part in parts])) for key in parts[0]}

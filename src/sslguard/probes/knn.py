@@ -1,4 +1,4 @@
-"""The nearest-neighbour probe: nothing is trained, so nothing but the embeddings can be good or bad."""
+"""The nearest-neighbour probe. It trains nothing, so that its result depends on the embeddings only."""
 
 from __future__ import annotations
 
@@ -22,18 +22,22 @@ def knn_probe(
     seed: int = 0,
     k: int = 20,
 ) -> ProbeResult:
-    """Accuracy of a vote of the k nearest training items by cosine, each weighted by exp(cosine/0.07).
+    """Return the accuracy of a vote of the k nearest training items by cosine, each weighted by exp(cosine/0.07).
 
-    Source: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination", CVPR 2018,
-    section 3.4.
+    Source: Wu et al., "Unsupervised feature learning via non-parametric instance discrimination", CVPR 2018, section
+    3.4.
 
     Args:
-        train_x, train_y, test_x, test_y: as in `linear_probe`; a zero row is at cosine 0 from every other.
-        seed: has no effect; the probe draws nothing.
-        k: neighbours, at least 1; all of them where there are fewer.
+        train_x: float (n, d), finite. A zero row has cosine 0 to every other.
+        train_y: int (n,), at least 0, at least two classes.
+        test_x: float (n', d), finite.
+        test_y: int (n',), classes of train_y.
+        seed: Not used, because the probe is not random.
+        k: Number of neighbours, at least 1. If there are fewer training items, all of them vote.
 
     Raises:
-        UsageError: shapes, types or values are not as above.
+        UsageError: Shapes, types or values are not as above.
+        DataError: Labels are missing, there is one class only, or a class occurs only in `test_y`.
     """
     checked_seed(seed)
     task = Task.of(train_x, train_y, test_x, test_y)

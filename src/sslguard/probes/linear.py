@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression, converged, its penalty chosen on held-out items."""
+"""The linear probe: multinomial logistic regression, trained to convergence, its penalty chosen on held-out items."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from sslguard.errors import UsageError
 from sslguard.probes.task import ProbeResult, Task, checked_seed
 
-# L2 penalties on standardised features, from strong to weak: each fit starts from a flatter one.
+# L2 penalties on standardised features, from strong to weak. Each fit starts from the solution of the one before.
 L2_GRID = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
 HOLD_OUT = 0.2
 
@@ -27,11 +27,11 @@ def linear_probe(
     seed: int = 0,
     l2_grid: Sequence[float] = L2_GRID,
 ) -> ProbeResult:
-    """Accuracy of a converged multinomial logistic regression on standardised features.
+    """Return the accuracy of a converged multinomial logistic regression on standardised features.
 
-    Minimises mean cross-entropy + l2/2·|W|² (the intercept is free) by L-BFGS on the full batch in float64.
-    l2 is the value of `l2_grid` with the least cross-entropy on a fifth of the training part, stratified by
-    class; the final fit takes all of the training part. The same problem as scikit-learn's
+    It minimises the mean cross-entropy + l2/2·|W|² (the intercept is not penalised) by L-BFGS on the full batch in
+    float64. l2 is the value of `l2_grid` with the least cross-entropy on a held-out fifth of the training items,
+    stratified by class. The final fit uses all training items. The problem is that of scikit-learn's
     LogisticRegression(C=1/(l2·n)).
 
     Args:
@@ -39,11 +39,12 @@ def linear_probe(
         train_y: int (n,), at least 0, at least two classes.
         test_x: float (n', d), finite.
         test_y: int (n',), classes of train_y.
-        seed: of the split that chooses l2.
-        l2_grid: positive penalties to choose among.
+        seed: Seed of the split that chooses l2.
+        l2_grid: Positive penalties to choose from.
 
     Raises:
-        UsageError: shapes, types or values are not as above.
+        UsageError: Shapes, types or values are not as above.
+        DataError: Labels are missing, there is one class only, or a class occurs only in `test_y`.
     """
     checked_seed(seed)
     task = Task.of(train_x, train_y, test_x, test_y)
@@ -59,12 +60,19 @@ def linear_probe(
 def linear_classifier(
     train_x: ArrayLike, train_y: ArrayLike, *, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The regression of `linear_probe` as a map of features: weights (d, classes) and intercepts (classes,).
+    """Train the regression of `linear_probe` and return it as a linear map of unstandardised features.
 
-    It takes features as they are; columns stand in the order of the sorted classes.
+    Args:
+        train_x: float (n, d), finite.
+        train_y: int (n,), at least 0, at least two classes.
+        seed: Seed of the split that chooses l2.
+
+    Returns:
+        Weights (d, classes) and intercepts (classes,), float64. Columns are in the order of the sorted classes.
 
     Raises:
-        UsageError: as `linear_probe`.
+        UsageError: Shapes, types or values are not as above.
+        DataError: Labels are missing, or there is one class only.
     """
     checked_seed(seed)
     task = Task.of(train_x, train_y, train_x, train_y)
@@ -75,7 +83,7 @@ def linear_classifier(
 
 
 def _fit(task: Task, grid: Sequence[float], seed: int) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Axes (d, r) of the standardised features, weights (r + 1, classes) on them, and what the fit says of itself."""
+    """Return axes (d, r) of the standardised features, weights (r + 1, classes) on them, and the details of the fit."""
     train, labels = torch.from_numpy(task.standardised()[0]), torch.from_numpy(task.train_y)
     n_classes = len(task.classes)
     variance, axes = _principal_axes(train)
@@ -89,10 +97,10 @@ def _fit(task: Task, grid: Sequence[float], seed: int) -> tuple[Tensor, Tensor, 
 def _choose_l2(
     x: Tensor, y: Tensor, n_classes: int, variance: Tensor, grid: Sequence[float], seed: int
 ) -> tuple[float, Tensor | None]:
-    """The penalty with the least held-out cross-entropy, and its weights to start the final fit from."""
+    """Return the penalty with the least held-out cross-entropy, and its weights, from which the final fit starts."""
     held = torch.from_numpy(_held_out(y.numpy(), seed))
     if not held.any() or len(grid) == 1:
-        # One item a class leaves nothing to choose by.
+        # With one item a class, or one penalty, there is nothing to choose by or from.
         return grid[len(grid) // 2], None
     best: tuple[float, float, Tensor | None] = (np.inf, grid[0], None)
     worse, weights = 0, None
@@ -103,14 +111,14 @@ def _choose_l2(
         worse = 0 if loss < best[0] else worse + 1
         if not worse:
             best = (loss, l2, weights)
-        # Along a path from strong to weak the loss falls and rises once; weaker fits are also the slow ones.
+        # From strong to weak penalties, the loss falls and then rises. Weaker penalties are also slower to fit.
         if worse == 2:
             break
     return best[1], best[2]
 
 
 def _held_out(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """A fifth of each class, at least one item of every class that has two."""
+    """Return a mask that holds out a fifth of each class, and at least one item of every class that has two."""
     generator = np.random.default_rng(seed)
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -121,9 +129,9 @@ def _held_out(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
 
 
 def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances (r,) and directions (d, r) of centred features (n, d), directions of none left out.
+    """Return variances (r,) and directions (d, r) of centred features (n, d), leaving out directions of no variance.
 
-    A rotation leaves |W|² and so the problem as it is, and fewer items than features leave r < n of them.
+    A rotation leaves |W|² and so the problem unchanged. With fewer items than features, only r < n directions remain.
     """
     wide = x.shape[1] > len(x)
     variance, axes = torch.linalg.eigh((x @ x.T if wide else x.T @ x) / len(x))
@@ -137,16 +145,22 @@ def _logits(x: Tensor, weights: Tensor) -> Tensor:
 
 
 class _Softmax:
-    """Mean cross-entropy + l2/2·|W|² over weights (r + 1, classes), the intercept last and free."""
+    """Mean cross-entropy + l2/2·|W|² as a function of weights (r + 1, classes).
+
+    The intercept is the last row and not penalised.
+    """
 
     def __init__(self, x: Tensor, y: Tensor, n_classes: int, variance: Tensor, l2: float) -> None:
         self.x, self.target, self.l2 = x, nnf.one_hot(y, n_classes).to(x.dtype), l2
-        # In units of 1/√curvature at W = 0 every direction is equally steep: tens of steps for hundreds.
+        # In units of 1/√curvature at W = 0, every direction is equally steep, which saves nine steps of ten.
         scale = (variance / n_classes + l2).rsqrt()
         self.scale = torch.cat([scale, scale.new_ones(1)])[:, None]
 
     def objective(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """Value and gradient at weights/scale. By hand: a caller's inference mode forbids autograd."""
+        """Return value and gradient at weights/scale.
+
+        The gradient is computed by hand, because autograd fails in a caller's inference mode.
+        """
         weights = scaled * self.scale
         log_share = torch.log_softmax(_logits(self.x, weights), 1)
         residual = (log_share.exp() - self.target) / len(self.x)
@@ -155,7 +169,7 @@ class _Softmax:
         return value, slope * self.scale
 
     def solve(self, start: Tensor | None, *, tolerance: float, iterations: int) -> tuple[Tensor, bool]:
-        """The minimum, and whether the largest element of the scaled gradient is within `tolerance`."""
+        """Return the minimum, and whether the largest element of the scaled gradient is within `tolerance`."""
         scaled = self.x.new_zeros(len(self.scale), self.target.shape[1])
         if start is not None:
             scaled = start / self.scale

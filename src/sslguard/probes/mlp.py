@@ -1,4 +1,4 @@
-"""The paper's downstream classifier."""
+"""The MLP probe, which is the paper's downstream classifier."""
 
 from __future__ import annotations
 
@@ -23,21 +23,25 @@ def mlp_probe(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
 ) -> ProbeResult:
-    """Accuracy of an MLP d-512-256-classes with ReLU and dropout 0.2 on standardised features.
+    """Return the accuracy of an MLP d-512-256-classes with ReLU and dropout 0.2 on standardised features.
 
-    Source: layers and dropout are those of Cong, He, Zhang, "SSLGuard", CCS 2022 (downstream classifiers).
-    The training is ours: Adam for a fixed number of steps, so that few labels are not few updates, and
-    features standardised, so that an encoder's scale does not decide.
+    Source: layers and dropout are those of Cong, He, Zhang, "SSLGuard", CCS 2022 (downstream classifiers). The training
+    is ours: Adam takes a fixed number of steps, so that few labels do not mean few updates, and features are
+    standardised, so that an encoder's scale does not matter.
 
     Args:
-        train_x, train_y, test_x, test_y: as in `linear_probe`.
-        seed: of initialisation, order and dropout.
-        steps: updates, at least 1.
-        batch_size: items an update, at least 1; no more than there are.
-        learning_rate: of Adam, positive.
+        train_x: float (n, d), finite.
+        train_y: int (n,), at least 0, at least two classes.
+        test_x: float (n', d), finite.
+        test_y: int (n',), classes of train_y.
+        seed: Seed of initialisation, order and dropout.
+        steps: Number of updates, at least 1.
+        batch_size: Items an update, at least 1. If there are fewer training items, all are used.
+        learning_rate: Learning rate of Adam, positive.
 
     Raises:
-        UsageError: shapes, types or values are not as above.
+        UsageError: Shapes, types or values are not as above.
+        DataError: Labels are missing, there is one class only, or a class occurs only in `test_y`.
     """
     checked_seed(seed)
     task = Task.of(train_x, train_y, test_x, test_y)
@@ -47,9 +51,9 @@ def mlp_probe(
         )
     train, test = (torch.from_numpy(x.astype(np.float32)) for x in task.standardised())
     labels, size = torch.from_numpy(task.train_y), min(batch_size, len(task.train_y))
-    # inference_mode(False): a caller's inference mode would forbid training here.
+    # inference_mode(False), because a caller's inference mode would forbid training.
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        # The CPU generator alone: torch.manual_seed would reseed accelerators, which nothing puts back.
+        # Seed the CPU generator only: torch.manual_seed would also seed accelerators, whose state is not restored.
         torch.default_generator.manual_seed(seed)
         network = _mlp(train.shape[1], len(task.classes))
         optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)

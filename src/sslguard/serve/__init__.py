@@ -1,4 +1,4 @@
-"""An encoder as a server: the reference that suspects behind an address are tested against."""
+"""An encoder as a server. It is the reference that remote suspects are tested against."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ __all__ = ["open_server"]
 def open_server(
     encoder: Encoder, settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 8000
 ) -> Server:
-    """A server of `encoder` that has taken its address; `run` answers.
+    """Return a server of `encoder` that has taken its address. Its `run` answers requests.
+
+    Args:
+        encoder: Encoder to serve.
+        settings: Settings of the server; None takes the defaults.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes any free one.
 
     Raises:
-        UsageError: the address cannot be taken.
+        UsageError: The address cannot be taken.
         MissingExtraError: fastapi or uvicorn is not installed.
     """
     try:

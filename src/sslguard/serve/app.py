@@ -1,15 +1,15 @@
-"""The routes: one encoder over the Open Inference Protocol V2, OpenAI's and text-embeddings-inference's APIs.
+"""The routes of the server: one encoder over the APIs of OIP, OpenAI and text-embeddings-inference.
 
 =======================================  ============================================================================
-POST /v2/models/NAME/infer               tensors as JSON or as bytes; images or texts
-GET /v2, /v2/models/NAME[/ready]         what is served; `/v2/health/live` and `/v2/health/ready`
+POST /v2/models/NAME/infer               Open Inference Protocol V2: images or texts, as JSON or as bytes
+GET /v2, /v2/models/NAME[/ready]         description of the server and the model, and whether it is ready
 POST /v1/embeddings, GET /v1/models      OpenAI: texts
 POST /embed, GET /info                   text-embeddings-inference: texts
 POST /v1/embed                           `{"texts": [...]}` or `{"images": [base64, ...]}` → `{"embeddings": [...]}`
-GET /health                              200 while requests are taken
+GET /health, /v2/health/live, …/ready    status 200 while the server accepts requests
 =======================================  ============================================================================
 
-Texts and images are resized, cut and normalised by the encoder's own preprocessing.
+Texts and images go through the encoder's own preprocessing.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server takes.
+    """Settings of a server.
 
     Attributes:
-        name: of the model, in addresses and answers.
-        max_batch, max_wait, max_queued: see `Batcher`.
-        max_items: of a request.
-        max_bytes: of a request's body.
-        body_seconds: until a body has come.
-        token: what callers must send as `Authorization: Bearer …`; None for anybody.
+        name: Name of the model in paths and answers.
+        max_batch: Items that go through the encoder together; see `Batcher`.
+        max_wait: Seconds that a request waits for others; see `Batcher`.
+        max_queued: Items that may wait; see `Batcher`.
+        max_items: Most items of one request.
+        max_bytes: Most bytes of a request's body.
+        body_seconds: Seconds within which a body must arrive.
+        token: Token that callers must send as `Authorization: Bearer TOKEN`; None lets anybody call.
     """
 
     name: str = "encoder"
@@ -60,13 +62,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not (self.name and self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()):
-            raise UsageError(f"a model's name has letters, digits, '_', '.' and '-', unlike {self.name!r:.80}")
+            raise UsageError(f"name may hold letters, digits, '_', '.' and '-' only, not {self.name!r:.80}")
         if self.max_items < 1 or self.max_bytes < 1 or not 0 < self.body_seconds < math.inf:
-            raise UsageError("max_items, max_bytes and body_seconds must be positive")
+            raise UsageError(
+                "max_items, max_bytes and body_seconds must be positive and finite, not "
+                f"{self.max_items}, {self.max_bytes} and {self.body_seconds}"
+            )
 
 
 class _RefusedError(Exception):
-    """An answer other than 200."""
+    """An answer with a status other than 200."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -74,7 +79,7 @@ class _RefusedError(Exception):
 
 
 class _Service:
-    """What the routes share: the encoder behind its queue, and the limits."""
+    """What the routes share: the encoder behind its queue, and the settings."""
 
     def __init__(self, encoder: Encoder, settings: Settings) -> None:
         self.encoder, self.settings = encoder, settings
@@ -93,18 +98,26 @@ class _Service:
             self.batcher = None
 
     def admit(self, request: Request) -> None:
-        """Raises _RefusedError for callers without the token."""
+        """Check the token.
+
+        Raises:
+            _RefusedError: The caller did not send the token.
+        """
         if self.settings.token is None:
             return
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode("utf-8", "replace"), self.settings.token.encode()):
-            raise _RefusedError(401, "this server takes Authorization: Bearer and a token")
+            raise _RefusedError(401, "this server needs the header Authorization: Bearer TOKEN with the right token")
 
     async def body(self, request: Request) -> bytes:
-        """The request's body. Raises _RefusedError where it is too large or too slow."""
+        """Return the request's body.
+
+        Raises:
+            _RefusedError: The caller did not send the token, or the body is too large or too slow.
+        """
         self.admit(request)
         most = self.settings.max_bytes
-        too_large = _RefusedError(413, f"a request may have {most:,} bytes", {"Connection": "close"})
+        too_large = _RefusedError(413, f"a request may have at most {most:,} bytes", {"Connection": "close"})
         promised = request.headers.get("content-length", "0")
         if promised.isdigit() and int(promised[:19]) > most:
             raise too_large
@@ -121,10 +134,14 @@ class _Service:
 
     def model(self, name: str) -> None:
         if name != self.settings.name:
-            raise _RefusedError(404, f"there is no such model here; there is {self.settings.name}")
+            raise _RefusedError(404, f"unknown model; this server has the model {self.settings.name}")
 
     async def embedded(self, ask: wire.Ask) -> Answers:
-        """Answers to a decoded request. Raises _RefusedError."""
+        """Return the answers to a decoded request.
+
+        Raises:
+            _RefusedError: The encoder does not take these items, fails, or has too much to do.
+        """
         is_text = isinstance(ask.items[0], str)
         if is_text == self.takes_images:
             raise _RefusedError(400, f"this encoder takes {'images' if self.takes_images else 'texts'}")
@@ -142,7 +159,12 @@ class _Service:
 
 
 def create_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
-    """The server as an ASGI application."""
+    """Return the server as an ASGI application.
+
+    Args:
+        encoder: Encoder to serve.
+        settings: Settings of the server; None takes the defaults.
+    """
     service = _Service(encoder, settings or Settings())
     app = FastAPI(
         title="sslguard", version=__version__, lifespan=service.running, docs_url=None, redoc_url=None, openapi_url=None
@@ -159,7 +181,7 @@ def create_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
 async def _refused(request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, _RefusedError) else 400
     headers = error.headers if isinstance(error, _RefusedError) else None
-    # OpenAI's clients look for an object, OIP's and TEI's for a text.
+    # OpenAI's clients expect an object under "error", those of OIP and TEI a text.
     said: Any = {"message": str(error), "code": status} if request.url.path.startswith("/v1") else str(error)
     return JSONResponse({"error": said}, status, headers)
 

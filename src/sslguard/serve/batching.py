@@ -1,4 +1,4 @@
-"""Dynamic batching: requests that come at about the same time go through the encoder together."""
+"""Dynamic batching: requests that arrive at about the same time go through the encoder together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Answers = NDArray[np.floating]
 
 
 class OverloadedError(SslguardError):
-    """More items wait than are let in; the caller may come again."""
+    """Too many items are waiting. The caller may try again later."""
 
 
 @dataclass
@@ -34,13 +34,15 @@ class _Waiting:
 
 
 class Batcher:
-    """An encoder behind a queue, for one event loop. One thread runs it, batch by batch.
+    """An encoder behind a queue, for one event loop. One thread runs it, one batch after another.
 
     Attributes:
-        max_batch: items that go through the encoder together.
-        max_wait: seconds that a request waits for others.
-        max_queued: items that may wait.
-        n_batches, n_items: run so far.
+        encoder: Encoder that answers.
+        max_batch: Most items that go through the encoder together.
+        max_wait: Seconds that a request waits for others, in [0, 60).
+        max_queued: Most items that may wait. A request that is larger than this is let in only if nothing waits.
+        n_batches: Batches run so far.
+        n_items: Items run so far.
     """
 
     def __init__(
@@ -61,20 +63,20 @@ class Batcher:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, in the running event loop."""
+        """Start to work, in the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def embed(self, items: Items) -> Answers:
-        """Answers (n, m) to the items of one request, in their order.
+        """Return the answers (n, m) to the items of one request, in their order.
 
         Raises:
-            OverloadedError: too much is waiting, or the server is stopping.
-            SslguardError: the encoder refuses the items.
+            OverloadedError: Too many items are waiting, or the server is stopping.
+            SslguardError: The encoder refuses the items.
         """
         if self._closing or self._task is None:
             raise OverloadedError("this server is stopping")
         if self._queued + len(items) > self.max_queued and self._queued:
-            raise OverloadedError(f"{self._queued} items are waiting: come again later")
+            raise OverloadedError(f"{self._queued} items are waiting: try again later")
         waiting = _Waiting(items, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._queued += len(items)
@@ -82,7 +84,7 @@ class Batcher:
         return await waiting.answers
 
     async def close(self) -> None:
-        """Let no more in, answer what is waiting, and end."""
+        """Accept no more requests, answer those that wait, and stop."""
         self._closing = True
         self._came.set()
         if self._task is not None:
@@ -117,7 +119,7 @@ class Batcher:
                 return
 
     def _taken(self) -> list[_Waiting]:
-        """Requests of the next batch, without those whose callers have gone."""
+        """Return the requests of the next batch, without those whose callers have gone."""
         taken: list[_Waiting] = []
         size = 0
         while self._queue and (not taken or size + len(self._queue[0].items) <= self.max_batch):
@@ -137,7 +139,7 @@ class Batcher:
             if len(requests) == 1:
                 _settle(requests[0], error)
                 return
-            # One request's items must not cost the others their answers.
+            # Answer each request by itself, so that one with bad items does not fail the others.
             for waiting in requests:
                 await self._answer([waiting])
             return
@@ -157,7 +159,7 @@ class Batcher:
 
 
 def as_batch(items: Sequence[Tensor | str]) -> Batch:
-    """Items as an encoder takes them fastest: images of one size as one tensor."""
+    """Return items in the form that an encoder reads fastest: images of one size and dtype as one tensor."""
     texts = [item for item in items if isinstance(item, str)]
     if texts:
         return texts

@@ -1,4 +1,4 @@
-"""A key's mark put on at serving time: the encoder stays on disk as it is."""
+"""Watermarking while serving: the mark is added to the answers, and the encoder on disk stays unchanged."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from sslguard.schemes.exact.marking import headed
 
 
 def with_head(encoder: Encoder, key: Key) -> Encoder:
-    """`encoder` with the key's mark as a head on its output; it answers as the encoder that `watermark` wrote in the
-    mode head. A key of the mode distilled gives the head that its mark was distilled from.
+    """Return `encoder` with the key's mark as a head on its output.
+
+    It answers as the encoder that `watermark` wrote in the mode "head". A key of the mode "distilled" gives the head
+    that its mark was distilled from.
+
+    Args:
+        encoder: The clean encoder that the key was made for.
+        key: Key of the scheme exact.
 
     Raises:
-        UsageError: the key is of another scheme, or `encoder` is not the clean encoder that it was made for.
+        UsageError: The key is of another scheme, or was made for another clean encoder.
     """
     if not isinstance(key, ExactKey):
         raise UsageError(f"a head is made by a key of the scheme exact, not {key.scheme}")

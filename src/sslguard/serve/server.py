@@ -1,4 +1,4 @@
-"""The application on a socket: bound before anything else, stopped without dropping what was begun."""
+"""The application on a socket. The port is taken first, and stopping lets requests in progress end."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ class Server:
     """A server on one address.
 
     Attributes:
-        address: as in http://127.0.0.1:8000, with the port that was really taken.
+        address: Address of the server with the port that was taken, as in http://127.0.0.1:8000.
     """
 
     def __init__(self, app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000) -> None:
-        """Take the port; nothing is answered yet.
+        """Take the port. Nothing is answered yet.
 
         Args:
-            port: 0 takes any that is free.
+            app: Application to serve.
+            host: Address to listen on.
+            port: Port to listen on; 0 takes any free one.
 
         Raises:
-            UsageError: the address cannot be taken.
+            UsageError: The address cannot be taken.
         """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -54,10 +56,10 @@ class Server:
         self._server = uvicorn.Server(config)
 
     def run(self, *, started: Callable[[], None] = lambda: None) -> None:
-        """Answer requests until ^C, SIGTERM or `stop`; those that were begun are ended first.
+        """Answer requests until ^C, SIGTERM or `stop`. Requests in progress are answered first.
 
         Args:
-            started: called when the first request can be answered.
+            started: Function to call as soon as requests can be answered.
         """
         whole = self._server.startup
 
@@ -67,12 +69,12 @@ class Server:
 
         self._server.startup = startup  # type: ignore[method-assign]
         try:
-            # The signal is raised again after the stop, which is how this server is meant to end.
+            # uvicorn raises the signal again once it has stopped, which is the normal end of this server.
             with contextlib.suppress(KeyboardInterrupt):
                 self._server.run(sockets=[self._socket])
         finally:
             self._socket.close()
 
     def stop(self) -> None:
-        """Let `run` end, from any thread."""
+        """Stop `run`, from any thread."""
         self._server.should_exit = True

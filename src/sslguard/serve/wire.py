@@ -1,4 +1,4 @@
-"""What requests hold and answers look like, in every protocol that `app` speaks. Nothing here trusts its input."""
+"""Decoding of requests and encoding of answers, in every protocol that `app` offers. No input is trusted."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from sslguard.suspects.protocols.oip import DTYPES, LENGTH_HEADER, unpacked_text
 
 Answers = NDArray[np.floating]
 MAX_SIDE = 4096  # pixels
-MAX_PIXELS = 1 << 26  # of a request
-MAX_ASPECT = 8  # of the longer side to the shorter: resizing to the shorter would blow the longer one up
+MAX_PIXELS = 1 << 26  # of all images of a request
+MAX_ASPECT = 8  # longer side to shorter; scaling a small shorter side up would make the longer one huge
 _DATATYPES = ("UINT8", "FP32")
 _JSON = "application/json"
 
 
 class BadRequestError(UsageError):
-    """A request that cannot be answered; the message says why."""
+    """A request that cannot be answered. The message says why."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request, decoded.
+    """A decoded request.
 
     Attributes:
-        items: images (C, H, W), or texts.
-        coded: numbers as base64 (OpenAI) or bytes (OIP).
-        request_id: OIP: what the caller calls it.
+        items: Images (C, H, W), or texts.
+        coded: Whether the caller wants numbers as base64 (OpenAI) or as bytes (OIP).
+        request_id: The caller's name for the request (OIP).
     """
 
     items: list[Tensor] | list[str]
@@ -49,14 +49,23 @@ class Ask:
 
 @dataclass(frozen=True)
 class Content:
-    """The body of an answer and its headers."""
+    """The body of an answer and its headers.
+
+    Attributes:
+        body: Body of the answer.
+        headers: Headers of the answer.
+    """
 
     body: bytes
     headers: Mapping[str, str]
 
 
 def parsed(body: bytes) -> dict[str, Any]:
-    """A JSON object. Raises BadRequestError."""
+    """Return the JSON object of a body.
+
+    Raises:
+        BadRequestError: The body is not a JSON object.
+    """
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -67,7 +76,16 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 
 def texts_of(value: object, name: str, most: int) -> list[str]:
-    """One text or a list of them. Raises BadRequestError."""
+    """Return a text, or a list of texts, as a list.
+
+    Args:
+        value: Value of a field of the request.
+        name: Name of the field, for error messages.
+        most: Most texts allowed.
+
+    Raises:
+        BadRequestError: The value is not a text or a list of 1 to `most` texts of valid Unicode.
+    """
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not found or not all(isinstance(item, str) for item in found):
         raise BadRequestError(f"{name!r} must be a text or a list of texts")
@@ -78,7 +96,16 @@ def texts_of(value: object, name: str, most: int) -> list[str]:
 
 
 def pictures_of(value: object, name: str, most: int) -> list[Tensor]:
-    """Images in base64, bare or as data URIs: uint8 (C, H, W). Raises BadRequestError."""
+    """Return images that came as base64 or as data URIs: uint8 (C, H, W).
+
+    Args:
+        value: Value of a field of the request.
+        name: Name of the field, for error messages.
+        most: Most images allowed.
+
+    Raises:
+        BadRequestError: The value is not an image or a list of images, or the images are too many or too large.
+    """
     found: list[Tensor] = []
     left = MAX_PIXELS
     for coded in texts_of(value, name, most):
@@ -88,17 +115,25 @@ def pictures_of(value: object, name: str, most: int) -> list[Tensor]:
 
 
 def picture(coded: str, most: int = MAX_PIXELS) -> Tensor:
-    """An image from the base64 of a PNG, JPEG or WebP file: uint8 (1 or 3, H, W). Raises BadRequestError."""
+    """Return an image from the base64 of a PNG, JPEG or WebP file: uint8 (1 or 3, H, W).
+
+    Args:
+        coded: base64, alone or in a data URI.
+        most: Most pixels allowed.
+
+    Raises:
+        BadRequestError: It is not such an image, or it is too large.
+    """
     from PIL import Image
 
     text = coded.partition(",")[2] if coded.startswith("data:") else coded
     try:
         content = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
-            # Said in the header: nothing has been unpacked yet.
+            # The size comes from the file's header; no pixels have been decoded yet.
             _check_sides(*image.size)
             if math.prod(image.size) > most:
-                raise BadRequestError(f"a request may hold images of {MAX_PIXELS:,} pixels in all")
+                raise BadRequestError(f"the images of a request may have at most {MAX_PIXELS:,} pixels in all")
             pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     except BadRequestError:
         raise
@@ -109,18 +144,22 @@ def picture(coded: str, most: int = MAX_PIXELS) -> Tensor:
 
 
 def openai_ask(body: bytes, most: int) -> Ask:
-    """`{"input", "encoding_format"}` of /v1/embeddings. Raises BadRequestError."""
+    """Decode a request to /v1/embeddings, `{"input", "encoding_format"}`.
+
+    Raises:
+        BadRequestError: The body is not such a request, or asks for more than `most` texts.
+    """
     fields = parsed(body)
     encoding = fields.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise BadRequestError(f"'encoding_format' must be float or base64, not {str(encoding)[:80]!r}")
     if fields.get("dimensions") is not None:
-        raise BadRequestError("'dimensions' is not served: embeddings have one width")
+        raise BadRequestError("'dimensions' is not supported: embeddings have one width")
     return Ask(texts_of(fields.get("input"), "input", most), encoding == "base64")
 
 
 def openai_answer(ask: Ask, answers: Answers, model: str) -> Content:
-    """`{"data": [{"index", "embedding"}, …]}`."""
+    """Encode answers as `{"data": [{"index", "embedding"}, …]}`."""
     rows: list[Any] = answers.tolist()
     if ask.coded:
         rows = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in answers]
@@ -130,7 +169,11 @@ def openai_answer(ask: Ask, answers: Answers, model: str) -> Content:
 
 
 def oip_ask(body: bytes, headers: Mapping[str, str], most: int) -> Ask:
-    """One tensor: UINT8 or FP32 (n, C, H, W), or BYTES (n) or (n, 1). Raises BadRequestError."""
+    """Decode a request with one tensor: UINT8 or FP32 (n, C, H, W), or BYTES (n) or (n, 1).
+
+    Raises:
+        BadRequestError: The body is not such a request, or asks for more than `most` items.
+    """
     length = headers.get(LENGTH_HEADER)
     head, rest = body, b""
     if length is not None:
@@ -148,7 +191,7 @@ def oip_ask(body: bytes, headers: Mapping[str, str], most: int) -> Ask:
     _check_number(shape[0], most)
     size = _parameters(tensor).get("binary_data_size")
     if size is not None and (type(size) is not int or size != len(rest)):
-        raise BadRequestError(f"'binary_data_size' must be the {len(rest)} bytes behind the JSON")
+        raise BadRequestError(f"'binary_data_size' must be {len(rest)}, the number of bytes behind the JSON")
     content = rest if size is not None else tensor.get("data")
     coded = _wants_bytes(fields)
     request_id = fields.get("id")
@@ -157,7 +200,7 @@ def oip_ask(body: bytes, headers: Mapping[str, str], most: int) -> Ask:
 
 
 def oip_answer(ask: Ask, answers: Answers, model: str) -> Content:
-    """One tensor FP32 (n, m), `embeddings`."""
+    """Encode answers as one tensor FP32 (n, m), named `embeddings`."""
     tensor: dict[str, Any] = {"name": "embeddings", "datatype": "FP32", "shape": list(answers.shape)}
     reply: dict[str, Any] = {"model_name": model, "outputs": [tensor]}
     if ask.request_id is not None:
@@ -172,6 +215,7 @@ def oip_answer(ask: Ask, answers: Answers, model: str) -> Content:
 
 
 def as_json(value: object) -> Content:
+    """Return a value as the JSON body of an answer."""
     return Content(json.dumps(value, separators=(",", ":"), allow_nan=False).encode(), {"Content-Type": _JSON})
 
 
@@ -192,7 +236,7 @@ def _images(tensor: Mapping[str, Any], shape: list[int], content: object) -> lis
 def _numbers(content: object, dtype: np.dtype[Any]) -> NDArray[Any]:
     if isinstance(content, bytes):
         if len(content) % dtype.itemsize:
-            raise BadRequestError(f"{len(content)} bytes are not {dtype.itemsize} a number")
+            raise BadRequestError(f"a tensor must have {dtype.itemsize} bytes a number, and has {len(content)} bytes")
         return np.frombuffer(content, dtype).copy()
     try:
         array = np.asarray(content)

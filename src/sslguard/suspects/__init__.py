@@ -1,4 +1,4 @@
-"""Who is tested: encoders that run here, ONNX files, answers that were logged elsewhere, and servers."""
+"""Suspects: encoders that run here, ONNX files, answers that were logged elsewhere, and servers."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ _LOGGED, _ONNX = "answers:", "onnx:"
 
 
 def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
-    """The suspect that `spec` names: `answers:FILE.npy`, `onnx:FILE`, an address, or an encoder.
+    """Return the suspect that `spec` names.
 
     Args:
-        remote: how an address is asked.
+        spec: `answers:FILE.npy`, `onnx:FILE`, an http:// or https:// address, or an encoder specification.
+        remote: How to ask an address; must be None for other suspects.
 
     Raises:
         UsageError: `spec` names none of these, or `remote` does not go with it.
-        SuspectError: what it names is missing, damaged or of another shape.
+        SuspectError: What it names is missing or damaged, or has the wrong shape.
     """
     if not isinstance(spec, str | Path) or not str(spec):
-        raise UsageError(f"a suspect is named by a text or a path, not {spec!r}")
+        raise UsageError(f"a suspect must be named by a text or a path, not {spec!r}")
     if isinstance(spec, str) and spec.startswith(PREFIXES):
         if remote is None:
             raise UsageError("a suspect behind an address needs --protocol: oip, openai, tei or json")

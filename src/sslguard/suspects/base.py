@@ -1,7 +1,7 @@
-"""What a suspect is, what counts as an answer, and how many queries were asked.
+"""The interface of suspects, the check of their answers, and the count of queries.
 
-A suspect is hostile: it may answer with the wrong number of rows, with another width each time, with values
-that are not numbers. Whatever comes is checked here before anything computes with it.
+A suspect is hostile: it may answer with the wrong number of rows, with another width each time, or with values that are
+not numbers. All answers are checked here before anything computes with them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class UnansweredError(SuspectError):
-    """One request went without a usable answer; its queries count as missing unless it is asked again.
+    """One request got no usable answer. Its queries count as missing unless it is asked again.
 
     Attributes:
-        again: whether asking again may help.
-        after: seconds that the suspect asks to be left alone; None where it did not say.
+        again: Whether asking again may help.
+        after: Seconds to wait before asking again, as requested by the suspect; None if it did not say.
     """
 
     def __init__(self, message: str, *, again: bool, after: float | None = None) -> None:
@@ -34,37 +34,41 @@ class UnansweredError(SuspectError):
 
 
 class Suspect(Embedder, Protocol):
-    """An Embedder with a name, that is told when no query will follow."""
+    """An Embedder with a name, which is told when no more queries follow."""
 
     @property
     def name(self) -> str:
-        """What to call it in a report."""
+        """Name of the suspect in reports."""
         ...
 
     @property
     def n_missing(self) -> int:
-        """Queries so far that were not answered; each was handed on as a zero vector."""
+        """Number of queries so far without an answer. The answer to each was a zero vector."""
         ...
 
     def finish(self) -> None:
-        """No query will follow. Raises SuspectError where that makes the answers unusable."""
+        """Note that no more queries follow.
+
+        Raises:
+            SuspectError: The answers are unusable because the queries ended here.
+        """
         ...
 
 
 def checked(answers: object, n: int, *, width: int | None = None, name: str = "the suspect") -> NDArray[np.floating]:
-    """The answers to `n` queries as a float array (n, m), or an error in one sentence.
+    """Return the answers to `n` queries as a float array (n, m), or raise an error of one sentence.
 
     Args:
-        answers: what came back: anything that converts to an array of real numbers.
-        n: how many queries were asked.
-        width: m of the answers before these; None where these are the first.
-        name: of the suspect, for the message.
+        answers: What the suspect returned; anything that converts to an array of real numbers is accepted.
+        n: Number of queries asked.
+        width: Width m of earlier answers; None if these are the first.
+        name: Name of the suspect, for error messages.
 
     Returns:
-        float32 or float64 (n, m), 1 ≤ m ≤ 65,536, finite as float32; other real types become float64.
+        float32 or float64 (n, m), 1 ≤ m ≤ 65,536, finite as float32. Other real dtypes are converted to float64.
 
     Raises:
-        SuspectError: the answers are anything else.
+        SuspectError: The answers are anything else.
     """
     array = _real_numbers(answers, name)
     if array.ndim != 2:
@@ -75,7 +79,7 @@ def checked(answers: object, n: int, *, width: int | None = None, name: str = "t
         raise SuspectError(f"{name} must answer with 1 to {MAX_WIDTH:,} numbers a query, not {array.shape[1]:,}")
     if width is not None and array.shape[1] != width:
         raise SuspectError(f"{name} answered {width} numbers a query before, and now {array.shape[1]}")
-    # NaN fails the comparison too. Larger numbers would overflow where networks compute in float32.
+    # Comparisons with NaN are false, so NaN is refused too. Larger numbers would overflow in networks of float32.
     unusable = ~(np.abs(array) <= _LARGEST).all(axis=1)
     if unusable.any():
         raise SuspectError(
@@ -86,18 +90,18 @@ def checked(answers: object, n: int, *, width: int | None = None, name: str = "t
 
 
 class Counted:
-    """A suspect that counts its queries, never asks more than a budget, and checks its answers.
+    """A suspect that counts its queries, asks no more than a budget, and checks its answers.
 
-    A query counts when it is asked, whatever becomes of it: nobody drops queries after seeing answers. Several
-    threads may ask at once.
+    A query counts when it is asked, whatever happens to it: nobody may drop queries after seeing answers. Several
+    threads may ask at the same time.
 
     Attributes:
-        suspect: who answers.
-        budget: queries that may be asked; None for any number.
-        price: of one query, in a currency of the caller's.
-        n_queries: queries asked, unanswered ones included.
-        n_requests: batches asked.
-        width: numbers in an answer; None before the first.
+        suspect: Suspect that answers.
+        budget: Largest number of queries; None for any number.
+        price: Price of one query, in a currency of the caller's choice.
+        n_queries: Queries asked so far, unanswered ones included.
+        n_requests: Batches asked so far.
+        width: Width of the answers; None before the first.
     """
 
     def __init__(self, suspect: Suspect, *, budget: int | None = None, price: float = 0.0) -> None:
@@ -113,24 +117,26 @@ class Counted:
 
     @property
     def name(self) -> str:
+        """Name of the suspect in reports."""
         return self.suspect.name
 
     @property
     def n_missing(self) -> int:
+        """Number of queries so far without an answer."""
         return self.suspect.n_missing
 
     @property
     def cost(self) -> float:
-        """Of all queries so far, unanswered ones included."""
+        """Cost of all queries so far, unanswered ones included."""
         return self.n_queries * self.price
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
-        """Checked answers to a batch, float (n, m).
+        """Return the checked answers to a batch, float (n, m).
 
         Raises:
-            UsageError: the batch is empty.
-            SuspectError: the budget does not reach for the batch, which is not asked then; or the answers are not n
-                finite rows of one width, the same in every batch.
+            UsageError: The batch is empty.
+            SuspectError: The batch exceeds the budget and was not asked; or the answers are not n finite rows of one
+                width, the same in every batch.
         """
         if not len(batch):
             raise UsageError("a batch of queries must hold at least one item, not 0")
@@ -140,14 +146,15 @@ class Counted:
         return answers
 
     def finish(self) -> None:
+        """Tell the suspect that no more queries follow."""
         self.suspect.finish()
 
     def _spend(self, n: int) -> None:
         with self._lock:
             if self.budget is not None and self.n_queries + n > self.budget:
                 raise SuspectError(
-                    f"the budget of {self.budget:,} queries does not reach: {self.name} was asked {self.n_queries:,}, "
-                    f"and {n} more are needed now; raise the budget"
+                    f"the budget of {self.budget:,} queries is too small: {self.name} was asked {self.n_queries:,}, "
+                    f"and {n} more are needed now; raise --budget"
                 )
             self.n_queries += n
             self.n_requests += 1

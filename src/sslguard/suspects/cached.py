@@ -1,8 +1,9 @@
-"""Answers on disk, so that a verification that was killed goes on without asking again.
+"""A cache of answers on disk, so that a verification that was killed continues without asking again.
 
-One SQLite file for each suspect, as it was asked: its name is the SHA-256 of the identity (address, protocol, model,
-request). Table `answers`: `query`, SHA-256 of the item; `answer`, its float32 numbers, little-endian. A row is there
-whole or not at all, at once when its request is answered. Whoever may write to the folder may change the answers.
+Each suspect has one SQLite file. Its name is the SHA-256 of how the suspect is asked: address, protocol, model and
+request. Table `answers` has the columns `query`, the SHA-256 of the item, and `answer`, its float32 numbers,
+little-endian. A row is written whole or not at all, as soon as its request is answered. Whoever can write to the folder
+can change the answers.
 """
 
 from __future__ import annotations
@@ -29,18 +30,22 @@ _ROW = np.dtype("<f4")
 
 
 class AnswerStore:
-    """The answers of one suspect in one file; several threads and processes may use it at once.
+    """The answers of one suspect in one file. Several threads and processes may use it at the same time.
 
     Attributes:
-        path: the file.
-        width: numbers in an answer; None before the first.
+        path: Path of the file.
+        width: Width of the answers; None before the first.
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
-        """Open or make the file, readable by its owner alone.
+        """Open the file, or create it so that only its owner can read it.
+
+        Args:
+            folder: Folder of the file; created if it does not exist.
+            identity: Text that identifies the suspect and how it is asked.
 
         Raises:
-            OutputError: the folder cannot be written, or the file is damaged.
+            OutputError: The folder cannot be written, or the file is damaged.
         """
         self.path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.sqlite"
         self._lock = threading.Lock()
@@ -61,7 +66,11 @@ class AnswerStore:
             return int(self._base.execute("SELECT count(*) FROM answers").fetchone()[0])
 
     def get(self, query: bytes) -> Answers | None:
-        """The answer, float32 (width,), or None where there is none that is whole and finite."""
+        """Return the stored answer, float32 (width,), or None if there is none that is whole and finite.
+
+        Args:
+            query: SHA-256 of the item; see `digest`.
+        """
         with self._lock, self._explained():
             found = self._base.execute("SELECT answer FROM answers WHERE query = ?", (query,)).fetchone()
         if self.width is None or found is None or not isinstance(found[0], bytes):
@@ -72,10 +81,14 @@ class AnswerStore:
         return row if np.isfinite(row).all() else None
 
     def put(self, queries: list[bytes], answers: Answers) -> None:
-        """Store float (n, m), all of it or nothing.
+        """Store answers, all of them or none.
+
+        Args:
+            queries: SHA-256 of each item.
+            answers: float (n, m), one row for each query.
 
         Raises:
-            SuspectError: m is not the width of the answers before.
+            SuspectError: m differs from the width of the stored answers.
         """
         if not queries:
             return
@@ -83,14 +96,15 @@ class AnswerStore:
             self.width = self.width or answers.shape[1]
         if answers.shape[1] != self.width:
             raise SuspectError(
-                f"{self.path} holds answers of {self.width} numbers, and {answers.shape[1]} came now: it is another "
-                "model; give another folder to ask it from the start"
+                f"{self.path} holds answers of width {self.width}, and answers of width {answers.shape[1]} came now, "
+                "so another model answers: give another --cache folder to ask it from the start"
             )
         rows = [(query, row.astype(_ROW).tobytes()) for query, row in zip(queries, answers, strict=True)]
         with self._lock, self._explained(), self._base:
             self._base.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def close(self) -> None:
+        """Close the file."""
         with self._lock:
             self._base.close()
 
@@ -100,15 +114,17 @@ class AnswerStore:
             yield
         except (sqlite3.Error, OSError) as error:
             raise OutputError(
-                f"the cache {self.path} cannot be used ({error!s:.200}): make room, or remove it and ask anew"
+                f"the cache {self.path} cannot be used ({error!s:.200}): free disk space, or delete it and ask again"
             ) from error
 
 
 class Cached:
-    """An Embedder that asks nothing twice. Rows of NaN are no answers and are not kept.
+    """An Embedder that asks nothing twice. A row of NaN means no answer and is not stored.
 
     Attributes:
-        n_cached: queries that were answered from disk so far.
+        embedder: Embedder that answers what is not stored.
+        store: The stored answers.
+        n_cached: Queries answered from disk so far.
     """
 
     def __init__(self, embedder: Embedder, store: AnswerStore) -> None:
@@ -117,6 +133,7 @@ class Cached:
         self._lock = threading.Lock()
 
     def embed(self, batch: Batch, /) -> Answers:
+        """Return stored answers, and ask for the rest: float32 (n, m). A row is NaN if no answer came."""
         queries = [digest(item) for item in batch]
         found = [self.store.get(query) for query in queries]
         missing = [i for i, row in enumerate(found) if row is None]
@@ -136,7 +153,7 @@ class Cached:
 
 
 def digest(item: Tensor | str) -> bytes:
-    """SHA-256 of a query: of a text's UTF-8, or of an image's type, shape and values."""
+    """Return the SHA-256 of a query: of a text's UTF-8, or of an image's dtype, shape and values."""
     if isinstance(item, str):
         return hashlib.sha256(b"text\0" + item.encode("utf-8", "surrogatepass")).digest()
     array = np.ascontiguousarray(item.detach().cpu().numpy())

@@ -1,4 +1,4 @@
-"""Time as a suspect's wrappers see it: how much is left, and waiting that can be ended from outside."""
+"""The time limit of a suspect, and waiting that another thread can end."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from sslguard.errors import SuspectError, UsageError
 
 
 class Clock:
-    """A limit on everything that is asked of one suspect. It runs from when it is first looked at.
+    """A time limit for everything that one suspect is asked. It runs from the first call of `left` or `sleep`.
 
     Attributes:
-        limit: seconds; None for none.
+        limit: Limit in seconds; None for no limit.
     """
 
     def __init__(self, limit: float | None = None, *, now: Callable[[], float] = time.monotonic) -> None:
-        """
+        """Set the limit. The time does not run yet.
+
         Args:
-            now: seconds that only grow; tests give their own.
+            limit: Limit in seconds; None for no limit.
+            now: Function that returns a time in seconds and never decreases; tests replace it.
 
         Raises:
-            UsageError: the limit is not a positive number of seconds.
+            UsageError: The limit is not a positive number of seconds.
         """
         if limit is not None and not 0 < limit < math.inf:
             raise UsageError(f"a time limit must be a positive number of seconds, not {limit}")
@@ -33,13 +35,13 @@ class Clock:
         self._stopped = threading.Event()
 
     def left(self) -> float:
-        """Seconds, infinite without a limit.
+        """Return the seconds that are left; infinite without a limit.
 
         Raises:
-            SuspectError: none are left, or `stop` was called.
+            SuspectError: No time is left, or `stop` was called.
         """
         if self._stopped.is_set():
-            raise SuspectError("no more is asked of this suspect")
+            raise SuspectError("this suspect was closed: no more queries are sent")
         if self.limit is None:
             return math.inf
         if self._start is None:
@@ -47,16 +49,20 @@ class Clock:
         left = self._start + self.limit - self.now()
         if left <= 0:
             raise SuspectError(
-                f"the time limit of {self.limit:g} s is over before all queries were answered: raise the limit; with a "
-                "cache the same command goes on where it stopped"
+                f"the time limit of {self.limit:g} s ended before all queries were answered: raise the limit; with "
+                "--cache the same command goes on where it stopped"
             )
         return left
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long, or to the end of the limit, or until `stop`; raises as `left` does."""
+        """Wait that many seconds, or until the limit or until `stop`.
+
+        Raises:
+            SuspectError: No time is left, or `stop` was called.
+        """
         self._stopped.wait(max(0.0, min(seconds, self.left())))
         self.left()
 
     def stop(self) -> None:
-        """End all waiting, now and from now on."""
+        """End all waiting, now and later."""
         self._stopped.set()

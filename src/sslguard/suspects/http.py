@@ -1,6 +1,6 @@
-"""One exchange with a server that nobody trusts: a request, and an answer of bounded size within a bounded time.
+"""Requests to a server that nobody trusts. Each answer is bounded in size and in time.
 
-The time covers all of it: connecting, redirects, headers and the body, however slowly they trickle. A redirect is
+The time limit covers everything: connecting, redirects, headers, and the body, however slowly it comes. A redirect is
 followed only to the same host, so that neither queries nor credentials go elsewhere.
 """
 
@@ -30,7 +30,7 @@ MAX_SECONDS = 86_400
 _AGAIN = frozenset({408, 409, 425, 429})
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 407, 410, 415, 451})
 _SILENT = frozenset({401, 403, 407})
-"""Statuses whose body is not shown: it may hold the credential, whole or in part."""
+"""Statuses whose body is not shown, because it may repeat the credential, whole or in part."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EXCERPT = 200  # characters
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -38,12 +38,12 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one exchange may take.
+    """Limits of one request.
 
     Attributes:
-        seconds: from its begin to its last byte.
-        answer_bytes: of the body, decompressed.
-        connections: open at a time.
+        seconds: Time from the start of the request to the last byte of the answer, up to 86,400.
+        answer_bytes: Size of the answer's body, decompressed.
+        connections: Connections open at the same time.
     """
 
     seconds: float = 60.0
@@ -56,22 +56,33 @@ class Limits:
                 f"the time of a request must be a positive number of seconds, up to {MAX_SECONDS:,}, not {self.seconds}"
             )
         if self.answer_bytes < 1 or self.connections < 1:
-            raise UsageError("answer_bytes and connections must be at least 1")
+            raise UsageError(
+                f"answer_bytes and connections must be at least 1, not {self.answer_bytes} and {self.connections}"
+            )
 
 
 @dataclass(frozen=True)
 class Credential:
-    """A header that names the caller. The value stands in no message and no `repr`."""
+    """A header that identifies the caller. Its value appears in no message and no `repr`.
+
+    Attributes:
+        header: Name of the header.
+        value: Value of the header.
+    """
 
     header: str
     value: str = field(repr=False)
 
     @classmethod
     def from_environment(cls, variable: str, header: str = "Authorization") -> Credential:
-        """The content of an environment variable, as `Authorization: Bearer …` or as the header `header`.
+        """Read the credential from an environment variable.
+
+        Args:
+            variable: Name of the variable.
+            header: Name of the header. For "Authorization", a value without a space is sent as "Bearer" and the value.
 
         Raises:
-            UsageError: the variable is not set, or no header can hold what it holds.
+            UsageError: The variable is not set, or a header cannot hold its value.
         """
         if not _HEADER_NAME.fullmatch(header):
             raise UsageError(f"a header's name has up to 64 letters, digits and hyphens, unlike {header!r:.80}")
@@ -79,18 +90,25 @@ class Credential:
         if not value:
             raise UsageError(f"the environment variable {variable!r:.80} holds no credential: set it")
         if not (value.isascii() and value.isprintable()):
-            raise UsageError(f"the environment variable {variable!r:.80} holds characters that no header can hold")
+            raise UsageError(f"the environment variable {variable!r:.80} must hold printable ASCII only: check it")
         return cls(header, f"Bearer {value}" if header.lower() == "authorization" and " " not in value else value)
 
     def hidden(self, text: str) -> str:
-        """`text` without the credential."""
+        """Return `text` with the credential replaced by "[hidden]"."""
         secret = self.value.rpartition(" ")[2]
         return text.replace(self.value, "[hidden]").replace(secret, "[hidden]")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One request; `path` is appended to the address."""
+    """One request.
+
+    Attributes:
+        path: Path appended to the address.
+        body: Body of the request.
+        headers: Headers besides the connection's own.
+        method: HTTP method.
+    """
 
     path: str = ""
     body: bytes = b""
@@ -100,18 +118,23 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back with status 200 … 299."""
+    """The answer to a request, with a status from 200 to 299.
+
+    Attributes:
+        body: Body of the answer, decompressed.
+        headers: Headers of the answer.
+    """
 
     body: bytes
     headers: Mapping[str, str]
 
 
 class Exchange:
-    """Requests to one address, by any number of threads; kept-alive connections, no cookies.
+    """Requests to one address, from any number of threads. Connections are kept alive, cookies are not stored.
 
     Attributes:
-        address: scheme, host, port and path, without query or fragment: what may be shown.
-        full_address: with the query, which may hold a credential.
+        address: Scheme, host, port and path, without the query or fragment. It may be shown.
+        full_address: The address with its query, which may hold a credential.
     """
 
     def __init__(
@@ -122,14 +145,17 @@ class Exchange:
         limits: Limits | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """Nothing is sent yet.
+        """Check the address and prepare the connection. Nothing is sent yet.
 
         Args:
-            address: http:// or https://; a query stays part of every request.
-            transport: in place of the network.
+            address: http:// or https:// address. Its query becomes part of every request.
+            credential: Header that identifies the caller; None sends none.
+            limits: Limits of one request; None takes the defaults.
+            transport: Replacement for the network, for tests.
 
         Raises:
-            UsageError: the address is none, holds a password, or a credential would go in clear over a network.
+            UsageError: The address is not valid, holds a password, or would send a credential unencrypted over a
+                network.
         """
         import httpx2
 
@@ -157,20 +183,21 @@ class Exchange:
         self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     def send(self, call: Call, *, seconds: float = math.inf) -> Reply:
-        """The answer to one request.
+        """Send one request and return the answer.
 
         Args:
-            seconds: an upper limit of this call's own.
+            call: The request.
+            seconds: Time limit of this call, if it is below that of `limits`.
 
         Raises:
-            UnansweredError: no answer came, or one that is none.
-            SuspectError: no request to this address will be answered: it is missing, forbidden, or elsewhere.
+            UnansweredError: No usable answer came.
+            SuspectError: This address will answer no request: it does not exist, refuses access, or has moved.
         """
         limit = min(seconds, self._limits.seconds)
         return self._loop.run(self._sent(call, limit), limit)
 
     def close(self) -> None:
-        """Cut all connections; requests under way fail."""
+        """Close all connections. Requests in progress fail."""
         self._loop.stop(self._client.aclose())
 
     async def _sent(self, call: Call, limit: float) -> Reply:
@@ -181,7 +208,7 @@ class Exchange:
             raise UnansweredError(f"{self.address} did not answer within {limit:.3g} s", again=True) from None
         except SuspectError:
             raise
-        # Transports and decoders fail in ways of their own on what a server may send.
+        # A server may send anything, and transports and decoders raise many kinds of errors on it.
         except Exception as error:
             reason = self._shown(str(error)) or "without a reason"
             raise UnansweredError(
@@ -203,7 +230,9 @@ class Exchange:
             if not response.is_success:
                 raise self._refused(response, body)
             return Reply(body, response.headers)
-        raise SuspectError(f"{self.address} redirects in circles: give the address where it answers")
+        raise SuspectError(
+            f"{self.address} redirects more than {MAX_REDIRECTS} times: give the address where the suspect answers"
+        )
 
     async def _body(self, response: httpx2.Response) -> bytes:
         most = self._limits.answer_bytes
@@ -211,8 +240,8 @@ class Exchange:
         if promised.isascii() and promised.isdigit() and len(promised) < 19 and int(promised) > most:
             raise self._too_large()
         if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity", "gzip"):
-            # Codings within codings cost their reader much more than they show.
-            raise UnansweredError(f"{self.address} answered in a coding that was not asked for", again=False)
+            # Nested encodings can make a short body expensive to decode.
+            raise UnansweredError(f"{self.address} answered in an encoding that was not asked for", again=False)
         parts, size = [], 0
         async for part in response.aiter_bytes():
             size += len(part)
@@ -223,17 +252,17 @@ class Exchange:
 
     def _too_large(self) -> UnansweredError:
         most = self._limits.answer_bytes
-        return UnansweredError(f"{self.address} answered with more than the {most:,} bytes that are read", again=False)
+        return UnansweredError(f"{self.address} answered with more than {most:,} bytes, the limit", again=False)
 
     def _moved(self, response: httpx2.Response, url: httpx2.URL) -> httpx2.URL:
         try:
             target = url.join(response.headers["location"])
         except Exception as error:
-            raise SuspectError(f"{self.address} redirects to something that is no address") from error
+            raise SuspectError(f"{self.address} redirects to something that is not an address") from error
         if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port) or target.userinfo:
             raise SuspectError(
-                f"{self.address} redirects to another server, {self._shown(target.host)}: it is not asked; give the "
-                "address where the suspect itself answers"
+                f"{self.address} redirects to another server, {self._shown(target.host)}, which is not followed: give "
+                "the address where the suspect itself answers"
             )
         if response.status_code not in (307, 308):
             raise SuspectError(
@@ -254,23 +283,24 @@ class Exchange:
         return UnansweredError(message, again=again, after=_retry_after(response.headers.get("retry-after")))
 
     def _shown(self, text: str) -> str:
-        """What came from the server, on one line, short, and without the credential."""
+        """Return what the server sent on one line, short, and without the credential."""
         line = " ".join(text.split())
         return (line if self._credential is None else self._credential.hidden(line))[:_EXCERPT]
 
 
 def checked_address(address: str) -> httpx2.URL:
-    """An http:// or https:// address.
+    """Return an http:// or https:// address as a URL.
 
     Raises:
-        UsageError: it is none, or it holds a user's name or password, which a list of processes would show.
+        UsageError: It is not such an address, or it holds a user name or a password, which lists of processes would
+            show.
     """
     import httpx2
 
     try:
         url = httpx2.URL(address)
     except (httpx2.InvalidURL, ValueError) as error:
-        raise UsageError(f"this is no address: {error!s:.200}") from None
+        raise UsageError(f"the address of the suspect is not valid: {error!s:.200}") from None
     if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 1 << 16:
         raise UsageError("a remote suspect's address must begin with http:// or https:// and name a host")
     if url.userinfo:
@@ -282,7 +312,7 @@ def checked_address(address: str) -> httpx2.URL:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, a number or a date; None where it says neither."""
+    """Return the seconds of a Retry-After header, which holds a number or a date; None if it holds neither."""
     if value is None:
         return None
     text = value.strip()
@@ -295,7 +325,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 class _Loop:
-    """An event loop in a thread of its own, so that a limit holds wherever the caller stands."""
+    """An event loop in its own thread, so that time limits hold in any thread of the caller."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -309,7 +339,10 @@ class _Loop:
         self._loop.close()
 
     def run(self, coroutine: Any, limit: float) -> Reply:
-        """The coroutine's result; `limit` seconds are its own, a few more are allowed for a loop that is busy."""
+        """Return the coroutine's result.
+
+        The coroutine itself keeps to `limit` seconds; 30 seconds more are allowed for a busy loop.
+        """
         if self._loop.is_closed() or not self._thread.is_alive():
             coroutine.close()
             raise SuspectError("this suspect was closed")

@@ -14,7 +14,13 @@ from sslguard.errors import EncoderError, SslguardError, SuspectError
 
 
 class LocalSuspect:
-    """Any Embedder under a name. It answers every query or fails."""
+    """Any Embedder, under a name. It answers every query or fails.
+
+    Attributes:
+        embedder: Embedder that answers.
+        name: Name of the suspect in reports.
+        n_missing: Always 0.
+    """
 
     n_missing = 0
 
@@ -22,17 +28,17 @@ class LocalSuspect:
         self.embedder, self.name = embedder, name
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
-        """What the embedder answers, unchecked: see `checked` and `Counted`.
+        """Return the embedder's answers, unchecked: see `checked` and `Counted`.
 
         Raises:
-            SuspectError: the embedder failed.
-            UsageError: the items are not what it takes, such as texts for an image encoder.
+            SuspectError: The embedder failed.
+            UsageError: The items are not what it takes, such as texts for an image encoder.
         """
         try:
             return self.embedder.embed(batch)
         except SslguardError:
             raise
-        # Foreign code may fail in any way, and each way is the suspect's failure.
+        # Foreign code may raise anything; all of it counts as a failure of the suspect.
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             raise SuspectError(
@@ -40,15 +46,15 @@ class LocalSuspect:
             ) from error
 
     def finish(self) -> None:
-        """Nothing is left over."""
+        """Do nothing: no query is left over."""
 
 
 def load_local(spec: str | Path) -> LocalSuspect:
-    """The suspect that an encoder specification names.
+    """Return the suspect that an encoder specification names.
 
     Raises:
         UsageError: `spec` names no encoder.
-        SuspectError: its files are missing, damaged or of another shape.
+        SuspectError: Its files are missing or damaged, or have the wrong shape.
     """
     try:
         return LocalSuspect(load_encoder(spec), str(spec))

@@ -1,8 +1,8 @@
-"""A suspect that is not asked here: its answers were logged, in the order of the queries.
+"""A suspect that was asked elsewhere: its answers were logged, in the order of the queries.
 
-The file is a NumPy array (.npy, never pickled) of floats (n, m), row i the answer to query i. A query that got
-no answer is a row of NaN. It stays in its place as a zero vector and is counted: it was asked, and whoever
-could drop queries after seeing the answers could keep those that agree.
+The file is a NumPy array (.npy, never pickled) of floats (n, m), where row i is the answer to query i. A query without
+an answer is a row of NaN. It stays in its place as a zero vector and counts as asked: whoever could drop queries after
+seeing the answers could keep only those that agree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sslguard.data.base import Batch
 from sslguard.errors import SuspectError
 from sslguard.suspects.base import MAX_WIDTH, checked
 
-# What NumPy's header parser is known to raise on bytes that are not a header.
+# Errors that NumPy's parser is known to raise on bytes that are not a header.
 _UNREADABLE = (
     OSError,
     ValueError,
@@ -32,20 +32,25 @@ _UNREADABLE = (
 
 
 class LoggedAnswers:
-    """Answers from a file, handed out in order; memory-mapped, so that memory is bounded by the batch.
+    """Answers from a file, returned in order. The file is memory-mapped, so that memory is bounded by the batch.
 
     Attributes:
-        name: what to call it in a report.
-        n_rows: answers in the file.
-        n_used: answers handed out so far.
-        n_missing: those among them that were rows of NaN.
+        path: Path of the file.
+        name: Name of the suspect in reports.
+        n_rows: Answers in the file.
+        n_used: Answers returned so far.
+        n_missing: Answers returned so far that were rows of NaN.
     """
 
     def __init__(self, path: str | Path, *, name: str | None = None) -> None:
-        """Open the file and check its header; values are checked when they are handed out.
+        """Open the file and check its header. Values are checked when they are returned.
+
+        Args:
+            path: Path of the .npy file.
+            name: Name of the suspect in reports; None makes one of the path.
 
         Raises:
-            SuspectError: the file is missing, truncated, pickled, or not a float array (n, m).
+            SuspectError: The file is missing, truncated, pickled, or not a float array (n, m).
         """
         self.path = Path(path)
         self.name = f"answers:{self.path}" if name is None else name
@@ -55,16 +60,16 @@ class LoggedAnswers:
         self.n_missing = 0
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
-        """The next len(batch) answers, float32 or float64 (n, m); the items are not looked at.
+        """Return the next len(batch) answers, float32 or float64 (n, m). The items are not read.
 
         Raises:
-            SuspectError: fewer are left, or one is NaN in part, infinite or beyond float32.
+            SuspectError: Fewer answers are left, or one is partly NaN, infinite or beyond the range of float32.
         """
         start, stop = self.n_used, self.n_used + len(batch)
         if stop > self.n_rows:
             raise SuspectError(
                 f"{self.path} holds {self.n_rows} answers, and query {self.n_rows + 1} was asked: log one row "
-                "for every query, NaN where no answer came"
+                "for every query, and a row of NaN if no answer came"
             )
         rows = np.array(self._rows[start:stop])
         missing = np.isnan(rows).all(axis=1)
@@ -78,7 +83,7 @@ class LoggedAnswers:
         """Check that every row was used.
 
         Raises:
-            SuspectError: rows are left over, so rows and queries may not belong together.
+            SuspectError: Rows are left over, so that rows and queries may not belong together.
         """
         if self.n_used != self.n_rows:
             raise SuspectError(
@@ -100,10 +105,10 @@ def _open_rows(path: Path) -> NDArray[np.floating]:
 
 def _open_array(path: Path) -> NDArray[Any]:
     try:
-        # A pipe or a device would block or never end.
+        # Reading a pipe or a device could block or never end.
         if not path.is_file():
             raise SuspectError(f"there is no file of logged answers {path!s:.200}")
-        # Unlike numpy.load this opens .npy alone, and never unpickles. A shape that overflows is an error below.
+        # Unlike numpy.load, this opens .npy files only and never unpickles. A shape that overflows is refused below.
         with np.errstate(over="ignore"):
             rows = np.lib.format.open_memmap(path, mode="r")
         promised, size = rows.offset + rows.nbytes, path.stat().st_size
@@ -114,6 +119,6 @@ def _open_array(path: Path) -> NDArray[Any]:
         ) from error
     if size != promised:
         raise SuspectError(
-            f"{path} promises {promised} bytes and holds {size}: it was cut off or added to; log the answers anew"
+            f"{path} should have {promised} bytes and has {size}: it was truncated or extended; log the answers again"
         )
     return rows

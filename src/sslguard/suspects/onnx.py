@@ -1,17 +1,17 @@
 """Suspects in ONNX files, run by onnxruntime on the CPU.
 
-A file comes from anywhere; `onnx_files` checks it before it is run. What it computes is not known before: memory is not
-bounded, a batch ends after `RUN_SECONDS`.
+A file may come from anywhere; `onnx_files` checks it before it runs. What it computes is unknown beforehand: its memory
+is not bounded, but a batch is stopped after `RUN_SECONDS`.
 
-What goes in is read from the model: images as float or uint8 (n, C, H, W) or (n, H, W, C), texts as strings or as
-`input_ids` and `attention_mask` of the tokenizer.json beside the file. Options stand behind an @, as in
+The input is read from the model. Images are float or uint8 (n, C, H, W) or (n, H, W, C). Texts are strings, or
+`input_ids` and `attention_mask` of the tokenizer.json beside the file. Options follow an @, as in
 `onnx:model.onnx@imagenet,224`:
 
-- a number: height and width where the model leaves them open, or tokens of a text at most;
-- `unit`, `signed`, `bytes`, `imagenet`: values of images where the model takes floats; see `pixels`;
-- `mean`, `cls`, `max`: how one vector is made of a text's tokens, where the model gives tokens.
+- a number: height and width of images if the model leaves them open, or the largest number of tokens of a text;
+- `unit`, `signed`, `bytes`, `imagenet`: scale of images if the model takes floats; see `pixels`;
+- `mean`, `cls`, `max`: how to make one vector of a text's tokens, if the model returns one vector for each token.
 
-A file of `encoders.export` says itself what it takes.
+A file written by `encoders.export` describes its own input.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _DEFAULT_TOKENS = 512
 
 @dataclass(frozen=True)
 class _Options:
-    """What may stand behind the @; None where nothing was said."""
+    """Options after the @; None means not given."""
 
     size: int | None = None
     scale: Scale | None = None
@@ -61,20 +61,24 @@ class _Options:
 
 
 class OnnxSuspect:
-    """An Embedder that a file describes.
+    """An Embedder that an ONNX file describes. It answers every query or fails.
 
     Attributes:
-        name: what to call it in a report.
+        name: Name of the suspect in reports.
+        n_missing: Always 0.
     """
 
     n_missing = 0
 
     def __init__(self, spec: str) -> None:
-        """Check and load the file that `spec` names, without the `onnx:` before it.
+        """Check and load a file.
+
+        Args:
+            spec: Path of the file and options, without the leading `onnx:`.
 
         Raises:
-            UsageError: the options are none, or do not fit the model.
-            SuspectError: the file is missing, damaged, hostile, or no encoder.
+            UsageError: An option is unknown or does not fit the model.
+            SuspectError: The file is missing, damaged, hostile, or not an encoder.
             MissingExtraError: onnxruntime or onnx is not installed.
         """
         path, options = _parsed(spec)
@@ -88,18 +92,18 @@ class OnnxSuspect:
             self._session = runtime.InferenceSession(
                 str(path) if external else content, settings, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's own errors have no common class but this
-            raise SuspectError(f"{path} is no model that onnxruntime runs: {first_line(error)}") from error
+        except Exception as error:  # the only common class of onnxruntime's errors
+            raise SuspectError(f"onnxruntime cannot run {path}: {first_line(error)}") from error
         self._runtime = runtime
         self._feed, self._most = _feeding(self._session, path, options)
         self._pooling: Pooling = options.pooling or "mean"
 
     def embed(self, batch: Batch, /) -> NDArray[Any]:
-        """What the model answers, (n, m), unchecked.
+        """Return the model's answers, (n, m), unchecked.
 
         Raises:
-            SuspectError: it fails, takes too long, or has no output with a row a query.
-            UsageError: the items are not what it takes.
+            SuspectError: The model fails, takes too long, or has no output with one row a query.
+            UsageError: The items are not what it takes.
         """
         if self._most is None:
             return self._answers(batch)
@@ -108,10 +112,13 @@ class OnnxSuspect:
         )
 
     def finish(self) -> None:
-        """Nothing is left over."""
+        """Do nothing: no query is left over."""
 
     def _padded(self, part: Batch) -> NDArray[Any]:
-        """Answers of a model that takes batches of one size only: the last item fills one up."""
+        """Return the answers of a model that takes batches of one size only.
+
+        The last item is repeated to fill the batch.
+        """
         short = (self._most or 0) - len(part)
         full: Any = part
         if short and isinstance(part, torch.Tensor):
@@ -123,7 +130,7 @@ class OnnxSuspect:
     def _answers(self, batch: Batch) -> NDArray[Any]:
         feeds = self._feed(batch)
         names = [output.name for output in self._session.get_outputs()]
-        # sentence-transformers writes both, tokens first.
+        # sentence-transformers exports both token and sentence embeddings, tokens first.
         names.sort(key=lambda name: name != "sentence_embedding")
         found = dict(zip(names, self._run(names, feeds), strict=True))
         for array in found.values():
@@ -142,14 +149,14 @@ class OnnxSuspect:
         try:
             return self._session.run(names, feeds, options)
         except Exception as error:
-            limit = f" or was ended after {RUN_SECONDS:g} s" if options.terminate else ""
+            limit = f" or was stopped after {RUN_SECONDS:g} s" if options.terminate else ""
             raise SuspectError(f"{self.name} failed{limit}: {first_line(error)}") from error
         finally:
             timer.cancel()
 
 
 def _feeding(session: Any, path: Path, options: _Options) -> tuple[Callable[[Batch], Feeds], int | None]:
-    """What makes a batch into the model's inputs, and how many items it takes at a time (None: any)."""
+    """Return a function from a batch to the model's inputs, and the size of its batches (None: any size)."""
     inputs = session.get_inputs()
     sides = [_side(side) for side in inputs[0].shape] if inputs else []
     most = sides[0] if sides else None
@@ -164,7 +171,9 @@ def _feeding(session: Any, path: Path, options: _Options) -> tuple[Callable[[Bat
         tokens = TextPreprocess(_tokenizer(path), longest)
         return lambda batch: _tokens(tokens, batch, names, sides), most
     if len(inputs) != 1:
-        raise SuspectError(f"{path} takes {sorted(names)!s:.200}: one input of images, or tokens, can be filled")
+        raise SuspectError(
+            f"{path} takes the inputs {sorted(names)!s:.200}: it must take one input of images or texts, or tokens"
+        )
     (only,) = inputs
     if only.type == "tensor(string)":
         return lambda batch: {only.name: np.array(_texts(batch, path), object).reshape(len(batch), *sides[1:])}, most
@@ -178,7 +187,7 @@ def _feeding(session: Any, path: Path, options: _Options) -> tuple[Callable[[Bat
 
 
 def _as_described(description: str, path: Path, names: list[str]) -> Callable[[Batch], Feeds]:
-    """Inputs as the file's own metadata says."""
+    """Return a function from a batch to the model's inputs, as the file's metadata describes them."""
     try:
         fields = json.loads(description)
         kind = fields.get("kind") if isinstance(fields, dict) else None
@@ -187,11 +196,11 @@ def _as_described(description: str, path: Path, names: list[str]) -> Callable[[B
     except MissingExtraError:
         raise
     except (ValueError, RecursionError) as error:
-        raise SuspectError(f"the metadata of {path} say nothing that can be used: {error!s:.200}") from error
+        raise SuspectError(f"the metadata of {path} cannot be used: {error!s:.200}") from error
     if names == ["images"] and kind == "image":
         return lambda batch: {"images": preprocess.prepare(batch).numpy()}
     if sorted(names) != ["attention_mask", "input_ids"] or kind == "image":
-        raise SuspectError(f"{path} takes {names!s:.200}, unlike what its metadata say")
+        raise SuspectError(f"{path} takes the inputs {names!s:.200}, but its metadata describe others")
     return lambda batch: _tokens(preprocess, batch, set(names), [])
 
 
@@ -205,7 +214,7 @@ def _tokens(preprocess: Preprocess, batch: Batch, names: set[str], sides: list[i
 
 
 def _as_rows(array: object, n: int, mask: NDArray[Any] | None, pooling: Pooling) -> NDArray[Any] | None:
-    """An output as (n, m), or None where it is none."""
+    """Return an output as (n, m), or None if it does not hold one row a query."""
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim < 2 or len(array) != n:
         return None
     if mask is not None and array.ndim == 3 and array.shape[1] == mask.shape[1]:
@@ -231,8 +240,8 @@ def _parsed(spec: str) -> tuple[Path, _Options]:
             pooling = ways[0]
         else:
             raise UsageError(
-                f"onnx:{spec:.200}: an option is a size, {', '.join(SCALES)}, for texts {', '.join(POOLINGS)}, not "
-                f"{option!r}"
+                f"onnx:{spec:.200}: an option must be a number, one of {', '.join(SCALES)} for images, or one of "
+                f"{', '.join(POOLINGS)} for texts, not {option!r}"
             )
     return Path(match["file"]), _Options(size, scale, pooling)
 
@@ -256,7 +265,7 @@ def _side(side: object) -> int | None:
 
 
 def _runtime() -> Any:
-    # Read when the library loads.
+    # onnxruntime reads this variable when it is imported.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime

@@ -1,5 +1,7 @@
-"""Whether an ONNX file may be run: one that can be parsed, of operators that onnxruntime itself brings, with weights in
-the file or in files of its own folder.
+"""Checks whether an ONNX file may be run.
+
+It must parse, use only operators that onnxruntime itself brings, and keep its weights in the file or in files of its
+own folder.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ MAX_FILE = (1 << 31) - 1  # bytes; protobuf ends there
 MAX_EXTERNAL = 1 << 36  # bytes of weights beside the file
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _REFUSED = frozenset({"EPContext", "PyOp"})
-"""Operators of these domains that reach beyond the model."""
+"""Operators of these domains that are refused, because they reach beyond the model."""
 
 
 def checked_file(path: Path) -> tuple[bytes, bool]:
-    """The content of an ONNX file that may be run, and whether weights lie beside it.
+    """Return the content of an ONNX file that may be run, and whether some of its weights are in other files.
 
     Raises:
-        SuspectError: it is missing, too large or no ONNX; it takes operators that onnxruntime does not bring, or
+        SuspectError: The file is missing, too large or not ONNX; it uses operators that onnxruntime does not bring, or
             weights from outside its folder.
+        MissingExtraError: onnx is not installed.
     """
     try:
         import onnx
@@ -35,8 +38,8 @@ def checked_file(path: Path) -> tuple[bytes, bool]:
     content = _read(path)
     try:
         model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own errors have no common class but this
-        raise SuspectError(f"{path} is no ONNX file: {first_line(error)}") from error
+    except Exception as error:  # the only common class of protobuf's errors
+        raise SuspectError(f"{path} is not an ONNX file: {first_line(error)}") from error
     if not model.graph.node:
         raise SuspectError(f"{path} holds no network")
     own = {(function.domain, function.name) for function in model.functions}
@@ -44,8 +47,8 @@ def checked_file(path: Path) -> tuple[bytes, bool]:
         bundled = node.domain in _DOMAINS and node.op_type not in _REFUSED
         if not bundled and (node.domain, node.op_type) not in own:
             raise SuspectError(
-                f"{path} takes the operator {node.domain or 'ai.onnx'}.{node.op_type!s:.80}, which onnxruntime does "
-                "not bring: operators of others are not loaded"
+                f"{path} uses the operator {node.domain or 'ai.onnx'}.{node.op_type!s:.80}, which is not part of "
+                "onnxruntime: custom operators are not loaded"
             )
     outside = [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
     _check_external(path, outside)
@@ -61,16 +64,16 @@ def _check_external(path: Path, tensors: list[TensorProto]) -> None:
         target = Path(os.path.realpath(folder / location)) if "\0" not in location else folder
         inside = folder in target.parents and not pure.is_absolute() and ".." not in pure.parts
         if not location or not inside or "\\" in location:
-            raise SuspectError(f"{path} takes weights from {location!r:.200}, outside its folder: they are not read")
+            raise SuspectError(f"{path} takes weights from {location!r:.200}, outside its folder: put them beside it")
         if not target.is_file():
-            raise SuspectError(f"{path} takes weights from {location!r:.200}, which is not there")
+            raise SuspectError(f"{path} takes weights from {location!r:.200}, which does not exist: put it there")
         files.add(target)
     if (size := sum(file.stat().st_size for file in files)) > MAX_EXTERNAL:
         raise SuspectError(f"{path} has {size:,} bytes of weights beside it, more than the {MAX_EXTERNAL:,} allowed")
 
 
 def _graphs(model: ModelProto) -> Iterator[GraphProto]:
-    """All graphs: the model's, and those inside its nodes, however deep."""
+    """Yield all graphs: the model's, and those inside its nodes, however deep."""
     waiting: list[GraphProto] = [model.graph, *(info.algorithm for info in model.training_info)]
     nodes: list[NodeProto] = [node for function in model.functions for node in function.node]
     while waiting or nodes:
@@ -118,5 +121,5 @@ def _read(path: Path) -> bytes:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a foreign library says, shortened."""
+    """Return the first line of a foreign library's error, up to 200 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

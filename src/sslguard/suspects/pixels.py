@@ -1,4 +1,4 @@
-"""Images on their way to a foreign model: as the tensor that its input asks for, or as pictures in base64."""
+"""Conversion of images for a foreign model: to the tensor that its input asks for, or to pictures in base64."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an input takes; None where it takes anything.
+    """The images that an input takes. None means that it takes any.
 
     Attributes:
         channels: 1 or 3.
-        height, width: in pixels.
-        channels_last: (n, H, W, C) in place of (n, C, H, W).
-        dtype: uint8 gets bytes; a float type gets values as `scale` says.
-        scale: unit [0, 1], signed [−1, 1], bytes [0, 255], or ImageNet's mean and deviation.
+        height: Height in pixels.
+        width: Width in pixels.
+        channels_last: Whether the shape is (n, H, W, C) instead of (n, C, H, W).
+        dtype: uint8 gets values in [0, 255]; a float dtype gets values as `scale` says.
+        scale: "unit" for [0, 1], "signed" for [−1, 1], "bytes" for [0, 255], or "imagenet" for ImageNet's mean and
+            deviation.
     """
 
     channels: int | None = None
@@ -51,10 +53,16 @@ class ImageInput:
     def of_shape(
         cls, sides: Sequence[int | None], dtype: np.dtype[Any], scale: Scale, *, what: str = "this model"
     ) -> ImageInput:
-        """From the sides of an input without its first; None or a number below 1 stands for any.
+        """Return the input with this shape.
+
+        Args:
+            sides: The input's shape without its first dimension. None or a number below 1 means any size.
+            dtype: dtype of the input.
+            scale: Scale of the values; see `ImageInput`.
+            what: Name of the model, for error messages.
 
         Raises:
-            UsageError: the sides are not those of images.
+            UsageError: The shape or the dtype is not one of images.
         """
         known = [side if side is not None and side > 0 else None for side in sides]
         if len(known) != 3 or dtype.kind not in "fu":
@@ -66,15 +74,17 @@ class ImageInput:
         return cls(channels, height, width, last, dtype, scale)
 
     def array(self, batch: Batch, /) -> NDArray[Any]:
-        """The batch as the input takes it: (n, C, H, W) or (n, H, W, C), C-ordered.
+        """Return the batch as the input takes it: (n, C, H, W) or (n, H, W, C), C-ordered.
 
         Raises:
-            UsageError: the items are no images, or of several sizes where the input fixes none.
+            UsageError: The items are not images, or differ in size although the input does not fix one.
         """
         images = _images(batch)
         channels = self.channels or images[0].shape[0]
         if {image.shape for image in images} != {images[0].shape} and not (self.height and self.width):
-            raise UsageError("this model takes images of any size, and one request only those of one size")
+            raise UsageError(
+                "this model takes images of any size, but the images of one request must have one size: resize them"
+            )
         mean, std = _STATISTICS[self.scale if self.dtype.kind == "f" else "bytes"]
         if len(mean) > channels:
             raise UsageError(f"--scale {self.scale} is for 3 channels, and this model takes {channels}")
@@ -93,11 +103,16 @@ class ImageInput:
         return np.ascontiguousarray(values.numpy().astype(self.dtype))
 
     def identity(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
         return {**vars(self), "dtype": self.dtype.str}
 
 
 def pictures(batch: Batch) -> list[str]:
-    """Each image as the base64 of a PNG, 8 bits a channel."""
+    """Return each image as the base64 of a PNG with 8 bits a channel.
+
+    Raises:
+        UsageError: An item is not an image (C, H, W) of 1 or 3 channels.
+    """
     from PIL import Image
 
     found = []
@@ -113,5 +128,5 @@ def pictures(batch: Batch) -> list[str]:
 def _images(batch: Batch) -> list[Tensor]:
     images = [item for item in batch if isinstance(item, Tensor)]
     if not images or len(images) != len(batch) or any(i.dim() != 3 or i.shape[0] not in (1, 3) for i in images):
-        raise UsageError("this takes images (C, H, W) of 1 or 3 channels, not texts")
+        raise UsageError("this suspect takes images (C, H, W) of 1 or 3 channels: ask it about an image data set")
     return images

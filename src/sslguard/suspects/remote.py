@@ -1,4 +1,4 @@
-"""Suspects behind an address: how they are asked, and the whole stack of wrappers around one request."""
+"""Suspects behind an address: how they are asked, and the stack of wrappers around one request."""
 
 from __future__ import annotations
 
@@ -32,27 +32,29 @@ PREFIXES = ("http://", "https://")
 
 @dataclass(frozen=True)
 class Remote:
-    """How a suspect behind an address is asked.
+    """Settings for asking a suspect behind an address.
 
     Attributes:
-        protocol: oip, openai, tei or json.
-        model: the model's name there; oip and openai need it.
-        binary: oip: tensors as bytes; openai: numbers as base64.
-        output: oip: the tensor to read.
-        scale: oip: of images where the model takes floats; see `pixels`.
-        body, path: json: see `protocols.template`.
-        auth_env: environment variable that holds the credential.
-        auth_header: the header that carries it.
-        cache: folder that keeps answers; None keeps none.
-        budget: queries that may be asked, asking again included.
-        price: of one query, in a currency of the caller's.
-        rate: queries a second at most.
-        request_size: queries of a request.
-        workers: requests at a time.
-        attempts: how often a request is sent at most.
-        patience: unanswered requests in a row that end it all.
-        request_seconds, seconds: time limits of one request and of all.
-        reask: first queries that are asked again, to see whether answers change; 0 for none.
+        protocol: "oip", "openai", "tei" or "json".
+        model: The model's name on the server; required by oip and openai.
+        binary: Whether to send tensors as bytes (oip), or to ask for numbers as base64 (openai).
+        output: Name of the tensor to read (oip); None reads the first with one row a query.
+        scale: Scale of images if the model takes floats (oip); see `pixels`.
+        body: Template of the request (json); see `protocols.template`.
+        path: Path to the answers (json); see `protocols.template`.
+        auth_env: Name of the environment variable that holds the credential; None sends none.
+        auth_header: Name of the header that carries the credential.
+        cache: Folder in which answers are stored; None stores none.
+        budget: Largest number of queries, repeated ones included; None for any number.
+        price: Price of one query, in a currency of the caller's choice.
+        rate: Largest number of queries a second; None for no limit.
+        request_size: Queries in one request.
+        workers: Requests at the same time.
+        attempts: Largest number of times that a request is sent.
+        patience: Number of unanswered requests in a row after which asking stops with an error.
+        request_seconds: Time limit of one request, in seconds.
+        seconds: Time limit of all requests together, in seconds; None for no limit.
+        reask: Number of first queries that are asked again, to see whether answers change; 0 asks none again.
     """
 
     protocol: Literal["oip", "openai", "tei", "json"]
@@ -77,17 +79,21 @@ class Remote:
     reask: int = 4
 
     def spoken(self) -> Protocol:
-        """The protocol with its settings. Raises UsageError where one is missing or does not belong there."""
+        """Return the protocol with its settings.
+
+        Raises:
+            UsageError: A setting is missing, or does not belong to this protocol.
+        """
         if self.protocol == "json":
             if self.body is None or self.path is None:
-                raise UsageError("--protocol json needs --body, what is sent, and --answers, where the answers are")
+                raise UsageError("--protocol json needs --body, the request, and --answers, the path to the answers")
             return Template(self.body, self.path)
         if self.body is not None or self.path is not None:
             raise UsageError(f"--body and --answers are for --protocol json, not {self.protocol}")
         if self.protocol == "tei":
             return TEI()
         if self.model is None:
-            raise UsageError(f"--protocol {self.protocol} needs --model, the model's name there")
+            raise UsageError(f"--protocol {self.protocol} needs --model, the model's name on the server")
         if self.scale not in SCALES:
             raise UsageError(f"--scale must be one of {', '.join(SCALES)}, not {self.scale!r:.80}")
         if self.protocol == "openai":
@@ -98,11 +104,15 @@ class Remote:
 
 
 class HTTPSuspect:
-    """One request for each batch; no batch is asked again here.
+    """A suspect that sends one request for each batch and does not repeat it.
 
     Attributes:
-        name: the address, without its query.
-        width: numbers in an answer; None before the first.
+        exchange: Connection to the server.
+        protocol: Protocol of the requests.
+        clock: Time limit of all requests together.
+        name: The address, without its query.
+        width: Width of the answers; None before the first.
+        n_missing: Always 0; a request without an answer raises an error.
     """
 
     n_missing = 0
@@ -115,12 +125,12 @@ class HTTPSuspect:
         self.name = exchange.address
 
     def embed(self, batch: Batch, /) -> Answers:
-        """Checked answers to a batch, float32 (n, m).
+        """Return the checked answers to a batch, float32 (n, m).
 
         Raises:
-            UsageError: the protocol does not carry such items.
-            UnansweredError: nothing usable came back.
-            SuspectError: nothing will.
+            UsageError: The protocol cannot carry these items.
+            UnansweredError: No usable answer came.
+            SuspectError: No usable answer will come.
         """
         call = self.protocol.call(batch)
         reply = self.exchange.send(call, seconds=self.clock.left())
@@ -135,16 +145,16 @@ class HTTPSuspect:
         return answers.astype(np.float32)
 
     def finish(self) -> None:
-        """Nothing is left over."""
+        """Do nothing: no query is left over."""
 
 
 class RemoteSuspect:
-    """A suspect behind an address, with everything that stands before it.
+    """A suspect behind an address, with all wrappers around it.
 
     Attributes:
-        name: the address, without its query.
-        n_missing: queries so far that went unanswered; each was handed on as a zero vector.
-        steadiness: what asking again showed, after `finish`.
+        name: The address, without its query.
+        n_missing: Queries so far without an answer. The answer to each was a zero vector.
+        steadiness: Comparison of first and repeated answers, complete after `finish`.
     """
 
     def __init__(self, source: HTTPSuspect, options: Remote, store: AnswerStore | None) -> None:
@@ -165,10 +175,10 @@ class RemoteSuspect:
         self.steadiness = Steadiness(again, options.reask)
 
     def embed(self, batch: Batch, /) -> Answers:
-        """Answers, float32 (n, m); zeros where none came.
+        """Return answers, float32 (n, m). A row is zero if no answer came.
 
         Raises:
-            SuspectError: the suspect cannot be asked on: see `Clock`, `Counted`, `Tolerant`, `HTTPSuspect`.
+            SuspectError: No more can be asked: see `Clock`, `Counted`, `Tolerant` and `HTTPSuspect`.
         """
         answers = self._concurrent.embed(batch)
         missing: NDArray[np.bool_] = np.asarray(np.isnan(answers).all(axis=1))
@@ -178,11 +188,11 @@ class RemoteSuspect:
         return answers
 
     def finish(self) -> None:
-        """Ask the kept queries again; whatever comes, the answers before stand."""
+        """Ask the kept queries again. The first answers stand, whatever comes back."""
         self.steadiness.finish()
 
     def close(self) -> None:
-        """End all waiting and cut all connections."""
+        """End all waiting and close all connections."""
         self._clock.stop()
         for close in self._closing:
             close()
@@ -197,7 +207,7 @@ class RemoteSuspect:
         self.close()
 
     def report(self) -> dict[str, Any]:
-        """What asking took and showed, JSON values only."""
+        """Return what asking took and showed, JSON values only."""
         at_once, at_end = self.steadiness.at_once, self.steadiness.at_end
         return {
             "protocol": self._source.protocol.name,
@@ -214,14 +224,16 @@ class RemoteSuspect:
 
 
 def open_remote(address: str, options: Remote, *, transport: httpx2.AsyncBaseTransport | None = None) -> RemoteSuspect:
-    """The suspect at an address. Only its metadata is asked for, where the protocol has any.
+    """Return the suspect at an address. Only its metadata is asked for, if the protocol has any.
 
     Args:
-        transport: in place of the network.
+        address: http:// or https:// address.
+        options: How to ask.
+        transport: Replacement for the network, for tests.
 
     Raises:
-        UsageError: address or options are wrong.
-        SuspectError: the metadata cannot be had.
+        UsageError: The address or an option is wrong.
+        SuspectError: The server does not give usable metadata.
     """
     protocol = options.spoken()
     credential = None

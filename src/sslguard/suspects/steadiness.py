@@ -1,8 +1,8 @@
-"""Whether a suspect answers the same when it is asked the same: at once, and when everything else has been asked.
+"""Checks whether a suspect gives the same answer to the same query: at once, and after everything else was asked.
 
-Answers that differ at once measure how far the suspect is from deterministic. Answers that agreed at once and differ at
-the end show that another model answers now. Nothing is decided here: a verdict stands on the first answer to each
-query, whatever came later.
+Answers that differ at once show how far the suspect is from deterministic. Answers that agreed at once and differ at
+the end show that another model answers now. Nothing is decided here: a verdict uses the first answer to each query,
+whatever came later.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from sslguard.errors import SuspectError, UsageError
 
 Answers = NDArray[np.floating]
 TOLERANCE = 0.01
-"""A distance, 1 − cosine, that arithmetic in half precision stays below."""
+"""Distance, 1 − cosine, below which answers may differ by rounding in half precision."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """First and later answers to the same queries.
+    """Comparison of first and repeated answers to the same queries.
 
     Attributes:
-        n: queries that were asked again and answered.
-        median, worst: of 1 − cosine between both answers, in [0, 2].
-        n_equal: answers that were the same bit by bit.
+        n: Number of queries that were asked again and answered.
+        median: Median of 1 − cosine between both answers, in [0, 2].
+        worst: Largest 1 − cosine between both answers, in [0, 2].
+        n_equal: Number of answers that were equal bit by bit.
     """
 
     n: int
@@ -41,25 +42,33 @@ class Agreement:
     n_equal: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
         return dict(vars(self))
 
 
 class Steadiness:
-    """Keeps a few queries with their answers and asks them again.
+    """A record of a few queries and their answers, which asks these queries again.
 
-    Kept are the first ones, which are asked again at once, and one each of the batches 2, 4, 8 …, which with the first
-    ones are asked again at the end.
+    The first queries are kept and asked again at once. One query each of batches 2, 4, 8 … is kept as well. All kept
+    queries are asked again at the end.
 
     Attributes:
-        n: how many first queries; 0 asks nothing again.
-        at_once, at_end: what was found; None where nothing was asked or answered.
-        n_changed: queries whose answers agreed with themselves less at the end than noise explains.
+        again: Embedder that is asked again.
+        n: Number of first queries to keep; 0 asks nothing again.
+        at_once: Comparison at once; None if nothing was asked or answered.
+        at_end: Comparison at the end; None if nothing was asked or answered.
+        n_changed: Queries whose answers differed more at the end than noise explains.
     """
 
     def __init__(self, again: Embedder, n: int = 4) -> None:
-        """Args: again: who is asked again; it must not answer from memory."""
+        """Keep nothing yet.
+
+        Args:
+            again: Embedder to ask again. It must not answer from a cache.
+            n: Number of first queries to keep, at least 0.
+        """
         if n < 0:
-            raise UsageError(f"0 or more queries are asked again, not {n}")
+            raise UsageError(f"the number of queries that are asked again must be at least 0, not {n}")
         self.again, self.n = again, n
         self.at_once: Agreement | None = None
         self.at_end: Agreement | None = None
@@ -70,7 +79,13 @@ class Steadiness:
         self._lock = threading.Lock()
 
     def see(self, batch: Batch, answers: Answers, answered: NDArray[np.bool_]) -> None:
-        """Note a batch and its answers (n, m); `answered` (n,) says where there is one."""
+        """Note a batch and its answers.
+
+        Args:
+            batch: Queries.
+            answers: Answers, (n, m).
+            answered: Whether each query was answered, bool (n,).
+        """
         if not self.n:
             return
         with self._lock:
@@ -86,7 +101,7 @@ class Steadiness:
             self.at_once = _agreement(self._distances())
 
     def finish(self) -> None:
-        """Ask everything that was kept again."""
+        """Ask all kept queries again, and fill in `at_end` and `n_changed`."""
         if not self._items:
             return
         distances = self._distances()
@@ -95,7 +110,10 @@ class Steadiness:
         self.n_changed = int((distances > TOLERANCE + 3 * noise).sum())
 
     def _distances(self) -> NDArray[np.float64]:
-        """1 − cosine of each answer to its repetition, (n,); −1 where both are the same; () where none came."""
+        """Return 1 − cosine of each answer and its repetition, (n,).
+
+        It is −1 where both are equal. The array is empty if no repetition was answered.
+        """
         try:
             later = self.again.embed(_batch(self._items))
         except SuspectError:

@@ -1,8 +1,8 @@
-"""What stands between a verification and a suspect that is far away; each is an Embedder around an Embedder.
+"""Wrappers between a verification and a remote suspect. Each is an Embedder around an Embedder.
 
-From the outside in: `Concurrent` splits a batch into requests, `cached.Cached` answers those that were answered
-before, `Tolerant` hands a request that failed for good on as rows of NaN, `Retrying` asks again, `RateLimited` waits
-for its turn, `base.Counted` keeps the budget. All of them may be used by several threads at once.
+From the outside in: `Concurrent` splits a batch into requests; `cached.Cached` answers what was asked before;
+`Tolerant` replaces the answers to a request that failed for good by rows of NaN; `Retrying` asks again; `RateLimited`
+waits for its turn; `base.Counted` keeps to the budget. Several threads may use each of them at the same time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ Answers = NDArray[np.floating]
 
 
 class RateLimited:
-    """At most so many queries a second, evenly spaced; what was not used is not saved up."""
+    """Embedder that asks at most so many queries a second, evenly spaced. Unused time is not saved up.
+
+    Attributes:
+        embedder: Embedder to ask.
+        per_second: Largest number of queries a second.
+        clock: Time limit of the suspect.
+    """
 
     def __init__(self, embedder: Embedder, per_second: float, clock: Clock) -> None:
         if not 0 < per_second < float("inf"):
@@ -33,6 +39,7 @@ class RateLimited:
         self._lock = threading.Lock()
 
     def embed(self, batch: Batch, /) -> Answers:
+        """Wait until the rate allows this batch, and return the answers (n, m)."""
         with self._lock:
             turn = max(self._free, self.clock.now())
             self._free = turn + len(batch) / self.per_second
@@ -41,28 +48,37 @@ class RateLimited:
 
 
 class Retrying:
-    """Asks again where that may help, after 1, 2, 4 … times `first` seconds, or as long as the suspect says.
+    """Embedder that asks again when that may help.
+
+    It waits 1, 2, 4 … times `first` seconds, or as long as the suspect asks for.
 
     Attributes:
-        attempts: how often a batch is asked at most.
-        first, most: seconds of the first and of the longest wait; `most` also bounds what the suspect may ask for.
-        n_again: batches that were asked again so far, once for each time.
+        embedder: Embedder to ask.
+        clock: Time limit of the suspect.
+        attempts: Largest number of times that a batch is asked.
+        first: Seconds of the first wait.
+        most: Seconds of the longest wait, whatever the suspect asks for.
+        n_again: Number of repetitions so far, over all batches.
     """
 
     def __init__(
         self, embedder: Embedder, clock: Clock, *, attempts: int = 5, first: float = 0.5, most: float = 60.0
     ) -> None:
         if attempts < 1:
-            raise UsageError(f"a batch must be asked at least once, not {attempts} times")
+            raise UsageError(f"attempts must be at least 1, not {attempts}")
         if not 0 <= first <= most:
-            raise UsageError(f"waits must grow from first to most seconds, not from {first} to {most}")
+            raise UsageError(f"first must lie in [0, most] seconds, not be {first} with most={most}")
         self.embedder, self.clock = embedder, clock
         self.attempts, self.first, self.most = attempts, first, most
         self.n_again = 0
         self._lock = threading.Lock()
 
     def embed(self, batch: Batch, /) -> Answers:
-        """Raises UnansweredError with the last reason when no attempt is left."""
+        """Return the answers (n, m) of the first attempt that succeeds.
+
+        Raises:
+            UnansweredError: No attempt is left; the message is that of the last.
+        """
         for attempt in range(self.attempts):
             try:
                 return self.embedder.embed(batch)
@@ -76,11 +92,12 @@ class Retrying:
 
 
 class Tolerant:
-    """Rows of NaN for a batch that went unanswered, until too many in a row did.
+    """Embedder that answers with rows of NaN for a batch that failed, until too many in a row do.
 
     Attributes:
-        width: numbers in an answer; None before the first. The first batch must be answered.
-        patience: unanswered batches in a row that end it all.
+        embedder: Embedder to ask.
+        width: Width of the answers; None before the first. The first batch must be answered.
+        patience: Number of failed batches in a row after which an error is raised.
     """
 
     def __init__(self, embedder: Embedder, *, width: int | None = None, patience: int = 8) -> None:
@@ -91,10 +108,10 @@ class Tolerant:
         self._lock = threading.Lock()
 
     def embed(self, batch: Batch, /) -> Answers:
-        """Answers (n, m), a row of NaN where none came.
+        """Return the answers (n, m), or rows of NaN if none came.
 
         Raises:
-            SuspectError: nothing was ever answered, or the patience is at its end.
+            SuspectError: Nothing was ever answered, or `patience` batches in a row failed.
         """
         try:
             answers = self.embedder.embed(batch)
@@ -113,13 +130,14 @@ class Tolerant:
 
 
 class Concurrent:
-    """Splits a batch into requests and asks several at a time; answers come back in order.
+    """Embedder that splits a batch into requests and asks several at the same time. Answers come back in order.
 
-    The very first request is asked alone, so that a mistake costs one.
+    The very first request is asked alone, so that a mistake costs only one.
 
     Attributes:
-        size: queries of a request.
-        workers: requests at a time.
+        embedder: Embedder to ask.
+        size: Queries in one request.
+        workers: Requests at the same time.
     """
 
     def __init__(self, embedder: Embedder, *, size: int = 16, workers: int = 4) -> None:
@@ -130,7 +148,10 @@ class Concurrent:
         self._begun = False
 
     def embed(self, batch: Batch, /) -> Answers:
-        """Answers (n, m) to the whole batch; the first failure is raised, and what has not begun is not asked."""
+        """Return the answers (n, m) to the whole batch.
+
+        If a request fails, its error is raised, and requests that have not begun are not sent.
+        """
         parts = [batch[start : start + self.size] for start in range(0, len(batch), self.size)]
         done: list[Answers] = []
         if not self._begun and parts:
@@ -148,7 +169,7 @@ class Concurrent:
         return np.concatenate([*done, *(future.result() for future in futures)])
 
     def _asked(self, part: Batch, failed: threading.Event) -> Answers:
-        """Answers to one request, or none where another one failed before it began."""
+        """Return the answers to one request, or an empty array if another request failed before it began."""
         if failed.is_set():
             return np.empty((0, 0))
         try:
@@ -158,27 +179,32 @@ class Concurrent:
             raise
 
     def close(self) -> None:
-        """No more is asked; requests under way are left to end on their own."""
+        """Send no more requests. Requests in progress end on their own."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Complete:
-    """A suspect as a teacher: who learns from answers has no use for the zeros that stand for missing ones.
+    """A suspect as a teacher for training, which must answer every query.
 
     Attributes:
-        source: its name.
+        suspect: Suspect that answers.
+        source: Name of the suspect.
     """
 
     def __init__(self, suspect: Suspect) -> None:
         self.suspect, self.source = suspect, suspect.name
 
     def embed(self, batch: Batch, /) -> Answers:
-        """Raises SuspectError where a query of the batch went unanswered."""
+        """Return the suspect's answers to a batch, (n, m).
+
+        Raises:
+            SuspectError: A query of the batch was not answered.
+        """
         before = self.suspect.n_missing
         answers = self.suspect.embed(batch)
         if missing := self.suspect.n_missing - before:
             raise SuspectError(
-                f"{self.source} left {missing} of {len(batch)} queries unanswered; a thief cannot do without: "
-                "run the same command again; with --cache it asks for the missing answers alone"
+                f"{self.source} left {missing} of {len(batch)} queries unanswered, and training needs all answers: "
+                "run the same command again; with --cache it asks for the missing answers only"
             )
         return answers

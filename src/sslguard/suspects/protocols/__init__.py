@@ -1,4 +1,4 @@
-"""Ways of asking a server for embeddings."""
+"""Protocols: ways of asking a server for embeddings."""
 
 from sslguard.suspects.protocols.base import MalformedReplyError, Protocol
 from sslguard.suspects.protocols.oip import OIP

@@ -1,4 +1,4 @@
-"""What a protocol is: queries → the request that asks them, and the reply → answers. It sends nothing itself."""
+"""The interface of protocols: make a request from queries, and read answers from the reply. Protocols send nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sslguard.data.base import Batch
 from sslguard.errors import UsageError
 from sslguard.suspects.http import Call, Exchange, Reply
 
-SHOWN = 80  # characters of a reply in a message
+SHOWN = 80  # characters of a reply that an error message quotes
 
 
 class MalformedReplyError(ValueError):
@@ -24,45 +24,57 @@ class MalformedReplyError(ValueError):
 
 
 class Protocol(ABC):
-    """Knows one way of asking for embeddings.
+    """One way of asking a server for embeddings.
 
     Attributes:
-        name: as on the command line.
-        largest: queries of a request at most; None for any number.
+        name: Name on the command line.
+        largest: Most queries of a request; None for any number.
     """
 
     name: ClassVar[str]
     largest: int | None = None
 
     def begin(self, exchange: Exchange) -> None:
-        """Ask the server what has to be known before the first query. Raises SuspectError."""
+        """Ask the server what must be known before the first query. The default asks nothing.
+
+        Raises:
+            SuspectError: The server gave no usable answer.
+        """
         del exchange
 
     @abstractmethod
     def call(self, batch: Batch, /) -> Call:
-        """The request for a batch of n queries. Raises UsageError for items that the protocol does not carry."""
+        """Return the request for a batch of n queries.
+
+        Raises:
+            UsageError: The protocol cannot carry these items.
+        """
 
     @abstractmethod
     def answers(self, reply: Reply, n: int) -> object:
-        """What should be n rows of numbers, in the order of the queries; `suspects.checked` says whether it is.
+        """Return what should be n rows of numbers, in the order of the queries. `suspects.checked` checks that it is.
 
         Raises:
-            MalformedReplyError: it is not what the protocol allows.
+            MalformedReplyError: The protocol does not allow this reply.
         """
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that answers depend on besides address and query, JSON values only."""
+        """Return everything, besides address and query, that answers depend on. JSON values only."""
 
 
 def json_call(path: str, body: object) -> Call:
-    """A request that carries JSON."""
+    """Return a POST request to `path` with `body` as JSON."""
     content = json.dumps(body, separators=(",", ":"), allow_nan=False)
     return Call(path, content.encode(), {"Content-Type": "application/json"})
 
 
 def read_json(body: bytes) -> Any:
-    """The value of a JSON document. Raises MalformedReplyError: it is cut off, nested too deep, or no JSON."""
+    """Return the value of a JSON document.
+
+    Raises:
+        MalformedReplyError: The document is truncated, nested too deep, or not JSON.
+    """
     try:
         return json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -71,34 +83,50 @@ def read_json(body: bytes) -> Any:
 
 
 def shown(value: object) -> str:
-    """The begin of what came, for a message."""
+    """Return the beginning of a value, for an error message. Of lists and objects only the type is shown."""
     if isinstance(value, bytes):
         return repr(value[:SHOWN])
     return type(value).__name__ if isinstance(value, dict | list) else f"{str(value)[:SHOWN]!r}"
 
 
 def member(value: Any, name: str) -> Any:
-    """`value[name]` of a JSON object. Raises MalformedReplyError."""
+    """Return `value[name]` of a JSON object.
+
+    Raises:
+        MalformedReplyError: `value` is not an object or has no such member.
+    """
     if not isinstance(value, dict) or name not in value:
         raise MalformedReplyError(f"the answer has no {name!r} where there should be one")
     return value[name]
 
 
 def numbers(value: object) -> NDArray[np.float32] | object:
-    """One answer: a list of numbers as it is, a text as base64 of float32, little-endian: (m,)."""
+    """Return one answer: a list as it is, a text decoded as base64 of little-endian float32, (m,).
+
+    Raises:
+        MalformedReplyError: The text is not base64 of whole float32 numbers.
+    """
     if not isinstance(value, str):
         return value
     try:
         content = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MalformedReplyError("an answer is a text, and not the base64 of its numbers") from error
+        raise MalformedReplyError("an answer is a text, but not the base64 of its numbers") from error
     if len(content) % 4:
-        raise MalformedReplyError(f"an answer in base64 has {len(content)} bytes, which are not 4 a number")
+        raise MalformedReplyError(f"an answer in base64 must have 4 bytes a number, and has {len(content)} bytes")
     return np.frombuffer(content, "<f4")
 
 
 def texts(batch: Batch, protocol: str) -> list[str]:
-    """The batch as texts. Raises UsageError."""
+    """Return the batch as texts.
+
+    Args:
+        batch: Queries.
+        protocol: Name of the protocol, for the error message.
+
+    Raises:
+        UsageError: An item is not a text.
+    """
     found = [item for item in batch if isinstance(item, str)]
     if isinstance(batch, Tensor) or len(found) != len(batch):
         raise UsageError(f"--protocol {protocol} carries texts; images go over oip, or over json with a template")

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol, version 2: tensors as JSON, or as bytes behind the JSON (the binary extension).
+"""The Open Inference Protocol, version 2: tensors as JSON, or as bytes after the JSON (the binary extension).
 
-What the model takes is read from its metadata. Where a server has none, images go as UINT8 (n, C, H, W) and texts as
-BYTES (n) under the name `input`.
+The shape and type of the input are read from the model's metadata. If the server has none, images are sent as UINT8 (n,
+C, H, W) and texts as BYTES (n), under the name `input`.
 
 Source: github.com/kserve/open-inference-protocol, and Triton's extension_binary_data.
 """
@@ -36,21 +36,21 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-"""Tensors of numbers that are sent or read."""
+"""Data types of the tensors of numbers that are sent or read."""
 MAX_IMAGE, MAX_REQUEST = 1 << 23, 1 << 22
-"""Numbers of one image, and of a request of several: a server says how large they are, and they are sent as text."""
+"""Most numbers of one image, and of a request of several. The server chooses the size, and numbers travel as text."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 
 
 @dataclass
 class OIP(Protocol):
-    """POST /v2/models/MODEL/infer.
+    """The Open Inference Protocol: POST /v2/models/MODEL/infer.
 
     Attributes:
-        model: the model's name there, optionally with its version as NAME/versions/VERSION.
-        binary: tensors as bytes, both ways.
-        scale: of images where the model takes floats; see `pixels`.
-        output: name of the tensor to read; None for the first that has a row a query.
+        model: The model's name on the server, optionally with a version, as NAME/versions/VERSION.
+        binary: Whether to send and receive tensors as bytes.
+        scale: Scale of images if the model takes floats; see `pixels`.
+        output: Name of the tensor to read; None reads the first with one row a query.
     """
 
     name: ClassVar[str] = "oip"
@@ -64,10 +64,14 @@ class OIP(Protocol):
 
     def __post_init__(self) -> None:
         if not all(_NAME.fullmatch(part) for part in self.model.split("/")):
-            raise UsageError(f"--model must be of letters, digits, '_', '.', ':' and '-', not {self.model!r:.80}")
+            raise UsageError(f"--model may hold letters, digits, '_', '.', ':' and '-' only, not {self.model!r:.80}")
 
     def begin(self, exchange: Exchange) -> None:
-        """Read the model's metadata; a server that has none is asked as the module says."""
+        """Read the model's metadata. If the server has none, ask as the module describes.
+
+        Raises:
+            SuspectError: The server did not answer, or the model takes something that cannot be sent.
+        """
         try:
             reply = exchange.send(Call(f"/v2/models/{self.model}", method="GET"))
             inputs = member(read_json(reply.body), "inputs") or []
@@ -81,6 +85,7 @@ class OIP(Protocol):
             self._take(inputs[0])
 
     def call(self, batch: Batch, /) -> Call:
+        """Return the request for a batch. See `Protocol.call`."""
         tensor, content = self._tensor(batch)
         request: dict[str, Any] = {"inputs": [tensor]}
         if self.output is not None:
@@ -97,6 +102,7 @@ class OIP(Protocol):
         return Call(f"/v2/models/{self.model}/infer", head + packed, headers)
 
     def answers(self, reply: Reply, n: int) -> object:
+        """Return the rows of the output tensor. See `Protocol.answers`."""
         length = reply.headers.get(LENGTH_HEADER)
         head, rest = reply.body, b""
         if length is not None:
@@ -118,6 +124,7 @@ class OIP(Protocol):
         )
 
     def identity(self) -> dict[str, Any]:
+        """Return the protocol, the model and its input, the scale and the output."""
         asked = {"input": self._input, "datatype": self._datatype, "sides": self._sides}
         return {"protocol": self.name, "model": self.model, "scale": self.scale, "output": self.output, **asked}
 
@@ -128,18 +135,18 @@ class OIP(Protocol):
             raise SuspectError(f"the metadata of the model {self.model} cannot be used: {error}") from error
         whole = isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(side) is int for side in shape)
         if not isinstance(name, str) or not whole or str(datatype) not in (*DTYPES, "BYTES"):
-            raise SuspectError(f"the model {self.model} takes a tensor of no kind that is known here: {found!s:.200}")
+            raise SuspectError(f"the model {self.model} takes a tensor of an unknown kind: {found!s:.200}")
         self._input, self._datatype, self._sides = name, datatype, shape[1:]
         numbers = math.prod(side for side in shape[1:] if side > 0)
         if numbers > MAX_IMAGE:
             raise SuspectError(
-                f"the model {self.model} takes {numbers:,} numbers an item: up to {MAX_IMAGE:,} are sent"
+                f"the model {self.model} takes {numbers:,} numbers an item, more than the limit of {MAX_IMAGE:,}"
             )
         most = max(1, MAX_REQUEST // numbers)
         self.largest = min(shape[0], most) if shape[0] > 0 else most
 
     def _tensor(self, batch: Batch) -> tuple[dict[str, Any], Any]:
-        """Name, shape and type of the input, and its content: a list of texts, or an array."""
+        """Return name, shape and dtype of the input, and its content: a list of texts, or an array."""
         if isinstance(batch[0], str):
             if self._datatype not in (None, "BYTES"):
                 raise UsageError(f"the model {self.model} takes {self._datatype}, not texts")
@@ -156,13 +163,20 @@ class OIP(Protocol):
 
 
 def packed_texts(items: list[str]) -> bytes:
-    """BYTES as the binary extension has them: for each, its length in 4 bytes, little-endian, and its UTF-8."""
+    """Return texts as BYTES of the binary extension.
+
+    Each text is encoded as its length in 4 bytes, little-endian, followed by its UTF-8.
+    """
     encoded = [item.encode("utf-8", "replace") for item in items]
     return b"".join(struct.pack("<I", len(item)) + item for item in encoded)
 
 
 def unpacked_texts(content: bytes) -> list[str]:
-    """The inverse of `packed_texts`. Raises MalformedReplyError."""
+    """Decode what `packed_texts` encodes.
+
+    Raises:
+        MalformedReplyError: The content is truncated or not UTF-8.
+    """
     found, start = [], 0
     while start < len(content):
         if start + 4 > len(content):

@@ -1,4 +1,4 @@
-"""Texts over two APIs that many servers speak: OpenAI's `/v1/embeddings`, and text-embeddings-inference's `/embed`."""
+"""Texts over two APIs that many servers offer: OpenAI's `/v1/embeddings` and text-embeddings-inference's `/embed`."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from sslguard.suspects.protocols.base import (
 class OpenAI(Protocol):
     """`{"model", "input", "encoding_format"}` → `{"data": [{"index", "embedding"}, …]}`, ordered by `index`.
 
-    The address ends before `/embeddings`, as in https://host/v1. Numbers and base64 are read whichever was asked for:
-    some servers know only one.
+    The address ends before `/embeddings`, as in https://host/v1. Numbers and base64 are both read, whichever was asked
+    for, because some servers know only one.
 
     Source: platform.openai.com/docs/api-reference/embeddings.
 
     Attributes:
-        model: the name under which the server knows it.
-        encoding: what is asked for.
-        dimensions: to which the server shall cut its embeddings; None leaves them.
+        model: The model's name on the server.
+        encoding: Encoding to ask for.
+        dimensions: Width to which the server shall cut its embeddings; None leaves them whole.
     """
 
     name: ClassVar[str] = "openai"
@@ -40,6 +40,7 @@ class OpenAI(Protocol):
     dimensions: int | None = None
 
     def call(self, batch: Batch, /) -> Call:
+        """Return the request for a batch of texts. See `Protocol.call`."""
         body: dict[str, Any] = {
             "model": self.model,
             "input": texts(batch, self.name),
@@ -50,6 +51,7 @@ class OpenAI(Protocol):
         return json_call("/embeddings", body)
 
     def answers(self, reply: Reply, n: int) -> object:
+        """Return the embeddings in the order of their `index`. See `Protocol.answers`."""
         data = member(read_json(reply.body), "data")
         if not isinstance(data, list) or len(data) != n:
             raise MalformedReplyError(f"'data' must be a list of {n} embeddings, not {shown(data)}")
@@ -62,6 +64,7 @@ class OpenAI(Protocol):
         return ordered
 
     def identity(self) -> dict[str, Any]:
+        """Return the protocol, the model and the dimensions."""
         return {"protocol": self.name, "model": self.model, "dimensions": self.dimensions}
 
 
@@ -75,13 +78,16 @@ class TEI(Protocol):
     name: ClassVar[str] = "tei"
 
     def call(self, batch: Batch, /) -> Call:
+        """Return the request for a batch of texts. See `Protocol.call`."""
         return json_call("/embed", {"inputs": texts(batch, self.name), "truncate": True})
 
     def answers(self, reply: Reply, n: int) -> object:
+        """Return the list of embeddings. See `Protocol.answers`."""
         rows = read_json(reply.body)
         if not isinstance(rows, list) or len(rows) != n:
             raise MalformedReplyError(f"the answer must be a list of {n} embeddings, not {shown(rows)}")
         return rows
 
     def identity(self) -> dict[str, Any]:
+        """Return the protocol."""
         return {"protocol": self.name}

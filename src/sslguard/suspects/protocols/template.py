@@ -1,15 +1,17 @@
-"""Any API that takes JSON and gives JSON: a template of the body, and a path to the answers.
+"""Any API that takes and returns JSON, described by a template of the body and a path to the answers.
 
-In the template these texts stand for queries, the first of each pair also inside longer texts:
+In the template, placeholders stand for queries. The singular ones may also stand inside longer texts:
 
 ========================  ==================================================================
-"{text}", "{texts}"       one text; the list of all
-"{image}", "{images}"     one image, base64 of a PNG; the list of all
+"{text}", "{texts}"       one text; the list of all texts
+"{image}", "{images}"     one image as the base64 of a PNG; the list of all images
 ========================  ==================================================================
 
-An array whose only entry holds {text} or {image} is repeated, an entry a query. Where such a text stands elsewhere, one
-request asks one query. The path is made of names and [*], as in `data[*].embedding`, or of indices, as in
-`[0].values`; it leads to one array of numbers a query, or to a text: base64 of float32.
+If an array's only entry holds {text} or {image}, the entry is repeated for each query. If the placeholder stands
+elsewhere, each request asks one query.
+
+The path consists of names and [*], as in `data[*].embedding`, or of indices, as in `[0].values`. It leads to one answer
+for each query: an array of numbers, or a text that is the base64 of float32.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ _PATH = re.compile(r"\$?(?:\.?(?P<name>[A-Za-z_][A-Za-z0-9_-]*)|\[(?P<index>\*|\
 
 @dataclass
 class Template(Protocol):
-    """A body to fill in and a path to read.
+    """A template of the body and a path to the answers.
 
     Attributes:
-        body: JSON.
-        path: where the answers are.
+        body: Body of the request, JSON with placeholders.
+        path: Path to the answers in the reply.
     """
 
     name: ClassVar[str] = "json"
@@ -43,7 +45,11 @@ class Template(Protocol):
     path: str
 
     def __post_init__(self) -> None:
-        """Raises UsageError: no JSON, no place for queries, or no path."""
+        """Parse the template and the path.
+
+        Raises:
+            UsageError: The body is not JSON or holds no placeholder, or the path is not valid.
+        """
         try:
             self._parsed: Any = json.loads(self.body)
         except (ValueError, RecursionError) as error:
@@ -59,10 +65,12 @@ class Template(Protocol):
             self.largest = 1
 
     def call(self, batch: Batch, /) -> Call:
+        """Return the request with the placeholders filled in. See `Protocol.call`."""
         items = texts(batch, "json with {text}") if self._kind == "text" else pictures(batch)
         return json_call("", _filled(self._parsed, items))
 
     def answers(self, reply: Reply, n: int) -> object:
+        """Return the answers at the path. See `Protocol.answers`."""
         found = _follow(read_json(reply.body), self._steps)
         one = n == 1 and (isinstance(found, str) or (isinstance(found, list) and not _nested(found)))
         rows = [found] if one else found
@@ -71,11 +79,12 @@ class Template(Protocol):
         return [numbers(row) for row in rows]
 
     def identity(self) -> dict[str, Any]:
+        """Return the protocol, the template and the path."""
         return {"protocol": self.name, "body": self._parsed, "path": self.path}
 
 
 def _steps(path: str) -> list[str | int]:
-    """Names, indices, and "*"."""
+    """Return the names and indices of a path, and "*" for [*]."""
     steps: list[str | int] = []
     position = 0
     while position < len(path):
