@@ -415,7 +415,7 @@ class TestHostileFiles:
 
     def test_options_that_are_none(self, tmp_path: Path) -> None:
         path = pooling_model(tmp_path / "m.onnx", TensorProto.FLOAT, "n", 3, 8, 6)
-        with pytest.raises(UsageError, match="an option must be a number, one of .*, not 'fast'"):
+        with pytest.raises(UsageError, match=r"an option must be a number, one of .*, not 'fast'"):
             OnnxSuspect(f"{path}@fast")
 
 
