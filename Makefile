@@ -54,12 +54,12 @@ $(SERVERS)/.synced: tests/servers/requirements.lock $(VENV)/.synced
 
 setup: $(VENV)/.synced
 
-$(VENV)/.synced: requirements.lock pyproject.toml
+$(VENV)/.synced: requirements.lock pyproject.toml packages/sslguard-testbed/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sslguard needs Python >= 3.11; $(PYTHON) is older. Set PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable . --editable packages/sslguard-testbed
 	touch $@
 
 # Fashion-MNIST: the system package where the machine has one, else the program downloads it itself.

@@ -38,10 +38,18 @@ class OutputError(UsageError):
 
 
 class MissingExtraError(UsageError):
-    """An optional dependency is not installed; the message holds the command that installs it."""
+    """An optional dependency is not installed; the message holds the command that installs it.
 
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an extra that is not installed: pip install 'sslguard[{extra}]'")
+    Args:
+        what: What needs it.
+        extra: Name of the extra of `sslguard` that holds it; the empty string where `command` installs it.
+        command: Command that installs it.
+    """
+
+    def __init__(self, what: str, extra: str = "", *, command: str = "") -> None:
+        missing = "an extra" if extra else "a package"
+        command = command or f"pip install 'sslguard[{extra}]'"
+        super().__init__(f"{what} needs {missing} that is not installed: {command}")
 
 
 class EncoderError(SslguardError):

@@ -21,6 +21,7 @@ from sslguard.controls import (
     make,
     make_population,
     making,
+    members,
     open_controls,
     population,
     probe_population,
@@ -28,7 +29,7 @@ from sslguard.controls import (
 )
 from sslguard.data.specs import open_data
 from sslguard.encoders import load_encoder, save_encoder, weights_hash
-from sslguard.errors import EncoderError, UsageError
+from sslguard.errors import EncoderError, MissingExtraError, UsageError
 from sslguard.probes import probe_encoder
 
 WIDTH = 64
@@ -285,6 +286,15 @@ class TestFingerprints:
         spoil(control.source / "weights.safetensors")
         with pytest.raises(EncoderError, match=r"holds no weights\.safetensors"):
             control.fingerprint()
+
+
+def test_shipped_controls_without_their_package_are_refused_with_the_command(monkeypatch):
+    assert len(list_controls(["shipped"])) == 107
+    monkeypatch.setattr(members, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"'shipped' .*pip install \./packages/sslguard-testbed") as refused:
+        list_controls(["shipped"])
+    assert refused.value.exit_code == 2
+    assert "\n" not in str(refused.value)
 
 
 class TestProbes:

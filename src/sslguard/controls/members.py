@@ -6,14 +6,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import DESCRIPTION, WEIGHTS, load_folder, weights_hash
 from sslguard.encoders.load import load_encoder
-from sslguard.errors import EncoderError, UsageError
+from sslguard.errors import EncoderError, MissingExtraError, UsageError
 
 ACCURACIES = "accuracies.json"
+TESTBED = "sslguard_testbed"  # the package that holds the controls named "shipped"
 
 
 @dataclass(frozen=True)
@@ -147,5 +149,14 @@ def count_controls(specs: Sequence[str]) -> int:
 
 
 def shipped_population() -> Path:
-    """The population that comes with the package, for the test bed's encoders."""
-    return Path(__file__).parent.parent / "assets" / "controls"
+    """Return the folder of the test bed's population, which the package sslguard-testbed holds.
+
+    Raises:
+        MissingExtraError: The package is not installed.
+    """
+    found = find_spec(TESTBED)
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError(
+            "the population 'shipped'", command="pip install ./packages/sslguard-testbed (in a checkout of sslguard)"
+        )
+    return Path(found.submodule_search_locations[0]) / "controls"
