@@ -43,10 +43,10 @@ from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
-from sslguard.encoders.statistics import all_statistics, input_statistics
 from sslguard.files import write_atomic
 from sslguard.probes import accuracy_kept, baseline, linear_probe
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.features import all_statistics, input_statistics
 from sslguard.schemes.exact.key import QUERY_BATCH
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.training import Task

@@ -34,9 +34,9 @@ from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
-from sslguard.encoders.statistics import all_statistics
 from sslguard.probes import accuracy_kept, baseline, knn_probe, linear_probe
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.exact.marking import headed
 from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
 from sslguard.schemes.keyfile import load_key, save_key

@@ -25,9 +25,9 @@ from common import data, keep_freed_memory, save, table
 
 from sslguard.data.base import Batch
 from sslguard.data.specs import open_data
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.rebuild import build
 from sslguard.encoders.statistics import STATISTICS_VERSION
 from sslguard.serve.app import Settings, create_app
 from sslguard.suspects.protocols import OIP, OpenAI

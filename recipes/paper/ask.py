@@ -15,10 +15,10 @@ from settings import ITSELF, DownstreamTask
 
 from sslguard.controls import open_controls
 from sslguard.data.specs import open_data
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.rebuild import build
 from sslguard.probes import baseline, probe_encoder
 from sslguard.verification.verdict import score_controls, score_suspect
 

@@ -11,9 +11,9 @@ from items import Item
 from sslguard.attacks.removal import FineTune, Overwrite
 from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import save_encoder
+from sslguard.encoders.rebuild import build
 from sslguard.schemes.keyfile import save_key
 from sslguard.training import Loop, is_first_process, isolated_rng, shared
 from sslguard.training import run as train

@@ -80,3 +80,8 @@ class RefusedError(SslguardError):
     """The null distribution cannot support the claim asked for."""
 
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 200 characters; its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

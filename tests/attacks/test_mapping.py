@@ -15,8 +15,8 @@ from sslguard.attacks.mapping import (
 )
 from sslguard.attacks.wrapping import Wrapped
 from sslguard.encoders import embed_all
-from sslguard.encoders.statistics import all_statistics
 from sslguard.errors import DataError, EncoderError, UsageError
+from sslguard.schemes.exact.features import all_statistics
 from sslguard.suspects.base import checked
 
 MAPPINGS = {

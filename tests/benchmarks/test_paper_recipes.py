@@ -25,7 +25,7 @@ import torch
 from sslguard.crypto.secrets import Secret
 from sslguard.data import open_data
 from sslguard.encoders import load_folder, weights_hash
-from sslguard.encoders.architectures import build
+from sslguard.encoders.rebuild import build
 from sslguard.schemes.keyfile import load_key
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.training import Loop, run

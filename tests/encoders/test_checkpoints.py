@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslguard.encoders import Encoder, ImagePreprocess, load_checkpoint, load_encoder, load_folder, save_encoder
-from sslguard.encoders.architectures import build
 from sslguard.encoders.checkpoint import CIFAR10, IMAGENET
+from sslguard.encoders.rebuild import build
 from sslguard.errors import EncoderError, UsageError
 
 State = dict[str, Tensor]

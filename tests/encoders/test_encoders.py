@@ -17,7 +17,8 @@ from torch import nn
 
 from sslguard.encoders import Encoder, ImagePreprocess, load_encoder, load_folder, save_encoder, weights_hash
 from sslguard.encoders import load as loading
-from sslguard.encoders.architectures import SMALL, build
+from sslguard.encoders.architectures import SMALL
+from sslguard.encoders.rebuild import build
 from sslguard.errors import EncoderError, MissingExtraError, OutputError, SuspectError, UsageError
 
 SPECS = (

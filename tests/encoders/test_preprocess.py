@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sslguard.encoders.preprocess import ImagePreprocess, preprocess_from_json
+from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.errors import DataError, UsageError
 
 GREY = ImagePreprocess(8, 8, 1, (0.5,), (0.25,))

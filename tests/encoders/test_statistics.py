@@ -14,13 +14,14 @@ import torch
 from sslguard.crypto.secrets import Secret
 from sslguard.data.sources import ArrayData
 from sslguard.encoders import Encoder, embed_all
-from sslguard.encoders.architectures import build
 from sslguard.encoders.export import export_onnx
 from sslguard.encoders.folder import load_folder, save_encoder
-from sslguard.encoders.statistics import InputStatistics, all_statistics
+from sslguard.encoders.rebuild import build
+from sslguard.encoders.statistics import InputStatistics
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.serve.heads import with_head
 from sslguard.suspects import open_suspect

@@ -27,8 +27,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data import open_data, overlap
 from sslguard.data.texts import MAX_ITEM
 from sslguard.encoders import Encoder, load_encoder, load_folder, save_encoder, weights_hash
-from sslguard.encoders.architectures import build
-from sslguard.encoders.preprocess import preprocess_from_json
+from sslguard.encoders.rebuild import build, preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess
 from sslguard.encoders.words import NETWORKS, HashedWords, pooled
 from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError

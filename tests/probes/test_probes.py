@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from sslguard.data.base import Data, Extent
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.rebuild import build
 from sslguard.errors import DataError, EncoderError, UsageError
 from sslguard.probes import (
     PROBES,

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from sslguard.encoders import Encoder, load_encoder
-from sslguard.encoders.text import new_text_encoder
+from sslguard.encoders.load import new_text_encoder
 from sslguard.errors import DataError, SuspectError, UsageError
 from sslguard.suspects import Remote, open_remote, open_suspect
 from sslguard.suspects.protocols.oip import LENGTH_HEADER, packed_texts

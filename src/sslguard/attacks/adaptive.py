@@ -24,9 +24,9 @@ from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.encoders.statistics import all_statistics, input_statistics
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
+from sslguard.schemes.exact.features import all_statistics, input_statistics
 
 Array = NDArray[np.float64]
 

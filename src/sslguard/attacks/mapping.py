@@ -20,10 +20,10 @@ from scipy.special import softmax
 from sslguard.attacks.base import Mapping, Needs
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
-from sslguard.encoders.statistics import all_statistics, input_statistics
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import DataError, UsageError
 from sslguard.probes import linear_classifier
+from sslguard.schemes.exact.features import all_statistics, input_statistics
 
 Array = NDArray[np.float64]
 Map = Callable[[Array], Array]

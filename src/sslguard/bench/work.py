@@ -34,13 +34,13 @@ from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.folder import load_folder, save_encoder, weights_hash
 from sslguard.encoders.load import load_encoder
-from sslguard.encoders.statistics import all_statistics
 from sslguard.encoders.words import NETWORKS
 from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import DataError, MissingExtraError, OutputError, SslguardError, SuspectError
 from sslguard.probes import baseline, probe_encoder
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import Exact
+from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.schemes.peers.base import QUERY_BATCH, Peer, TrainingPeer, as_bytes
 from sslguard.training.pretraining import new_encoder

@@ -124,9 +124,9 @@ def power(
     from sslguard.data.specs import open_data
     from sslguard.encoders.base import embed_all
     from sslguard.encoders.load import load_encoder
-    from sslguard.encoders.statistics import all_statistics
     from sslguard.report.power import save_power
     from sslguard.schemes.exact import Protocol
+    from sslguard.schemes.exact.features import all_statistics
     from sslguard.schemes.exact.power import expected_power
     from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
 

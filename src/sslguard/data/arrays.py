@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sslguard.data.cache import unpacked
 from sslguard.data.sources import ArrayData
-from sslguard.errors import DataError
+from sslguard.errors import DataError, first_line
 
 _CHANNELS = (1, 3)
 _CHUNK = 1 << 20
@@ -39,7 +39,7 @@ def open_npy(spec: str, path: Path) -> ArrayData:
     try:
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a hostile header may fail in any step of numpy's parser
-        raise DataError(f"{path} cannot be read as a .npy array: {_first_line(error)}") from error
+        raise DataError(f"{path} cannot be read as a .npy array: {first_line(error)}") from error
     return ArrayData(spec, as_pictures(array, str(path)), None, origin=str(path.resolve()))
 
 
@@ -65,7 +65,7 @@ def open_npz(spec: str, path: Path, split: str = "") -> ArrayData:
     except DataError:
         raise
     except Exception as error:  # a hostile archive may fail in any step of its parsers
-        raise DataError(f"{path} cannot be read as an .npz archive: {_first_line(error)}") from error
+        raise DataError(f"{path} cannot be read as an .npz archive: {first_line(error)}") from error
     array = unpacked([path], pictures, lambda: (size, _pieces(path, pictures)))
     return ArrayData(spec, as_pictures(array, what), classes, origin=f"{path.resolve()}#{pictures}")
 
@@ -125,7 +125,7 @@ def _pieces(path: Path, name: str) -> Iterator[bytes]:
             while piece := file.read(_CHUNK):
                 yield piece
     except Exception as error:  # nothing that goes wrong here may be mistaken for a full cache
-        raise DataError(f"{path}, array {name}, cannot be unpacked: {_first_line(error)}") from error
+        raise DataError(f"{path}, array {name}, cannot be unpacked: {first_line(error)}") from error
 
 
 def _labels(path: Path, archive: zipfile.ZipFile, name: str, n: int) -> NDArray[np.int64]:
@@ -163,7 +163,3 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
         raise ValueError(f"version {version} of the .npy format is not one that pictures are written in")
     shape, _, dtype = readers[version](file)
     return shape, dtype
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

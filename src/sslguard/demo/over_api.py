@@ -11,15 +11,17 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslguard import api
+from sslguard import __version__, api
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import overlap
 from sslguard.data.specs import open_data
 from sslguard.demo.output import PAGE, RESULT
-from sslguard.demo.result import FORMAT
+from sslguard.demo.page import GENERATOR
+from sslguard.demo.result import FORMAT, printable
 from sslguard.demo.serving import served
 from sslguard.demo.stage import Clock, check_folders
 from sslguard.encoders.folder import save_encoder
@@ -168,8 +170,6 @@ def run_api_demo(out: Path, *, settings: ApiSettings | None = None, progress: bo
         UsageError: encoder and data do not go together.
         SuspectError: a server does not start or does not answer.
     """
-    from sslguard.demo.api_page import render_page
-
     chosen, out, clock = settings or ApiSettings(), Path(out), Clock(progress)
     check_folders(out, encoders=(SURROGATE,), keys=(KEY,))
     _check_data(chosen)
@@ -244,3 +244,13 @@ def _sentence(suspect: Asked) -> str:
         f"From {n:,} ordinary queries{unanswered}, nothing is shown of {suspect.name}: {suspect.bits:.1f} bits, "
         "as of any encoder that has nothing to do with the key."
     )
+
+
+def render_page(result: ApiResult) -> str:
+    """Return the page, HTML5. Every text goes through the template's escaping, and no address is loaded."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["line"] = printable
+    template = (resources("sslguard.demo") / "api.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(result=result, generator=GENERATOR, version=__version__)

@@ -1,19 +1,7 @@
-"""The small networks of our own, and the one place where a description becomes a network.
-
-A description is a JSON object: {"backbone": NAME, "channels": C} with an optional "linear": WIDTH, a linear
-layer on top, as a thief adds who wants answers in the victim's space. Two families come from libraries, their
-classifying heads taken off: {"backbone": "timm:NAME"} and {"backbone": "torchvision:NAME"}, of 3 channels
-where none are given. torchvision's ResNets take two more fields, for the forms in which they are pre-trained:
-"maxpool": false leaves out the first max-pool, and "stem" names the first convolution ("imagenet", "cifar" or
-"cifar-padded": see `STEMS`).
-
-Networks of texts have no channels: those of `words.NETWORKS`, and {"backbone": "hf", "config": …}, a transformer of
-the library of that name: see `huggingface`.
-"""
+"""Small networks of images of our own, each by a name: see `SMALL`."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +9,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from sslguard.encoders import words
-from sslguard.encoders.heads import FourierHead, Headed
-from sslguard.encoders.statistics import N_STATISTICS, STATISTICS_VERSION
-from sslguard.errors import UsageError
+from sslguard.encoders.words import check_whole
+
+MAX_CHANNELS = 64
 
 
 class _Residual(nn.Module):
@@ -132,14 +119,6 @@ def _vit(width: int) -> Callable[[int], nn.Module]:
     return lambda channels: _SmallViT(channels, width)
 
 
-# First convolutions of ResNets: name → kernel, stride, padding. solo-learn pads CIFAR's by 2 instead of 1.
-STEMS: dict[str, tuple[int, int, int]] = {
-    "imagenet": (7, 2, 3),
-    "cifar": (3, 1, 1),
-    "cifar-padded": (3, 1, 2),
-}
-_MAX_CHANNELS = 64
-
 # name → (builder of (channels), width of the embedding)
 SMALL: dict[str, tuple[Callable[[int], nn.Module], int]] = {
     "resnet-small": (_resnet(32), 128),
@@ -151,135 +130,13 @@ SMALL: dict[str, tuple[Callable[[int], nn.Module], int]] = {
 }
 
 
-def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
-    """A freshly initialised network and the width of its embedding.
+def network(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
+    """Return one of `SMALL` and the width of its embedding; a description without `channels` has one.
 
     Raises:
-        UsageError: no such architecture.
+        UsageError: the number of channels is out of range.
     """
-    if "head" in architecture:
-        return _headed(architecture, seed=seed)
-    name = architecture.get("backbone")
-    linear = architecture.get("linear")
-    if not isinstance(name, str) or not (linear is None or _whole(linear, 65536)):
-        raise UsageError(f"not the description of a network: {architecture!r:.200}")
-    channels = architecture.get("channels", 1 if name in SMALL else 3)
-    if not _whole(channels, _MAX_CHANNELS):
-        raise UsageError(
-            f"channels of a network must be a whole number from 1 to {_MAX_CHANNELS}, not {channels!r:.80}"
-        )
-    # torch.manual_seed would seed every accelerator too, and nothing puts those back.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        if name in SMALL:
-            builder, width = SMALL[name]
-            backbone = builder(channels)
-        elif name in words.NETWORKS:
-            backbone, width = words.network(architecture)
-        elif name == "hf":
-            from sslguard.encoders.huggingface import network
-
-            backbone, width = network(architecture)
-        else:
-            backbone, width = _from_library(name, channels)
-        if "maxpool" in architecture or "stem" in architecture:
-            _reshape_resnet(backbone, name, architecture)
-        module = backbone
-        if linear is not None:
-            module = nn.Sequential(OrderedDict(backbone=backbone, linear=nn.Linear(width, linear)))
-            width = linear
-    return module.to(memory_format=torch.channels_last), width
-
-
-def _headed(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
-    """The network that the description without its head names, with a `FourierHead` that changes nothing yet."""
-    encoder, width = build({name: value for name, value in architecture.items() if name != "head"}, seed=seed)
-    sizes = architecture["head"]
-    # Heads of before there were two versions of the statistics do not name it.
-    version = sizes.get("version", 1) if isinstance(sizes, dict) else 1
-    if (
-        not isinstance(sizes, dict)
-        or sizes.keys() - {"version"} != {"components", "features", "statistics"}
-        or not _whole(version, STATISTICS_VERSION)
-        or not _whole(sizes["components"], width)
-        or not _whole(sizes["features"], 65536)
-        or not (sizes["statistics"] == 0 or _whole(sizes["statistics"], N_STATISTICS))
-    ):
-        raise UsageError(f"not the description of a head: {sizes!r:.200}")
-    sizes = {name: value for name, value in sizes.items() if name != "version"}
-    return Headed(encoder, FourierHead(width, **sizes), version), width
-
-
-def _whole(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _from_library(name: str, channels: int) -> tuple[nn.Module, int]:
-    family, _, model = name.partition(":")
-    if family == "timm":
-        import timm
-
-        if not timm.is_model(model):
-            raise UsageError(f"timm has no model {model!r:.80}")
-        try:
-            network = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels)
-        except (RuntimeError, ValueError, TypeError) as error:  # a tag that it does not have, or other channels
-            raise UsageError(f"timm cannot make {model!r:.80}: {error!s:.200}") from error
-        # Some networks keep a layer between the pooled features and the classifier that was taken off.
-        return network, int(getattr(network, "head_hidden_size", None) or network.num_features)
-    if family == "torchvision":
-        return _from_torchvision(model, channels)
-    known = ", ".join([*SMALL, *words.NETWORKS])
-    raise UsageError(f"no architecture {name!r:.80}; known: {known}, timm:NAME, torchvision:NAME")
-
-
-def _from_torchvision(model: str, channels: int) -> tuple[nn.Module, int]:
-    import torchvision
-
-    if model not in torchvision.models.list_models(module=torchvision.models):
-        raise UsageError(f"torchvision has no classification model {model!r:.80}")
-    network = torchvision.models.get_model(model, weights=None)
-    if channels != 3:
-        if not isinstance(network, torchvision.models.ResNet):
-            raise UsageError(f"torchvision:{model} takes 3 channels, not {channels}")
-        network.conv1 = _stem_convolution("imagenet", channels)
-    return _headless(network, model)
-
-
-def _headless(network: nn.Module, model: str) -> tuple[nn.Module, int]:
-    """Take the head off at its first linear layer; what stands before it (a norm, a flatten) stays."""
-    for name in ("fc", "classifier", "heads", "head"):
-        head = getattr(network, name, None)
-        if isinstance(head, nn.Linear):
-            setattr(network, name, nn.Identity())
-            return network, head.in_features
-        if isinstance(head, nn.Sequential):
-            for place, layer in enumerate(head):
-                if isinstance(layer, nn.Linear):
-                    setattr(network, name, head[:place])
-                    return network, layer.in_features
-    raise UsageError(f"torchvision:{model} ends in a head that cannot be taken off here; load it through timm")
-
-
-def _stem_convolution(stem: str, channels: int) -> nn.Conv2d:
-    kernel, stride, padding = STEMS[stem]
-    convolution = nn.Conv2d(channels, 64, kernel, stride, padding, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
-    return convolution
-
-
-def _reshape_resnet(network: nn.Module, name: str, architecture: dict[str, Any]) -> None:
-    """Give one of torchvision's ResNets the stem and the first pooling that `architecture` asks for."""
-    import torchvision
-
-    stem, maxpool = architecture.get("stem", "imagenet"), architecture.get("maxpool", True)
-    if not isinstance(network, torchvision.models.ResNet):
-        raise UsageError(f"only torchvision's ResNets have a stem and a max-pool to choose, not {name}")
-    if not isinstance(maxpool, bool) or not isinstance(stem, str) or stem not in STEMS:
-        raise UsageError(
-            f"maxpool must be true or false, not {maxpool!r:.80}, and stem one of {', '.join(STEMS)}, not {stem!r:.80}"
-        )
-    if stem != "imagenet":
-        network.conv1 = _stem_convolution(stem, network.conv1.in_channels)
-    if not maxpool:
-        network.maxpool = nn.Identity()
+    channels = architecture.get("channels", 1)
+    check_whole("channels of a network", channels, 1, MAX_CHANNELS)
+    builder, width = SMALL[architecture["backbone"]]
+    return builder(channels), width

@@ -37,7 +37,7 @@ class Encoder:
         module: prepared and normalised input → embeddings (n, dim).
         preprocess: items → the network's input, in two steps.
         dim: width of an embedding.
-        architecture: what `architectures.build` rebuilds the module from.
+        architecture: what `rebuild.build` rebuilds the module from.
         source: where it came from, for people.
         record: how it was made (command, seed, seconds …), JSON values only.
     """

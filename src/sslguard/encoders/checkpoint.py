@@ -39,10 +39,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.files import StateDict, read_state_dict
 from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.rebuild import build
 from sslguard.errors import EncoderError, UsageError
 
 _log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def load_checkpoint(
         architecture: torchvision's name, such as "resnet50"; by default the tensors tell.
         prefix: what stands before the backbone's names, where a file holds several backbones.
         maxpool: keep the first max-pool or leave it out; by default as the table above says.
-        stem: first convolution, one of `architectures.STEMS`; by default as the tensors and the format tell.
+        stem: first convolution, one of `libraries.STEMS`; by default as the tensors and the format tell.
         preprocess: by default 224 pixels of a crop of 0.875 behind a 7×7 stem, 32 pixels behind a 3×3 one,
             normalised as the table above says.
 

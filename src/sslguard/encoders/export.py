@@ -3,7 +3,7 @@
 Images come in as `images`, float32 (n, C, H, W) in [0, 1] of the encoder's own size; tokens as `input_ids` and
 `attention_mask`, int64 (n, L), with the tokenizer.json beside the file. `embeddings` (n, dim) come out. Normalising,
 and a head where the encoder has one, are part of the file. The metadata entry `sslguard.preprocess` holds what
-`preprocess.preprocess_from_json` makes items into inputs with.
+`rebuild.preprocess_from_json` makes items into inputs with.
 """
 
 from __future__ import annotations

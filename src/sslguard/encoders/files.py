@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from sslguard.errors import EncoderError
+from sslguard.errors import EncoderError, first_line
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".torch")
 
@@ -149,7 +149,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise EncoderError(f"{path} is damaged or is not a safetensors file: {_first_line(error)}") from error
+        raise EncoderError(f"{path} is damaged or is not a safetensors file: {first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -166,7 +166,7 @@ def _read_torch(path: Path) -> Any:
                 f"{path} is a pickle that holds more than tensors ({code}), and loading it would run that; "
                 "if you trust its origin, load it yourself and save its state dict as .safetensors"
             ) from error
-        reason = f": {_first_line(error)}" if isinstance(error, OSError | RuntimeError) else ""
+        reason = f": {first_line(error)}" if isinstance(error, OSError | RuntimeError) else ""
         raise EncoderError(f"{path} is damaged or is not a file of torch.save{reason}") from error
 
 
@@ -198,7 +198,3 @@ def _globals(file: BinaryIO) -> Iterator[str]:
             yield ".".join(strings)
         elif isinstance(argument, str):
             strings = [strings[1], argument]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

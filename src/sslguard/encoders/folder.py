@@ -3,11 +3,11 @@ it reads texts through one.
 
 The JSON is canonical (sorted keys, UTF-8, one trailing newline)::
 
-    architecture   what `architectures.build` rebuilds the network from
+    architecture   what `rebuild.build` rebuilds the network from
     dim            width of an embedding
     dtype          how the floating-point weights are stored: "float32" or "float16"
     format         "sslguard-encoder"
-    preprocess     what `preprocess.preprocess_from_json` rebuilds the preprocessing from
+    preprocess     what `rebuild.preprocess_from_json` rebuilds the preprocessing from
     record         how the encoder was made
     source         where it came from, for people
     version        1
@@ -26,9 +26,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.preprocess import preprocess_from_json
+from sslguard.encoders.rebuild import build, preprocess_from_json
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 from sslguard.files import atomic_folder
 

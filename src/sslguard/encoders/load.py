@@ -40,13 +40,14 @@ from typing import Any
 import torch
 
 from sslguard.data.testbed import CANVAS
-from sslguard.encoders.architectures import SMALL, build
+from sslguard.encoders.architectures import SMALL
 from sslguard.encoders.base import Encoder, evaluating
 from sslguard.encoders.checkpoint import IMAGENET, RESNETS, load_checkpoint, load_into
 from sslguard.encoders.files import SUFFIXES, read_state_dict
 from sslguard.encoders.folder import DESCRIPTION, load_folder
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.encoders.text import TextPreprocess, new_text_encoder
+from sslguard.encoders.rebuild import build
+from sslguard.encoders.text import TextPreprocess
 from sslguard.encoders.words import NETWORKS, POOLINGS, HashedWords, Pooling
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError
 
@@ -125,6 +126,24 @@ def shipped_names() -> list[str]:
     """Names of the encoders inside this package."""
     folder = _shipped_folder()
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def new_text_encoder(
+    architecture: str, *, seed: int, max_length: int = HashedWords.max_length, linear: int | None = None
+) -> Encoder:
+    """Return a freshly initialised encoder of texts: one of `words.NETWORKS` over hashed words.
+
+    Raises:
+        UsageError: `architecture` takes no texts.
+    """
+    if architecture not in NETWORKS:
+        raise UsageError(f"{architecture!r:.80} takes no texts: choose {' or '.join(NETWORKS)}")
+    description: dict[str, Any] = {"backbone": architecture, "vocabulary": HashedWords.vocabulary}
+    if linear is not None:
+        description["linear"] = linear
+    module, dim = build(description, seed=seed)
+    preprocess = HashedWords(description["vocabulary"], max_length)
+    return Encoder(module, preprocess, dim, description, source=f"random:{architecture}:{seed}")
 
 
 def _split_options(spec: str) -> tuple[str, _Options]:

@@ -13,7 +13,6 @@ back.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -176,29 +175,3 @@ class ImagePreprocess:
 def _middle(images: Tensor, height: int, width: int) -> tuple[int, int]:
     """Top and left of what a centred crop of height × width keeps."""
     return (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
-
-
-def preprocess_from_json(fields: object, files: Mapping[str, bytes] | None = None) -> Preprocess:
-    """The preprocessing that `Preprocess.to_json` described.
-
-    Args:
-        fields: the description.
-        files: what `Preprocess.files` returned, by name.
-
-    Raises:
-        UsageError: not such a description, of a kind that this version does not know, or without a file of its own.
-    """
-    if not isinstance(fields, dict):
-        raise UsageError(f"the description of a preprocessing must be a JSON object, not {fields!r:.80}")
-    kind = fields.get("kind")
-    if kind == "image":
-        return ImagePreprocess.from_json(fields)
-    if kind == "words":
-        from sslguard.encoders.words import HashedWords
-
-        return HashedWords.from_json(fields)
-    if kind == "text":
-        from sslguard.encoders.text import TextPreprocess
-
-        return TextPreprocess.from_json(fields, files or {})
-    raise UsageError(f"no preprocessing of kind {kind!r:.80}; known: image, text, words")

@@ -8,16 +8,13 @@ the second averages images down farther before, and takes a quarter of the first
 from __future__ import annotations
 
 import hashlib
-from functools import cache, reduce
+from functools import reduce
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sslguard.data.base import Batch, Data
-from sslguard.encoders.base import EMBED_BATCH, Encoder
 from sslguard.encoders.words import pooled
 from sslguard.errors import UsageError
 
@@ -95,26 +92,6 @@ def check_version(version: int) -> None:
         raise UsageError(
             f"this program knows versions 1 and {STATISTICS_VERSION} of the input statistics, not {version}"
         )
-
-
-def input_statistics(encoder: Encoder, batch: Batch, *, version: int = STATISTICS_VERSION) -> NDArray[np.float64]:
-    """The statistics of a batch as the encoder's network sees it: (n, 96)."""
-    with torch.inference_mode():
-        inputs = encoder.preprocess.normalise(encoder.preprocess.prepare(batch))
-        return _on_cpu(version)(inputs).double().numpy()
-
-
-@cache
-def _on_cpu(version: int) -> InputStatistics:
-    """One for all batches: its constants are two megabytes of hashes."""
-    with torch.inference_mode(False):
-        return InputStatistics(version)
-
-
-def all_statistics(encoder: Encoder, data: Data, *, version: int = STATISTICS_VERSION) -> NDArray[np.float64]:
-    """The statistics of a whole data set: (len(data), 96)."""
-    parts = [input_statistics(encoder, batch, version=version) for batch in data.batches(EMBED_BATCH)]
-    return np.concatenate(parts)
 
 
 def _constants(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -17,12 +17,8 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from sslguard.data.base import Batch
-from sslguard.encoders.architectures import build
-from sslguard.encoders.base import Encoder
 from sslguard.encoders.words import (
     MAX_LENGTH,
-    NETWORKS,
-    HashedWords,
     Pooling,
     check_whole,
     no_frame,
@@ -30,7 +26,7 @@ from sslguard.encoders.words import (
     stacked,
     texts_of,
 )
-from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError
+from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError, first_line
 
 TOKENIZER = "tokenizer.json"
 MAX_TOKENIZER = 1 << 26  # bytes; multilingual vocabularies take 20 MB
@@ -68,7 +64,7 @@ class TextPreprocess:
         try:
             encodings = self._tokenizer.encode_batch_fast(texts)
         except (UnicodeError, TypeError, ValueError) as error:
-            raise DataError(f"a text cannot be encoded: {_first_line(error)}") from error
+            raise DataError(f"a text cannot be encoded: {first_line(error)}") from error
         return stacked([encoding.ids for encoding in encodings], self.pad_id)
 
     def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
@@ -139,7 +135,7 @@ def parse_tokenizer(content: str) -> Any:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception
-        raise UsageError(f"not a tokenizer.json: {_first_line(error)}") from error
+        raise UsageError(f"not a tokenizer.json: {first_line(error)}") from error
 
 
 def read_tokenizer(folder: Path) -> str:
@@ -175,25 +171,3 @@ class TextModule(nn.Module):
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         embeddings = pooled(hidden, mask, self.pooling)
         return nnf.normalize(embeddings, dim=1) if self.unit else embeddings
-
-
-def new_text_encoder(
-    architecture: str, *, seed: int, max_length: int = HashedWords.max_length, linear: int | None = None
-) -> Encoder:
-    """A freshly initialised encoder of texts: one of `words.NETWORKS` over hashed words.
-
-    Raises:
-        UsageError: `architecture` takes no texts.
-    """
-    if architecture not in NETWORKS:
-        raise UsageError(f"{architecture!r:.80} takes no texts: choose {' or '.join(NETWORKS)}")
-    description: dict[str, Any] = {"backbone": architecture, "vocabulary": HashedWords.vocabulary}
-    if linear is not None:
-        description["linear"] = linear
-    module, dim = build(description, seed=seed)
-    preprocess = HashedWords(description["vocabulary"], max_length)
-    return Encoder(module, preprocess, dim, description, source=f"random:{architecture}:{seed}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslguard.data.base import Batch, Data
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
+from sslguard.encoders.rebuild import build
 from sslguard.errors import DataError, UsageError
 from sslguard.probes.evaluate import average, probe_encoder
 from sslguard.probes.task import ProbeResult, checked_seed

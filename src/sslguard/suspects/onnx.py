@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
 from sslguard.encoders.export import METADATA
-from sslguard.encoders.preprocess import Preprocess, preprocess_from_json
+from sslguard.encoders.preprocess import Preprocess
+from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess, read_tokenizer
 from sslguard.encoders.words import POOLINGS, Pooling, pooled
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sslguard.data.base import Data
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
+from sslguard.encoders.load import new_text_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.encoders.text import new_text_encoder
+from sslguard.encoders.rebuild import build
 from sslguard.encoders.words import NETWORKS, HashedWords
 from sslguard.errors import UsageError
 from sslguard.training import (

@@ -15,9 +15,9 @@ from helpers.exact_oracle import spread_of
 from sslguard.crypto.secrets import Secret
 from sslguard.encoders import embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
-from sslguard.encoders.statistics import all_statistics
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.exact import Bank, Exact, ExactKey, Geometry, Protocol, draw_directions
+from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.exact.key import folded, stream_context
 from sslguard.schemes.exact.marking import DistilMark
 from sslguard.schemes.exact.power import expected_power

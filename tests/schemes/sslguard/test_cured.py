@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from sslguard.crypto.secrets import Secret
-from sslguard.encoders.preprocess import preprocess_from_json
+from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.errors import KeyFileError, SuspectError, UsageError
 from sslguard.schemes.sslguard import Carrier, CuredTask, Decoder, SSLGuard, SSLGuardKey, SSLGuardTask
 from sslguard.schemes.sslguard.carrier import Background

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sslguard.crypto.secrets import Secret
-from sslguard.encoders.architectures import build
+from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
 from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardTask, Trigger
 from sslguard.training import Loop, isolated_rng, run

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from sslguard.crypto.secrets import SECRET_BYTES, Secret
 from sslguard.data.base import Batch, Data
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
-from sslguard.encoders.preprocess import preprocess_from_json
-from sslguard.encoders.statistics import N_STATISTICS, input_statistics
+from sslguard.encoders.rebuild import build, preprocess_from_json
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import EncoderError, KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.exact.bank import Array, Bank, draw_gaussian, on_sphere
+from sslguard.schemes.exact.features import input_statistics
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.stats.corrections import bonferroni
 from sslguard.stats.direction import SECRET_BITS, direction_test

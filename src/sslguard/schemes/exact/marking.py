@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslguard.data.base import Data
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.heads import FourierHead, Headed
+from sslguard.encoders.rebuild import build
 from sslguard.encoders.statistics import STATISTICS_VERSION
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Array, Bank

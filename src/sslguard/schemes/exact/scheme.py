@@ -13,10 +13,11 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
-from sslguard.encoders.statistics import N_STATISTICS, all_statistics
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact.bank import Bank
+from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.exact.key import MAX_SUB_KEYS, ExactKey, stream_context, sub_secrets
 from sslguard.schemes.exact.marking import DistilMark, headed
 from sslguard.schemes.exact.protocol import Protocol

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
-from sslguard.encoders.preprocess import preprocess_from_json
+from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.errors import KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.sslguard.carrier import N_KINDS, Carrier

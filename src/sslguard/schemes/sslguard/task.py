@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
-from sslguard.encoders.architectures import build
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
 from sslguard.schemes.sslguard.parts import (
     check_markable,

@@ -1,0 +1,114 @@
+"""The one place where descriptions become networks and preprocessing again.
+
+A network's description is a JSON object: {"backbone": NAME} with an optional "linear": WIDTH, a linear layer on top, as
+a thief adds who wants answers in the victim's space, and an optional "head", a mark's (`heads`). What else it holds is
+the family's own, whose module says it: `architectures` (small networks of images), `words` (small networks of texts),
+`libraries` (timm and torchvision), `transformer` (Hugging Face's transformers). A new family is a module with a
+function from a description to a network and its width, and a line in `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslguard.encoders import architectures, libraries, transformer, words
+from sslguard.encoders.heads import FourierHead, Headed
+from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
+from sslguard.encoders.statistics import N_STATISTICS, STATISTICS_VERSION
+from sslguard.encoders.text import TextPreprocess
+from sslguard.errors import UsageError
+
+FAMILIES: Mapping[str, Callable[[dict[str, Any]], tuple[nn.Module, int]]] = MappingProxyType(
+    {
+        **dict.fromkeys(architectures.SMALL, architectures.network),
+        **dict.fromkeys(words.NETWORKS, words.network),
+        "timm:": libraries.from_timm,
+        "torchvision:": libraries.from_torchvision,
+        "hf": transformer.network,
+    }
+)
+"""A backbone's name, up to its first colon where it has one → what builds it."""
+
+
+def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
+    """Return the freshly initialised network of a description and the width of its embedding.
+
+    Args:
+        architecture: the description: see above.
+        seed: of the initial weights. Global random state is left as it was.
+
+    Raises:
+        UsageError: no such architecture, or a field out of range.
+        MissingExtraError: it takes a library that is not installed.
+    """
+    if "head" in architecture:
+        return _headed(architecture, seed=seed)
+    name = architecture.get("backbone")
+    linear = architecture.get("linear")
+    if not isinstance(name, str) or not (linear is None or _whole(linear, 65536)):
+        raise UsageError(f"not the description of a network: {architecture!r:.200}")
+    family = name[: name.find(":") + 1] or name
+    if family not in FAMILIES:
+        known = ", ".join([*architectures.SMALL, *words.NETWORKS])
+        raise UsageError(f"no architecture {name!r:.80}; known: {known}, timm:NAME, torchvision:NAME")
+    if architecture.keys() & libraries.RESNET_FIELDS and family != "torchvision:":
+        raise UsageError(f"only torchvision's ResNets have a stem and a max-pool to choose, not {name}")
+    # torch.manual_seed would seed every accelerator too, and nothing puts those back.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        module, width = FAMILIES[family](architecture)
+        if linear is not None:
+            module = nn.Sequential(OrderedDict(backbone=module, linear=nn.Linear(width, linear)))
+            width = linear
+    return module.to(memory_format=torch.channels_last), width
+
+
+def _headed(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
+    """Return the network of the description without its head, with a `FourierHead` that changes nothing yet."""
+    encoder, width = build({name: value for name, value in architecture.items() if name != "head"}, seed=seed)
+    sizes = architecture["head"]
+    # Heads of before there were two versions of the statistics do not name it.
+    version = sizes.get("version", 1) if isinstance(sizes, dict) else 1
+    if (
+        not isinstance(sizes, dict)
+        or sizes.keys() - {"version"} != {"components", "features", "statistics"}
+        or not _whole(version, STATISTICS_VERSION)
+        or not _whole(sizes["components"], width)
+        or not _whole(sizes["features"], 65536)
+        or not (sizes["statistics"] == 0 or _whole(sizes["statistics"], N_STATISTICS))
+    ):
+        raise UsageError(f"not the description of a head: {sizes!r:.200}")
+    sizes = {name: value for name, value in sizes.items() if name != "version"}
+    return Headed(encoder, FourierHead(width, **sizes), version), width
+
+
+def _whole(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def preprocess_from_json(fields: object, files: Mapping[str, bytes] | None = None) -> Preprocess:
+    """Return the preprocessing that `Preprocess.to_json` described.
+
+    Args:
+        fields: the description.
+        files: what `Preprocess.files` returned, by name.
+
+    Raises:
+        UsageError: not such a description, of a kind that this version does not know, or without a file of its own.
+    """
+    if not isinstance(fields, dict):
+        raise UsageError(f"the description of a preprocessing must be a JSON object, not {fields!r:.80}")
+    kind = fields.get("kind")
+    if kind == "image":
+        return ImagePreprocess.from_json(fields)
+    if kind == "words":
+        return words.HashedWords.from_json(fields)
+    if kind == "text":
+        return TextPreprocess.from_json(fields, files or {})
+    raise UsageError(f"no preprocessing of kind {kind!r:.80}; known: image, text, words")
