@@ -3,22 +3,48 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
-.PHONY: bench-small demo test setup data lock results results-page results-record results-sslguard slow clean \
-	test-servers
+.DEFAULT_GOAL := help
+.PHONY: bench-small clean data demo docs format help lint lock results results-page results-record results-sslguard setup slow \
+	test test-fast test-servers type
+
+help:                     ## list what make can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup data          ## the main job on real input: mark, steal, prove; writes demo/report.html
 	$(BIN)/sslguard demo --out demo
 
-test: setup data          ## lint, types, tests
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+WORKERS ?= 2
+
+ifdef T
+test: setup data          # one file, folder or test by its path, or all that match an expression
+	$(PYTEST) $(if $(wildcard $(firstword $(subst ::, ,$(T)))),,-k) '$(T)'
+else
+test: lint type data      ## lint, types, tests; T=PATH or T=EXPRESSION runs these tests alone
+	$(PYTEST) -n $(WORKERS) --dist=worksteal
+endif
+
+test-fast: setup          ## tests that train nothing, within 90 seconds
+	$(PYTEST) -n $(WORKERS) --dist=worksteal -m 'not slow and not trains and not fuzz and not browser'
+
+slow: setup data          ## the tests that take minutes
+	$(PYTEST) -m slow
+
+lint: setup               ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+format: setup             ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: setup               ## mypy
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist=worksteal
 
-slow: setup data          ## the long runs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+docs: setup data          ## check the documents: links, commands, figures
+	$(PYTEST) -n $(WORKERS) --dist=worksteal tests/docs
 
-bench-small: setup data    ## one encoder, three schemes: seven minutes on two cores; a killed run goes on
+bench-small: setup data   ## one encoder, three schemes: seven minutes on two cores; a killed run goes on
 	$(BIN)/sslguard bench run recipes/bench/small.toml out/bench-small --workers 2
 	$(BIN)/sslguard bench plot out/bench-small
 
@@ -42,7 +68,7 @@ results-sslguard: setup data   ## SSLGuard by itself, hours; a killed run goes o
 SERVERS := tests/servers/.venv
 
 test-servers: $(SERVERS)/.synced   ## suspects behind servers of others, in an environment that shares this one's torch
-	OMP_NUM_THREADS=1 SSLGUARD_SERVERS_PYTHON=$(CURDIR)/$(SERVERS)/bin/python $(BIN)/pytest tests/servers
+	SSLGUARD_SERVERS_PYTHON=$(CURDIR)/$(SERVERS)/bin/python $(PYTEST) tests/servers
 
 $(SERVERS)/.synced: tests/servers/requirements.lock $(VENV)/.synced
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(SERVERS)
@@ -52,7 +78,7 @@ $(SERVERS)/.synced: tests/servers/requirements.lock $(VENV)/.synced
 	echo "import site; site.addsitedir('$$ours')" > "$$theirs/project.pth"
 	touch $@
 
-setup: $(VENV)/.synced
+setup: $(VENV)/.synced    ## make .venv as requirements.lock says, and install both packages of this repository in it
 
 $(VENV)/.synced: requirements.lock pyproject.toml packages/sslguard-testbed/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sslguard needs Python >= 3.11; $(PYTHON) is older. Set PYTHON=..." >&2; exit 1; }
@@ -76,5 +102,5 @@ lock:                     ## rewrite requirements.lock from pyproject.toml
 	$(BIN)/uv export --quiet --all-extras --no-emit-project --no-annotate --no-header -o requirements.lock
 	rm -f uv.lock
 
-clean:
+clean:                    ## remove .venv, the demo and caches
 	rm -rf $(VENV) $(SERVERS) demo .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders import Encoder, weights_hash
 from sslguard.schemes.sslguard import Decoder, SSLGuardKey, Trigger
+from sslguard.training.loop import _Runner
 from sslguard.training.pretraining import new_encoder
 
 
@@ -23,6 +25,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_unmarked_training(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Let training fail where tests that train were deselected, so that none of them goes unmarked."""
+
+    def refuse(_: object) -> NoReturn:
+        pytest.fail("this test trains a network: mark it with pytest.mark.trains")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if "not trains" in pytestconfig.option.markexpr:
+            patch.setattr(_Runner, "run", refuse)
+        yield
 
 
 @pytest.fixture(scope="session")
