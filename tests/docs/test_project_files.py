@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+PAGES = sorted(
+    page for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "packages/*/*.md") for page in ROOT.glob(pattern)
+)
 FORMS = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

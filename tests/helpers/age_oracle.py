@@ -1,5 +1,7 @@
-"""The age format as its specification has it (https://c2sp.org/age), on cryptography's primitives: an independent
-reader of what sslguard seals, and a writer with a cheap scrypt, so that tests need not wait."""
+"""The age format as its specification has it (https://c2sp.org/age), on cryptography's primitives.
+
+An independent reader of what sslguard seals, and a writer with a cheap scrypt, so that tests need not wait.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 
 
 def decrypt_to_identity(content: bytes, identity: str) -> bytes:
-    """The plaintext of an age file sealed to the recipient of `identity`."""
+    """Return the plaintext of an age file sealed to the recipient of `identity`."""
     header, nonce, body = _split(content)
     private = X25519PrivateKey.from_private_bytes(_bech32_bytes(identity))
     public = private.public_key().public_bytes_raw()
@@ -32,6 +34,7 @@ def decrypt_to_identity(content: bytes, identity: str) -> bytes:
 
 
 def decrypt_by_passphrase(content: bytes, passphrase: str) -> bytes:
+    """Return the plaintext of an age file sealed by a passphrase."""
     header, nonce, body = _split(content)
     (salt, factor, wrapped) = re.findall(rb"-> scrypt (\S{22}) (\d+)\n(\S{43})\n", header)[0]
     key = _scrypt(passphrase, _b64(salt), int(factor))
@@ -39,7 +42,7 @@ def decrypt_by_passphrase(content: bytes, passphrase: str) -> bytes:
 
 
 def encrypt_by_passphrase(plain: bytes, passphrase: str, work_factor: int = 6) -> bytes:
-    """An age file whose scrypt takes no time."""
+    """Return an age file whose scrypt takes no time."""
     file_key, salt, nonce = os.urandom(16), os.urandom(16), os.urandom(16)
     wrapped = ChaCha20Poly1305(_scrypt(passphrase, salt, work_factor)).encrypt(bytes(12), file_key, None)
     header = MAGIC + b"-> scrypt %s %d\n%s\n---" % (_to_b64(salt), work_factor, _to_b64(wrapped))
@@ -92,7 +95,7 @@ def _to_b64(raw: bytes) -> bytes:
 
 
 def _bech32_bytes(text: str) -> bytes:
-    """The 32 bytes of a Bech32 string; its checksum is the business of whoever wrote it."""
+    """Return the 32 bytes of a Bech32 string; its checksum is the business of whoever wrote it."""
     values = [_BECH32.index(c) for c in text.lower().rpartition("1")[2]][:-6]
     bits = "".join(f"{v:05b}" for v in values)
     return int(bits[:256], 2).to_bytes(32, "big")

@@ -61,7 +61,7 @@ ROLES = ("mark", "thief", "tune", "verify", "probe_train", "probe_test")
 
 
 def write_miniature(folder: Path, *, extra: str = "") -> Path:
-    """A configuration in `folder`, and the images that it names."""
+    """Write a configuration into `folder`, and the images that it names."""
     rng, roles = np.random.default_rng(0), []
     for number, role in enumerate(ROLES):
         path = folder / f"{role}.npz"
@@ -78,10 +78,11 @@ def write_miniature(folder: Path, *, extra: str = "") -> Path:
 
 
 def nap(cell: Cell) -> dict[str, Any]:
-    """The work of a cell that takes `seconds`; importable, so that other processes can do it."""
+    """Do the work of a cell that takes `seconds`; importable, so that other processes can do it."""
     time.sleep(cell.args["seconds"])
     return {}
 
 
 def nothing() -> None:
+    """Do nothing."""
     pass

@@ -32,9 +32,11 @@ class Answers:
     """A suspect that answers every batch with a function of it."""
 
     def __init__(self, answer: Callable[[Any], np.ndarray]) -> None:
+        """Keep the function."""
         self.answer = answer
 
     def embed(self, batch: Any) -> np.ndarray:
+        """Return its answers to a batch."""
         return self.answer(batch)
 
 
@@ -58,32 +60,38 @@ class Bed:
 
     @property
     def stored(self) -> StoredKey:
+        """Return the key as its folder would hold it."""
         return StoredKey(self.key, self.owner, False, folder=self.key_folder)
 
     @property
     def commitment(self) -> Path:
+        """Return the path of the commitment."""
         return self.folder / "commitment.json"
 
     @property
     def bundle(self) -> Path:
+        """Return the path of the bundle."""
         return self.folder / "bundle"
 
     def commit(self, when: datetime | None = COMMITTED, authority: Authority = AUTHORITY) -> Bed:
+        """Publish the commitment, and have it dated unless `when` is None."""
         made, _ = publish(self.stored, self.commitment)
         if when is not None:
             timestamp_file(self.commitment).write_bytes(authority.token(made.document.content, when))
         return self
 
     def claim(self, suspect: Any, **changes: Any) -> Verdict:
+        """Claim a suspect, and write the bundle."""
         given = {"seed": SEED, "commitment": self.commitment, "out": self.bundle, "alpha": 1e-6, **changes}
         stored = self.stored.opened(self.sub_key) if self.sub_key else self.stored
         return claim(stored, suspect, given.pop("data", self.data), **given)
 
     def audit(self, clean: Encoder | None = None, suspect: Any = None, data: Data | None = None, **terms: Any) -> Audit:
+        """Audit the bundle, under the bed's terms with some of them changed."""
         chosen = replace(self.terms, **terms)
         return audit(self.bundle, data or self.data, chosen, clean=clean or self.clean, suspect=suspect)
 
 
 def words(found: Audit, *statuses: str) -> str:
-    """What an audit says of the checks that ended so."""
+    """Return what an audit says of the checks that ended so."""
     return " ".join(check.words for check in found.checks if check.status in statuses)

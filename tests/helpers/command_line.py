@@ -17,12 +17,15 @@ from sslguard.training import loop as training_loop
 
 
 class Ran(NamedTuple):
+    """Exit code and output of a command."""
+
     code: int
     out: str
     err: str
 
     @property
     def json(self) -> dict[str, Any]:
+        """Return the one JSON object that was printed."""
         value = json.loads(self.out)
         assert isinstance(value, dict)
         assert self.out.count("\n") == 1
@@ -30,18 +33,21 @@ class Ran(NamedTuple):
 
 
 def sslguard(*arguments: object) -> Ran:
+    """Run a command inside this process."""
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
         code = main([str(argument) for argument in arguments])
     return Ran(code, out.getvalue(), err.getvalue())
 
 
 def done(*arguments: object) -> dict[str, Any]:
+    """Run a command that must succeed, and return its JSON."""
     ran = sslguard(*arguments, "--json")
     assert ran.code == 0, ran.err
     return ran.json
 
 
 def weights(folder: Path) -> str:
+    """Return the hash of an encoder's weights."""
     return weights_hash(load_encoder(folder).module)
 
 

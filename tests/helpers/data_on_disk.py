@@ -18,7 +18,7 @@ from sslguard.data import Data, sources
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty data root and cache, no installed data, no network."""
+    """Set an empty data root and cache, no installed data, no network."""
 
     def refuse(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no network in tests")
@@ -32,23 +32,28 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Return random bytes of this shape."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def everything(data: Data) -> Any:
+    """Return all items as one batch."""
     return data.take(range(len(data)))
 
 
 def write_image(path: Path, pixels: np.ndarray) -> None:
+    """Write pixels as an image file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
 def idx(array: np.ndarray) -> bytes:
+    """Return an array as the bytes of an IDX file."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def write_mnist(folder: Path, *, packed: bool, n: int = 7, seed: int = 0) -> np.ndarray:
+    """Write a small set in MNIST's format, and return its pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures, labels = noise(n, 28, 28, seed=seed), np.arange(n, dtype=np.uint8) % 10
     for prefix in ("train", "t10k"):

@@ -16,8 +16,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Bed:
-    """A smooth synthetic clean encoder's embeddings h (n, d), rows of length 1, with features φ (n, K) of unit
-    variance, directions U (K, d) on the sphere of radius √K, and spread M (d, d)."""
+    """A smooth synthetic clean encoder's embeddings h (n, d), rows of length 1.
+
+    With features φ (n, K) of unit variance, directions U (K, d) on the sphere of radius √K, and spread M (d, d).
+    """
 
     h: Array
     phi: Array
@@ -25,12 +27,16 @@ class Bed:
     spread: Array
 
     def marked(self, strength: float = 0.3) -> Array:
+        """Return h with the mark added."""
         return self.h + strength * self.phi @ self.directions @ self.spread / np.sqrt(len(self.directions))
 
 
 def bed(seed: int, *, n: int = 3000, d: int = 24, k: int = 8, flat: bool = False, least: float = 0.1) -> Bed:
-    """`least` is the spread of the last of d directions beside the first; `flat` embeddings sum to a constant, as after
-    a layer norm."""
+    """Make a bed.
+
+    `least` is the spread of the last of d directions beside the first; `flat` embeddings sum to a constant, as after
+    a layer norm.
+    """
     rng = np.random.default_rng(seed)
     h = rng.standard_normal((n, d)) * np.linspace(1, least, d)
     if flat:
@@ -40,11 +46,13 @@ def bed(seed: int, *, n: int = 3000, d: int = 24, k: int = 8, flat: bool = False
 
 
 def sphere(k: int, d: int, rng: np.random.Generator) -> Array:
+    """Draw K directions on the sphere of radius √K."""
     z = rng.standard_normal((k, d))
     return z * np.sqrt(k) / np.linalg.norm(z)
 
 
 def fourier_features(h: Array, k: int, rng: np.random.Generator, *, q: int = 6, frequency: float = 1.5) -> Array:
+    """Draw K random Fourier features of h, of unit variance."""
     centred = h - h.mean(0)
     left, _, _ = np.linalg.svd(centred, full_matrices=False)
     angles = left[:, :q] * np.sqrt(len(h)) @ rng.standard_normal((q, k)) * frequency / np.sqrt(q)
@@ -53,13 +61,14 @@ def fourier_features(h: Array, k: int, rng: np.random.Generator, *, q: int = 6, 
 
 
 def spread_of(h: Array, alpha: float = 0.5) -> Array:
+    """Return M (d, d) of embeddings h."""
     _, sizes, axes = np.linalg.svd(h - h.mean(0), full_matrices=False)
     spread = (axes.T * sizes**alpha) @ axes
     return spread * np.sqrt(len(spread)) / np.linalg.norm(spread)
 
 
 def witness(name: str, h: Array, phi: Array, g: Array, spread: Array) -> Array:
-    """V (K, d) of the suspect answering g (n, m)."""
+    """Return V (K, d) of the suspect answering g (n, m)."""
     features = phi - phi.mean(0)
     features = features - _projected(features, _span(h))
     back = np.linalg.inv(spread + 0.3 * np.trace(spread) / len(spread) * np.eye(len(spread)))
@@ -96,6 +105,7 @@ def witness(name: str, h: Array, phi: Array, g: Array, spread: Array) -> Array:
 
 
 def z(v: Array, u: Array) -> float:
+    """Return the statistic of a witness V against directions U."""
     return float(np.vdot(u, v) / np.linalg.norm(u) / np.linalg.norm(v) * np.sqrt(u.size))
 
 
@@ -109,7 +119,7 @@ def _projected(a: Array, basis: Array) -> Array:
 
 
 def _in_turns(name: str, h: Array, phi: Array, g: Array) -> Array:
-    """Rotation, gains and mark by turns, on rows."""
+    """Fit rotation, gains and mark by turns, on rows."""
     n, whitened = len(h), name == "mapped"
     axes = np.linalg.svd(h, full_matrices=False)[2][: min(g.shape[1], 64 if whitened else 128)]
     scores = h @ axes.T

@@ -95,7 +95,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def mutated(content: bytes, random: Random) -> bytes:
-    """A few random edits: bits, bytes, cuts, repeats, numbers that are large, and words of the formats."""
+    """Make a few random edits: bits, bytes, cuts, repeats, numbers that are large, and words of the formats."""
     data = bytearray(content)
     for _ in range(random.choice((1, 1, 1, 2, 4, 16))):
         at = random.randrange(len(data) + 1)
@@ -136,7 +136,7 @@ WORDS = (
 
 
 def make_targets(root: Path) -> list[Target]:
-    """Every target, its good files below `root`. Sets the environment variable that opens the sealed key."""
+    """Return every target, its good files below `root`. Sets the environment variable that opens the sealed key."""
     identity = pyrage.x25519.Identity.generate()
     (root / "identity").write_text(str(identity))
     os.environ[IDENTITY] = str(root / "identity")
@@ -210,7 +210,7 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
             raise AcceptedForgeryError("a commitment was changed and believed")
 
     def cheat(folder: Path) -> None:
-        """The claimant signs whatever `said.json` holds: no fault, and nothing that decides may differ."""
+        """Sign whatever `said.json` holds, as a claimant may: no fault, and nothing that decides may differ."""
         try:
             said = json.loads((folder / "said.json").read_bytes())
             document = sign_document(bed.owner, said)
@@ -241,7 +241,7 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
 
 
 def _deciding(value: Any) -> Any:
-    """What of a field of a claim decides: not how the data are called, nor how many answers are said to be missing."""
+    """Return what decides in a field of a claim: not how the data are called, nor how many answers were missing."""
     if isinstance(value, dict):
         return {k: v for k, v in value.items() if k in ("asked", "scheme", "fields", "salt", "tensors", "sha256")}
     return value
@@ -311,7 +311,7 @@ _TEXTS = ("texts.jsonl", "labelled.jsonl", "table.csv")
 
 
 def void(_: object) -> None:
-    """What a reader returned is of no interest."""
+    """Drop what a reader returned."""
 
 
 def _cured_key() -> SSLGuardKey:

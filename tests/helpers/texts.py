@@ -23,16 +23,18 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def config_of(kind: str = "bert", **fields: Any) -> dict[str, Any]:
+    """Return the configuration of the smallest network of a kind."""
     common = {"model_type": kind, "vocab_size": 40, "max_position_embeddings": 64, "pad_token_id": 0}
     return {**common, **KINDS[kind], **fields}
 
 
 def described(kind: str = "bert", pooling: str = "mean", unit: bool = False, **fields: Any) -> dict[str, Any]:
+    """Return an encoder's description of that network."""
     return {"backbone": "hf", "config": config_of(kind, **fields), "pooling": pooling, "unit": unit}
 
 
 def tokenizer_json(words: list[str] = WORDS) -> str:
-    """Whole words, [CLS] before and [SEP] behind them; filler 0."""
+    """Return a tokenizer of whole words, [CLS] before and [SEP] behind them; filler 0."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     vocabulary = {word: k for k, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}

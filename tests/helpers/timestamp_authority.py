@@ -32,6 +32,7 @@ class Authority:
     key: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
 
     def __post_init__(self) -> None:
+        """Make both certificates."""
         root, own = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{self.name}{n}")]) for n in (", root", ""))
         self.root = self._certificate(root, root, self.root_key.public_key(), ca=True)
         self.certificate = self._certificate(own, root, self.key.public_key(), ca=False)
@@ -50,14 +51,15 @@ class Authority:
         return builder.sign(self.root_key, hashes.SHA256())
 
     def roots(self) -> bytes:
-        """PEM of the root."""
+        """Return the PEM of the root."""
         return self.root.public_bytes(Encoding.PEM)
 
     def token(self, content: bytes, when: datetime, *, nonce: int | None = None, algorithm: str = SHA256) -> bytes:
-        """A granted response over `content` that says `when`."""
+        """Return a granted response over `content` that says `when`."""
         return self.token_over(hashlib.sha256(content).digest(), when, nonce=nonce, algorithm=algorithm)
 
     def token_over(self, digest: bytes, when: datetime, *, nonce: int | None = None, algorithm: str = SHA256) -> bytes:
+        """Return a granted response over a digest."""
         info = sequence(
             integer(1),
             oid("1.2.3.4"),
@@ -99,13 +101,13 @@ class Authority:
 
 
 def refusal() -> bytes:
-    """What an authority answers that will not."""
+    """Return what an authority answers that will not."""
     return sequence(sequence(integer(2)))
 
 
 @contextmanager
 def serving(answer) -> Iterator[str]:
-    """The address of an authority on this machine that answers `answer(request bytes)`: status and body."""
+    """Yield the address of an authority on this machine that answers `answer(request bytes)`: status and body."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -132,7 +134,7 @@ def serving(answer) -> Iterator[str]:
 
 
 def asked(request: bytes) -> tuple[bytes, int]:
-    """Digest and nonce of a request (DER)."""
+    """Return digest and nonce of a request (DER)."""
     parts = children(children(request)[0][1])
     imprint = children(parts[1][1])
     nonce = next(int.from_bytes(value, "big") for tag, value in parts[2:] if tag == 2)
@@ -140,7 +142,7 @@ def asked(request: bytes) -> tuple[bytes, int]:
 
 
 def children(der: bytes) -> list[tuple[int, bytes]]:
-    """Tag and value of each element in a row."""
+    """Return tag and value of each element in a row."""
     found, at = [], 0
     while at < len(der):
         tag, length, at = der[at], der[at + 1], at + 2
@@ -153,6 +155,7 @@ def children(der: bytes) -> list[tuple[int, bytes]]:
 
 
 def tlv(tag: int, value: bytes) -> bytes:
+    """Return a DER element."""
     n = len(value)
     size = (
         bytes([n]) if n < 128 else (lambda b: bytes([0x80 | len(b)]) + b)(n.to_bytes((n.bit_length() + 7) // 8, "big"))
@@ -161,18 +164,22 @@ def tlv(tag: int, value: bytes) -> bytes:
 
 
 def sequence(*parts: bytes) -> bytes:
+    """Return a DER sequence."""
     return tlv(0x30, b"".join(parts))
 
 
 def integer(value: int) -> bytes:
+    """Return a DER integer."""
     return tlv(2, value.to_bytes(value.bit_length() // 8 + 1, "big"))
 
 
 def octets(value: bytes) -> bytes:
+    """Return a DER octet string."""
     return tlv(4, value)
 
 
 def oid(text: str) -> bytes:
+    """Return a DER object identifier."""
     first, second, *rest = (int(part) for part in text.split("."))
     out = bytearray()
     for number in (40 * first + second, *rest):

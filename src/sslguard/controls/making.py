@@ -43,8 +43,17 @@ def make_population(
     Each member is a folder that `load_encoder` reads, stored in half precision unless told otherwise, and used
     as it is stored. `population.json` lists them with their kinds.
 
+    Args:
+        chosen: Recipes of the members.
+        bed: Data that they are trained on.
+        folder: Where they are written.
+        width: Dimensions of their embeddings.
+        workers: Number of processes, of one thread each.
+        half: Whether weights are stored in half precision.
+        progress: Whether a bar is shown on standard error.
+
     Raises:
-        UsageError: two members have one name, or one that is there was made otherwise: from another encoder, data, or
+        UsageError: Two members have one name, or one that is there was made otherwise: from another encoder, data, or
             settings, whatever it is called.
     """
     names = [recipe.name for recipe in chosen]
@@ -81,7 +90,7 @@ def _make_one(recipe: Recipe, bed: Bed, folder: Path, width: int, half: bool, ma
 
 
 def _marks(chosen: Sequence[Recipe], bed: Bed, width: int, half: bool) -> dict[str, str]:
-    """By member's name, a hash of all that it is made from."""
+    """Return, by member's name, a hash of all that it is made from."""
     data = {name: open_data(spec).identity() for name, spec in asdict(bed).items()}
     parents = {recipe.parent for recipe in chosen if recipe.parent is not None}
     weights = {parent: weights_hash(load_encoder(parent).module) for parent in parents}
@@ -94,10 +103,19 @@ def _marks(chosen: Sequence[Recipe], bed: Bed, width: int, half: bool) -> dict[s
 
 
 def probe_population(folder: Path, train: str, test: str, *, workers: int = 1, progress: bool = False) -> None:
-    """Linear-probe accuracy of every member, kept in the folder beside them; a killed run goes on where it stopped.
+    """Measure the linear-probe accuracy of every member; a killed run goes on where it stopped.
+
+    The accuracies, in [0, 1], are kept in the folder beside the members.
 
     Args:
-        train, test: labelled data by specification. Accuracies on other data are measured anew.
+        folder: Folder that `make_population` wrote.
+        train: Specification of the labelled data that probes are trained on.
+        test: Specification of the labelled data that they are measured on. Accuracies on other data are measured anew.
+        workers: Number of processes.
+        progress: Whether a bar is shown on standard error.
+
+    Raises:
+        UsageError: The folder holds no population, or its accuracies are damaged.
     """
     path = folder / ACCURACIES
     members = read_population(folder)
@@ -120,7 +138,7 @@ def _probe_one(member: Member, train: str, test: str) -> float:
 def _each(
     function: Callable[..., T], arguments: Mapping[str, tuple[Any, ...]], workers: int
 ) -> Iterator[tuple[str, T]]:
-    """Name and `function(*arguments)` of each as it is done: here, or in several processes of one thread each."""
+    """Yield name and `function(*arguments)` of each as it is done: here, or in several processes of one thread each."""
     if workers == 1:
         for name, given in arguments.items():
             yield name, function(*given)
@@ -142,7 +160,7 @@ def _one_thread() -> None:
 
 @contextmanager
 def progress_bar(total: int, *, done: int = 0, shown: bool) -> Iterator[Callable[[str], None]]:
-    """A bar over `total` controls on standard error, or none; each call names one more that is done."""
+    """Show a bar over `total` controls on standard error, if `shown`; calls of what it yields name those that are done."""
     if not shown:
         yield lambda _: None
         return

@@ -33,11 +33,16 @@ class Member:
     accuracy: float | None = None
 
     def load(self) -> Encoder:
+        """Read the network."""
         return load_folder(self.folder)
 
 
 def read_population(folder: Path) -> list[Member]:
-    """The members of a folder that `make_population` wrote, in its order."""
+    """Return the members of a folder that `make_population` wrote, in its order.
+
+    Raises:
+        UsageError: The folder holds no population, or one of its files is damaged.
+    """
     index = folder / "population.json"
     try:
         members = json.loads(index.read_bytes())["members"]
@@ -53,7 +58,7 @@ def read_population(folder: Path) -> list[Member]:
 
 
 def _accuracies(folder: Path) -> dict[str, float]:
-    """Member's name → accuracy of its probe; empty where none was measured.
+    """Return member's name → accuracy of its probe in [0, 1]; empty where none was measured.
 
     Raises:
         UsageError: the file is damaged.
@@ -71,7 +76,7 @@ def _accuracies(folder: Path) -> dict[str, float]:
 
 
 def names_a_folder(name: str) -> bool:
-    """Whether `name` is one folder inside another, and no hidden one."""
+    """Return whether `name` is one folder inside another, and no hidden one."""
     return bool(name) and Path(name).name == name and not name.startswith(".")
 
 
@@ -88,10 +93,11 @@ class Control:
     source: Path | str
 
     def load(self) -> Encoder:
+        """Read the network."""
         return load_encoder(self.source)
 
     def fingerprint(self) -> str:
-        """SHA-256, hex, of what its answers come from: both files of a folder, else what it is once loaded.
+        """Return the SHA-256, hex, of what its answers come from: both files of a folder, else what it is once loaded.
 
         Raises:
             EncoderError: a file is missing or cannot be read.
@@ -113,7 +119,15 @@ class Control:
 
 
 def list_controls(specs: Sequence[str]) -> list[Control]:
-    """Controls by specification: `shipped`, a folder of a whole population, or any single encoder. None is loaded."""
+    """Return controls by specification, without loading any.
+
+    Args:
+        specs: Each `shipped` (the test bed's population), a folder of a whole population, or a single encoder.
+
+    Raises:
+        MissingExtraError: `shipped` is named and its package is not installed.
+        UsageError: A population is damaged.
+    """
     found: list[Control] = []
     for spec in specs:
         folder = shipped_population() if spec == "shipped" else Path(spec)
@@ -125,26 +139,27 @@ def list_controls(specs: Sequence[str]) -> list[Control]:
 
 
 class SeenWeights:
-    """Whose weights were seen: one network under two names would count twice."""
+    """Record of the weights that were seen: one network under two names would count twice."""
 
     def __init__(self) -> None:
+        """Begin without any."""
         self._seen: dict[str, str] = {}
 
     def check(self, name: str, control: Encoder) -> None:
-        """Raises UsageError where another control has the same weights."""
+        """Raise UsageError if another control has the same weights."""
         first = self._seen.setdefault(weights_hash(control.module), name)
         if first != name:
             raise UsageError(f"control {name!r} has the weights of control {first!r}: each must count once")
 
 
 def open_controls(specs: Sequence[str]) -> Iterator[tuple[str, Encoder]]:
-    """Name and network of every control that `list_controls` finds."""
+    """Yield name and network of every control that `list_controls` finds."""
     for control in list_controls(specs):
         yield control.name, control.load()
 
 
 def count_controls(specs: Sequence[str]) -> int:
-    """How many controls `open_controls` will give, without loading any."""
+    """Return how many controls `open_controls` will yield, without loading any."""
     return len(list_controls(specs))
 
 

@@ -57,11 +57,12 @@ class Bed:
 
 
 def population(victims: Mapping[str, str], *, steps: int = 100, thief_steps: int = 600) -> list[Recipe]:
-    """The recipes of the whole population for these clean encoders (name → specification).
+    """Return the recipes of the whole population for these clean encoders.
 
     Args:
-        steps: optimiser steps of the cheap recipes.
-        thief_steps: those of the full-strength thieves (one of each stealing recipe per victim).
+        victims: Specification of each clean encoder, by name.
+        steps: Optimiser steps of the cheap recipes.
+        thief_steps: Optimiser steps of the full-strength thieves (one of each stealing recipe per victim).
     """
     chosen: list[Recipe] = []
     for method in ("simclr", "moco", "byol"):
@@ -108,7 +109,11 @@ def _made_from(victim: str, spec: str, steps: int, thief_steps: int) -> list[Rec
 
 
 def make(recipe: Recipe, bed: Bed, *, width: int) -> Encoder:
-    """The member that `recipe` describes, answering in `width` dimensions."""
+    """Make the member that `recipe` describes, answering in `width` dimensions.
+
+    Raises:
+        UsageError: It answers in another number of dimensions.
+    """
     maker = {
         "independent": _independent,
         "supervised": _supervised,
@@ -151,7 +156,7 @@ def _random(recipe: Recipe, bed: Bed, width: int) -> Encoder:
 
 
 def _public(recipe: Recipe, bed: Bed, width: int) -> Encoder:  # noqa: ARG001
-    """The public encoder under a fixed random projection: its own width fits no key of another's."""
+    """Return the public encoder under a fixed random projection: its own width fits no key of another's."""
     assert recipe.parent is not None
     encoder = load_encoder(recipe.parent)
     with torch.random.fork_rng(devices=[]):

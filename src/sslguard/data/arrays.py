@@ -31,7 +31,7 @@ NPZ_SPLITS = tuple(split for split in _MEMBERS if split)
 
 
 def open_npy(spec: str, path: Path) -> ArrayData:
-    """A `.npy` file of pictures, memory-mapped: see `as_pictures` for its shapes.
+    """Open a `.npy` file of pictures, memory-mapped: see `as_pictures` for its shapes.
 
     Raises:
         DataError: it is not an array of pictures.
@@ -44,7 +44,7 @@ def open_npy(spec: str, path: Path) -> ArrayData:
 
 
 def open_npz(spec: str, path: Path, split: str = "") -> ArrayData:
-    """The picture array of an `.npz` file, and its labels where it has some.
+    """Open the picture array of an `.npz` file, and its labels where it has some.
 
     Names: `images` or `x` with `labels` or `y`; `x_train` with `y_train` or `train_images` with
     `train_labels`, and likewise for val and test. An archive with several of them is opened by its split:
@@ -71,7 +71,7 @@ def open_npz(spec: str, path: Path, split: str = "") -> ArrayData:
 
 
 def as_pictures(array: NDArray[Any], what: str) -> NDArray[Any]:
-    """A view (n, C, H, W) of an array (n, H, W), (n, C, H, W) or (n, H, W, C) with C 1 or 3.
+    """Return a view (n, C, H, W) of an array (n, H, W), (n, C, H, W) or (n, H, W, C) with C 1 or 3.
 
     Raises:
         DataError: another dtype than uint8 and floats, another rank, no items, or an ambiguous shape.
@@ -81,7 +81,7 @@ def as_pictures(array: NDArray[Any], what: str) -> NDArray[Any]:
 
 
 def _channel_axis(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> int | None:
-    """1, 3, or None where pictures have no axis of channels. Raises as `as_pictures`."""
+    """Return 1, 3, or None where pictures have no axis of channels. Raises as `as_pictures`."""
     if dtype != np.uint8 and not (dtype.kind == "f" and dtype.itemsize <= 8):
         raise DataError(f"{what}: pictures must be uint8, or floating in [0, 1], not {dtype}")
     if len(shape) not in (3, 4):
@@ -102,7 +102,7 @@ def _channel_axis(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> in
 
 
 def _chosen(path: Path, archive: zipfile.ZipFile, split: str) -> tuple[str, str | None]:
-    """Names of the picture array and of its labels (None where it has none)."""
+    """Return the names of the picture array and of its labels (None where it has none)."""
     present = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     wanted = [entry for key, entries in _MEMBERS.items() if split in ("", key) for entry in entries]
     found = [(pictures, labels) for pictures, labels in wanted if pictures in present]
@@ -129,7 +129,7 @@ def _pieces(path: Path, name: str) -> Iterator[bytes]:
 
 
 def _labels(path: Path, archive: zipfile.ZipFile, name: str, n: int) -> NDArray[np.int64]:
-    """Classes (n,), from an array (n,) or (n, 1) of whole numbers that are at least 0."""
+    """Return classes (n,), from an array (n,) or (n, 1) of whole numbers that are at least 0."""
     shape, dtype = _checked_header(path, archive, name)
     if shape not in ((n,), (n, 1)) or dtype.kind not in "iu":
         raise DataError(f"{path}, array {name}: labels must be whole numbers of shape ({n},), not {dtype} of {shape}")
@@ -141,7 +141,7 @@ def _labels(path: Path, archive: zipfile.ZipFile, name: str, n: int) -> NDArray[
 
 
 def _checked_header(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of a member, once its size is the one its header describes and its archive can hold."""
+    """Return shape and dtype of a member, once its size is the one its header describes and its archive can hold."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as file:
         shape, dtype = _header(file)

@@ -38,23 +38,24 @@ class Data(ABC):
     spec: str
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of items."""
 
     @abstractmethod
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
-        """Items at `indices` (0 ≤ i < len), in that order, as one batch."""
+        """Return the items at `indices` (0 ≤ i < len), in that order, as one batch."""
 
     @property
     @abstractmethod
     def labels(self) -> NDArray[np.int64] | None:
-        """Class of each item, shape (len,), or None where the set has no labels."""
+        """Return the class of each item, int64 (len,), or None where the set has no labels."""
 
     @abstractmethod
     def extent(self) -> Extent:
-        """Which items of which origin this set is made from: what disjointness is decided on."""
+        """Return which items of which origin this set is made from: what disjointness is decided on."""
 
     def extent_of(self, start: int, stop: int) -> Extent:
-        """What items start ≤ i < stop are made from: as much as the whole set, unless a class knows better.
+        """Return what items start ≤ i < stop are made from: as much as the whole set, unless a class knows better.
 
         An overlap may be overstated, never missed: a set in an order of its own needs no code to be safe.
         """
@@ -62,7 +63,7 @@ class Data(ABC):
         return self.extent()
 
     def positions(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
-        """`indices` as int64, each one checked to be an item: 0 ≤ i < len.
+        """Return `indices` as int64, each one checked to be an item: 0 ≤ i < len.
 
         Without the check an index beyond a slice would quietly read its neighbour's items.
 
@@ -80,15 +81,18 @@ class Data(ABC):
         return index
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """The items in order, `size` at a time; the last batch may be smaller."""
+        """Yield the items in order, `size` at a time; the last batch may be smaller."""
         if size < 1:
             raise UsageError(f"batch size must be at least 1, not {size}")
         for start in range(0, len(self), size):
             yield self.take(range(start, min(start + size, len(self))))
 
     def identity(self) -> dict[str, Any]:
-        """What tells this set from another of the same name, JSON values: its size, and a hash of its labels and of 64
-        items from all over it. A file that was written again under its name is another set."""
+        """Return what tells this set from another of the same name, as JSON values.
+
+        They are its size, and a hash of its labels and of 64 items from all over it: a file that was written again
+        under its name is another set.
+        """
         digest, places = hashlib.sha256(), np.unique(np.linspace(0, max(len(self) - 1, 0), _SAMPLED).astype(np.int64))
         for item in self.take(places) if len(self) else []:
             if isinstance(item, str):
@@ -100,7 +104,11 @@ class Data(ABC):
         return {"spec": self.spec, "items": len(self), "sample": digest.hexdigest()}
 
     def slice(self, start: int | None, stop: int | None) -> Data:
-        """Items start ≤ i < stop. A stop beyond the end is an error: silently fewer items would mislead."""
+        """Return the items start ≤ i < stop.
+
+        Raises:
+            DataError: The slice is empty or leaves the set: silently fewer items would mislead.
+        """
         begin = 0 if start is None else start
         end = len(self) if stop is None else stop
         if not 0 <= begin < end <= len(self):
@@ -115,29 +123,35 @@ class Slice(Data):
     """Contiguous items of another data set."""
 
     def __init__(self, whole: Data, start: int, stop: int) -> None:
+        """Keep the set and the bounds, which `Data.slice` has checked."""
         self.whole, self.start, self.stop = whole, start, stop
         self.spec = f"{whole.spec}[{start}:{stop}]"
 
     def __len__(self) -> int:
+        """Return the number of items."""
         return self.stop - self.start
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """Return the items at `indices`, as one batch."""
         return self.whole.take(self.positions(indices) + self.start)
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
+        """Return the class of each item, or None."""
         labels = self.whole.labels
         return None if labels is None else labels[self.start : self.stop]
 
     def extent(self) -> Extent:
+        """Return which items of which origin this set is made from."""
         return self.whole.extent_of(self.start, self.stop)
 
     def extent_of(self, start: int, stop: int) -> Extent:
+        """Return which items of that origin the items start ≤ i < stop are made from."""
         return self.whole.extent_of(self.start + start, self.start + stop)
 
 
 def overlap(one: Data, other: Data) -> int:
-    """How many items of their common origin both sets may be made from (0 for different origins).
+    """Return how many items of their common origin both sets may be made from (0 for different origins).
 
     An origin is a named set or a resolved path: copies of the same pictures under two paths are two origins.
     """

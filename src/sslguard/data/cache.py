@@ -29,7 +29,7 @@ class _CannotStoreError(Exception):
 
 
 def cache_dir() -> Path:
-    """Where downloads and unpacked files go.
+    """Return the folder that downloads and unpacked files go to.
 
     `$SSLGUARD_CACHE`, else `$XDG_CACHE_HOME/sslguard`, else `~/.cache/sslguard`.
     """
@@ -39,13 +39,13 @@ def cache_dir() -> Path:
 
 
 def data_root() -> Path:
-    """Where torchvision's sets are looked for and downloaded to: `$SSLGUARD_DATA`, else the cache folder."""
+    """Return where torchvision's sets are looked for and downloaded to: `$SSLGUARD_DATA`, else the cache folder."""
     chosen = os.environ.get("SSLGUARD_DATA")
     return Path(chosen) if chosen else cache_dir()
 
 
 def unpacked(sources: Sequence[Path], part: str, stream: Callable[[], NpyStream]) -> NDArray[Any]:
-    """The array that `stream` writes, memory-mapped read-only from `cache_dir()/unpacked`.
+    """Return the array that `stream` writes, memory-mapped read-only from `cache_dir()/unpacked`.
 
     It is written once for each state of its sources (path, size, time of change) and may be deleted at any
     time. Where the cache cannot be written, arrays of up to `MAX_IN_MEMORY` bytes are read into memory.
@@ -79,7 +79,7 @@ def unpacked(sources: Sequence[Path], part: str, stream: Callable[[], NpyStream]
 
 
 def npy_stream(array: NDArray[Any]) -> NpyStream:
-    """`array` (n, …) as a .npy file, C order, a block of items at a time."""
+    """Return `array` (n, …) as a .npy file, C order, a block of items at a time."""
     header = npy_header(array.shape, array.dtype)
 
     def pieces() -> Iterator[bytes]:
@@ -91,7 +91,7 @@ def npy_stream(array: NDArray[Any]) -> NpyStream:
 
 
 def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """The bytes that come before the content of a C-ordered array in a .npy file."""
+    """Return the bytes that come before the content of a C-ordered array in a .npy file."""
     buffer = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
@@ -99,7 +99,7 @@ def npy_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
 
 
 def _exactly(size: int, pieces: Iterable[bytes], source: Path) -> Iterator[bytes]:
-    """The pieces, as long as they add up: an archive may lie about the length of what it holds."""
+    """Yield the pieces, as long as they add up: an archive may lie about the length of what it holds."""
     left = size
     for piece in pieces:
         left -= len(piece)
@@ -111,7 +111,7 @@ def _exactly(size: int, pieces: Iterable[bytes], source: Path) -> Iterator[bytes
 
 
 def _name(sources: Sequence[Path], part: str) -> str:
-    """A name made of the sources' paths, sizes and times: a changed file never meets an old copy."""
+    """Return a name made of the sources' paths, sizes and times: a changed file never meets an old copy."""
     digest = hashlib.sha256(part.encode())
     for source in sources:
         try:
@@ -123,7 +123,7 @@ def _name(sources: Sequence[Path], part: str) -> str:
 
 
 def _mapped(target: Path) -> NDArray[Any] | None:
-    """The array in `target`, or None where it is missing or was cut off (a crash, a full disk)."""
+    """Return the array in `target`, or None where it is missing or was cut off (a crash, a full disk)."""
     try:
         return np.lib.format.open_memmap(target, mode="r")
     except (OSError, ValueError):

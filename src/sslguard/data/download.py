@@ -12,13 +12,14 @@ from sslguard.errors import DataError
 
 
 def from_torchvision(spec: str, kind: str, root: Path, wanted: str, **arguments: Any) -> Any:
-    """`torchvision.datasets.KIND(root, **arguments)`, which checks the published MD5 sums and may download.
+    """Return `torchvision.datasets.KIND(root, **arguments)`, which checks the published MD5 sums and may download.
 
     Args:
         spec: what the user asked for.
         kind: name of the class in torchvision.datasets.
         root: the folder given to it.
         wanted: which files in which folder would make it work, for the message.
+        **arguments: what the class takes besides its root.
 
     Raises:
         DataError: anything went wrong; the message says where to put the files.

@@ -44,15 +44,17 @@ class ImageFiles(Data):
         classes: Sequence[str] = (),
         origin: str | None = None,
     ) -> None:
+        """Keep the names; nothing is read."""
         self.spec, self.folder, self.names, self.classes = spec, folder, list(names), tuple(classes)
         self._labels = labels
         self._origin = origin or str(folder.resolve())
 
     def __len__(self) -> int:
+        """Return the number of items."""
         return len(self.names)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor | list[Tensor]:
-        """uint8 (n, C, H, W) when all have one shape, else a list of (C, H, W).
+        """Return uint8 (n, C, H, W) if all have one shape, else a list of (C, H, W).
 
         Raises:
             DataError: a file is missing or damaged; the message names it.
@@ -64,19 +66,22 @@ class ImageFiles(Data):
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
+        """Return the class of each item, or None."""
         return self._labels
 
     def extent(self) -> Extent:
+        """Return which items of which origin this set is made from."""
         return self.extent_of(0, len(self))
 
     def extent_of(self, start: int, stop: int) -> Extent:
+        """Return which items of that origin the items start ≤ i < stop are made from."""
         return Extent(self._origin, start, stop)
 
 
 def open_folder(
     spec: str, folder: Path, *, origin: str | None = None, extensions: tuple[str, ...] = EXTENSIONS
 ) -> ImageFiles:
-    """A folder of pictures, or of one folder a class, as torchvision's ImageFolder has it.
+    """Open a folder of pictures, or of one folder a class, as torchvision's ImageFolder has it.
 
     Order: pictures by name; with classes, classes by name, then folders and pictures by name. Hidden entries
     are left out; links to folders are followed for the classes themselves and not below them.
@@ -106,7 +111,7 @@ def open_folder(
 
 
 def decode(path: Path) -> Tensor:
-    """A picture file as uint8 (C, H, W): one channel for grey files, three for all others.
+    """Read a picture file as uint8 (C, H, W): one channel for grey files, three for all others.
 
     Transparency is dropped, 16-bit grey is scaled to 8 bits, of several frames the first counts, and a
     camera's orientation tag is ignored, as torchvision ignores it.
@@ -144,7 +149,7 @@ def _is_picture(name: str, extensions: tuple[str, ...]) -> bool:
 
 
 def _class_files(folder: Path, name: str, extensions: tuple[str, ...]) -> list[str]:
-    """Pictures at any depth below one class folder, relative to `folder`."""
+    """Return the pictures at any depth below one class folder, relative to `folder`."""
     found: list[str] = []
     for parent, _, files in sorted(os.walk(folder / name, onerror=_raise)):
         at = Path(parent).relative_to(folder)

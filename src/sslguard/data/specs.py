@@ -38,7 +38,7 @@ CLUTTERABLE = ("fashion-mnist", "mnist", "mnist-5k")
 
 
 def open_data(spec: str) -> Data:
-    """The data set that `spec` names.
+    """Open the data set that `spec` names.
 
     ====================================  =========================================================
     `fashion-mnist:train[0:20000]`        a known set, a split, and items 0 ≤ i < 20000 of it
@@ -64,7 +64,7 @@ def open_data(spec: str) -> Data:
 
 
 def _without_slices(spec: str) -> tuple[str, list[tuple[int | None, int | None]]]:
-    """The text before its slices, and they in the order in which they apply."""
+    """Return the text before its slices, and the slices in the order in which they apply."""
     rest, slices = spec, []
     while rest.endswith("]") and not _exists(rest):
         at = rest.rfind("[")
@@ -99,7 +99,7 @@ def _open_whole(spec: str) -> Data:
 
 
 def _path_and_split(spec: str) -> tuple[str, str] | None:
-    """The path that `spec` is, and the split of an archive (empty for none); None for a named set."""
+    """Return the path that `spec` is, and the split of an archive (empty for none); None for a named set."""
     if not _exists(spec) and (match := _NPZ_SPLIT.fullmatch(spec)) and _is_path(match["path"]):
         return match["path"], match["split"]
     return (spec, "") if _is_path(spec) else None

@@ -52,26 +52,31 @@ class Cluttered(Data):
     """
 
     def __init__(self, whole: Data, *, seed: int = 0) -> None:
+        """Keep the set and the seed of the placements."""
         self.whole, self.seed = whole, seed
         self.spec = f"cluttered-{whole.spec}"
 
     def __len__(self) -> int:
+        """Return the number of items."""
         return len(self.whole)
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
+        """Return the class of each item, or None."""
         return self.whole.labels
 
     def extent(self) -> Extent:
+        """Return which items of which origin this set is made from."""
         return self.whole.extent()
 
     def extent_of(self, start: int, stop: int) -> Extent:
-        """Rounded outwards to blocks of 1,000: that is how far the clutter of these items may come from."""
+        """Return the extent rounded outwards to blocks of 1,000: the clutter of these items comes from there."""
         low = start // BLOCK * BLOCK
         high = min(-(-stop // BLOCK) * BLOCK, len(self))
         return self.whole.extent_of(low, high)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor:
+        """Return the items at `indices`, as one batch."""
         index = self.positions(indices)
         draws = _uniform(index.astype(np.uint64), _DRAWS, self.seed)
         start = index // BLOCK * BLOCK
@@ -118,7 +123,7 @@ def _place(pictures: Tensor, draws: NDArray[np.float64]) -> Tensor:
 
 
 def _grid(theta: NDArray[np.float64]) -> Tensor:
-    """What `affine_grid` gives for the canvas, (n, 48, 48, 2), in single steps: the same on every machine.
+    """Return what `affine_grid` gives for the canvas, (n, 48, 48, 2), in single steps: the same on every machine.
 
     It multiplies matrices, whose last bit depends on the processor, and with it now and then a grey level.
     """

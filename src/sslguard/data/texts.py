@@ -69,10 +69,11 @@ class TextFile(Data):
         self._labels, self.classes = labels.finished(path)
 
     def __len__(self) -> int:
+        """Return the number of items."""
         return len(self._places)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> list[str]:
-        """The texts at `indices`, without what ends their lines.
+        """Return the texts at `indices`, without what ends their lines.
 
         Raises:
             DataError: the file was changed since it was opened, or cannot be read.
@@ -88,12 +89,15 @@ class TextFile(Data):
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
+        """Return the class of each item, or None."""
         return self._labels
 
     def extent(self) -> Extent:
+        """Return which items of which origin this set is made from."""
         return self.extent_of(0, len(self))
 
     def extent_of(self, start: int, stop: int) -> Extent:
+        """Return which items of that origin the items start ≤ i < stop are made from."""
         return Extent(str(self.path.resolve()), start, stop)
 
     def _text(self, file: BinaryIO, start: int, stop: int) -> str:
@@ -127,10 +131,11 @@ class _Lines(Iterator[str]):
         self.number = self.start = self.stop = self.head = 0
 
     def begin(self) -> None:
-        """The next line begins an item."""
+        """Note that the next line begins an item."""
         self.start = self.stop
 
     def __next__(self) -> str:
+        """Return the next line, with its end."""
         line = self._file.readline(MAX_ITEM + 1)
         if not line:
             raise StopIteration
@@ -144,7 +149,7 @@ class _Lines(Iterator[str]):
             raise self.error(f"not UTF-8 ({error.reason}): convert the file") from error
 
     def error(self, reason: str) -> DataError:
-        """What is wrong at the present line."""
+        """Return an error that names the present line."""
         return DataError(f"{self._path}, line {self.number}: {reason}")
 
 

@@ -94,7 +94,7 @@ class Sizes:
 
 
 def texts_file(name: str) -> Path:
-    """The file of a role in `FILES`, for `text:FILE`. On first use the texts are downloaded, checked and split.
+    """Return the file of a role in `FILES`, for `text:FILE`. On first use the texts are downloaded, checked and split.
 
     Raises:
         UsageError: there is no such role.
@@ -110,7 +110,7 @@ def texts_file(name: str) -> Path:
 
 
 def source() -> bytes:
-    """The source package, from the cache, else downloaded.
+    """Return the source package, from the cache, else downloaded.
 
     Raises:
         DataError: it cannot be had, or its SHA-256 is another one.
@@ -145,7 +145,11 @@ def download(folder: Path) -> None:
 
 
 def checked(path: Path, sha256: str) -> bytes:
-    """The content of a file that has this SHA-256. Raises DataError where it has not, or is not there."""
+    """Return the content of a file.
+
+    Raises:
+        DataError: The file is not there, or has another SHA-256.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(MAX_PACKED + 1)
@@ -157,7 +161,7 @@ def checked(path: Path, sha256: str) -> bytes:
 
 
 def snippets(package: bytes) -> list[Snippet]:
-    """The texts of a source package, each once, in the order of SHA-256(seed, text).
+    """Return the texts of a source package, each once, in the order of SHA-256(seed, text).
 
     Nothing is unpacked to the disk: archives are read in memory, up to `MAX_UNPACKED` bytes, and of their members
     only plain files of known names.
@@ -175,7 +179,11 @@ def snippets(package: bytes) -> list[Snippet]:
 
 
 def unpacked(archive: bytes, names: Sequence[str]) -> dict[str, bytes]:
-    """Content by name of files in a .tar.gz. Raises DataError where one is missing or the archive is damaged."""
+    """Return the content, by name, of files in a .tar.gz.
+
+    Raises:
+        DataError: One is missing, or the archive is damaged.
+    """
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(_unzipped(archive)), mode="r:") as tar:
@@ -203,7 +211,7 @@ def _unzipped(archive: bytes) -> bytes:
 
 
 def parsed(content: bytes, domain: str) -> list[Snippet]:
-    """The texts of one domain: lines of an id, a mean sentiment and a text, with tabs between.
+    """Return the texts of one domain: lines of an id, a mean sentiment and a text, with tabs between.
 
     Raises:
         DataError: a line is something else; the message names it.
@@ -227,7 +235,11 @@ def parsed(content: bytes, domain: str) -> list[Snippet]:
 
 
 def roles(texts: Sequence[Snippet], sizes: Sizes | None = None) -> dict[str, list[Snippet]]:
-    """Who sees which texts, by role. Raises DataError where there are too few of them."""
+    """Return who sees which texts, by role.
+
+    Raises:
+        DataError: There are too few texts.
+    """
     sizes = sizes or Sizes()
     first, second = sizes.mark, sizes.mark + sizes.thief
     rest = list(texts[second:])
@@ -247,7 +259,11 @@ def roles(texts: Sequence[Snippet], sizes: Sizes | None = None) -> dict[str, lis
 
 
 def write_roles(folder: Path, texts: dict[str, list[Snippet]]) -> None:
-    """Write the file of each role. Raises OutputError where that cannot be done."""
+    """Write the file of each role.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
     with atomic_folder(folder, replaces=lambda _: True) as out:
         for role, name in FILES.items():
             lines = [snippet.text if name.endswith(".txt") else _labelled(snippet) for snippet in texts[role]]

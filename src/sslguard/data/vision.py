@@ -43,13 +43,16 @@ class Joined(Data):
     """Several sets of pictures of one size, one after the other; it has no labels."""
 
     def __init__(self, spec: str, parts: Sequence[ArrayData]) -> None:
+        """Keep the parts."""
         self.spec, self.parts = spec, tuple(parts)
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
     def __len__(self) -> int:
+        """Return the number of items."""
         return int(self._starts[-1])
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor:
+        """Return the items at `indices`, as one batch."""
         index = self.positions(indices)
         order, batches = [], []
         for part, start in zip(self.parts, self._starts, strict=False):
@@ -61,13 +64,15 @@ class Joined(Data):
 
     @property
     def labels(self) -> None:
+        """Return the class of each item, or None."""
         return None
 
     def extent(self) -> Extent:
+        """Return which items of which origin this set is made from."""
         return self.extent_of(0, len(self))
 
     def extent_of(self, start: int, stop: int) -> Extent:
-        """The hull of what the parts between start and stop are made from."""
+        """Return the hull of what the parts between start and stop are made from."""
         hulls = [
             part.extent_of(max(start - first, 0), min(stop - first, len(part)))
             for part, first in zip(self.parts, self._starts.tolist(), strict=False)
@@ -77,7 +82,7 @@ class Joined(Data):
 
 
 def stl10(split: str) -> Data:
-    """STL-10 (Coates et al. 2011), colour 96×96: 5,000 train, 8,000 test (10 classes), 100,000 unlabeled.
+    """Open STL-10 (Coates et al. 2011), colour 96×96: 5,000 train, 8,000 test (10 classes), 100,000 unlabeled.
 
     `train+unlabeled` is both, in that order, without labels.
     """
@@ -124,12 +129,13 @@ def _bytes(path: Path) -> NDArray[np.uint8]:
 
 
 def cifar10(split: str) -> ArrayData:
-    """CIFAR-10 (Krizhevsky 2009), colour 32×32, 10 classes: 50,000 train, 10,000 test."""
+    """Open CIFAR-10 (Krizhevsky 2009), colour 32×32, 10 classes: 50,000 train, 10,000 test."""
     root, train = data_root(), split == "train"
     folder = root / "cifar-10-batches-py"
     files = [folder / f"data_batch_{k}" for k in range(1, 6)] if train else [folder / "test_batch"]
 
     def load(download: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Read the network."""
         wanted = f"the files of cifar-10-python.tar.gz, unchanged, into {folder}"
         found = from_torchvision(f"cifar10:{split}", "CIFAR10", root, wanted, train=train, download=download)
         return found.data.transpose(0, 3, 1, 2), np.asarray(found.targets, dtype=np.int64)
@@ -138,11 +144,12 @@ def cifar10(split: str) -> ArrayData:
 
 
 def svhn(split: str) -> ArrayData:
-    """SVHN (Netzer et al. 2011), colour 32×32, 10 digits: 73,257 train, 26,032 test, 531,131 extra."""
+    """Open SVHN (Netzer et al. 2011), colour 32×32, 10 digits: 73,257 train, 26,032 test, 531,131 extra."""
     folder = data_root() / "svhn"
     file = folder / f"{split}_32x32.mat"
 
     def load(download: bool) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Read the network."""
         wanted = f"{file.name}, unchanged, into {folder}"
         found = from_torchvision(f"svhn:{split}", "SVHN", folder, wanted, split=split, download=download)
         return found.data, found.labels.astype(np.int64)
@@ -153,7 +160,7 @@ def svhn(split: str) -> ArrayData:
 def _converted(
     spec: str, files: Sequence[Path], load: Callable[[bool], tuple[NDArray[Any], NDArray[Any]]]
 ) -> ArrayData:
-    """What torchvision loads whole, unpacked into the cache once and mapped from there.
+    """Return what torchvision loads whole, unpacked into the cache once and mapped from there.
 
     `load(download)` gives pictures (n, C, H, W) and labels (n,).
     """
@@ -167,7 +174,7 @@ def _converted(
 
 
 def gtsrb(split: str) -> ImageFiles:
-    """GTSRB (Stallkamp et al. 2012), 43 traffic signs, colour of many sizes: 26,640 train, 12,630 test."""
+    """Open GTSRB (Stallkamp et al. 2012), 43 traffic signs, colour of many sizes: 26,640 train, 12,630 test."""
     root, spec = data_root(), f"gtsrb:{split}"
     base = root / "gtsrb"
     folder = base / "GTSRB" / ("Training" if split == "train" else "Final_Test/Images")
@@ -196,7 +203,7 @@ def _gtsrb_listing(path: Path) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def imagenet(split: str) -> ImageFiles:
-    """ImageNet (ILSVRC 2012), 1,000 classes, many sizes: one folder a class, named by its WordNet id.
+    """Open ImageNet (ILSVRC 2012), 1,000 classes, many sizes: one folder a class, named by its WordNet id.
 
     That is what `torchvision.datasets.ImageNet(ROOT/imagenet)` unpacks the original archives to, and its
     order of classes. Its licence asks every user to fetch it, so it is never downloaded here.
