@@ -160,7 +160,7 @@ def _one_thread() -> None:
 
 @contextmanager
 def progress_bar(total: int, *, done: int = 0, shown: bool) -> Iterator[Callable[[str], None]]:
-    """Show a bar over `total` controls on standard error, if `shown`; calls of what it yields name those that are done."""
+    """Show a bar over `total` controls on standard error, if `shown`; yield a function that counts one, by its name."""
     if not shown:
         yield lambda _: None
         return
