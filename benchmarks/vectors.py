@@ -1,9 +1,7 @@
-"""What a user of vectors feels of a mark, and what of the mark survives what a service does to its vectors.
+"""Measure what users of marked vectors notice, and how much evidence survives what a service does to its vectors.
 
-Clean and marked vectors of the same 2,000 items, by cosine. *overlap@10*: of an item's ten nearest, the share that is
-among its ten nearest where all vectors are clean; *mixed* where every other vector of the index is marked, as after an
-update of the encoder. *Spearman*: of the cosines of 200,000 pairs. *self*: marked vectors whose nearest clean one is
-their own item's. Bits: -log2 p of the key's test on 2,000 answers, at most 256.
+Clean and marked vectors of the same 2,000 items are compared by cosine. The page explains each column. *Spearman* is
+taken over the cosines of 200,000 pairs.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/vectors.py   (writes docs/results/vectors.md too; some minutes)
 """
@@ -122,13 +120,16 @@ def figures(spec: str, mark: Data, look: Data) -> dict[str, dict[str, dict[str, 
 def page(found: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> str:
     """docs/results/vectors.md."""
     parts = [
-        "# What a user of vectors feels",
-        f"Written by `benchmarks/vectors.py`: {ITEMS:,} items, marked by a head of mark ε = 0.05 to 0.3 (0.2 is the "
-        "default), beside the clean vectors of the same items. *overlap@10* is the share of an item's ten nearest that "
-        "stay the same, *mixed* where every other vector of the index is marked; *Spearman* that of cosines of pairs; "
-        "*self* the share of marked vectors whose nearest clean one is their own. Bits are those of the key's test on "
-        f"{ITEMS:,} answers after what a service does to its vectors, of 256; the same key, asked about the clean "
-        "encoder's vectors so changed, shows at most the bits in the last column.",
+        "# What users of marked vectors notice",
+        f"Written by `benchmarks/vectors.py`. {ITEMS:,} items are embedded twice: clean, and marked by a head with a "
+        "mark of size ε = 0.05 to 0.3 (the default is 0.2).",
+        "The first table of each encoder compares the two. *overlap@10*: the share of an item's ten nearest "
+        "neighbours that stay the same. *mixed*: the same, when every other vector of the index is marked, as after an "
+        "update of the encoder. *Spearman*: rank correlation between clean and marked cosines of pairs. *self*: the "
+        "share of marked vectors whose nearest clean vector belongs to the same item.",
+        f"The second table gives the evidence, in bits of at most 256: −log₂ p of the key's test on {ITEMS:,} answers, "
+        "after a service has changed its vectors as the row says. The last column is the largest evidence that any of "
+        "these keys finds in the clean encoder's vectors, changed in the same way.",
     ]
     for spec, rows in found.items():
         parts.append(f"## {spec}")
