@@ -28,7 +28,6 @@ from sslguard.data.specs import open_data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.rebuild import build
-from sslguard.encoders.statistics import STATISTICS_VERSION
 from sslguard.serve.app import Settings, create_app
 from sslguard.suspects.protocols import OIP, OpenAI
 
@@ -43,7 +42,7 @@ SIZES = {"components": 6, "features": 6, "statistics": 12}
 
 def with_random_head(encoder: Encoder) -> Encoder:
     """A head of the scheme's default sizes."""
-    architecture = {**encoder.architecture, "head": {**SIZES, "version": STATISTICS_VERSION}}
+    architecture = {**encoder.architecture, "head": SIZES}
     module, _ = build(architecture, seed=0)
     state = {f"encoder.{name}": value for name, value in encoder.module.state_dict().items()}
     random = torch.Generator().manual_seed(0)

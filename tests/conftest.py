@@ -82,7 +82,7 @@ def key_of() -> Callable[..., SSLGuardKey]:
             trigger=Trigger((torch.arange(SIZE * SIZE).view(shape) % 2).float(), torch.full(shape, 0.7)),
             sk=torch.tensor((1.0, 0.0)),
             preprocess={**preprocess, "mean": [0.5], "std": [0.5], "crop": None},
-            settings={},
+            settings={"n_queries": n},
             clean_hash="c" * 64,
             watermarked_hash="a" * 64,
             n=n,

@@ -288,10 +288,6 @@ class TestPublish:
             publish(stored, tmp_path / "new", token=tmp_path / "t.tsr")
         assert not (tmp_path / "new").exists()
 
-    def test_keys_of_version_1_have_no_owner(self, stored, tmp_path):
-        with pytest.raises(KeyFileError, match="sslguard protect"):
-            publish(replace(stored, owner=None), tmp_path / "c")
-
     def test_a_broken_authority_leaves_nothing(self, stored, tmp_path):
         with serving(lambda request: (200, b"")) as url, pytest.raises(ClaimError):
             publish(stored, tmp_path / "c", authority=url)
@@ -332,7 +328,7 @@ class TestCommandLine:
         assert load_key(tmp_path / "key").secret.reveal().hex() not in json.dumps(said)
 
     def test_a_golden_commitment(self):
-        """What version 1 of the key and the commitment hash to, as written on the day they were made."""
-        stored = open_key(GOLDEN / "key-2-clear")
+        """What key and commitment hash to, as written on the day they were made."""
+        stored = open_key(GOLDEN / "key-clear")
         assert commit(stored).document.content == (GOLDEN / "commitment.json").read_bytes()
         assert parse_commitment((GOLDEN / "commitment.json").read_bytes(), "it").keys == commit(stored).keys

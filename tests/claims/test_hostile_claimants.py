@@ -37,7 +37,7 @@ from sslguard.schemes.exact.key import input_statistics
 from sslguard.schemes.exact.marking import headed
 from sslguard.schemes.keyfile import Owner
 from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
-from sslguard.schemes.sslguard.parts import Trigger, draw_decoder, draw_sk, draw_trigger, mean_cosine
+from sslguard.schemes.sslguard.parts import Trigger, draw_decoder, draw_sk, draw_trigger, mean_cosine, stream_context
 from sslguard.stats.moments import unit_rows
 from sslguard.stats.significance import control_rank_test
 from sslguard.verification.verdict import score_controls, score_suspect, verify
@@ -457,20 +457,6 @@ class TestGrinding:
             assert not np.isclose(one.directions(), other.directions()).any(axis=1).all()
             assert one.whole_bank != other.whole_bank
 
-    def test_older_sub_keys_need_a_date_or_stand_alone(self, tiny, images, tmp_path):
-        scheme = Exact(replace(PROTOCOL, binding=1), mode="head", sub_keys=3)
-        made = scheme.watermark(tiny(7), images(400), secret=Secret.from_seed(1))
-        older = Bed(tmp_path, made.key, tiny(7), images(300, seed=5)).commit()
-        older.claim(made.encoder)
-        assert older.audit().decision == "derived"
-        undated = older.audit(not_after=None)
-        assert (undated.decision, undated.verdict) == ("not checkable", None)
-        assert "drawn again one by one" in words(undated, "not checkable")
-        alone = replace(older, folder=tmp_path / "alone", sub_key=2)
-        alone.folder.mkdir()
-        alone.commit().claim(made.encoder)
-        assert alone.audit(not_after=None).decision == "derived"
-
     def test_redraws_are_no_keys(self, bed, marked, innocent):
         """A key that says it is a redraw of its secret's directions would be a free choice among many."""
         found = [bits(replace(bed.key, redraw=i), innocent, bed.data) for i in range(40)]
@@ -544,7 +530,8 @@ class TestFittedToAnInnocent:
 
         `held` are innocents of the claimant's own, whose c̄ is held at 0 as L_t holds that of F.
         """
-        secret, context = Secret.from_seed(seed), weights_hash(clean.module).encode()
+        secret, settings = Secret.from_seed(seed), {"mask_probability": 0.35, "n_queries": 32}
+        context = stream_context(weights_hash(clean.module), clean.preprocess.to_json(), settings)
         trigger = draw_trigger(secret, context, clean, 0.35)
         sk = draw_sk(secret, context, 8)
         if not drawn:
@@ -567,7 +554,7 @@ class TestFittedToAnInnocent:
             trigger=trigger.requires_grad_(False),
             sk=sk,
             preprocess=clean.preprocess.to_json(),
-            settings={"mask_probability": 0.35},
+            settings=settings,
             clean_hash=weights_hash(clean.module),
             watermarked_hash="ab" * 32,
             n=32,

@@ -1,10 +1,9 @@
-"""The input statistics of both versions, against loops over every pixel; keys and heads of the first version."""
+"""The input statistics against loops over every pixel, and that keys and heads have the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +27,10 @@ from sslguard.suspects import open_suspect
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification.verdict import verify
 
-VERSIONS = (1, 2)
-SIDES = {1: 48, 2: 24}
-# Of 1 and 3 channels; the last two are averaged down by both versions, the first by neither.
+# Of 1 and 3 channels; the last three are averaged down, the first is not.
 SHAPES = ((1, 23, 40), (3, 47, 30), (1, 48, 50), (3, 75, 97), (1, 144, 100))
-KEY_1 = Protocol(n_queries=150, statistics_version=1)
-KEY_2 = Protocol(n_queries=150)
-# Of `Protocol().digest().hex()` before there were two versions.
-DIGEST = "559d0f0bb4acc82023a59b20048750dfac195a32985525065bac302f94a98b15"
+PROTOCOL = Protocol(n_queries=150)
+DIGEST = "d7055529d90c118d6ddefe9d8b95b15cf17f691d32588447e9a92107c9893e6d"
 
 
 def constants(name: str, *shape: int) -> np.ndarray:
@@ -56,9 +51,9 @@ def convolved(maps: np.ndarray, filters: np.ndarray, padding: int) -> np.ndarray
     return np.maximum(np.array(found).transpose(2, 0, 1), 0)
 
 
-def by_loops(image: np.ndarray, version: int) -> np.ndarray:
+def by_loops(image: np.ndarray) -> np.ndarray:
     grey = image.mean(0)
-    ratio = max(1, min(grey.shape) // SIDES[version])
+    ratio = max(1, min(grey.shape) // 24)
     small = np.array(
         [
             [
@@ -75,7 +70,7 @@ def by_loops(image: np.ndarray, version: int) -> np.ndarray:
 
 
 def large(count: int, seed: int = 0) -> ArrayData:
-    """Images of 48 pixels, which the second version averages down."""
+    """Images of 48 pixels, which are averaged down."""
     rng = np.random.default_rng(seed)
     return ArrayData(f"noise-{seed}-{count}", rng.integers(0, 256, (count, 1, 48, 48), dtype=np.uint8), None)
 
@@ -89,91 +84,63 @@ def z_of(key: Key, suspect: Encoder) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("version", VERSIONS)
-def test_statistics_of_an_image(shape: tuple[int, int, int], version: int) -> None:
+def test_statistics_of_an_image(shape: tuple[int, int, int]) -> None:
     image = np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
-    found = InputStatistics(version)(torch.from_numpy(image)[None])[0].numpy()
-    np.testing.assert_allclose(found, by_loops(image.astype(float), version), atol=1e-5)
+    found = InputStatistics()(torch.from_numpy(image)[None])[0].numpy()
+    np.testing.assert_allclose(found, by_loops(image.astype(float)), atol=1e-5)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_an_image_does_not_depend_on_the_rest_of_its_batch(version: int) -> None:
+def test_an_image_does_not_depend_on_the_rest_of_its_batch() -> None:
     images = torch.rand(300, 3, 50, 49, generator=torch.Generator().manual_seed(0))
-    statistics, places = InputStatistics(version), [0, 31, 32, 255, 256, 299]
+    statistics, places = InputStatistics(), [0, 31, 32, 255, 256, 299]
     together = statistics(images.contiguous(memory_format=torch.channels_last))
     alone = torch.cat([statistics(images[i : i + 1]) for i in places])
     torch.testing.assert_close(together[places], alone, atol=1e-5, rtol=0)
 
 
-def test_versions_differ_in_images_that_the_second_averages_down_alone() -> None:
-    one, two = InputStatistics(1), InputStatistics(2)
-    words = torch.stack((torch.arange(12).reshape(2, 6), torch.ones(2, 6, dtype=torch.int64)), 1)
-    for same in (torch.rand(2, 1, 47, 47), words):
-        torch.testing.assert_close(one(same), two(same), atol=1e-5, rtol=0)
-    assert (one(torch.rand(2, 1, 48, 48)) - two(torch.rand(2, 1, 48, 48))).abs().max() > 0.01
+class TestProtocol:
+    def test_is_written_whole(self) -> None:
+        written = json.loads(json.dumps(Protocol().to_json()))
+        assert Protocol.from_json(written) == Protocol()
+        assert Protocol().digest().hex() == DIGEST
 
+    @pytest.mark.parametrize("rule", ["binding", "queries", "statistics_version", "witnesses"])
+    @pytest.mark.parametrize("value", [True, 2.0, "2", 0, 1, 3, None, "linear-3"])
+    def test_other_rules_are_refused(self, rule: str, value: object) -> None:
+        with pytest.raises(UsageError, match=f"keys of protocols whose {rule} is"):
+            Protocol.from_json({**Protocol().to_json(), rule: value})
+        with pytest.raises(UsageError, match=f"keys of protocols whose {rule} is"):
+            Protocol.from_json({name: there for name, there in Protocol().to_json().items() if name != rule})
 
-class TestVersions:
-    def test_no_other(self) -> None:
-        for version in (0, 3):
-            with pytest.raises(UsageError, match="versions 1 and 2"):
-                Protocol(statistics_version=version)
-            with pytest.raises(UsageError, match="versions 1 and 2"):
-                InputStatistics(version)
-
-    def test_a_protocol_of_the_first_is_written_as_before_there_were_two(self) -> None:
-        old, new = Protocol(witnesses="linear-3", statistics_version=1, binding=1), Protocol()
-        assert new.statistics_version == 2
-        assert not {"statistics_version", "binding"} & old.to_json().keys()
-        assert old.digest().hex() == DIGEST
-        assert new.digest() != old.digest()
-        for protocol in (old, new):
-            assert Protocol.from_json(json.loads(json.dumps(protocol.to_json()))) == protocol
-        assert Protocol.from_json(asdict(old)) == old
-
-    @pytest.mark.parametrize("version", [True, 2.0, "2", 0, 3, None])
-    def test_hostile_descriptions(self, version: object) -> None:
-        with pytest.raises((UsageError, TypeError)):
-            Protocol.from_json({**Protocol().to_json(), "statistics_version": version})
-        with pytest.raises((UsageError, TypeError)):
-            Protocol.from_json({**Protocol().to_json(), "binding": version})
-        head = {"components": 4, "features": 8, "statistics": 5, "version": version}
+    @pytest.mark.parametrize("more", [{"version": 1}, {"version": 2}, {"statistics": True}, {"features": 0}])
+    def test_hostile_descriptions_of_heads(self, more: dict[str, object]) -> None:
+        head = {"components": 4, "features": 8, "statistics": 5, **more}
         with pytest.raises(UsageError, match="not the description of a head"):
             build({"backbone": "resnet-narrow", "channels": 1, "head": head}, seed=0)
 
 
-@pytest.mark.parametrize("protocol", [KEY_1, KEY_2], ids=["first", "second"])
 class TestKeys:
-    def test_key_and_head_have_the_same_statistics(self, protocol: Protocol, tmp_path: Path) -> None:
-        made = Exact(protocol, mode="head").watermark(encoder_of_48(), large(400), secret=Secret.from_seed(1))
+    def test_key_and_head_have_the_same_statistics(self, tmp_path: Path) -> None:
+        made = Exact(PROTOCOL, mode="head").watermark(encoder_of_48(), large(400), secret=Secret.from_seed(1))
         save_encoder(made.encoder, tmp_path / "encoder")
         save_key(made.key, tmp_path / "key")
         key, encoder = load_key(tmp_path / "key"), load_folder(tmp_path / "encoder")
         assert isinstance(key, ExactKey)
-        assert key.protocol == protocol
-        head = encoder.architecture["head"]
-        assert head.get("version", 1) == protocol.statistics_version
+        assert key.protocol == PROTOCOL
         f = embed_all(key.clean, large(50, 2)).astype(float)
         length = np.linalg.norm(f, axis=1, keepdims=True)
-        psi = all_statistics(key.clean, large(50, 2), version=protocol.statistics_version)
+        psi = all_statistics(key.clean, large(50, 2))
         mark = key.bank.features(f / length, psi) @ key.directions() @ key.bank.geometry.spread
         expected = f + length * 0.2 / np.sqrt(18) * mark
         for marked in (encoder, with_head(key.clean, key)):
             np.testing.assert_allclose(embed_all(marked, large(50, 2)), expected, rtol=1e-3, atol=1e-4)
         assert z_of(key, encoder) > 15
 
-    def test_exports(self, protocol: Protocol, tmp_path: Path) -> None:
+    def test_exports(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
-        made = Exact(protocol, mode="head").watermark(encoder_of_48(), large(100), secret=Secret.from_seed(1))
+        made = Exact(PROTOCOL, mode="head").watermark(encoder_of_48(), large(100), secret=Secret.from_seed(1))
         export_onnx(made.encoder, tmp_path / "m.onnx")
         exported = open_suspect(f"onnx:{tmp_path / 'm.onnx'}")
         for count in (1, 7):
             asked = large(count, 2).take(range(count))
             np.testing.assert_allclose(exported.embed(asked), made.encoder.embed(asked), rtol=1e-3, atol=1e-4)
-
-    def test_statistics_of_the_other_version_show_less(self, protocol: Protocol) -> None:
-        made = Exact(protocol, mode="head").watermark(encoder_of_48(), large(400), secret=Secret.from_seed(1))
-        other = 3 - protocol.statistics_version
-        swapped = made.encoder.clone()
-        swapped.module.statistics = InputStatistics(other)
-        assert z_of(made.key, swapped) < 0.8 * z_of(made.key, made.encoder)

@@ -169,7 +169,7 @@ def _keys(root: Path, identity: Any) -> Iterator[Target]:
         is_key_folder(folder)
         open_key(folder)
 
-    for name, folder in (("key of version 1", GOLDEN / "key-1"), ("key with a carrier", root / "carrier")):
+    for name, folder in (("golden key", GOLDEN / "key-clear"), ("key with a carrier", root / "carrier")):
         if not folder.exists():
             save_key(_cured_key(), folder, owner=owner)
         yield Target(name, folder, ("key.json", "tensors.safetensors"), clear)
@@ -249,7 +249,7 @@ def _deciding(value: Any) -> Any:
 
 def _encoders(root: Path, encoder: Any) -> Iterator[Target]:
     save_encoder(encoder, root / "encoder", half=True)
-    words = open_key(GOLDEN / "key-2-exact").key
+    words = open_key(GOLDEN / "key-exact").key
     assert isinstance(words, ExactKey)
     save_encoder(words.clean, root / "words")
     files = ("encoder.json", "weights.safetensors")
@@ -339,7 +339,7 @@ def _small_key() -> SSLGuardKey:
         trigger=Trigger((torch.arange(16).view(shape) % 2).float(), torch.full(shape, 0.7)),
         sk=torch.tensor((1.0, 0.0)),
         preprocess={"kind": "image", "height": 4, "width": 4, "channels": 1, "mean": [0.5], "std": [0.5], "crop": None},
-        settings={},
+        settings={"n_queries": 4},
         clean_hash="c" * 64,
         watermarked_hash="a" * 64,
         n=4,

@@ -129,7 +129,7 @@ HOSTILE = {
     "a list": (write("key.json", b"[]"), "not a key of this program"),
     "oversized description": (write("key.json", b" " * (MAX_JSON_BYTES + 1)), "larger than"),
     "another format": (edit_json(lambda d: d.update(format="other")), "not a key of this program"),
-    "another version": (edit_json(lambda d: d.update(version=3)), "version 3; this program reads 1 to 2"),
+    "another version": (edit_json(lambda d: d.update(version=2)), "version 2; this program reads version 1"),
     "a version that is true": (edit_json(lambda d: d.update(version=True)), "version True"),
     "another protection": (edit_json(lambda d: d.update(protection="rot13")), "protection is none or age"),
     "no owner": (edit_json(lambda d: d.pop("owner")), "lacks a salt or a signing key"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import inspect
-import itertools
 import math
 
 import numpy as np
@@ -432,10 +431,6 @@ def test_family_depends_on_the_width_alone() -> None:
     assert family(24, 24) == NAMES
     rest = ("aligned", "leading", "shifted", "procrustes", "mapped", "predicted", "whitened")
     assert family(24, 8) == family(24, 30) == rest
-    assert family(24, 24, of="linear-3") == tuple(n for n in NAMES if n not in ("own_whitened", "leading"))
-    assert family(24, 8, of="linear-3") == tuple(name for name in rest if name != "leading")
-    with pytest.raises(UsageError, match="must be one of linear-3, linear-4, not 'linear-5'"):
-        family(24, 24, of="linear-5")
     for sizes in ((0, 3), (3, 0), (3, 2.5)):
         with pytest.raises(UsageError, match="must be"):
             family(*sizes)  # type: ignore[arg-type]
@@ -492,10 +487,10 @@ def test_spreads_that_are_refused(name: str, spread: object, complaint: str, pla
 
 
 def test_all_at_once_is_each_alone_to_the_bit(plain: Bed) -> None:
-    for suspect, of in itertools.product(("noisy", "PCA 8"), module.FAMILIES):
+    for suspect in ("noisy", "PCA 8"):
         moments = moments_of(plain, DERIVED[suspect](plain))
-        found = module.witnesses(moments, plain.spread, of=of)
-        assert tuple(found) == family(24, moments.width, of=of)
+        found = module.witnesses(moments, plain.spread)
+        assert tuple(found) == family(24, moments.width)
         for name, (v, basis) in found.items():
             assert np.array_equal(v, WITNESSES[name](moments, plain.spread))
             alone = fit_range(name, moments, plain.spread)

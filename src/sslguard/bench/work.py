@@ -212,8 +212,7 @@ class Work:
             return self.protected(mark).key
         secret = Secret.from_seed(seed_of("innocent", innocent))
         assert isinstance(entrant.scheme, Exact)
-        version = entrant.scheme.protocol.statistics_version
-        clean, answers, statistics = _owned(args["clean"], args["data"], verify, version)
+        clean, answers, statistics = _owned(args["clean"], args["data"], verify)
         # Made without training: its test is that of any key of the scheme.
         return entrant.scheme.draw_key(clean, secret, answers, statistics)
 
@@ -314,13 +313,11 @@ def _without(encoder: Encoder, field_name: str) -> Encoder:
 
 
 @lru_cache(maxsize=2)
-def _owned(
-    clean: str, data: str, verify: str, version: int
-) -> tuple[Known, NDArray[np.floating], NDArray[np.floating]]:
+def _owned(clean: str, data: str, verify: str) -> tuple[Known, NDArray[np.floating], NDArray[np.floating]]:
     """A clean encoder that knows `verify`; its answers to the first of the owner's items, and their statistics."""
     encoder, items = load_encoder(clean), opened(data)
     first = items.slice(0, min(len(items), INNOCENT_ITEMS))
-    return Known.of(encoder, opened(verify)), embed_all(encoder, first), all_statistics(encoder, first, version=version)
+    return Known.of(encoder, opened(verify)), embed_all(encoder, first), all_statistics(encoder, first)
 
 
 @lru_cache(maxsize=2)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sslguard.claims.bundle import Bundle, check_answers, read_bundle
 from sslguard.claims.claim import Recorded, versions
-from sslguard.claims.derivation import ground_apart, undue_freedom
+from sslguard.claims.derivation import undue_freedom
 from sslguard.claims.outcome import DATED_TRIES, UNDATED_TRIES, Audit, Check, Status, Terms, charged_bits
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import claimed_time, verified_time
@@ -60,7 +60,7 @@ def audit(
     log.identity()
     dated = log.date()
     log.openings()
-    key = log.key(clean, dated=dated)
+    key = log.key(clean)
     verdict, n_tries = None, terms.n_claims * len(bundle.commitment.keys)
     n_tries <<= log.tried(dated)
     if key is not None:
@@ -163,7 +163,7 @@ class _Log:
             words = f"The suspect could be asked on {_day(dated)}, before the key was opened or lost on {_day(opened)}."
             self.add(name, "passed", words)
 
-    def key(self, clean: Encoder | None, *, dated: bool) -> Key | None:
+    def key(self, clean: Encoder | None) -> Key | None:
         """The opened key with the examiner's F, once it follows from its secret and that F."""
         opened = self.bundle.opened
         if clean is None:
@@ -182,12 +182,6 @@ class _Log:
             return None
         if freedom is not None:
             self.add("derivation", "failed", f"The key was not drawn as a key is: {freedom}.")
-            return None
-        if ground_apart(key) and not dated:
-            words = (
-                "Sub-keys of older keys can be drawn again one by one. Without a date before the suspect's, open one."
-            )
-            self.add("derivation", "not checkable", words)
             return None
         words = "What a key draws from its secret is what this secret gives with this F."
         if key.null == "controls":

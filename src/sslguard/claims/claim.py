@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sslguard.claims.bundle import FORMAT, VERSION, fill_bundle, npy, text
-from sslguard.claims.commitment import OpenedKey, key_salt, owner_of, parse_commitment, timestamp_file
+from sslguard.claims.commitment import OpenedKey, key_salt, parse_commitment, timestamp_file
 from sslguard.claims.documents import MAX_DOCUMENT, read_file, sign_document
 from sslguard.claims.openings import check_recordable, opened_at, record_opening
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
@@ -88,7 +88,7 @@ def claim(
         RefusedError: the controls cannot support alpha. Nothing is asked then.
         OutputError: the bundle cannot be written.
     """
-    owner, key = owner_of(stored), stored.key
+    owner, key = stored.owner, stored.key
     committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))
     n_claims *= len(committed.keys)
     check_null(count_controls(controls), alpha, n_claims, null=key.null)

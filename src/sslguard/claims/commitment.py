@@ -41,7 +41,7 @@ from sslguard.claims.documents import (
 )
 from sslguard.claims.timestamps import MAX_TOKEN, claimed_time, request_token, verified_time
 from sslguard.encoders.base import Encoder
-from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
+from sslguard.errors import ClaimError, OutputError, UsageError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import ExactKey
@@ -134,12 +134,8 @@ class Commitment:
 
 
 def commit(stored: StoredKey) -> Commitment:
-    """The commitment of an owner to a key and its sub-keys.
-
-    Raises:
-        KeyFileError: the key's folder is of version 1, which has no owner.
-    """
-    owner, key = owner_of(stored), stored.key
+    """Return the commitment of an owner to a key and its sub-keys."""
+    owner, key = stored.owner, stored.key
     keys = [key, *(key.split() if isinstance(key, ExactKey) else [])]
     digests = [OpenedKey.of(one).digest(key_salt(owner, number)) for number, one in enumerate(keys)]
     document = sign_document(owner, {"format": FORMAT, "version": VERSION, "keys": digests})
@@ -208,13 +204,6 @@ def timestamp_file(commitment: Path) -> Path:
 def key_salt(owner: Owner, number: int = 0) -> bytes:
     """The salt of the sub-key of this number, of the whole key at 0, from the owner's: one says nothing of others."""
     return hmac.new(owner.salt, f"sslguard commitment, key {number}".encode(), hashlib.sha256).digest()
-
-
-def owner_of(stored: StoredKey) -> Owner:
-    """Raises KeyFileError where the folder has none."""
-    if stored.owner is None:
-        raise KeyFileError("a key of version 1 has no owner who could commit: write it again with sslguard protect")
-    return stored.owner
 
 
 def parse_commitment(content: bytes, what: str) -> Commitment:

@@ -3,8 +3,7 @@
 Of the exact scheme: frequencies and phases of the features, and the directions, which a key never stores; of a key with
 sub-keys, of each of them, and that a master secret gives theirs only where the whole key was opened. μ, P, M and
 the features' fit come from the claimant's marking data; the directions, of every sub-key, are bound to all of them, so
-that they cannot be fitted to anything, only drawn again as a whole. Sub-keys of protocols whose binding is 1 could be
-drawn again one by one: see `ground_apart`.
+that they cannot be fitted to anything, only drawn again as a whole.
 
 Of the scheme sslguard: mask, secret vector and the directions of the carrier. Trigger and decoder are trained; the
 commitment binds them, and its date alone says that they were not fitted to a suspect.
@@ -34,12 +33,6 @@ def undue_freedom(key: Key, clean: Encoder) -> str | None:
     if isinstance(key, SSLGuardKey):
         return _of_sslguard(key, clean)
     return f"nothing is known of how keys of {type(key).__name__} follow from a secret"
-
-
-def ground_apart(key: Key) -> bool:
-    """Whether the sub-keys of a whole key could have been drawn again one by one, each until it fits: 2^64 tries of s
-    of them are then worth 64·s bits, and only a date before the suspect's speaks against it."""
-    return isinstance(key, ExactKey) and key.sub_keys > 1 and key.protocol.binding == 1
 
 
 def _of_exact(key: ExactKey, clean: Encoder) -> str | None:

@@ -112,7 +112,6 @@ def fitted_key(
         clean_hash=weights_hash(clean.module),
         watermarked_hash=weights_hash(target.module),
         n=scheme.n_queries,
-        bound_to="protocol",
     )
 
 

@@ -30,8 +30,7 @@ def check_replaceable(out: Path, key: Path) -> None:
         if not (path.exists() or path.is_symlink()):
             continue
         try:
-            owner = open_key(key).owner
-            ours = owner is not None and not path.is_symlink() and owner_in(path) == owner.public
+            ours = not path.is_symlink() and owner_in(path) == open_key(key).owner.public
         except SslguardError:
             ours = False
         if not ours:

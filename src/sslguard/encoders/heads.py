@@ -71,15 +71,11 @@ class FourierHead(nn.Module):
 
 
 class Headed(nn.Module):
-    """An encoder's network with a head on its output.
+    """An encoder's network with a head on its output."""
 
-    Args:
-        version: of the input statistics that the head reads.
-    """
-
-    def __init__(self, encoder: nn.Module, head: nn.Module, version: int) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.encoder, self.head, self.statistics = encoder, head, InputStatistics(version)
+        self.encoder, self.head, self.statistics = encoder, head, InputStatistics()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(x), self.statistics(x))

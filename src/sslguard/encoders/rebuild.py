@@ -20,7 +20,7 @@ from torch import nn
 from sslguard.encoders import architectures, libraries, transformer, words
 from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
-from sslguard.encoders.statistics import N_STATISTICS, STATISTICS_VERSION
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import UsageError
 
@@ -73,19 +73,15 @@ def _headed(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]
     """Return the network of the description without its head, with a `FourierHead` that changes nothing yet."""
     encoder, width = build({name: value for name, value in architecture.items() if name != "head"}, seed=seed)
     sizes = architecture["head"]
-    # Heads of before there were two versions of the statistics do not name it.
-    version = sizes.get("version", 1) if isinstance(sizes, dict) else 1
     if (
         not isinstance(sizes, dict)
-        or sizes.keys() - {"version"} != {"components", "features", "statistics"}
-        or not _whole(version, STATISTICS_VERSION)
+        or sizes.keys() != {"components", "features", "statistics"}
         or not _whole(sizes["components"], width)
         or not _whole(sizes["features"], 65536)
         or not (sizes["statistics"] == 0 or _whole(sizes["statistics"], N_STATISTICS))
     ):
         raise UsageError(f"not the description of a head: {sizes!r:.200}")
-    sizes = {name: value for name, value in sizes.items() if name != "version"}
-    return Headed(encoder, FourierHead(width, **sizes), version), width
+    return Headed(encoder, FourierHead(width, **sizes)), width
 
 
 def _whole(value: object, most: int) -> bool:

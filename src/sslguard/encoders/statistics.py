@@ -1,8 +1,7 @@
 """Simple statistics of an encoder's input: what any network learns first, and embeddings do not tell linearly.
 
 Fixed and public: two layers of constant random filters, or one constant random vector a word, averaged over the input.
-Their use is in the exact scheme, whose mark must be learned by whoever copies the encoder. Of two versions
-the second averages images down farther before, and takes a quarter of the first's time.
+Their use is in the exact scheme, whose mark must be learned by whoever copies the encoder.
 """
 
 from __future__ import annotations
@@ -16,44 +15,32 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from sslguard.encoders.words import pooled
-from sslguard.errors import UsageError
 
 N_STATISTICS = 96
-STATISTICS_VERSION = 2
-_SIDES = {1: 48, 2: 24}  # pixels by version; images are averaged down to one to two times that
+_SIDE = 24  # pixels; images are averaged down to one to two times that
 _FIRST, _SECOND = 32, 64  # filters
-_TOGETHER = {1: 32, 2: 256}  # images whose filtered maps fit a processor's cache: a third of the time, in version 1
+_TOGETHER = 256  # images whose filtered maps fit a processor's cache
 _ROWS = 4096  # vectors of words, which share them
 
 
 class InputStatistics(nn.Module):
     """Normalised images (n, C, H, W), or ids and mask of texts (n, 2, L) → float32 (n, 96).
 
-    Images: the mean over channels, averaged down to some 24 × 24 pixels (48 × 48 in version 1), through 32 filters of
-    5 × 5 without a mean and 64 of 3 × 3, both at stride 2 and with a ReLU behind; both layers are averaged over the
-    image. Texts: the mean of their words' vectors.
-
-    Args:
-        version: 1 or 2; of texts both are the same.
-
-    Raises:
-        UsageError: another version.
+    Images: the mean over channels, averaged down to some 24 × 24 pixels, through 32 filters of 5 × 5 without a mean
+    and 64 of 3 × 3, both at stride 2 and with a ReLU behind; both layers are averaged over the image. Texts: the mean
+    of their words' vectors.
     """
 
     first: Tensor
     second: Tensor
     words: Tensor
 
-    def __init__(self, version: int = STATISTICS_VERSION) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        check_version(version)
-        self.version = version
         first, second = _constants("first", (_FIRST, 1, 5, 5)), _constants("second", (_SECOND, _FIRST, 3, 3))
-        first, second = first - first.mean((2, 3), keepdim=True), second / _FIRST**0.5
-        if version > 1:  # faster by a sixth, and not the first version's numbers to the bit
-            first, second = _channels_last(first), _channels_last(second)
-        self.register_buffer("first", first, persistent=False)
-        self.register_buffer("second", second, persistent=False)
+        # Channels last is faster by a sixth.
+        self.register_buffer("first", _channels_last(first - first.mean((2, 3), keepdim=True)), persistent=False)
+        self.register_buffer("second", _channels_last(second / _FIRST**0.5), persistent=False)
         self.register_buffer("words", _constants("words", (_ROWS, N_STATISTICS)), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -63,7 +50,7 @@ class InputStatistics(nn.Module):
             return pooled(self.words[(ids * 2654435761 % (1 << 32)) >> 20], mask, "mean")
         if torch.onnx.is_in_onnx_export():  # a file takes any number of images
             return self._of_images(inputs)
-        return torch.cat([self._of_images(part) for part in inputs.split(_TOGETHER[self.version])])
+        return torch.cat([self._of_images(part) for part in inputs.split(_TOGETHER)])
 
     def _of_images(self, images: Tensor) -> Tensor:
         x = self._averaged(images.float())
@@ -74,24 +61,13 @@ class InputStatistics(nn.Module):
 
     def _averaged(self, images: Tensor) -> Tensor:
         """Over channels and small squares: (n, 1, h, w)."""
-        ratio = min(images.shape[2:]) // _SIDES[self.version]
-        if self.version == 1:  # keys of that version give the same numbers to the bit
-            grey = images.mean(1, keepdim=True)
-            return nnf.avg_pool2d(grey, ratio) if ratio > 1 else grey
+        ratio = min(images.shape[2:]) // _SIDE
         # Squares first, which leaves few pixels whose channels have a mean; sums of slices are faster than pooling.
         if ratio > 1:
             height, width = (side // ratio * ratio for side in images.shape[2:])
             rows = reduce(torch.add, (images[:, :, i:height:ratio] for i in range(ratio)))
             images = reduce(torch.add, (rows[..., i:width:ratio] for i in range(ratio))) / ratio**2
         return images.mean(1, keepdim=True) if images.shape[1] > 1 else images
-
-
-def check_version(version: int) -> None:
-    """Raises UsageError for one of the statistics that this program does not know."""
-    if version not in _SIDES:
-        raise UsageError(
-            f"this program knows versions 1 and {STATISTICS_VERSION} of the input statistics, not {version}"
-        )
 
 
 def _constants(name: str, shape: tuple[int, ...]) -> Tensor:

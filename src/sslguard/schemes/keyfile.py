@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 FORMAT = "sslguard-key"
-VERSION = 2
-VERSIONS = (1, 2)
+VERSION = 1
 HEADER, TENSORS = "key.json", "tensors.safetensors"
 SEALED_BODY, SEALED_TENSORS = "secret.json.age", "tensors.safetensors.age"
 SCORES, OPENINGS = "controls.json", "openings.json"
@@ -102,14 +101,13 @@ class StoredKey:
     """What a key's folder holds.
 
     Attributes:
-        owner: None in a folder of version 1.
         sealed: whether the folder is encrypted.
         number: of the sub-key that `key` is, from 1; 0 for the whole key.
         folder: where it lies; None for what was never there.
     """
 
     key: Key
-    owner: Owner | None
+    owner: Owner
     sealed: bool
     number: int = 0
     folder: Path | None = None
@@ -140,7 +138,7 @@ def save_key(key: Key, folder: Path, *, seal: Seal | None = None, owner: Owner |
 
 
 def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
-    """Write a key of any version again where it stands, sealed or not; owner, stored scores and openings stay.
+    """Write a key again where it stands, sealed or not; owner, stored scores and openings stay.
 
     Raises:
         KeyFileError: it cannot be opened.
@@ -149,9 +147,8 @@ def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
     stored = open_key(folder)
     beside = [folder / name for name in (SCORES, OPENINGS)]
     kept = {path.name: path.read_bytes() for path in beside if path.is_file() and not path.is_symlink()}
-    owner = stored.owner or Owner.generate()
-    _write(stored.key, folder, seal, owner, kept)
-    return replace(stored, owner=owner, sealed=seal is not None)
+    _write(stored.key, folder, seal, stored.owner, kept)
+    return replace(stored, sealed=seal is not None)
 
 
 def load_key(folder: Path) -> Key:
@@ -175,8 +172,8 @@ def open_key(folder: Path) -> StoredKey:
     fields = body.get("fields")
     if not isinstance(fields, dict):
         raise KeyFileError(f"{folder}/{HEADER} has no fields")
-    owner = None if header["version"] == 1 else Owner.from_json(body.get("owner"))
-    if owner is not None and (header.get("id"), header.get("scheme")) != (owner.public, kind.scheme):
+    owner = Owner.from_json(body.get("owner"))
+    if (header.get("id"), header.get("scheme")) != (owner.public, kind.scheme):
         raise KeyFileError(f"{folder}/{HEADER} is damaged: its id and its scheme are not those of the key")
     content = _sealed_tensors(folder, body) if sealed else _read(folder / TENSORS, MAX_TENSOR_BYTES)
     key = kind.from_parts(fields, parse_tensors(content, str(folder)))
@@ -203,7 +200,7 @@ def tensor_bytes(tensor: Tensor) -> bytes:
 
 
 def is_key_folder(folder: Path) -> bool:
-    """Whether `folder` holds a key of any version, sealed or not. It is not opened."""
+    """Whether `folder` holds a key of this version, sealed or not. It is not opened."""
     try:
         return read_header(folder)["format"] == FORMAT
     except KeyFileError:
@@ -233,9 +230,9 @@ def read_header(folder: Path) -> dict[str, Any]:
         raise KeyFileError(f"{folder} is not a key of this program")
     version = description.get("version")
     # True == 1.
-    if isinstance(version, bool) or version not in VERSIONS:
-        raise KeyFileError(f"{folder} is a key of version {version!r:.40}; this program reads 1 to {VERSION}")
-    if version == VERSION and description.get("protection") not in ("none", "age"):
+    if isinstance(version, bool) or version != VERSION:
+        raise KeyFileError(f"{folder} is a key of version {version!r:.40}; this program reads version {VERSION}")
+    if description.get("protection") not in ("none", "age"):
         raise KeyFileError(f"{path} is damaged: a key's protection is none or age")
     return description
 

@@ -30,5 +30,4 @@ def with_head(encoder: Encoder, key: Key) -> Encoder:
             f"{encoder.source:.200} is not the clean encoder of this key, which is {key.clean.source:.200}: its "
             "weights or its preprocessing differ, and the mark would not be the key's"
         )
-    protocol = key.protocol
-    return headed(encoder, key.bank, key.directions(), protocol.epsilon, version=protocol.statistics_version)
+    return headed(encoder, key.bank, key.directions(), key.protocol.epsilon)

@@ -13,7 +13,7 @@ M, M⁻     spread of the mark, (d, d); (M + 0.3·mean(diag M)·I)⁻¹, so that
 
 The mark is h + ε·K^(-1/2)·Σ_k φ_k·M u_k, so φ̃ᵀh* M⁻ is near U, and φ̃ᵀh = 0. The witnesses differ in how they bring g
 back to h's space, and in what of it they take for the suspect's own. None wins everywhere: `family` is what is asked of
-a suspect of m columns, fixed before its answers. A protocol names its family, so that keys of an older one keep theirs.
+a suspect of m columns, fixed before its answers.
 """
 
 from __future__ import annotations
@@ -310,17 +310,9 @@ WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyTyp
     }
 )
 _OWN = ("own_space", "difference", "own_whitened")
-FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "linear-3": tuple(name for name in WITNESSES if name not in ("own_whitened", "leading")),
-        "linear-4": tuple(WITNESSES),
-    }
-)
-"""Members of each family that a protocol can name, the newest last."""
-NEWEST = "linear-4"
 
 
-def family(dim: int, width: int, *, of: str = NEWEST) -> tuple[str, ...]:
+def family(dim: int, width: int) -> tuple[str, ...]:
     """Names in `WITNESSES` of what is asked of a suspect: all that applies, and all that Bonferroni charges for.
 
     Parameters
@@ -329,8 +321,6 @@ def family(dim: int, width: int, *, of: str = NEWEST) -> tuple[str, ...]:
         d, columns of the clean embedding.
     width : int
         m, columns of the suspect's answers: known before the first query that counts.
-    of : str
-        A name in `FAMILIES`.
 
     Returns
     -------
@@ -340,20 +330,18 @@ def family(dim: int, width: int, *, of: str = NEWEST) -> tuple[str, ...]:
     Raises
     ------
     UsageError
-        A size is not a whole number of at least 1, or there is no family of this name.
+        A size is not a whole number of at least 1.
 
     Examples
     --------
     >>> from sslguard.stats.witness import family
-    >>> len(family(64, 64)), len(family(64, 64, of="linear-3"))
-    (10, 8)
+    >>> len(family(64, 64))
+    10
     >>> family(64, 10)
     ('aligned', 'leading', 'shifted', 'procrustes', 'mapped', 'predicted', 'whitened')
     """
-    if of not in FAMILIES:
-        raise UsageError(f"a family of witnesses must be one of {', '.join(FAMILIES)}, not {of!r}")
     same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
-    return tuple(name for name in FAMILIES[of] if same or name not in _OWN)
+    return tuple(name for name in WITNESSES if same or name not in _OWN)
 
 
 def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
@@ -385,15 +373,13 @@ def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
     return _found(name, moments, spread)[1]
 
 
-def witnesses(moments: Moments, spread: ArrayLike, *, of: str = NEWEST) -> dict[str, tuple[Array, Array | None]]:
+def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Array | None]]:
     """Every witness of the suspect's `family` with its `fit_range`, what they share computed once.
 
     Parameters
     ----------
     moments, spread
         As in `procrustes`.
-    of : str
-        As in `family`.
 
     Returns
     -------
@@ -403,10 +389,10 @@ def witnesses(moments: Moments, spread: ArrayLike, *, of: str = NEWEST) -> dict[
     Raises
     ------
     UsageError
-        As in `procrustes` and `family`.
+        As in `procrustes`.
     """
     shared, checked = Spectra(moments), _Spread(spread, moments.dim)
-    names = family(moments.dim, moments.width, of=of)
+    names = family(moments.dim, moments.width)
     return {name: _with_range(_FACTORS[name](shared, checked)) for name in names}
 
 

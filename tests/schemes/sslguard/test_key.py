@@ -135,15 +135,10 @@ class TestStreams:
         fields, tensors = key.to_parts()
         again = SSLGuardKey.from_parts(json.loads(json.dumps(fields)), tensors)
         assert again.context == key.context != key.clean_hash.encode()
-        older = SSLGuardKey.from_parts({name: f for name, f in fields.items() if name != "bound_to"}, tensors)
-        assert older.context == key.clean_hash.encode()
-        assert "bound_to" not in older.to_parts()[0]
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"bound_to": "nothing"}, "which is not known here"),
-            ({"bound_to": ["protocol"]}, "which is not known here"),
             ({"n": 9}, "not that of the settings"),
             ({"n": float("inf")}, "do not fit together"),
             ({"settings": {"n_queries": 8, "shift": float("inf")}}, "do not fit together"),

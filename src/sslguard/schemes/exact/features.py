@@ -10,24 +10,23 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import EMBED_BATCH, Encoder
-from sslguard.encoders.statistics import STATISTICS_VERSION, InputStatistics
+from sslguard.encoders.statistics import InputStatistics
 
 
-def input_statistics(encoder: Encoder, batch: Batch, *, version: int = STATISTICS_VERSION) -> NDArray[np.float64]:
+def input_statistics(encoder: Encoder, batch: Batch) -> NDArray[np.float64]:
     """Return the statistics of a batch as the encoder's network sees it: float64 (n, 96)."""
     with torch.inference_mode():
         inputs = encoder.preprocess.normalise(encoder.preprocess.prepare(batch))
-        return _on_cpu(version)(inputs).double().numpy()
+        return _on_cpu()(inputs).double().numpy()
 
 
 @cache
-def _on_cpu(version: int) -> InputStatistics:
+def _on_cpu() -> InputStatistics:
     """One for all batches: its constants are two megabytes of hashes."""
     with torch.inference_mode(False):
-        return InputStatistics(version)
+        return InputStatistics()
 
 
-def all_statistics(encoder: Encoder, data: Data, *, version: int = STATISTICS_VERSION) -> NDArray[np.float64]:
+def all_statistics(encoder: Encoder, data: Data) -> NDArray[np.float64]:
     """Return the statistics of a whole data set: float64 (len(data), 96)."""
-    parts = [input_statistics(encoder, batch, version=version) for batch in data.batches(EMBED_BATCH)]
-    return np.concatenate(parts)
+    return np.concatenate([input_statistics(encoder, batch) for batch in data.batches(EMBED_BATCH)])

@@ -54,8 +54,7 @@ class ExactKey(Key):
         watermarked_hash: SHA-256 of the weights of F*, hex.
         redraw: 0 for the key itself; others name independent directions on the same features, for calibration.
         sub_keys: s, 1 to 16.
-        whole_bank: of an opened sub-key, `Bank.digest` of the whole key's bank, hex; "" of any other key, and of
-            sub-keys of protocols whose binding is 1.
+        whole_bank: of an opened sub-key, `Bank.digest` of the whole key's bank, hex; "" of any other key.
     """
 
     scheme: ClassVar[str] = "exact"
@@ -101,8 +100,6 @@ class ExactKey(Key):
     def _bound_to(self) -> bytes:
         """What the stream of directions is bound to: all that V is made of."""
         own = self.bank.digest()
-        if self.protocol.binding == 1:
-            return self.context + own
         return self.context + own + (bytes.fromhex(self.whole_bank) or own)
 
     def split(self) -> list[ExactKey]:
@@ -122,7 +119,7 @@ class ExactKey(Key):
             raise UsageError(f"there is no sub-key {number}: this key has {has}; watermark --sub-keys makes them")
         secret = sub_secrets(self.secret, self.sub_keys, self.context)[number - 1]
         bank = self.bank.part(number - 1, self.sub_keys)
-        whole = "" if self.protocol.binding == 1 else self.bank.digest().hex()
+        whole = self.bank.digest().hex()
         return replace(self, secret=secret, bank=bank, sub_keys=1, whole_bank=whole, _embedded={})
 
     def queries(self, data: Data) -> Iterator[Batch]:
@@ -177,11 +174,11 @@ class ExactKey(Key):
         return moments
 
     def witnesses(self, moments: Moments) -> dict[str, tuple[Array, Array | None]]:
-        """V (K, d) and the range it is known to lie in, by witness: all of the protocol's family for this width.
+        """V (K, d) and the range it is known to lie in, by witness: all that apply to this width.
 
         A function of features, clean encoder, spread and answers. The directions stand nowhere on its path.
         """
-        return witnesses(moments, self.bank.geometry.spread, of=self.protocol.witnesses)
+        return witnesses(moments, self.bank.geometry.spread)
 
     def test(self, witnesses: Mapping[str, tuple[Array, Array | None]], *, n_queries: int) -> Significance:
         """The best witness's significance, corrected for all that were asked; bits end at the secret's entropy."""
@@ -217,10 +214,10 @@ class ExactKey(Key):
             cuts = range(QUERY_BATCH, len(kept[0]), QUERY_BATCH)
             yield from zip(*(np.split(array, cuts) for array in kept), strict=True)
             return
-        parts, version = [], self.protocol.statistics_version
+        parts = []
         for batch in self.queries(data):
             h = unit_rows(self.clean.embed(batch).astype(np.float64))
-            parts.append((h, input_statistics(self.clean, batch, version=version)))
+            parts.append((h, input_statistics(self.clean, batch)))
             yield parts[-1]
         if self.n_queries * (self.clean.dim + N_STATISTICS) <= KEPT_NUMBERS:
             self._embedded.clear()
@@ -273,9 +270,7 @@ class ExactKey(Key):
             raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
         if not 1 <= key.sub_keys <= MAX_SUB_KEYS:
             raise KeyFileError(f"the key's sub_keys must lie in 1 to {MAX_SUB_KEYS}")
-        if "whole_bank" in fields and (
-            key.sub_keys > 1 or protocol.binding == 1 or not _SHA256.fullmatch(key.whole_bank)
-        ):
+        if "whole_bank" in fields and (key.sub_keys > 1 or not _SHA256.fullmatch(key.whole_bank)):
             raise KeyFileError("the key's whole_bank is no hash, or not of an opened sub-key")
         sizes = (*bank.frequencies.shape, bank.axes.shape[1])
         promised = (protocol.components, key.sub_keys * protocol.n_features, key.sub_keys * protocol.n_statistics)
@@ -309,11 +304,9 @@ def _folds(width: int) -> tuple[Array, NDArray[np.int64]]:
 def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
     """Encoder, preprocessing and protocol: what a secret's streams are bound to before there is a bank."""
     preprocess = json.dumps(clean.preprocess.to_json(), sort_keys=True).encode()
-    context = weights_hash(clean.module).encode() + protocol.digest() + preprocess
-    if protocol.binding == 1:
-        return context
     # One set of weights may be those of several networks.
-    return context + json.dumps(clean.architecture, sort_keys=True).encode()
+    architecture = json.dumps(clean.architecture, sort_keys=True).encode()
+    return weights_hash(clean.module).encode() + protocol.digest() + preprocess + architecture
 
 
 def sub_secrets(secret: Secret, count: int, context: bytes) -> list[Secret]:

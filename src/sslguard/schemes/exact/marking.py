@@ -16,7 +16,6 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.encoders.rebuild import build
-from sslguard.encoders.statistics import STATISTICS_VERSION
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Array, Bank
 from sslguard.training import Task, Update, cosine_schedule, set_learning_rate
@@ -28,13 +27,8 @@ if TYPE_CHECKING:
 _FROM_BANK = ("frequencies", "phases", "offset", "scale", "centre", "axes", "linear")
 
 
-def headed(
-    clean: Encoder, bank: Bank, directions: Array, epsilon: float, *, version: int = STATISTICS_VERSION
-) -> Encoder:
-    """F with the mark as a head: |F|·(h + ε·K^(−1/2)·Σ_k φ_k(h)·M u_k).
-
-    Args:
-        version: of the input statistics that the bank was drawn with.
+def headed(clean: Encoder, bank: Bank, directions: Array, epsilon: float) -> Encoder:
+    """Return F with the mark as a head: |F|·(h + ε·K^(−1/2)·Σ_k φ_k(h)·M u_k).
 
     Raises:
         UsageError: F has a head already.
@@ -43,8 +37,6 @@ def headed(
         raise UsageError("this encoder carries a head already: mark the one below it, or distil the mark")
     k, (q, features) = bank.size, bank.frequencies.shape
     sizes = {"components": q, "features": features, "statistics": bank.axes.shape[1]}
-    if version > 1:
-        sizes["version"] = version
     architecture = {**clean.architecture, "head": sizes}
     module, dim = build(architecture, seed=0)
     assert isinstance(module, Headed)

@@ -28,7 +28,7 @@ from sslguard.schemes.exact.protocol import Protocol
 from sslguard.stats.arguments import finite_matrix
 from sslguard.stats.direction import SECRET_BITS, log2_tail
 from sslguard.stats.moments import unit_rows
-from sslguard.stats.witness import NEWEST, equal_gain, family
+from sslguard.stats.witness import equal_gain, family
 
 MAX_QUERIES = 10_000_000
 
@@ -42,7 +42,6 @@ class Power:
         gain: mean of ⟨U, V⟩ at fidelity 1.
         signal: mean square of V without noise, at fidelity 1.
         noise: mean square of V's noise at one query, where it is as large as the clean embeddings' own spread.
-        witnesses: the family that the claim is corrected for.
     """
 
     dim: int
@@ -50,7 +49,6 @@ class Power:
     gain: float
     signal: float
     noise: float
-    witnesses: str = NEWEST
 
     def cosine(self, n: float, fidelity: float) -> float:
         """c to be expected of n queries to a suspect of this fidelity, in [0, 1]."""
@@ -64,9 +62,9 @@ class Power:
         return min(1.0, fidelity * self.gain / math.sqrt(self.n_features * size)) if size else 0.0
 
     def bits(self, n: float, fidelity: float) -> float:
-        """−log₂ p to be expected, after Bonferroni over the family, at most 256."""
+        """−log₂ p to be expected, after Bonferroni over all witnesses, at most 256."""
         tail = float(log2_tail(self.cosine(n, fidelity), self.n_features * self.dim))
-        found = -tail - math.log2(len(family(self.dim, self.dim, of=self.witnesses)))
+        found = -tail - math.log2(len(family(self.dim, self.dim)))
         return min(max(0.0, found), float(SECRET_BITS))
 
     def n_queries(self, bits: float, fidelity: float) -> int | None:
@@ -108,7 +106,7 @@ def expected_power(
         _of_bank(Bank.draw(Secret.from_seed(seed), rows, psi, protocol, b"power"), h, psi, protocol) for seed in seeds
     ]
     gain, signal, noise = (float(value) for value in np.mean(each, axis=0))
-    return Power(h.shape[1], protocol.n_directions, gain, signal, noise, protocol.witnesses)
+    return Power(h.shape[1], protocol.n_directions, gain, signal, noise)
 
 
 def _of_bank(

@@ -6,14 +6,22 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
-from sslguard.encoders.statistics import N_STATISTICS, STATISTICS_VERSION, check_version
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
-from sslguard.stats.witness import FAMILIES, NEWEST
 
-# Settings that older keys do not have.
-_VERSIONS = ("statistics_version", "binding")
+_FIXED = MappingProxyType(
+    {
+        "binding": 2,
+        "queries": "first n of a secret permutation",
+        "statistics_version": 2,
+        "witnesses": "linear-4",
+    }
+)
+"""Rules of the one protocol, which nobody can set. They stand in each key file and in the hash that every secret stream
+is bound to: a key of other rules is refused, and a change here makes other keys of the same secrets."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +37,6 @@ class Protocol:
         frequency: f, of the functions of h over whitened components.
         epsilon: ε, size of the mark: its root-mean-square length beside |h| = 1, M taken at its mean.
         n_queries: n; a missing answer counts as zero.
-        witnesses: the family that is asked of a suspect, by name; see `stats.witness.family`. Bonferroni charges for
-            every member that applies to the suspect's width. A key keeps the family of its day.
-        queries: the rule by which n items are drawn from what the verifier brings.
-        statistics_version: of the simple statistics. Keys of before there were two have the first.
-        binding: what streams are bound to. 2: to the description of F's network as well, and a sub-key's directions to
-            the features of all sub-keys, so that none can be drawn again by itself. 1: keys of before.
     """
 
     components: int = 6
@@ -44,43 +46,46 @@ class Protocol:
     frequency: float = 1.5
     epsilon: float = 0.2
     n_queries: int = 2000
-    witnesses: str = NEWEST
-    queries: str = "first n of a secret permutation"
-    statistics_version: int = STATISTICS_VERSION
-    binding: int = 2
 
     def __post_init__(self) -> None:
         if min(self.components, self.n_features, self.n_queries) < 1:
             raise UsageError("components, n_features and n_queries must be at least 1")
         if not 0 <= self.n_statistics <= N_STATISTICS:
             raise UsageError(f"n_statistics must lie in 0 to {N_STATISTICS}, not {self.n_statistics}")
-        check_version(self.statistics_version)
-        if self.binding not in (1, 2):
-            raise UsageError(f"binding must be 1 or 2, not {self.binding}")
         for name in ("spread_power", "frequency", "epsilon"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):
                 raise UsageError(f"{name} must be positive and finite (spread_power may be 0), not {value}")
-        if self.witnesses not in FAMILIES or self.queries != "first n of a secret permutation":
-            raise UsageError(f"this version knows no witnesses {self.witnesses!r} with queries {self.queries!r}")
 
     @property
     def n_directions(self) -> int:
-        """K."""
+        """Return K."""
         return self.n_features + self.n_statistics
 
     def digest(self) -> bytes:
-        """SHA-256 of every setting."""
+        """Return SHA-256 of every setting and rule."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True, allow_nan=False).encode()).digest()
 
     def to_json(self) -> dict[str, Any]:
-        """Every setting by name, but for first versions: that is how older keys are written."""
-        return {name: value for name, value in asdict(self).items() if name not in _VERSIONS or value != 1}
+        """Return every setting and every fixed rule, by name."""
+        return {**asdict(self), **_FIXED}
 
     @classmethod
     def from_json(cls, found: Any) -> Self:
-        """The inverse of `to_json`. Raises UsageError or TypeError for anything else."""
-        protocol = cls(**{**dict.fromkeys(_VERSIONS, 1), **found})
+        """Return the protocol that `to_json` described.
+
+        Raises:
+            UsageError: a rule is not this program's, or a setting lies outside its range.
+            TypeError: it is no such description.
+        """
+        if not isinstance(found, dict):
+            raise TypeError("a protocol is described by an object")
+        for name, value in _FIXED.items():
+            there = found.get(name)
+            # 2.0 and True are equal to whole numbers.
+            if type(there) is not type(value) or there != value:
+                raise UsageError(f"this program reads keys of protocols whose {name} is {value!r}, not {there!r:.40}")
+        protocol = cls(**{name: value for name, value in found.items() if name not in _FIXED})
         for name, value in asdict(cls()).items():
             if type(getattr(protocol, name)) is not type(value):
                 raise TypeError(f"{name} must be of type {type(value).__name__}")

@@ -75,11 +75,11 @@ class Exact(Scheme):
     ) -> Watermarked:
         clean = clean.clone()
         clean.module.eval()
-        first, version = data.slice(0, min(len(data), GEOMETRY_ITEMS)), self.protocol.statistics_version
+        first = data.slice(0, min(len(data), GEOMETRY_ITEMS))
         answers = embed_all(clean, first)
-        statistics = all_statistics(clean, first, version=version)
+        statistics = all_statistics(clean, first)
         key = self.draw_key(clean, secret, answers, statistics)
-        encoder = headed(clean, key.bank, key.directions(), self.protocol.epsilon, version=version)
+        encoder = headed(clean, key.bank, key.directions(), self.protocol.epsilon)
         history = History()
         if self.mode == "distilled":
             task = DistilMark(self, clean, encoder, data, answers, statistics)

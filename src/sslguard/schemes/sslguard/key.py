@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,8 +40,6 @@ class SSLGuardKey(Key):
         clean_hash, watermarked_hash: SHA-256 of the weights of F and F*, hex.
         n: how many images of the caller's data a verification asks about.
         carrier: of a key made with the cure; None where G reads answers, as published.
-        bound_to: what its streams are: "protocol" is F and all settings that the test depends on, "encoder" F alone, as
-            in keys that do not say.
     """
 
     scheme: ClassVar[str] = "sslguard"
@@ -56,13 +54,10 @@ class SSLGuardKey(Key):
     watermarked_hash: str
     n: int = 512
     carrier: Carrier | None = None
-    bound_to: Literal["encoder", "protocol"] = "encoder"
 
     @cached_property
     def context(self) -> bytes:
-        """What the secret's streams are bound to."""
-        if self.bound_to == "encoder":
-            return self.clean_hash.encode()
+        """What the secret's streams are bound to: F, and all settings that the test depends on."""
         return stream_context(self.clean_hash, self.preprocess, self.settings)
 
     @property
@@ -159,7 +154,6 @@ class SSLGuardKey(Key):
             "clean_hash": self.clean_hash,
             "watermarked_hash": self.watermarked_hash,
             "n": self.n,
-            **({} if self.bound_to == "encoder" else {"bound_to": self.bound_to}),
         }
         tensors = {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
         tensors |= {f"trigger.{k}": v for k, v in self.trigger.state_dict().items()}
@@ -194,7 +188,6 @@ class SSLGuardKey(Key):
                 watermarked_hash=str(fields["watermarked_hash"]),
                 n=int(fields["n"]),
                 carrier=Carrier.from_tensors(carrier) if carrier else None,
-                bound_to=fields.get("bound_to", "encoder"),
             )
             # Numbers without end have no spelling to hash.
             _ = key.context
@@ -211,9 +204,7 @@ class SSLGuardKey(Key):
             raise KeyFileError("the key's settings and its tensors do not fit: only one of them has a carrier")
         if self.carrier is not None and self.decoder.widths[0] != N_KINDS:
             raise KeyFileError(f"the key's decoder must read {N_KINDS} kinds of evidence, as its carrier gives them")
-        if self.bound_to not in ("encoder", "protocol"):
-            raise KeyFileError(f"the key's streams are bound to {self.bound_to!r:.40}, which is not known here")
-        if self.bound_to == "protocol" and self.settings.get("n_queries") != self.n:
+        if self.settings.get("n_queries") != self.n:
             raise KeyFileError("the key's number of queries is not that of the settings that its streams are bound to")
         if not 1 <= self.n <= MAX_QUERIES:
             raise KeyFileError(f"the key's number of queries, n, must lie in 1 to {MAX_QUERIES:,}")

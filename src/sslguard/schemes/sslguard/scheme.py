@@ -185,6 +185,5 @@ class SSLGuard(Scheme):
             watermarked_hash=weights_hash(encoder.module),
             carrier=task.carrier.to("cpu") if isinstance(task, CuredTask) else None,
             n=self.n_queries,
-            bound_to="protocol",
         )
         return Watermarked(encoder, key, history)
