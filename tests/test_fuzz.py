@@ -13,7 +13,7 @@ from helpers.fuzz_targets import make_targets, mutated
 from sslguard.crypto.sealing import IDENTITY, PASSPHRASE
 
 NAMES = (
-    *("key of version 1", "key with a carrier", "key in the clear", "sealed key", "stored scores"),
+    *("golden key", "key with a carrier", "key in the clear", "sealed key", "stored scores"),
     *("key with sub-keys", "openings", "commitment", "timestamp", "bundle", "claim that is signed again"),
     *("encoder", "encoder of texts", "population", "logged answers", "pictures", "checkpoint", "texts"),
 )

@@ -25,7 +25,7 @@ from sslguard.claims.openings import FORMAT, VERSION
 from sslguard.crypto.sealing import Seal
 from sslguard.crypto.secrets import Secret
 from sslguard.data.texts import TextFile
-from sslguard.encoders.architectures import build
+from sslguard.encoders.rebuild import build
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.words import HashedWords
 from sslguard.files import canonical_json
