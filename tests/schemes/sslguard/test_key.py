@@ -67,7 +67,11 @@ class TestQueries:
         (batch,) = key.queries(data)
         assert batch.dtype == torch.uint8
         assert batch.shape == (4, 1, 16, 16)
-        order = Secret.from_seed(1).stream("queries", key.clean_hash.encode()).permutation(9)[:4]
+        order = (
+            Secret.from_seed(1)
+            .stream("queries", stream_context(key.clean_hash, key.preprocess, key.settings))
+            .permutation(9)[:4]
+        )
         expected = data.take(order).clone()
         expected[:, :, :, 1::2] = round(0.7 * 255)
         assert torch.equal(batch, expected)
