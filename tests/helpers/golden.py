@@ -25,8 +25,8 @@ from sslguard.claims.openings import FORMAT, VERSION
 from sslguard.crypto.sealing import Seal
 from sslguard.crypto.secrets import Secret
 from sslguard.data.texts import TextFile
-from sslguard.encoders.rebuild import build
 from sslguard.encoders.base import Encoder, embed_all
+from sslguard.encoders.rebuild import build
 from sslguard.encoders.words import HashedWords
 from sslguard.files import canonical_json
 from sslguard.schemes.base import Key
