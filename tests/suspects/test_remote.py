@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sslguard.suspects.http import Credential
 from sslguard.suspects.pixels import ImageInput
 from sslguard.suspects.protocols import MalformedReplyError, Template
 from sslguard.suspects.protocols.oip import LENGTH_HEADER, packed_texts, unpacked_texts
+from sslguard.suspects.remote import guessed
 from sslguard.suspects.wrappers import Concurrent, RateLimited, Retrying, Tolerant
 
 TEXTS = some_texts(11)
@@ -79,14 +81,35 @@ class TestTexts:
         assert server.requests == []
 
     @pytest.mark.parametrize(
-        "indices", [[0, 0], [0, 2], [-1, 0], [True, False], ["0", "1"], [0.0, 1.0], [None, 1]], ids=str
+        "indices",
+        [[1, 1], [0, 2], [-1, 0], [True, False], ["0", "1"], [0.0, 1.0], [None, 0], [None, None, 1], [0, 0, 1]],
+        ids=str,
     )
     def test_index_must_be_a_permutation(self, indices: list[Any]) -> None:
         server = Server(
             lambda _: httpx2.Response(200, json={"data": [{"index": i, "embedding": [1.0]} for i in indices]})
         )
         with server.suspect(protocol="openai", model="m") as suspect, pytest.raises(SuspectError, match="'index' must"):
-            suspect.embed(["a", "b"])
+            suspect.embed(["a", "b", "c"][: len(indices)])
+
+    @pytest.mark.parametrize(
+        ("entries", "order"),
+        [
+            ([{}, {}, {}], [0, 1, 2]),
+            ([{"index": None}] * 3, [0, 1, 2]),
+            ([{"index": 0}] * 3, [0, 1, 2]),
+            ([{}, {"index": 1}, {"index": 2}], [0, 1, 2]),
+            ([{"index": 2}, {"index": None}, {"index": 1}], [1, 2, 0]),
+        ],
+        ids=["none", "null", "all 0", "the first left out", "the first null, in another order"],
+    )
+    def test_index_may_be_left_out_where_the_order_is_plain(self, entries: list[Any], order: list[int]) -> None:
+        vectors = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+        data = [{**entry, "embedding": row} for entry, row in zip(entries, vectors, strict=True)]
+        with Server(lambda _: httpx2.Response(200, json={"data": data})).suspect(
+            protocol="openai", model="m"
+        ) as suspect:
+            np.testing.assert_array_equal(suspect.embed(["a", "b", "c"]), [vectors[place] for place in order])
 
     def test_query_of_the_address_stays_and_is_not_shown(self) -> None:
         server = Server(openai_reply)
@@ -362,10 +385,97 @@ class TestOptions:
             Server().suspect(address)
 
     def test_an_address_needs_a_protocol_and_a_protocol_an_address(self) -> None:
-        with pytest.raises(UsageError, match="needs --protocol"):
+        with pytest.raises(UsageError, match="name its protocol with --protocol"):
             open_suspect(ADDRESS)
         with pytest.raises(UsageError, match="for suspects behind"):
             open_suspect("shipped:x", Remote(protocol="tei"))
+
+
+class TestGuessedProtocol:
+    @pytest.mark.parametrize(
+        ("address", "expected"),
+        [
+            ("https://h/v1", ("https://h/v1", "openai", "m")),
+            ("https://h/v1/embeddings", ("https://h/v1", "openai", "m")),
+            ("https://h/v1/?api-version=7", ("https://h/v1/?api-version=7", "openai", "m")),
+            ("https://h/deployments/x/embeddings?v=1", ("https://h/deployments/x?v=1", "openai", "m")),
+            ("https://h/embed", ("https://h", "tei", "m")),
+            ("https://h/a/v2/models/n/infer", ("https://h/a", "oip", "m")),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_plain_addresses(self, address: str, expected: tuple[str, str, str]) -> None:
+        base, options = guessed(address, Remote(model="m"))
+        assert (base, options.protocol, options.model) == expected
+
+    def test_the_address_names_the_model_of_oip(self) -> None:
+        assert guessed("https://h/v2/models/n", None)[1].model == "n"
+
+    def test_the_chosen_protocol_wins(self) -> None:
+        chosen = Remote(protocol="json", body='{"t": "{text}"}', path="v")
+        assert guessed("https://h/v1/embeddings", chosen) == ("https://h/v1/embeddings", chosen)
+        assert guessed("https://h/embed", Remote(protocol="tei"))[0] == "https://h"
+
+    @pytest.mark.parametrize("address", [ADDRESS, "https://h", "https://h/v1/embed", "https://h/encode"])
+    def test_others_are_asked_for_at_once(self, address: str) -> None:
+        with pytest.raises(UsageError, match="--protocol: oip, openai, tei or json"):
+            guessed(address, Remote(workers=1))
+
+
+class TestRefusedRequests:
+    """A server that refuses a whole request because of one query, or because of its size."""
+
+    @staticmethod
+    def server(refuses: Callable[[list[str]], bool], status: int) -> Server:
+        def reply(request: httpx2.Request) -> httpx2.Response:
+            texts = json.loads(request.content)["inputs"]
+            return httpx2.Response(status, json={"error": "no"}) if refuses(texts) else tei_reply(request)
+
+        return Server(reply)
+
+    @pytest.mark.parametrize("status", [400, 413, 422])
+    def test_one_bad_query_is_lost_alone(self, status: int) -> None:
+        texts = some_texts(64)
+        server = self.server(lambda asked: texts[17] in asked, status)
+        with server.suspect(request_size=16) as suspect:
+            answers = suspect.embed(texts)
+        assert suspect.n_missing == 1
+        assert not answers[17].any()
+        kept = np.arange(64) != 17
+        np.testing.assert_array_equal(answers[kept], rows_of(texts)[kept])
+
+    def test_a_bad_first_query_is_lost_alone(self) -> None:
+        texts = some_texts(32)
+        with self.server(lambda asked: texts[0] in asked, 400).suspect(request_size=16) as suspect:
+            answers = suspect.embed(texts)
+        assert suspect.n_missing == 1
+        np.testing.assert_array_equal(answers[1:], rows_of(texts)[1:])
+
+    def test_requests_that_are_too_large_are_cut_once_and_for_all(self) -> None:
+        texts, server = some_texts(128), self.server(lambda asked: len(asked) > 6, 413)
+        with server.suspect(request_size=16, workers=1) as suspect:
+            np.testing.assert_array_equal(suspect.embed(texts), rows_of(texts))
+        sizes = [len(json.loads(request.content)["inputs"]) for request in server.requests]
+        assert sizes[:2] == [16, 8]
+        assert max(sizes[4:]) <= 4
+
+    def test_answers_that_are_missing_are_asked_for_alone(self) -> None:
+        texts = some_texts(8)
+
+        def reply(request: httpx2.Request) -> httpx2.Response:
+            answered = [text for text in json.loads(request.content)["inputs"] if text != texts[3]]
+            return httpx2.Response(200, json=rows_of(answered).tolist() if answered else [])
+
+        with Server(reply).suspect(request_size=8) as suspect:
+            answers = suspect.embed(texts)
+        assert suspect.n_missing == 1
+        assert not answers[3].any()
+
+    def test_a_server_that_refuses_everything_is_found_out_soon(self) -> None:
+        server = self.server(lambda _: True, 400)
+        with server.suspect(request_size=64) as suspect, pytest.raises(SuspectError, match="status 400"):
+            suspect.embed(some_texts(640))
+        assert len(server.requests) < 20
 
 
 class TestCredentials:

@@ -178,8 +178,8 @@ class TestChangingModels:
                 suspect.embed(some_texts(400)[start : start + 4])
             suspect.finish()
         report = suspect.report()
-        assert report["again_at_once"] == {"n": 4, "median": 0.0, "worst": 0.0, "n_equal": 4}
-        assert report["again_at_end"]["n"] == 10  # 4 of the first batch, one each of batches 2, 4, … 64
+        assert report["again_twice"] == {"n": 10, "median": 0.0, "worst": 0.0, "n_equal": 10}
+        assert report["again"]["n"] == 10  # 4 of the first batch, one each of batches 2, 4, … 64
         assert report["n_changed"] == 9  # all but batch 64, which the other model answered already
         assert report["n_missing"] == 0
 
@@ -196,8 +196,8 @@ class TestChangingModels:
             suspect.finish()
         report = suspect.report()
         assert report["n_changed"] == 0
-        assert report["again_at_once"]["n_equal"] == 0
-        assert TOLERANCE / 10 < report["again_at_end"]["worst"] < 0.1
+        assert report["again_twice"]["n_equal"] == 0
+        assert TOLERANCE / 10 < report["again"]["worst"] < 0.1
 
     def test_asking_again_never_costs_answers(self) -> None:
         server = Server()
@@ -207,7 +207,19 @@ class TestChangingModels:
             suspect.finish()
         assert suspect.n_missing == 4  # the second request alone
         assert answers.any(axis=1).sum() == 8
-        assert suspect.report()["again_at_once"] is None
+        assert suspect.report()["again"] is None
+        assert suspect.report()["again_twice"] is None
+
+    def test_no_query_is_repeated_before_the_last_new_one(self) -> None:
+        server = Server()
+        with server.suspect(reask=4, workers=1) as suspect:
+            for start in range(0, 64, 16):
+                suspect.embed(some_texts(64)[start : start + 16])
+            assert server.asked == some_texts(64)
+            suspect.finish()
+        again = server.asked[64:]
+        assert len(again) == 2 * 6  # 4 of the first batch, one each of batches 2 and 4
+        assert again[:6] == again[6:]
 
     def test_nothing_is_asked_again_without_answers(self) -> None:
         server = Server()

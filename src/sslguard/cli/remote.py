@@ -27,7 +27,8 @@ class RemoteOptions:
 
     Attributes:
         protocol: oip is the Open Inference Protocol V2, openai its /v1/embeddings, tei text-embeddings-inference's
-            /embed, json any other API: see --body. Images go over oip and json.
+            /embed, json any other API: see --body. Images go over oip and json. By default what the address tells by
+            its end: /v1 or /embeddings, /embed, /v2/models/NAME.
         model: The model's name there, for oip and openai.
         binary: Numbers as bytes: tensors of oip, base64 of openai.
         output: For oip: the tensor to read; by default the first with a row a query.
@@ -47,7 +48,7 @@ class RemoteOptions:
         attempts: How often a request is sent at most.
         request_seconds: Seconds that a request may take.
         seconds: Seconds that everything may take.
-        reask: First queries that are asked twice, to see whether answers change; 0 for none.
+        reask: First queries that are asked again at the end, to see whether answers change; 0 for none.
     """
 
     protocol: Literal["oip", "openai", "tei", "json"] | None = None
@@ -71,14 +72,8 @@ class RemoteOptions:
     reask: Seed = 4
 
     def remote(self) -> Remote | None:
-        """What `open_suspect` takes; None where no protocol was given.
-
-        Raises:
-            UsageError: an option came without --protocol.
-        """
-        if self.protocol is None:
-            if self != RemoteOptions():
-                raise UsageError("options of a suspect behind an address need --protocol: oip, openai, tei or json")
+        """Return what `open_suspect` takes, or None where no option was given."""
+        if self == RemoteOptions():
             return None
         from sslguard.suspects import Remote
 
@@ -94,7 +89,7 @@ def opened(spec: str, options: RemoteOptions) -> Iterator[RemoteSuspect | str]:
     """What is at an address, for the time of the block; any other specification comes back as it is.
 
     Raises:
-        UsageError: options came without an address, or an address without --protocol.
+        UsageError: Options came without an address, or nothing tells the address's protocol.
     """
     from sslguard.suspects import PREFIXES, RemoteSuspect, open_suspect
 
@@ -116,7 +111,7 @@ def remote_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("asked", f"{report['n_asked']} queries in {report['n_requests']} requests{cached}{cost}"),
         ("unanswered", f"{report['n_missing']} queries, counted as zero"),
     ]
-    for label, found in (("asked again at once", "again_at_once"), ("asked again at end", "again_at_end")):
+    for label, found in (("asked again", "again"), ("twice at the end", "again_twice")):
         if (agreement := report[found]) is not None:
             rows.append(
                 (

@@ -37,7 +37,8 @@ def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
 
     Args:
         spec: `answers:FILE.npy`, `onnx:FILE`, an http:// or https:// address, or an encoder specification.
-        remote: How to ask an address; must be None for other suspects.
+        remote: How to ask an address, if the address does not tell (see `remote.guessed`); must be None for other
+            suspects.
 
     Raises:
         UsageError: `spec` names none of these, or `remote` does not go with it.
@@ -46,8 +47,6 @@ def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
     if not isinstance(spec, str | Path) or not str(spec):
         raise UsageError(f"a suspect must be named by a text or a path, not {spec!r}")
     if isinstance(spec, str) and spec.startswith(PREFIXES):
-        if remote is None:
-            raise UsageError("a suspect behind an address needs --protocol: oip, openai, tei or json")
         return open_remote(spec, remote)
     if remote is not None:
         raise UsageError("--protocol is for suspects behind an http:// or https:// address")

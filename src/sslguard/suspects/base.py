@@ -26,11 +26,12 @@ class UnansweredError(SuspectError):
     Attributes:
         again: Whether asking again may help.
         after: Seconds to wait before asking again, as requested by the suspect; None if it did not say.
+        smaller: Whether smaller requests may help: this one was too large, or one of its queries spoiled it.
     """
 
-    def __init__(self, message: str, *, again: bool, after: float | None = None) -> None:
+    def __init__(self, message: str, *, again: bool, after: float | None = None, smaller: bool = False) -> None:
         super().__init__(message)
-        self.again, self.after = again, after
+        self.again, self.after, self.smaller = again, after, smaller
 
 
 class Suspect(Embedder, Protocol):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 3
 MAX_SECONDS = 86_400
 _AGAIN = frozenset({408, 409, 425, 429})
+_SMALLER = frozenset({400, 413, 422})
+"""Statuses of a request that is too large, or that holds one query which the server refuses."""
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 407, 410, 415, 451})
 _SILENT = frozenset({401, 403, 407})
 """Statuses whose body is not shown, because it may repeat the credential, whole or in part."""
@@ -280,7 +282,8 @@ class Exchange:
         if status in _HOPELESS:
             return SuspectError(message)
         again = status in _AGAIN or status >= 500
-        return UnansweredError(message, again=again, after=_retry_after(response.headers.get("retry-after")))
+        after = _retry_after(response.headers.get("retry-after"))
+        return UnansweredError(message, again=again, after=after, smaller=status in _SMALLER)
 
     def _shown(self, text: str) -> str:
         """Return what the server sent on one line, short, and without the credential."""

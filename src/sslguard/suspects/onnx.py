@@ -4,12 +4,14 @@ A file may come from anywhere; `onnx_files` checks it before it runs. What it co
 is not bounded, but a batch is stopped after `RUN_SECONDS`.
 
 The input is read from the model. Images are float or uint8 (n, C, H, W) or (n, H, W, C). Texts are strings, or
-`input_ids` and `attention_mask` of the tokenizer.json beside the file. Options follow an @, as in
+`input_ids`, `attention_mask` and the like, made by the tokenizer.json beside the file or one folder up. A file with both
+towers of a CLIP model is asked for images or for texts, as the data is. Options follow an @, as in
 `onnx:model.onnx@imagenet,224`:
 
 - a number: height and width of images if the model leaves them open, or the largest number of tokens of a text;
 - `unit`, `signed`, `bytes`, `imagenet`: scale of images if the model takes floats; see `pixels`;
-- `mean`, `cls`, `max`: how to make one vector of a text's tokens, if the model returns one vector for each token.
+- `mean`, `cls`, `max`: how to make one vector of a text's tokens, or of an image's patches, if the model returns one
+  vector for each.
 
 A file written by `encoders.export` describes its own input.
 """
@@ -20,7 +22,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,13 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float16)": np.dtype("f2"),
     "tensor(uint8)": np.dtype("u1"),
 }
-_TOKENS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+_TOKENS = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids"})
+_PIXELS = "pixel_values"
+_WHOLE = ("sentence_embedding", "image_embeds", "text_embeds", "image_features", "text_features")
+"""Names of outputs that hold one vector for each query, in the order in which they are looked for."""
+_WHOLE_NUMBERS: dict[str, np.dtype[Any]] = {"tensor(int64)": np.dtype("i8"), "tensor(int32)": np.dtype("i4")}
+_PLACEHOLDER: dict[str, tuple[int, ...]] = {**dict.fromkeys(_TOKENS, (1, 8)), _PIXELS: (1, 3, 224, 224)}
+"""Sides of the constant that fills the tower which is not asked, where the model leaves them open."""
 _OPTIONS = re.compile(r"(?P<file>.+)@(?P<options>[a-z0-9]+(,[a-z0-9]+)*)")
 _DEFAULT_TOKENS = 512
 
@@ -97,7 +105,7 @@ class OnnxSuspect:
             raise SuspectError(f"onnxruntime cannot run {path}: {first_line(error)}") from error
         self._runtime = runtime
         self._feed, self._most = _feeding(self._session, path, options)
-        self._pooling: Pooling = options.pooling or "mean"
+        self._pooling = options.pooling
 
     def embed(self, batch: Batch, /) -> NDArray[Any]:
         """Return the model's answers, (n, m), unchecked.
@@ -130,16 +138,20 @@ class OnnxSuspect:
 
     def _answers(self, batch: Batch) -> NDArray[Any]:
         feeds = self._feed(batch)
+        of_texts = isinstance(batch[0], str)
         names = [output.name for output in self._session.get_outputs()]
-        # sentence-transformers exports both token and sentence embeddings, tokens first.
-        names.sort(key=lambda name: name != "sentence_embedding")
-        found = dict(zip(names, self._run(names, feeds), strict=True))
+        other = "image" if of_texts else "text"
+        # Of the two towers of a CLIP model, and of its logits, only the vectors of what was asked count.
+        whole = [name for name in _WHOLE if name in names and not name.startswith(other)]
+        found = dict(zip(wanted := whole[:1] or names, self._run(wanted, feeds), strict=True))
+        mask = feeds.get("attention_mask") if of_texts else None
         for array in found.values():
-            rows = _as_rows(array, len(batch), feeds.get("attention_mask"), self._pooling)
+            rows = _as_rows(array, len(batch), mask, self._pooling)
             if rows is not None:
                 return rows
         shapes = ", ".join(f"{name} {getattr(array, 'shape', '?')}" for name, array in found.items())
-        raise SuspectError(f"{self.name} has no output with a row of numbers a query: {shapes:.200}")
+        hint = "" if self._pooling else "; @mean or @cls behind the file makes one vector of many"
+        raise SuspectError(f"{self.name} has no output with a row of numbers a query: {shapes:.200}{hint}")
 
     def _run(self, names: list[str], feeds: Feeds) -> list[Any]:
         options = self._runtime.RunOptions()
@@ -158,33 +170,85 @@ class OnnxSuspect:
 
 def _feeding(session: Any, path: Path, options: _Options) -> tuple[Callable[[Batch], Feeds], int | None]:
     """Return a function from a batch to the model's inputs, and the size of its batches (None: any size)."""
-    inputs = session.get_inputs()
-    sides = [_side(side) for side in inputs[0].shape] if inputs else []
-    most = sides[0] if sides else None
-    names = {one.name for one in inputs}
+    inputs = {one.name: one for one in session.get_inputs()}
+    names = set(inputs)
     own = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if own is not None and options == _Options():
-        return _as_described(own, path, [one.name for one in inputs]), most
-    if "input_ids" in names and names <= _TOKENS:
-        if options.scale is not None:
-            raise UsageError(f"{path} takes texts: {options.scale} is for images")
-        longest = (sides[1] if len(sides) > 1 else None) or options.size or _DEFAULT_TOKENS
-        tokens = TextPreprocess(_tokenizer(path), longest)
-        return lambda batch: _tokens(tokens, batch, names, sides), most
+        most = _sides(next(iter(inputs.values())))[0] if inputs else None
+        return _as_described(own, path, list(inputs)), most
+    if names - {_PIXELS} and names - {_PIXELS} <= _TOKENS and "input_ids" in names:
+        tokens, most = _token_feed(inputs, path, options)
+        if _PIXELS not in names:
+            return tokens, most
+        return _either(inputs, tokens, _image_feed(inputs[_PIXELS], path, options)), most
     if len(inputs) != 1:
         raise SuspectError(
             f"{path} takes the inputs {sorted(names)!s:.200}: it must take one input of images or texts, or tokens"
         )
-    (only,) = inputs
+    (only,) = inputs.values()
+    sides = _sides(only)
     if only.type == "tensor(string)":
-        return lambda batch: {only.name: np.array(_texts(batch, path), object).reshape(len(batch), *sides[1:])}, most
-    if only.type not in _DTYPES:
-        raise SuspectError(f"{path} takes {only.type}, which is neither images nor texts")
+        return lambda batch: {only.name: np.array(_texts(batch, path), object).reshape(len(batch), *sides[1:])}, sides[
+            0
+        ] if sides else None
+    return _image_feed(only, path, options), sides[0] if sides else None
+
+
+def _image_feed(one: Any, path: Path, options: _Options) -> Callable[[Batch], Feeds]:
+    """Return what makes images into a model's input of images."""
+    if one.type not in _DTYPES:
+        raise SuspectError(f"{path} takes {one.type}, which is neither images nor texts")
+    sides = _sides(one)
     if options.size is not None and len(sides) == 4:
         first = 1 if sides[3] in (1, 3) else 2
         sides[first : first + 2] = [side or options.size for side in sides[first : first + 2]]
-    images = ImageInput.of_shape(sides[1:], _DTYPES[only.type], options.scale or "unit", what=str(path))
-    return lambda batch: {only.name: images.array(batch)}, most
+    images = ImageInput.of_shape(sides[1:], _DTYPES[one.type], options.scale or "unit", what=str(path))
+    return lambda batch: {one.name: images.array(batch)}
+
+
+def _token_feed(
+    inputs: Mapping[str, Any], path: Path, options: _Options
+) -> tuple[Callable[[Batch], Feeds], int | None]:
+    """Return what makes texts into a model's inputs of tokens, and how many texts it takes at a time (None: any)."""
+    if options.scale is not None and _PIXELS not in inputs:
+        raise UsageError(f"{path} takes texts: {options.scale} is for images")
+    sides = _sides(inputs["input_ids"])
+    taken = {name: one.type for name, one in inputs.items() if name in _TOKENS}
+    if unknown := sorted(set(taken.values()) - set(_WHOLE_NUMBERS)):
+        raise SuspectError(f"{path} takes tokens as {unknown[0]}: only whole numbers can be filled in")
+    tokens: list[TextPreprocess] = []
+
+    def feed(batch: Batch) -> Feeds:
+        if not tokens:  # a model of images and texts may be asked about images alone, without any tokenizer
+            longest = (sides[1] if len(sides) > 1 else None) or options.size or _DEFAULT_TOKENS
+            tokens.append(TextPreprocess(_tokenizer(path), longest))
+        return {
+            name: array.astype(_WHOLE_NUMBERS[taken[name]])
+            for name, array in _tokens(tokens[0], batch, set(taken), sides).items()
+        }
+
+    if _PIXELS not in inputs:
+        _tokenizer(path)  # a missing one is better known before anything is asked
+    return feed, sides[0] if sides else None
+
+
+def _either(
+    inputs: Mapping[str, Any], tokens: Callable[[Batch], Feeds], images: Callable[[Batch], Feeds]
+) -> Callable[[Batch], Feeds]:
+    """Return what fills both towers of a CLIP model: one with the batch, the other with a constant."""
+    names = [name for name in inputs if name in _TOKENS]
+    shapes = {
+        name: [side or default for side, default in zip(_sides(one), _PLACEHOLDER[name], strict=False)]
+        for name, one in inputs.items()
+    }
+
+    def feed(batch: Batch) -> Feeds:
+        if isinstance(batch[0], str):
+            return {**tokens(batch), _PIXELS: np.zeros(shapes[_PIXELS], _DTYPES[inputs[_PIXELS].type])}
+        constant = {name: np.ones(shapes[name], _WHOLE_NUMBERS[inputs[name].type]) for name in names}
+        return {**constant, **images(batch)}
+
+    return feed
 
 
 def _as_described(description: str, path: Path, names: list[str]) -> Callable[[Batch], Feeds]:
@@ -210,19 +274,28 @@ def _tokens(preprocess: Preprocess, batch: Batch, names: set[str], sides: list[i
     if len(sides) > 1 and sides[1]:
         prepared = torch.nn.functional.pad(prepared, (0, sides[1] - prepared.shape[2]))
     ids, mask = (part.contiguous().numpy() for part in prepared.unbind(1))
-    every = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    places = np.maximum(mask.cumsum(1) - 1, 0)
+    every = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids), "position_ids": places}
     return {name: array for name, array in every.items() if name in names}
 
 
-def _as_rows(array: object, n: int, mask: NDArray[Any] | None, pooling: Pooling) -> NDArray[Any] | None:
-    """Return an output as (n, m), or None if it does not hold one row a query."""
+def _as_rows(array: object, n: int, mask: NDArray[Any] | None, pooling: Pooling | None) -> NDArray[Any] | None:
+    """Return an output as (n, m), or None where it has no row for each query.
+
+    Args:
+        mask: (n, L), of texts, whose tokens are pooled by their mean unless `pooling` says otherwise.
+        pooling: How vectors of tokens (n, L, m), or maps (n, m, H, W), become one.
+    """
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim < 2 or len(array) != n:
         return None
     if mask is not None and array.ndim == 3 and array.shape[1] == mask.shape[1]:
-        return pooled(torch.from_numpy(array), torch.from_numpy(mask), pooling).numpy()
-    if sum(side != 1 for side in array.shape[1:]) > 1:
+        return pooled(torch.from_numpy(array), torch.from_numpy(mask), pooling or "mean").numpy()
+    if sum(side != 1 for side in array.shape[1:]) <= 1:
+        return array.reshape(n, -1)
+    if mask is not None or pooling is None or array.ndim not in (3, 4):
         return None
-    return array.reshape(n, -1)
+    vectors = array if array.ndim == 3 else array.reshape(n, array.shape[1], -1).transpose(0, 2, 1)
+    return pooled(torch.from_numpy(vectors), torch.ones(vectors.shape[:2]), pooling).numpy()
 
 
 def _parsed(spec: str) -> tuple[Path, _Options]:
@@ -242,14 +315,16 @@ def _parsed(spec: str) -> tuple[Path, _Options]:
         else:
             raise UsageError(
                 f"onnx:{spec:.200}: an option must be a number, one of {', '.join(SCALES)} for images, or one of "
-                f"{', '.join(POOLINGS)} for texts, not {option!r}"
+                f"{', '.join(POOLINGS)}, not {option!r}"
             )
     return Path(match["file"]), _Options(size, scale, pooling)
 
 
 def _tokenizer(path: Path) -> str:
+    """Return the tokenizer.json beside the file, or one folder up, as hubs keep it."""
+    folder = path.parent if (path.parent / TOKENIZER).is_file() else path.absolute().parent.parent
     try:
-        return read_tokenizer(path.parent)
+        return read_tokenizer(folder if (folder / TOKENIZER).is_file() else path.parent)
     except EncoderError as error:
         raise SuspectError(f"{path} takes tokens: {error}") from error
 
@@ -261,8 +336,9 @@ def _texts(batch: Batch, path: Path) -> list[str]:
     return found
 
 
-def _side(side: object) -> int | None:
-    return side if isinstance(side, int) and side > 0 else None
+def _sides(one: Any) -> list[int | None]:
+    """Return the sides of a model's input; None where any size will do."""
+    return [side if isinstance(side, int) and side > 0 else None for side in one.shape]
 
 
 def _runtime() -> Any:

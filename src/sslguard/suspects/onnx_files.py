@@ -56,13 +56,15 @@ def checked_file(path: Path) -> tuple[bytes, bool]:
 
 
 def _check_external(path: Path, tensors: list[TensorProto]) -> None:
-    folder = path.resolve().parent
+    # Caches of hubs hold links into one folder of blobs: what the link of the model may name, those of weights may.
+    folder, blobs = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path)).parent
     files: set[Path] = set()
     for tensor in tensors:
         location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
         pure = PurePosixPath(location)
         target = Path(os.path.realpath(folder / location)) if "\0" not in location else folder
-        inside = folder in target.parents and not pure.is_absolute() and ".." not in pure.parts
+        inside = folder in target.parents or blobs == target.parent
+        inside &= not pure.is_absolute() and ".." not in pure.parts
         if not location or not inside or "\\" in location:
             raise SuspectError(f"{path} takes weights from {location!r:.200}, outside its folder: put them beside it")
         if not target.is_file():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +18,24 @@ from sslguard.errors import SuspectError, UsageError
 from sslguard.suspects.base import Counted, UnansweredError, checked
 from sslguard.suspects.cached import AnswerStore, Cached
 from sslguard.suspects.clock import Clock
-from sslguard.suspects.http import Credential, Exchange, Limits
+from sslguard.suspects.http import Credential, Exchange, Limits, checked_address
 from sslguard.suspects.pixels import SCALES, Scale
-from sslguard.suspects.protocols import OIP, TEI, MalformedReplyError, OpenAI, Protocol, Template
+from sslguard.suspects.protocols import OIP, TEI, IncompleteReplyError, MalformedReplyError, OpenAI, Protocol, Template
 from sslguard.suspects.steadiness import Steadiness
-from sslguard.suspects.wrappers import Concurrent, RateLimited, Retrying, Tolerant
+from sslguard.suspects.wrappers import Concurrent, RateLimited, Retrying, Splitting, Tolerant
 
 if TYPE_CHECKING:
     import httpx2
 
 Answers = NDArray[np.floating]
 PREFIXES = ("http://", "https://")
+_PLAIN = (
+    (re.compile(r"(?P<base>.*/v1)(/embeddings)?"), "openai"),
+    (re.compile(r"(?P<base>.*)/embeddings"), "openai"),
+    (re.compile(r"(?P<base>.*(?<!/v1))/embed"), "tei"),
+    (re.compile(r"(?P<base>.*)/v2/models/(?P<model>[^/]+(/versions/[^/]+)?)(/infer)?"), "oip"),
+)
+"""Paths of addresses that tell their protocol, and where in them its own path begins."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Remote:
     """Settings for asking a suspect behind an address.
 
     Attributes:
-        protocol: "oip", "openai", "tei" or "json".
+        protocol: "oip", "openai", "tei" or "json"; None if the address tells it, see `guessed`.
         model: The model's name on the server; required by oip and openai.
         binary: Whether to send tensors as bytes (oip), or to ask for numbers as base64 (openai).
         output: Name of the tensor to read (oip); None reads the first with one row a query.
@@ -54,10 +62,10 @@ class Remote:
         patience: Number of unanswered requests in a row after which asking stops with an error.
         request_seconds: Time limit of one request, in seconds.
         seconds: Time limit of all requests together, in seconds; None for no limit.
-        reask: Number of first queries that are asked again, to see whether answers change; 0 asks none again.
+        reask: Number of first queries that are asked again at the end, to see whether answers change; 0 asks none again.
     """
 
-    protocol: Literal["oip", "openai", "tei", "json"]
+    protocol: Literal["oip", "openai", "tei", "json"] | None = None
     model: str | None = None
     binary: bool = False
     output: str | None = None
@@ -103,6 +111,32 @@ class Remote:
         raise UsageError(f"--protocol must be oip, openai, tei or json, not {self.protocol!r:.80}")
 
 
+def guessed(address: str, options: Remote | None) -> tuple[str, Remote]:
+    """Return the address up to where a protocol's own path begins, and how it is asked.
+
+    Args:
+        address: http:// or https://; `/v1`, `/embeddings`, `/embed` and `/v2/models/NAME` at its end tell the protocol.
+        options: What the user chose; its protocol wins over what the address tells.
+
+    Raises:
+        UsageError: No protocol was chosen, and the address does not tell one.
+    """
+    path = str(checked_address(address).copy_with(query=None, fragment=None)).rstrip("/")
+    chosen = None if options is None else options.protocol
+    for pattern, protocol in _PLAIN:
+        if chosen in (None, protocol) and (match := pattern.fullmatch(path)):
+            told: dict[str, Any] = match.groupdict()
+            base = address.replace(path, told["base"], 1)
+            known = options or Remote()
+            model = known.model or told.get("model")
+            return base, replace(known, protocol=cast("Any", protocol), model=model)
+    if options is None or chosen is None:
+        raise UsageError(
+            "this address does not tell how it is asked: name its protocol with --protocol: oip, openai, tei or json"
+        )
+    return address, options
+
+
 class HTTPSuspect:
     """A suspect that sends one request for each batch and does not repeat it.
 
@@ -139,6 +173,8 @@ class HTTPSuspect:
             answers = checked(raw, len(batch), width=self.width, name=self.name)
         except SuspectError as error:
             raise UnansweredError(str(error), again=True) from error
+        except IncompleteReplyError as error:
+            raise UnansweredError(f"{self.name}: {error}", again=False, smaller=True) from error
         except (MalformedReplyError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
             raise UnansweredError(f"{self.name}: {error!s:.300}", again=True) from error
         self.width = answers.shape[1]
@@ -166,7 +202,8 @@ class RemoteSuspect:
         if options.rate is not None:
             limited = RateLimited(limited, options.rate, clock)
         self._retrying = Retrying(limited, clock, attempts=options.attempts)
-        tolerant = Tolerant(self._retrying, width=source.width, patience=options.patience)
+        splitting = Splitting(self._retrying)
+        tolerant = Tolerant(splitting, width=source.width, patience=options.patience)
         self._cached = None if store is None else Cached(tolerant, store)
         size = min(options.request_size, source.protocol.largest or options.request_size)
         self._concurrent = Concurrent(self._cached or tolerant, size=size, workers=options.workers)
@@ -208,7 +245,7 @@ class RemoteSuspect:
 
     def report(self) -> dict[str, Any]:
         """Return what asking took and showed, JSON values only."""
-        at_once, at_end = self.steadiness.at_once, self.steadiness.at_end
+        noise, again = self.steadiness.noise, self.steadiness.again
         return {
             "protocol": self._source.protocol.name,
             "n_asked": self._counted.n_queries,
@@ -217,13 +254,15 @@ class RemoteSuspect:
             "n_cached": 0 if self._cached is None else self._cached.n_cached,
             "cost": self._counted.cost,
             "n_missing": self.n_missing,
-            "again_at_once": None if at_once is None else at_once.to_json(),
-            "again_at_end": None if at_end is None else at_end.to_json(),
+            "again": None if again is None else again.to_json(),
+            "again_twice": None if noise is None else noise.to_json(),
             "n_changed": self.steadiness.n_changed,
         }
 
 
-def open_remote(address: str, options: Remote, *, transport: httpx2.AsyncBaseTransport | None = None) -> RemoteSuspect:
+def open_remote(
+    address: str, options: Remote | None = None, *, transport: httpx2.AsyncBaseTransport | None = None
+) -> RemoteSuspect:
     """Return the suspect at an address. Only its metadata is asked for, if the protocol has any.
 
     Args:
@@ -235,6 +274,7 @@ def open_remote(address: str, options: Remote, *, transport: httpx2.AsyncBaseTra
         UsageError: The address or an option is wrong.
         SuspectError: The server does not give usable metadata.
     """
+    address, options = guessed(address, options)
     protocol = options.spoken()
     credential = None
     if options.auth_env is not None:

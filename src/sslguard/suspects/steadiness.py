@@ -1,13 +1,15 @@
-"""Checks whether a suspect gives the same answer to the same query: at once, and after everything else was asked.
+"""Check whether a suspect gives the same answer to the same query, after everything else was asked.
 
-Answers that differ at once show how far the suspect is from deterministic. Answers that agreed at once and differ at
-the end show that another model answers now. Nothing is decided here: a verdict uses the first answer to each query,
-whatever came later.
+No query is repeated before the last new one: a server that remembers its queries would notice the verification, and
+could answer the rest differently. A few queries are asked twice at the end. Two answers at the end that differ show how
+far the suspect is from deterministic. A first answer that differs by more shows that another model answers now. Nothing
+is decided here: a verdict uses the first answer to each query, whatever came later.
 """
 
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +49,15 @@ class Agreement:
 
 
 class Steadiness:
-    """A record of a few queries and their answers, which asks these queries again.
+    """A record of a few queries and their answers, which asks these queries again at the end.
 
-    The first queries are kept and asked again at once. One query each of batches 2, 4, 8 … is kept as well. All kept
-    queries are asked again at the end.
+    The first queries are kept, and one query each of batches 2, 4, 8 …
 
     Attributes:
-        again: Embedder that is asked again.
         n: Number of first queries to keep; 0 asks nothing again.
-        at_once: Comparison at once; None if nothing was asked or answered.
-        at_end: Comparison at the end; None if nothing was asked or answered.
-        n_changed: Queries whose answers differed more at the end than noise explains.
+        noise: Comparison of both answers at the end; None if nothing was asked or answered.
+        again: Comparison of the first answers with those at the end; None if nothing was asked or answered.
+        n_changed: Queries whose first answer differs from that at the end by more than noise explains.
     """
 
     def __init__(self, again: Embedder, n: int = 4) -> None:
@@ -69,9 +69,9 @@ class Steadiness:
         """
         if n < 0:
             raise UsageError(f"the number of queries that are asked again must be at least 0, not {n}")
-        self.again, self.n = again, n
-        self.at_once: Agreement | None = None
-        self.at_end: Agreement | None = None
+        self._asked, self.n = again, n
+        self.noise: Agreement | None = None
+        self.again: Agreement | None = None
         self.n_changed = 0
         self._items: list[Tensor | str] = []
         self._first: list[Answers] = []
@@ -97,38 +97,32 @@ class Steadiness:
         for i in np.flatnonzero(answered)[:wanted]:
             self._items.append(batch[int(i)])
             self._first.append(answers[i].copy())
-        if number == 1 and self._items:
-            self.at_once = _agreement(self._distances())
 
     def finish(self) -> None:
-        """Ask all kept queries again, and fill in `at_end` and `n_changed`."""
+        """Ask everything that was kept again, twice."""
         if not self._items:
             return
-        distances = self._distances()
-        self.at_end = _agreement(distances)
-        noise = 0.0 if self.at_once is None else self.at_once.worst
-        self.n_changed = int((distances > TOLERANCE + 3 * noise).sum())
-
-    def _distances(self) -> NDArray[np.float64]:
-        """Return 1 − cosine of each answer and its repetition, (n,).
-
-        It is −1 where both are equal. The array is empty if no repetition was answered.
-        """
-        try:
-            later = self.again.embed(_batch(self._items))
-        except SuspectError:
-            return np.empty(0)
-        first = np.stack(self._first).astype(np.float64)
-        if later.shape != first.shape:
-            return np.full(len(first), 2.0)
-        lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(later.astype(np.float64), axis=1)
-        cosines = (first * later).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
-        return np.where((first == later).all(axis=1), -1.0, np.clip(1 - cosines, 0, 2))
+        first, items = np.stack(self._first), _batch(self._items)
+        with suppress(SuspectError):
+            later = self._asked.embed(items)
+            changed = _distances(first, later)
+            self.again = _agreement(changed)
+            self.n_changed = int((changed > TOLERANCE).sum())
+            self.noise = _agreement(_distances(later, self._asked.embed(items)))
+            self.n_changed = int((changed > TOLERANCE + 3 * self.noise.worst).sum())
 
 
-def _agreement(distances: NDArray[np.float64]) -> Agreement | None:
-    if not len(distances):
-        return None
+def _distances(first: Answers, later: Answers) -> NDArray[np.float64]:
+    """Return 1 − cosine of answers (n, m) to their repetitions, (n,): −1 where both are equal, 2 at another width."""
+    if later.shape != first.shape:
+        return np.full(len(first), 2.0)
+    a, b = first.astype(np.float64), later.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return np.where((a == b).all(axis=1), -1.0, np.clip(1 - cosines, 0, 2))
+
+
+def _agreement(distances: NDArray[np.float64]) -> Agreement:
     sizes = np.maximum(distances, 0)
     return Agreement(len(distances), float(np.median(sizes)), float(sizes.max()), int((distances < 0).sum()))
 

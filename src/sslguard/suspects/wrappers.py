@@ -1,8 +1,9 @@
 """Wrappers between a verification and a remote suspect. Each is an Embedder around an Embedder.
 
 From the outside in: `Concurrent` splits a batch into requests; `cached.Cached` answers what was asked before;
-`Tolerant` replaces the answers to a request that failed for good by rows of NaN; `Retrying` asks again; `RateLimited`
-waits for its turn; `base.Counted` keeps to the budget. Several threads may use each of them at the same time.
+`Tolerant` replaces the answers to a request that failed for good by rows of NaN; `Splitting` asks the parts of a request
+that was refused as a whole; `Retrying` asks again; `RateLimited` waits for its turn; `base.Counted` keeps to the budget.
+Several threads may use each of them at the same time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from sslguard.suspects.base import Suspect, UnansweredError
 from sslguard.suspects.clock import Clock
 
 Answers = NDArray[np.floating]
+FIRST_REFUSALS = 3
+"""Single queries that may be refused before the first answer of all."""
 
 
 class RateLimited:
@@ -89,6 +92,76 @@ class Retrying:
                 with self._lock:
                     self.n_again += 1
         raise AssertionError("unreachable")
+
+
+class Splitting:
+    """Asks the halves of a request that smaller requests may help, down to single queries.
+
+    One query that a server refuses is lost alone, not with the whole request. Where both halves of a request were
+    answered in full it was too large: later requests are cut to their size at once.
+
+    Attributes:
+        size: queries of a request at most; None until a server showed that it takes fewer.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self.size: int | None = None
+        self._answered, self._refused = False, 0
+        self._lock = threading.Lock()
+
+    def embed(self, batch: Batch, /) -> Answers:
+        """Return answers (n, m), a row of NaN for each single query that was refused.
+
+        Raises:
+            UnansweredError: No query of the batch was answered.
+        """
+        size = self.size or len(batch)
+        if len(batch) <= size:
+            return self._whole(batch)
+        return self._parts([batch[start : start + size] for start in range(0, len(batch), size)])
+
+    def _whole(self, batch: Batch) -> Answers:
+        try:
+            answers = self.embedder.embed(batch)
+        except UnansweredError as error:
+            # Where nothing was ever answered the request itself may be wrong: a few tries tell, not one a query.
+            if not error.smaller or self._hopeless(len(batch)):
+                raise
+        else:
+            self._answered = True
+            return answers
+        half = (len(batch) + 1) // 2
+        answers = self._parts([batch[:half], batch[half:]])
+        if not np.isnan(answers).any():
+            with self._lock:
+                self.size = min(self.size or half, half)
+        return answers
+
+    def _hopeless(self, n: int) -> bool:
+        with self._lock:
+            self._refused += n == 1
+            return n == 1 or (not self._answered and self._refused >= FIRST_REFUSALS)
+
+    def _parts(self, parts: list[Batch]) -> Answers:
+        found: list[Answers | None] = []
+        last: UnansweredError | None = None
+        for part in parts:
+            try:
+                found.append(self._whole(part))
+            except UnansweredError as error:
+                found.append(None)
+                last = error
+        width = next((answers.shape[1] for answers in found if answers is not None), None)
+        if width is None:
+            assert last is not None
+            raise last
+        return np.concatenate(
+            [
+                np.full((len(part), width), np.nan, np.float32) if answers is None else answers
+                for part, answers in zip(parts, found, strict=True)
+            ]
+        )
 
 
 class Tolerant:

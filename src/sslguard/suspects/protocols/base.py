@@ -23,6 +23,10 @@ class MalformedReplyError(ValueError):
     """A reply that the protocol does not allow."""
 
 
+class IncompleteReplyError(MalformedReplyError):
+    """A reply with fewer answers than queries: which of them it lacks, smaller requests tell."""
+
+
 class Protocol(ABC):
     """One way of asking a server for embeddings.
 
@@ -55,6 +59,7 @@ class Protocol(ABC):
         """Return what should be n rows of numbers, in the order of the queries. `suspects.checked` checks that it is.
 
         Raises:
+            IncompleteReplyError: Answers are missing.
             MalformedReplyError: The protocol does not allow this reply.
         """
 

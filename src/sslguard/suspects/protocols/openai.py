@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from sslguard.data.base import Batch
 from sslguard.suspects.http import Call, Reply
 from sslguard.suspects.protocols.base import (
+    IncompleteReplyError,
     MalformedReplyError,
     Protocol,
     json_call,
@@ -24,7 +25,8 @@ class OpenAI(Protocol):
     """`{"model", "input", "encoding_format"}` → `{"data": [{"index", "embedding"}, …]}`, ordered by `index`.
 
     The address ends before `/embeddings`, as in https://host/v1. Numbers and base64 are both read, whichever was asked
-    for, because some servers know only one.
+    for, because some servers know only one. If no entry has an `index`, or each has 0, answers are taken in the order of
+    the list. A single entry without one is the first, because some servers leave out a 0.
 
     Source: platform.openai.com/docs/api-reference/embeddings.
 
@@ -53,19 +55,34 @@ class OpenAI(Protocol):
     def answers(self, reply: Reply, n: int) -> object:
         """Return the embeddings in the order of their `index`. See `Protocol.answers`."""
         data = member(read_json(reply.body), "data")
-        if not isinstance(data, list) or len(data) != n:
+        if not isinstance(data, list) or len(data) > n:
             raise MalformedReplyError(f"'data' must be a list of {n} embeddings, not {shown(data)}")
-        ordered: list[object] = [None] * n
-        for entry in data:
-            index = member(entry, "index")
-            if type(index) is not int or not 0 <= index < n or ordered[index] is not None:
-                raise MalformedReplyError(f"each 'index' must come once and lie in 0 to {n - 1}, unlike {shown(index)}")
-            ordered[index] = numbers(member(entry, "embedding"))
-        return ordered
+        if len(data) < n:
+            raise IncompleteReplyError(f"{len(data)} embeddings came for {n} texts")
+        rows = [numbers(member(entry, "embedding")) for entry in data]
+        return [rows[place] for place in _order([entry.get("index") for entry in data])]
 
     def identity(self) -> dict[str, Any]:
         """Return the protocol, the model and the dimensions."""
         return {"protocol": self.name, "model": self.model, "dimensions": self.dimensions}
+
+
+def _order(indices: list[object]) -> list[int]:
+    """Return where in the list the answer to each query stands.
+
+    Raises:
+        MalformedReplyError: The indices are neither all absent, nor all 0, nor each of 0 to n − 1 once.
+    """
+    n = len(indices)
+    if all(index is None for index in indices) or all(index == 0 and type(index) is int for index in indices):
+        return list(range(n))
+    places: dict[int, int] = {}
+    for place, found in enumerate(indices):
+        index = 0 if found is None else found
+        if type(index) is not int or not 0 <= index < n or index in places:
+            raise MalformedReplyError(f"each 'index' must come once and lie in 0 to {n - 1}, unlike {shown(found)}")
+        places[index] = place
+    return [places[index] for index in range(n)]
 
 
 @dataclass(frozen=True)
@@ -84,8 +101,10 @@ class TEI(Protocol):
     def answers(self, reply: Reply, n: int) -> object:
         """Return the list of embeddings. See `Protocol.answers`."""
         rows = read_json(reply.body)
-        if not isinstance(rows, list) or len(rows) != n:
+        if not isinstance(rows, list) or len(rows) > n:
             raise MalformedReplyError(f"the answer must be a list of {n} embeddings, not {shown(rows)}")
+        if len(rows) < n:
+            raise IncompleteReplyError(f"{len(rows)} embeddings came for {n} texts")
         return rows
 
     def identity(self) -> dict[str, Any]:
