@@ -4,8 +4,8 @@ A file may come from anywhere; `onnx_files` checks it before it runs. What it co
 is not bounded, but a batch is stopped after `RUN_SECONDS`.
 
 The input is read from the model. Images are float or uint8 (n, C, H, W) or (n, H, W, C). Texts are strings, or
-`input_ids`, `attention_mask` and the like, made by the tokenizer.json beside the file or one folder up. A file with both
-towers of a CLIP model is asked for images or for texts, as the data is. Options follow an @, as in
+`input_ids`, `attention_mask` and the like, made by the tokenizer.json beside the file or one folder up. A file with
+both towers of a CLIP model is asked for images or for texts, as the data is. Options follow an @, as in
 `onnx:model.onnx@imagenet,224`:
 
 - a number: height and width of images if the model leaves them open, or the largest number of tokens of a text;
@@ -283,6 +283,8 @@ def _as_rows(array: object, n: int, mask: NDArray[Any] | None, pooling: Pooling 
     """Return an output as (n, m), or None where it has no row for each query.
 
     Args:
+        array: What the model gave.
+        n: Number of queries.
         mask: (n, L), of texts, whose tokens are pooled by their mean unless `pooling` says otherwise.
         pooling: How vectors of tokens (n, L, m), or maps (n, m, H, W), become one.
     """

@@ -62,7 +62,8 @@ class Remote:
         patience: Number of unanswered requests in a row after which asking stops with an error.
         request_seconds: Time limit of one request, in seconds.
         seconds: Time limit of all requests together, in seconds; None for no limit.
-        reask: Number of first queries that are asked again at the end, to see whether answers change; 0 asks none again.
+        reask: Number of first queries that are asked again at the end, to see whether answers change; 0
+            asks none again.
     """
 
     protocol: Literal["oip", "openai", "tei", "json"] | None = None

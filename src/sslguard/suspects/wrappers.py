@@ -1,9 +1,9 @@
 """Wrappers between a verification and a remote suspect. Each is an Embedder around an Embedder.
 
 From the outside in: `Concurrent` splits a batch into requests; `cached.Cached` answers what was asked before;
-`Tolerant` replaces the answers to a request that failed for good by rows of NaN; `Splitting` asks the parts of a request
-that was refused as a whole; `Retrying` asks again; `RateLimited` waits for its turn; `base.Counted` keeps to the budget.
-Several threads may use each of them at the same time.
+`Tolerant` replaces the answers to a request that failed for good by rows of NaN; `Splitting` asks the parts of a
+request that was refused as a whole; `Retrying` asks again; `RateLimited` waits for its turn; `base.Counted` keeps to
+the budget. Several threads may use each of them at the same time.
 """
 
 from __future__ import annotations

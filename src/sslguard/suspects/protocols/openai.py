@@ -25,8 +25,8 @@ class OpenAI(Protocol):
     """`{"model", "input", "encoding_format"}` → `{"data": [{"index", "embedding"}, …]}`, ordered by `index`.
 
     The address ends before `/embeddings`, as in https://host/v1. Numbers and base64 are both read, whichever was asked
-    for, because some servers know only one. If no entry has an `index`, or each has 0, answers are taken in the order of
-    the list. A single entry without one is the first, because some servers leave out a 0.
+    for, because some servers know only one. If no entry has an `index`, or each has 0, answers are taken in the order
+    of the list. A single entry without one is the first, because some servers leave out a 0.
 
     Source: platform.openai.com/docs/api-reference/embeddings.
 
