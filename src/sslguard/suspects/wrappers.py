@@ -119,43 +119,46 @@ class Splitting:
         size = self.size or len(batch)
         if len(batch) <= size:
             return self._whole(batch)
-        return self._parts([batch[start : start + size] for start in range(0, len(batch), size)])
+        answers = self._parts([batch[start : start + size] for start in range(0, len(batch), size)])
+        if answers is None:
+            raise UnansweredError(f"{len(batch)} queries went unanswered in requests of {size}", again=False)
+        return answers
 
     def _whole(self, batch: Batch) -> Answers:
+        half = (len(batch) + 1) // 2
         try:
             answers = self.embedder.embed(batch)
         except UnansweredError as error:
             # Where nothing was ever answered the request itself may be wrong: a few tries tell, not one a query.
             if not error.smaller or self._hopeless(len(batch)):
                 raise
+            parts = self._parts([batch[:half], batch[half:]])
+            if parts is None:
+                raise
         else:
             self._answered = True
             return answers
-        half = (len(batch) + 1) // 2
-        answers = self._parts([batch[:half], batch[half:]])
-        if not np.isnan(answers).any():
+        if not np.isnan(parts).any():
             with self._lock:
                 self.size = min(self.size or half, half)
-        return answers
+        return parts
 
     def _hopeless(self, n: int) -> bool:
         with self._lock:
             self._refused += n == 1
             return n == 1 or (not self._answered and self._refused >= FIRST_REFUSALS)
 
-    def _parts(self, parts: list[Batch]) -> Answers:
+    def _parts(self, parts: list[Batch]) -> Answers | None:
+        """Return the answers to all parts, rows of NaN for those without any; None where no part was answered."""
         found: list[Answers | None] = []
-        last: UnansweredError | None = None
         for part in parts:
             try:
                 found.append(self._whole(part))
-            except UnansweredError as error:
+            except UnansweredError:
                 found.append(None)
-                last = error
         width = next((answers.shape[1] for answers in found if answers is not None), None)
         if width is None:
-            assert last is not None
-            raise last
+            return None
         return np.concatenate(
             [
                 np.full((len(part), width), np.nan, np.float32) if answers is None else answers

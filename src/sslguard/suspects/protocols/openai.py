@@ -58,7 +58,7 @@ class OpenAI(Protocol):
         if not isinstance(data, list) or len(data) > n:
             raise MalformedReplyError(f"'data' must be a list of {n} embeddings, not {shown(data)}")
         if len(data) < n:
-            raise IncompleteReplyError(f"{len(data)} embeddings came for {n} texts")
+            raise IncompleteReplyError(f"'data' must be a list of {n} embeddings, and has {len(data)}")
         rows = [numbers(member(entry, "embedding")) for entry in data]
         return [rows[place] for place in _order([entry.get("index") for entry in data])]
 
@@ -104,7 +104,7 @@ class TEI(Protocol):
         if not isinstance(rows, list) or len(rows) > n:
             raise MalformedReplyError(f"the answer must be a list of {n} embeddings, not {shown(rows)}")
         if len(rows) < n:
-            raise IncompleteReplyError(f"{len(rows)} embeddings came for {n} texts")
+            raise IncompleteReplyError(f"the answer must be a list of {n} embeddings, and has {len(rows)}")
         return rows
 
     def identity(self) -> dict[str, Any]:
