@@ -16,7 +16,7 @@ PACKAGE = Path(sslguard.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("files", "settings"),
-    ("crypto", "stats"),
+    ("crypto", "stats", "report"),
     ("data",),
     ("encoders",),
     ("probes",),
@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("claims",),
     ("api",),
     ("",),
-    ("report", "serve", "bench"),
+    ("serve", "bench"),
     ("demo",),
     ("cli",),
 )

@@ -9,16 +9,14 @@ import math
 import os
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from sslguard.claims.outcome import Audit, Decision
 from sslguard.errors import OutputError
 from sslguard.files import write_atomic
+from sslguard.report.html import is_page, render
 
-GENERATOR = '<meta name="generator" content="sslguard">'
-_HEAD = 4096  # bytes of a page within which it says who made it
 _ANSWERS: dict[Decision, str] = {
     "derived": "It is shown, if what was assumed below is true.",
     "not shown": "What was examined does not show it.",
@@ -48,12 +46,7 @@ def render_page(audit: Audit, *, when: datetime | None = None) -> str:
     Args:
         when: the audit was made; the page bears no date without it.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["line"] = _line
-    template = (files("sslguard.claims") / "page.html.j2").read_text(encoding="utf-8")
-    return str(environment.from_string(template).render(**_context(audit, when)))
+    return render("claims/page.html.j2", **_context(audit, when))
 
 
 def write_page(audit: Audit, path: Path) -> None:
@@ -70,13 +63,11 @@ def check_page(path: Path) -> None:
     """Raises OutputError where a page must not be written to `path`: before the work, not after it."""
     if not os.path.lexists(path):
         return
-    head = b""
+    ours = False
     # A pipe would block.
     with suppress(OSError):
-        if path.is_file():
-            with path.open("rb") as file:
-                head = file.read(_HEAD)
-    if GENERATOR.encode() not in head:
+        ours = path.is_file() and is_page(path)
+    if not ours:
         raise OutputError(
             f"{path} is there and is no report of sslguard's, and is not overwritten: choose another name"
         )
@@ -110,7 +101,6 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
         "needed": f"{math.log2(audit.n_tries) - math.log2(audit.terms.alpha):.1f}",
         "level": audit.terms.alpha / audit.n_tries,
         "tries": _tries(audit.n_tries),
-        "generator": GENERATOR,
         "when": None if when is None else _moment(when),
     }
 
@@ -155,10 +145,3 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 def _moment(when: datetime) -> str:
     return when.strftime("%Y-%m-%d %H:%M %Z").strip()
-
-
-def _line(text: object, most: int = 600) -> str:
-    """On one line, control characters escaped, cut where it is too long."""
-    line = " ".join(str(text).split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return line if len(line) <= most else f"{line[: most - 1]}…"

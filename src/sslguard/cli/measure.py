@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sslguard.cli.make import ProtocolOptions
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Seed, Share, Threads, given, set_threads
 from sslguard.cli.output import Result, tracked
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sslguard.report.charts import Series, Theme
 
 DEFAULT_PROTOCOL = ProtocolOptions()
 
@@ -124,7 +130,7 @@ def power(
     from sslguard.data.specs import open_data
     from sslguard.encoders.base import embed_all
     from sslguard.encoders.load import load_encoder
-    from sslguard.report.power import save_power
+    from sslguard.report.charts import write
     from sslguard.schemes.exact import Protocol
     from sslguard.schemes.exact.features import all_statistics
     from sslguard.schemes.exact.power import expected_power
@@ -138,13 +144,30 @@ def power(
     found = expected_power(embed_all(loaded, chosen), all_statistics(loaded, chosen), protocol)
     table = {str(f): {str(b): found.n_queries(b, f) for b in wanted} for f in fidelities}
     if out is not None:
-        save_power(found, fidelities, wanted, out)
+        counts = [found.dim * max(100.0, 1e5 / found.dim) ** (step / 150) for step in range(151)]
+        curves = {f"fidelity {f:g}": (counts, [found.bits(n, f) for n in counts]) for f in fidelities}
+        write(out, _bits_by_queries, curves, wanted)
     rows = [("encoder", loaded.source), ("width", str(found.dim))]
     for f in fidelities:
         needs = (f"{b:g} bits: {_queries(found.n_queries(b, f))}" for b in wanted)
         rows.append((f"fidelity {f:g}", ", ".join(needs)))
     fields = {"encoder": loaded.source, "data": chosen.spec, "queries": table, "picture": str(out) if out else None}
     return Result(fields, rows)
+
+
+def _bits_by_queries(curves: Series, wanted: Sequence[float], theme: Theme) -> Figure:
+    """Return a curve for each fidelity, and a line for each number of bits that is wanted."""
+    from sslguard.report.charts import figure, plot
+
+    drawn = figure(7.8, 4.2)
+    axes = drawn.subplots()
+    for bits in wanted:
+        axes.axhline(bits, color=theme.muted, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="queries", ylabel="bits to be expected, at most 256", ylim=(0, 265))
+    plot(axes, curves, theme, "lines")
+    return drawn
 
 
 def _queries(n: int | None) -> str:

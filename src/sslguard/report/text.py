@@ -1,0 +1,54 @@
+"""Text for readers: names that others chose, made safe to show, and numbers, each in the one way we write it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+NONE = "–"
+"""What stands where there is no value."""
+
+_NUMBER = re.compile(r"([≥≤<>] ?)?[-−+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?%)?")
+
+
+def printable(text: object, limit: int = 120) -> str:
+    """Return `text` in one line without control characters, cut after `limit` characters.
+
+    HTML and terminal markup is left as it is: whoever writes into such a medium escapes it there.
+    """
+    clean = "".join(c if c.isprintable() else "�" for c in str(text))
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def line(text: object, limit: int = 120) -> str:
+    """Return `text` as `printable` does, with line breaks and runs of white space as one space."""
+    return printable(" ".join(str(text).split()), limit)
+
+
+def probability(value: float | None) -> str:
+    """Return a p-value with two significant digits, never 0; a dash for None."""
+    if value is None:
+        return NONE
+    return f"{value:.2g}" if value >= 1e-4 else f"{value:.1e}"
+
+
+def bits(log2_pvalue: float, most: int) -> str:
+    """Return −log2 of a p-value with one decimal; "≥ most" where it has reached `most`, the most that can be shown."""
+    value = abs(log2_pvalue)  # −0.0 is no sign of anything
+    return f"≥ {most}" if value >= most else f"{value:.1f}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share in whole per cent; a dash for None."""
+    return NONE if value is None else f"{value:.0%}"
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    """Return a number with so many decimals and a true minus sign; a dash for None."""
+    return NONE if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def numeric(cells: Iterable[str]) -> bool:
+    """Return whether a column holds numbers, apart from empty cells and dashes, so that it can be aligned right."""
+    told = [cell for cell in cells if cell not in ("", NONE)]
+    return bool(told) and all(_NUMBER.fullmatch(cell) for cell in told)
