@@ -38,7 +38,9 @@ def test_a_line_keeps_words_apart_and_no_control_character() -> None:
     [
         (["1", "2,000", "-3.5", "−0.1", "–", ""], True),
         (["98 %", "≥ 256", "1e-06", ".5"], True),
-        (["1", "two"], False),
+        (["96 ± 7 %", "100 %", "not scorable"], True),
+        (["1", "2 of 3"], False),
+        (["1", "two", "three"], False),
         (["3/4", "1/4"], False),
         (["–", ""], False),
         ([], False),

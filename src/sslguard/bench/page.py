@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sslguard import __version__
 from sslguard.bench import figures
 from sslguard.bench.config import Config
 from sslguard.bench.rows import Row
 from sslguard.bench.summary import outcomes
-from sslguard.bench.tables import all_tables, markdown
+from sslguard.bench.tables import all_tables
+from sslguard.report.charts import Chart, chart
+from sslguard.report.html import render
+from sslguard.report.markdown import section
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -53,35 +58,32 @@ def render_markdown(run: Run, command: str) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts().items())
     head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}\n\n{facts}"
     notes = ["\n".join(f"- {note}" for note in run.notes)] if run.notes else []
-    return "\n\n".join([head, *notes, *map(markdown, all_tables(run.config, run.rows))]) + "\n"
+    return "\n\n".join([head, *notes, *map(section, all_tables(run.config, run.rows))]) + "\n"
 
 
 def render_html(run: Run) -> str:
     """The whole page, HTML5, all pictures as data URIs."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = (files("sslguard.bench") / "page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        run=run, facts=run.facts(), tables=all_tables(run.config, run.rows), charts=_charts(run)
+    return render(
+        "bench/page.html.j2", run=run, facts=run.facts(), tables=all_tables(run.config, run.rows), charts=_charts(run)
     )
 
 
-def _charts(run: Run) -> list[dict[str, Any]]:
-    """Title, caption and data URI of every picture."""
+def _charts(run: Run) -> list[tuple[str, str, Chart]]:
+    """Return title, caption and picture of every chart."""
     config, rows, schemes = run.config, run.rows, list(run.config.schemes)
+
+    def made(title: str, caption: str, draw: Callable[..., Figure], *data: Any) -> tuple[str, str, Chart]:
+        return title, caption, chart(draw, *data, alt=f"{title}; the tables hold its numbers")
+
     heats = [
-        (f"Detection on {encoder}", "", figures.heat(found, list(config.attacks), schemes, config.rates[0]))
+        made(f"Detection on {encoder}", "", figures.heat, found, list(config.attacks), schemes, config.rates[0])
         for encoder in config.encoders
         if (found := outcomes(rows, config.rates, encoders=[encoder]))
     ]
-    others = [
-        ("Accuracy against evidence", "A suspect a point.", figures.scatter(rows, schemes)),
-        (
-            "ROC on the null population",
-            "Attacks that keep at least 90 % of the accuracy, each ranked among the innocents of its own key.",
-            figures.curves(rows, schemes),
-        ),
-        ("Cost of attacks", "Those that keep at least 90 %.", figures.cost(rows, schemes)),
+    ranked = "Attacks that keep at least 90 % of the accuracy, each ranked among the innocents of its own key."
+    return [
+        *heats,
+        made("Accuracy against evidence", "A suspect a point.", figures.scatter, rows, schemes),
+        made("ROC on the null population", ranked, figures.curves, rows, schemes),
+        made("Cost of attacks", "Those that keep at least 90 %.", figures.cost, rows, schemes),
     ]
-    return [{"title": t, "caption": c, "uri": figures.svg_uri(figure)} for t, c, figure in [*heats, *others]]

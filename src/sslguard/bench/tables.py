@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from sslguard.bench.config import Config
 from sslguard.bench.rows import Row
 from sslguard.bench.summary import KEPT, Interval, Outcome, costs, false_claims, hardest, outcomes, separations
+from sslguard.report.table import Table
+from sslguard.report.text import NONE
 
-NONE = "–"
 # Accuracy that an attack must keep, and what a thief may still put up with. Less is told where no attack keeps so much.
 _LEAST = (KEPT, 0.75, 0.5, 0.25)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Texts; the first column names the row."""
-
-    title: str
-    note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def all_tables(config: Config, rows: Sequence[Row]) -> list[Table]:
@@ -193,13 +183,3 @@ def _ends(value: Interval, shown: float) -> str:
     if value.low is None or value.high is None:
         return text
     return f"{text} ({100 * value.low:.0f} to {100 * value.high:.0f})"
-
-
-def markdown(table: Table) -> str:
-    """A Markdown section."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    lines = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
-    return f"## {table.title}\n\n{table.note}\n\n" + "\n".join(lines)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
 from sslguard.cli.options import PRINTED, Count, Output, Seed
 from sslguard.cli.output import Result, say
-
-if TYPE_CHECKING:
-    from sslguard.bench.tables import Table
 
 HELP = "Every scheme against every attack, from one configuration; see recipes/bench."
 CLUSTER = Group("Cluster", sort_key=2)
@@ -95,13 +92,16 @@ def table(out: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001 
     """
     from dataclasses import asdict
 
+    from rich.console import Group as Stack
+
     from sslguard.bench.run import findings
     from sslguard.bench.tables import all_tables
+    from sslguard.report.table import terminal
 
     found = findings(out)
     tables = all_tables(found.config, found.rows)
     rows = [("cells", f"{found.done} of {found.total}")]
-    return Result({"tables": [asdict(one) for one in tables]}, rows, table=_shown(tables))
+    return Result({"tables": [asdict(one) for one in tables]}, rows, table=Stack(*map(terminal, tables)))
 
 
 def plot(out: Path, /, *, into: Path | None = None, name: str = "results", output: Output = PRINTED) -> Result:  # noqa: ARG001
@@ -129,21 +129,3 @@ def _time(seconds: float | None) -> str:
     if seconds is None:
         return "unknown time left"
     return f"{seconds / 3600:.1f} CPU hours left" if seconds >= 3600 else f"{seconds / 60:.0f} CPU minutes left"
-
-
-def _shown(tables: list[Table]) -> Any:
-    from rich.console import Group as Stack
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    from sslguard.cli.output import printable
-
-    parts = []
-    for one in tables:
-        made = RichTable(title=one.title, caption=one.note, title_justify="left", caption_justify="left")
-        for header in one.header:
-            made.add_column(header)
-        for row in one.rows:
-            made.add_row(*(escape(printable(cell)) for cell in row))
-        parts.append(made)
-    return Stack(*parts)

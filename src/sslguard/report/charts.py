@@ -140,8 +140,10 @@ def figure(width: float, height: float) -> Figure:
 
 # ---------------------------------------------------------------- what is drawn into axes
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
-"""Name → x and y. An empty one is left out, and the others keep their colours."""
+Points = tuple[Sequence[float] | NDArray[np.floating], Sequence[float] | NDArray[np.floating]]
+"""x and y, equally many."""
+Series = Mapping[str, Points]
+"""Name → points. A series without any is left out, and the others keep their colours."""
 
 
 def plot(axes: Axes, series: Series, theme: Theme, kind: Literal["points", "lines", "steps"]) -> None:
@@ -181,11 +183,12 @@ def heat(
         remark: What the texts and grey mean.
         scale: What the values are.
     """
+    from matplotlib import colormaps
+
     rows, columns = names
     drawn = figure(4.0 + 1.15 * len(columns), 1.6 + 0.3 * len(rows))
     axes = drawn.subplots()
-    axes.set_facecolor(theme.grid)
-    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(values, cmap=colormaps["cividis"].with_extremes(bad=theme.grid), vmin=0, vmax=1, aspect="auto")
     for y, line in enumerate(texts):
         for x, text in enumerate(line):
             known = np.isfinite(values[y, x])
@@ -236,6 +239,7 @@ def _style(theme: Theme, size: float) -> Iterator[None]:
 
     settings: Any = {
         "font.size": size,
+        "font.sans-serif": ["DejaVu Sans", "Arial"],
         "axes.titlesize": size,
         "text.color": theme.ink,
         "axes.labelcolor": theme.soft,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -63,7 +64,7 @@ def _environment() -> Environment:
 
 
 def _line(value: object, limit: int = 120) -> str:
-    """Return one clean line; markup that a template made passes as it is."""
+    """Return one clean line whose units stay with their numbers; markup that a template made passes as it is."""
     from markupsafe import Markup
 
-    return value if isinstance(value, Markup) else text.line(value, limit)
+    return value if isinstance(value, Markup) else re.sub(" (?=[%†±])", "\u00a0", text.line(value, limit))

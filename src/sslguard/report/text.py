@@ -8,7 +8,7 @@ from collections.abc import Iterable
 NONE = "–"
 """What stands where there is no value."""
 
-_NUMBER = re.compile(r"([≥≤<>] ?)?[-−+]?[\d,]*\.?\d+(e[-+]?\d+)?( ?%)?")
+_NUMBER = re.compile(r"([≥≤<>] ?)?[-−+]?[\d,]*\.?\d+(e[-+]?\d+)?( ± [\d.]+)?( ?%)?")
 
 
 def printable(text: object, limit: int = 120) -> str:
@@ -49,6 +49,8 @@ def fixed(value: float | None, digits: int = 3) -> str:
 
 
 def numeric(cells: Iterable[str]) -> bool:
-    """Return whether a column holds numbers, apart from empty cells and dashes, so that it can be aligned right."""
+    """Return whether a column is one of numbers: at least half of its cells are, and the others hold no digit."""
     told = [cell for cell in cells if cell not in ("", NONE)]
-    return bool(told) and all(_NUMBER.fullmatch(cell) for cell in told)
+    numbers = [bool(_NUMBER.fullmatch(cell)) for cell in told]
+    words = [cell for cell, number in zip(told, numbers, strict=True) if not number]
+    return len(told) > 0 and 2 * len(words) <= len(told) and not re.search(r"\d", " ".join(words))
