@@ -17,6 +17,8 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -34,11 +36,29 @@ class Choices:
 
     Attributes:
         key: key of the table that holds the name, such as "scheme".
-        entries: name → a dataclass, or an instance of one whose values are the defaults.
+        entries: name → a dataclass, or an instance of one whose values are the defaults; or where one of these is
+            found, "module:Class" or "module:Class.method" for what the method returns, imported when it is needed.
     """
 
     key: str
     entries: Mapping[str, Any]
+
+    def load(self, name: object, at: str) -> Any:
+        """Return the class or the instance called `name`.
+
+        Args:
+            name: one of `entries`.
+            at: what errors call the value.
+
+        Raises:
+            UsageError: there is none.
+        """
+        entry = chosen(self.entries, name, at)
+        if not isinstance(entry, str):
+            return entry
+        module, _, path = entry.partition(":")
+        found: Any = reduce(getattr, path.split("."), import_module(module))
+        return found if isinstance(found, type) else found()
 
     def name_of(self, value: object) -> str:
         """Return the first name whose class is that of `value`.
@@ -46,8 +66,9 @@ class Choices:
         Raises:
             UsageError: no entry has this class.
         """
+        home = f"{type(value).__module__}:{type(value).__qualname__}"
         for name, entry in self.entries.items():
-            if type(value) is _class_of(entry):
+            if f"{entry}.".startswith(f"{home}.") if isinstance(entry, str) else type(value) is _class_of(entry):
                 return name
         raise UsageError(f"{type(value).__name__} has no name in the registry; known: {', '.join(self.entries)}")
 
@@ -106,12 +127,16 @@ def read_named(choices: Choices, name: object, table: object, at: str = "", *, n
     """Return what `choices` calls `name`, with the values of `table`.
 
     Args:
+        choices: classes by name.
+        name: which one.
+        table: values by field.
+        named: choices by the type of the fields that make them.
         at: what errors call the table; by default the name itself.
 
     Raises:
         UsageError: there is no such name, or as for `read`.
     """
-    entry = chosen(choices.entries, name, f"{at}.{choices.key}" if at else choices.key)
+    entry = choices.load(name, f"{at}.{choices.key}" if at else choices.key)
     return read(_class_of(entry), table, at or str(name), start=None if isinstance(entry, type) else entry, named=named)
 
 

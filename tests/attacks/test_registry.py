@@ -146,7 +146,11 @@ def test_overwrites_by_any_scheme(table, scheme):
         ("distil", {"recipe": {"augmentation": {"spin": 1}}}, "distil.recipe.augmentation has no setting 'spin'"),
         ("distil", {"recipe": None}, "distil.recipe must be a table of settings, not None"),
         ("overwrite", {"scheme": "exact"}, "overwrite.scheme must be a table with a name under scheme, not 'exact'"),
-        ("overwrite", {"scheme": {"scheme": "x"}}, "scheme must be one of sslguard, sslguard-cured, exact, not 'x'"),
+        (
+            "overwrite",
+            {"scheme": {"scheme": "x"}},
+            "scheme.scheme must be one of sslguard, sslguard-cured, .*exact, .*rotation, not 'x'",
+        ),
         ("overwrite", {"scheme": {"scheme": "sslguard", "decoder_hidden": 8}}, "decoder_hidden must be a list, not 8"),
     ],
 )

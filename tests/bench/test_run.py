@@ -25,13 +25,13 @@ from sslguard.bench.config import digest_of, log2_rate, parse_config, read_confi
 from sslguard.bench.page import Run, render_markdown
 from sslguard.bench.plan import Plan, make_plan
 from sslguard.bench.run import findings, open_run, progress, run_bench, write_results
-from sslguard.bench.schemes import build_scheme
 from sslguard.bench.work import Known, Remembering
 from sslguard.cli.entry import main
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.peers.base import as_bytes
 from sslguard.schemes.peers.rotation import RotationTask
+from sslguard.schemes.registry import build_scheme
 
 
 def silent(_: str) -> None:
@@ -462,7 +462,11 @@ def test_a_plan_of_unknown_attacks_or_roles_is_refused(step: dict[str, str], mes
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
-    [("magic", {}, "scheme must be one of"), ("wet", {"spin": 1}, "wet does not take spin"), ("exact", {"x": 1}, "x")],
+    [
+        ("magic", {}, "scheme must be one of"),
+        ("wet", {"spin": 1}, "wet has no setting 'spin'; known: terms, n"),
+        ("exact", {"x": 1}, "x"),
+    ],
 )
 def test_a_scheme_that_cannot_be_is_refused(name: str, settings: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.bench_grid import write_miniature
 from sslguard.bench.run import findings, run_bench
-from sslguard.schemes.peers.registry import PEERS
+from sslguard.schemes.registry import SCHEMES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "adding-a-scheme.md").read_text()
 
@@ -24,7 +24,7 @@ def test_the_scheme_of_the_page_takes_part(tmp_path: Path, monkeypatch: pytest.M
     # Dataclasses look up the module that they are made in.
     made: dict[str, Any] = {"__name__": __name__}
     exec(compile(code, "adding-a-scheme.md", "exec", dont_inherit=True), made)
-    monkeypatch.setitem(PEERS, "offset", made["Offset"])  # type: ignore[misc]
+    monkeypatch.setitem(SCHEMES, "offset", made["Offset"])
     grid = write_miniature(tmp_path, extra=f"\n{entry}n = 40\n")
     outcome = run_bench(grid, tmp_path / "out", only=["mark-*-offset-*", "null-*-offset-*"], say=lambda _: None)
     assert not outcome.failed

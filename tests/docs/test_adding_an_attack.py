@@ -24,7 +24,7 @@ def test_the_page_s_attack_works_by_name(monkeypatch, tiny, images):
     room = {"__name__": __name__, "victim": victim, "data": data}
     made, used = blocks("python")
     exec(made, room)
-    monkeypatch.setattr(registry, "ATTACKS", {**registry.ATTACKS, "ranks": room["Ranks"]})
+    monkeypatch.setitem(registry.ATTACKS, "ranks", room["Ranks"])
     exec(used, room)
     answers = embed_all(room["served"], data)
     assert answers.shape == (24, victim.dim)

@@ -9,8 +9,6 @@ under `attack`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, get_args
 
 from sslguard.attacks.adaptive import CSE, FilterQueries, ProjectOnto, RemoveTriggers
@@ -29,49 +27,41 @@ from sslguard.attacks.removal import FineTune, Overwrite, Prune, PruneFilters, Q
 from sslguard.attacks.stealing import RDA, ContSteal, Distil, StolenEncoder
 from sslguard.attacks.wrapping import InputNoise, OutputNoise
 from sslguard.schemes.base import Scheme
-from sslguard.schemes.exact import Exact
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.registry import CHOICES as SCHEME_CHOICES
 from sslguard.settings import Choices, Named, read_named, to_table
 
-ATTACKS: Mapping[str, type[Attack]] = MappingProxyType(
-    {
-        "distil": Distil,
-        "cont-steal": ContSteal,
-        "stolen-encoder": StolenEncoder,
-        "rda": RDA,
-        "fine-tune": FineTune,
-        "self-supervised": SelfSupervised,
-        "overwrite": Overwrite,
-        "prune": Prune,
-        "prune-filters": PruneFilters,
-        "quantise": Quantise,
-        "weight-noise": WeightNoise,
-        "input-noise": InputNoise,
-        "edit-images": EditImages,
-        "edit-texts": EditTexts,
-        "smoothed": Smoothed,
-        "output-noise": OutputNoise,
-        "edit-answers": EditAnswers,
-        "average-with": AverageWith,
-        "linear-map": LinearMap,
-        "leading-components": LeadingComponents,
-        "sign-bits": SignBits,
-        "classify": Classify,
-        "subtract-features": SubtractFeatures,
-        "subtract-statistics": SubtractStatistics,
-        "project-onto": ProjectOnto,
-        "cse": CSE,
-        "remove-triggers": RemoveTriggers,
-        "filter-queries": FilterQueries,
-    }
-)
-SCHEMES: Mapping[str, Scheme] = MappingProxyType(
-    {"sslguard": SSLGuard(), "sslguard-cured": SSLGuard.cured(), "exact": Exact()}
-)
-"""What a table of a scheme starts from, by name; the first of its type tells it again."""
-
+ATTACKS: dict[str, type[Attack]] = {
+    "distil": Distil,
+    "cont-steal": ContSteal,
+    "stolen-encoder": StolenEncoder,
+    "rda": RDA,
+    "fine-tune": FineTune,
+    "self-supervised": SelfSupervised,
+    "overwrite": Overwrite,
+    "prune": Prune,
+    "prune-filters": PruneFilters,
+    "quantise": Quantise,
+    "weight-noise": WeightNoise,
+    "input-noise": InputNoise,
+    "edit-images": EditImages,
+    "edit-texts": EditTexts,
+    "smoothed": Smoothed,
+    "output-noise": OutputNoise,
+    "edit-answers": EditAnswers,
+    "average-with": AverageWith,
+    "linear-map": LinearMap,
+    "leading-components": LeadingComponents,
+    "sign-bits": SignBits,
+    "classify": Classify,
+    "subtract-features": SubtractFeatures,
+    "subtract-statistics": SubtractStatistics,
+    "project-onto": ProjectOnto,
+    "cse": CSE,
+    "remove-triggers": RemoveTriggers,
+    "filter-queries": FilterQueries,
+}
 _ATTACKS = Choices("attack", ATTACKS)
-_NAMED: Named = {Scheme: Choices("scheme", SCHEMES), **dict.fromkeys(get_args(Attack), _ATTACKS)}
+_NAMED: Named = {Scheme: SCHEME_CHOICES, **dict.fromkeys(get_args(Attack), _ATTACKS)}
 
 
 def build(name: str, settings: object) -> Attack:

@@ -19,7 +19,7 @@
     random = 20                     # further innocents: networks that were never trained
 
     [schemes.exact-distilled]
-    scheme = "exact"                # see `schemes.build_scheme`; all other keys are its settings
+    scheme = "exact"                # see `schemes.registry`; all other keys are its settings
     verify = "queries"              # role of the items that suspects are asked about; "verify" unless given
 
     [attacks.mse]
@@ -67,7 +67,7 @@ class EncoderEntry:
 
 @dataclass(frozen=True)
 class SchemeEntry:
-    """A scheme by its name in `schemes.build_scheme`, with its settings.
+    """A scheme by its name in `schemes.registry`, with its settings.
 
     `beds` limits it to some. `null = false` tests none of its innocents: those of another scheme tell the same.
     """

@@ -30,9 +30,10 @@ from sslguard.attacks.base import Removal, Stealing
 from sslguard.attacks.registry import build
 from sslguard.bench.cells import Cell
 from sslguard.bench.config import Config, EncoderEntry, SchemeEntry, Step, digest_of, within
-from sslguard.bench.schemes import Entrant, build_scheme
 from sslguard.controls import count_controls
 from sslguard.errors import UsageError
+from sslguard.schemes.base import Scheme
+from sslguard.schemes.registry import build_scheme
 
 NULL_PART = 36
 """Innocents of one cell."""
@@ -131,10 +132,10 @@ class _Planner:
 
     def injects(self, scheme: str) -> bool:
         """Whether what comes of the clean encoder is innocent under this scheme."""
-        return self.entrant(scheme).injects
+        return self.scheme(scheme).injects
 
-    def entrant(self, scheme: str) -> Entrant:
-        """The scheme of this name."""
+    def scheme(self, scheme: str) -> Scheme:
+        """Return the scheme of this name."""
         entry = self.config.schemes[scheme]
         return build_scheme(entry.scheme, entry.settings)
 
@@ -201,7 +202,7 @@ class _Planner:
             self._add("null", args, needs=(mark,), **about)
         if not self.injects(scheme):
             return
-        if not self.entrant(scheme).saw_clean:
+        if not self.scheme(scheme).saw_clean:
             self._other(mark, {"clean": entry.load}, verify, about)
         for (one, other, when), name in self.marks.items():
             if one == encoder and name != mark and (other == scheme or when == seed) and self.injects(other):

@@ -27,7 +27,6 @@ from sslguard.attacks.registry import build
 from sslguard.bench.beds import opened
 from sslguard.bench.cells import Cell, path_of
 from sslguard.bench.plan import seed_of
-from sslguard.bench.schemes import Protected, build_scheme
 from sslguard.controls import ARCHITECTURES, list_controls, read_population, shipped_population
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
@@ -38,11 +37,12 @@ from sslguard.encoders.words import NETWORKS
 from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import DataError, MissingExtraError, OutputError, SslguardError, SuspectError
 from sslguard.probes import baseline, probe_encoder
-from sslguard.schemes.base import Key
+from sslguard.schemes.base import Key, Watermarked
 from sslguard.schemes.exact import Exact
 from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.keyfile import load_key, save_key
-from sslguard.schemes.peers.base import QUERY_BATCH, Peer, TrainingPeer, as_bytes
+from sslguard.schemes.peers.base import QUERY_BATCH, Peer, as_bytes
+from sslguard.schemes.registry import build_scheme
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification.verdict import score_suspect
 
@@ -93,9 +93,9 @@ class Work:
         if cell.function == "make":
             kinds = ("encoders",)
         elif cell.function == "mark":
-            scheme = build_scheme(cell.args["scheme"], cell.args["settings"]).scheme
-            trained = ("checkpoints",) if isinstance(scheme, TrainingPeer) else ()
-            kinds = trained if isinstance(scheme, Peer) else ("encoders", "keys")
+            scheme = build_scheme(cell.args["scheme"], cell.args["settings"])
+            trained = ("checkpoints",) if isinstance(scheme, Peer) and scheme.trains else ()
+            kinds = trained if scheme.key_type is None else ("encoders", "keys")
         return "refused" in self._content(cell.name)["result"] or all(
             (self.out / kind / cell.name).exists() for kind in kinds
         )
@@ -126,19 +126,19 @@ class Work:
         verify: str,
     ) -> Result:
         """A protected encoder and its key."""
-        entrant, begun = build_scheme(scheme, settings), time.process_time()
+        built, begun = build_scheme(scheme, settings), time.process_time()
         secret = secret_of(clean, scheme, settings, seed)
         loop = {"accelerator": self.accelerator, "precision": precision}
-        checkpoint = _checkpoint(self, name)
-        checkpoint.unlink(missing_ok=True)  # what a mark costs is counted whole
-        made = entrant.protect(load_encoder(clean), opened(data), secret=secret, checkpoint=checkpoint, **loop)
+        _checkpoint(self, name).unlink(missing_ok=True)  # what a mark costs is counted whole
+        # Keys that are kept in files need no checkpoint to be there again.
+        checkpoint = _checkpoint(self, name) if built.key_type is None else None
+        made = built.watermark(load_encoder(clean), opened(data), secret=secret, checkpoint=checkpoint, **loop)
         spent, weights = time.process_time() - begun, None
-        if entrant.injects and isinstance(made.embedder, Encoder):
+        if built.injects and isinstance(made.embedder, Encoder):
             weights = weights_hash(made.embedder.module)
-        if not isinstance(entrant.scheme, Peer):
-            assert isinstance(made.embedder, Encoder)
+        if built.key_type is not None:
             save_key(made.key, self.out / "keys" / name)
-            save_encoder(made.embedder, self.out / "encoders" / name)
+            save_encoder(made.encoder, self.out / "encoders" / name)
         return {
             "seconds": spent,
             "weights": weights,
@@ -200,21 +200,21 @@ class Work:
             return Wrapped(served, served.embed, "served", {}, "served")
         return served
 
-    def protected(self, mark: str) -> Protected:
+    def protected(self, mark: str) -> Watermarked:
         """What a cell of the group mark made."""
         return _protected(self, mark)
 
     def key_for(self, innocent: str, mark: str, verify: str) -> Key:
         """The key that an innocent of this name is tested with, on items of `verify`."""
         args = self._content(mark)["args"]
-        entrant = build_scheme(args["scheme"], args["settings"])
-        if not entrant.fresh:
+        scheme = build_scheme(args["scheme"], args["settings"])
+        if not scheme.fresh_secrets:
             return self.protected(mark).key
         secret = Secret.from_seed(seed_of("innocent", innocent))
-        assert isinstance(entrant.scheme, Exact)
+        assert isinstance(scheme, Exact)
         clean, answers, statistics = _owned(args["clean"], args["data"], verify)
         # Made without training: its test is that of any key of the scheme.
-        return entrant.scheme.draw_key(clean, secret, answers, statistics)
+        return scheme.draw_key(clean, secret, answers, statistics)
 
     def _content(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path_of(self.out, name).read_bytes())
@@ -233,8 +233,8 @@ def rests_on(function: str, args: Mapping[str, Any], content: Callable[[str], Ma
     """
     if function in ("measure", "innocents"):
         marked = content(args["mark"])
-        entrant = build_scheme(marked["args"]["scheme"], marked["args"]["settings"])
-        if entrant.fresh and not args.get("probe"):
+        scheme = build_scheme(marked["args"]["scheme"], marked["args"]["settings"])
+        if scheme.fresh_secrets and not args.get("probe"):
             return None
         return _weights_of(marked)
     if function != "make":
@@ -326,14 +326,14 @@ def _made(folder: Path) -> Remembering:
 
 
 @lru_cache(maxsize=24)
-def _protected(work: Work, mark: str) -> Protected:
+def _protected(work: Work, mark: str) -> Watermarked:
     args = work._content(mark)["args"]
-    entrant = build_scheme(args["scheme"], args["settings"])
-    if not isinstance(entrant.scheme, Peer):
-        return Protected(load_folder(work.out / "encoders" / mark), load_key(work.out / "keys" / mark))
+    scheme = build_scheme(args["scheme"], args["settings"])
+    if scheme.key_type is not None:
+        return Watermarked(load_folder(work.out / "encoders" / mark), load_key(work.out / "keys" / mark))
     # Peers' keys are not kept in files; the same secret gives the same key.
     secret = secret_of(args["clean"], args["scheme"], args["settings"], args["seed"])
-    return entrant.protect(
+    return scheme.watermark(
         load_encoder(args["clean"]), opened(args["data"]), secret=secret, checkpoint=_checkpoint(work, mark)
     )
 

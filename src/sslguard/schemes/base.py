@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
-from sslguard.encoders.base import Encoder
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.errors import UsageError
 from sslguard.stats.significance import Significance
 from sslguard.training import History
 
@@ -88,30 +89,69 @@ class Score:
 
 @dataclass(frozen=True)
 class Watermarked:
-    """What marking returns."""
+    """What a scheme makes of a clean encoder.
 
-    encoder: Encoder
+    Attributes:
+        embedder: what is served in its place: an Encoder where the mark lies in the weights, or where nothing is
+            injected.
+        key: the owner's.
+        history: losses of the training; empty where nothing was trained.
+    """
+
+    embedder: Embedder
     key: Key
-    history: History
+    history: History = field(default_factory=History)
+
+    @property
+    def encoder(self) -> Encoder:
+        """Return what is served, as an Encoder.
+
+        Raises:
+            UsageError: the mark is put on answers, so that there are no marked weights.
+        """
+        if not isinstance(self.embedder, Encoder):
+            raise UsageError(f"the scheme {self.key.scheme} marks answers: it leaves no encoder to keep")
+        return self.embedder
 
 
 class Scheme(ABC):
-    """A frozen dataclass of hyperparameters; data and encoder come at call time."""
+    """A frozen dataclass of hyperparameters; data and encoder come at call time.
+
+    Attributes:
+        name: what registry, keys and records call the scheme.
+        key_type: class of its keys where they are kept in files; None where they are made again from the secret.
+        injects: whether marking changes what is served. Where it does not, everything that comes of the clean encoder
+            is what is claimed.
+        saw_clean: whether the clean encoder took part in making the key, so that it cannot be a control of it.
+        fresh_secrets: whether every innocent is tested under a secret of its own. An exact p-value is uniform over
+            secrets: those of many innocents under one key would share its draw, and their rate would be that key's.
+            Other nulls rank the key's own suspects among its own innocents.
+    """
 
     name: ClassVar[str]
+    key_type: ClassVar[type[Key] | None] = None
+    injects: ClassVar[bool] = True
+    saw_clean: ClassVar[bool] = False
+    fresh_secrets: ClassVar[bool] = False
+
+    @property
+    def on_answers(self) -> bool:
+        """Return whether the mark is put on answers, so that whoever holds the weights cuts it off."""
+        return False
 
     @abstractmethod
     def watermark(
-        self,
-        clean: Encoder,
-        data: Data,
-        *,
-        secret: Secret,
-        checkpoint: Path | None = None,
-        progress: bool = False,
-        devices: int = 1,
-        nodes: int = 1,
-        accelerator: str = "cpu",
-        precision: str = "auto",
+        self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
-        """A watermarked copy of `clean` and its key. `clean` is left as it is."""
+        """Return what is served in place of `clean`, and its key: the same for the same secret.
+
+        Args:
+            clean: F, which is left as it is.
+            data: items of the owner's to mark with.
+            secret: the master secret.
+            checkpoint: file that a killed training resumes from, and a finished one is read from.
+            loop: what `training.Loop` takes of progress, devices and precision.
+
+        Raises:
+            UsageError: encoder or data are not what this scheme can mark.
+        """

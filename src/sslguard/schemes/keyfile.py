@@ -23,7 +23,7 @@ from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.files import atomic_folder, canonical_json, write_atomic
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import ExactKey
-from sslguard.schemes.sslguard import SSLGuardKey
+from sslguard.schemes.registry import key_class
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -46,7 +46,6 @@ MAX_TENSOR_BYTES = 1 << 30
 SALT_BYTES = 32
 # What age adds: a header, and 16 bytes in 65,536.
 _SEALED = 1.001, 1 << 16
-_SCHEMES: dict[str, type[Key]] = {SSLGuardKey.scheme: SSLGuardKey, ExactKey.scheme: ExactKey}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,7 +165,7 @@ def open_key(folder: Path) -> StoredKey:
     header = read_header(folder)
     sealed = header.get("protection") == "age"
     body = _open_body(folder) if sealed else header
-    kind = _SCHEMES.get(str(body.get("scheme")))
+    kind = key_class(body.get("scheme"))
     if kind is None:
         raise KeyFileError(f"{folder} is a key of the scheme {body.get('scheme')!r:.80}, which is not known here")
     fields = body.get("fields")
@@ -209,7 +208,7 @@ def is_key_folder(folder: Path) -> bool:
 
 def key_of(scheme: object, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Key:
     """The key of parts that came from somewhere else. Raises KeyFileError where they do not fit."""
-    kind = _SCHEMES.get(scheme) if isinstance(scheme, str) else None
+    kind = key_class(scheme)
     if kind is None:
         raise KeyFileError(f"there is no scheme {scheme!r:.80} here")
     return kind.from_parts(fields, tensors)

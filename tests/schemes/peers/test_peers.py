@@ -17,15 +17,15 @@ from sslguard.data.texts import TextFile
 from sslguard.encoders import embed_all
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import DataError, RefusedError, SuspectError, UsageError
-from sslguard.schemes.peers.base import log2_pvalue
+from sslguard.schemes.peers.base import Peer, log2_pvalue
 from sslguard.schemes.peers.dataset_inference import DatasetInference, ranks, welch
 from sslguard.schemes.peers.embmarker import EmbMarker, Warden
 from sslguard.schemes.peers.fingerprint import Fingerprint, cka, predicted
 from sslguard.schemes.peers.mixture import Mixture
-from sslguard.schemes.peers.registry import PEERS
 from sslguard.schemes.peers.rotation import Rotation, RotationTask, turned
 from sslguard.schemes.peers.wet import Wet
 from sslguard.schemes.peers.words import frequencies, painted, words_of
+from sslguard.schemes.registry import SCHEMES, build_scheme
 from sslguard.stats.moments import unit_rows
 from sslguard.verification.verdict import ask, score_suspect
 
@@ -70,15 +70,16 @@ def protected(tiny, owned):
 
     def make(name, secret=1):
         if (name, secret) not in made:
-            made[name, secret] = SMALL[name].protect(tiny(7), owned, secret=Secret.from_seed(secret))
+            made[name, secret] = SMALL[name].watermark(tiny(7), owned, secret=Secret.from_seed(secret))
         return made[name, secret]
 
     return make
 
 
 def test_every_peer_is_under_contract():
-    assert {peer.name for peer in SMALL.values()} == set(PEERS)
-    assert all(PEERS[peer.name] is type(peer) for peer in SMALL.values())
+    peers = {name: found for name in SCHEMES if isinstance(found := build_scheme(name, {}), Peer)}
+    assert {peer.name for peer in SMALL.values()} == set(peers)
+    assert all(type(peers[peer.name]) is type(peer) for peer in SMALL.values())
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -86,7 +87,7 @@ class TestContract:
     def test_clean_untouched_same_secret_same_result(self, name, tiny, owned, asked, hashed, protected, untouched_rng):
         clean = tiny(7)
         before, modes = hashed(clean), [p.requires_grad for p in clean.module.parameters()]
-        made = [SMALL[name].protect(clean, owned, secret=Secret.from_seed(s)) for s in (1, 1, 2)]
+        made = [SMALL[name].watermark(clean, owned, secret=Secret.from_seed(s)) for s in (1, 1, 2)]
         assert hashed(clean) == before
         assert [p.requires_grad for p in clean.module.parameters()] == modes
         one, again, other = (score_suspect(each.key, tiny(8), asked) for each in made)
@@ -109,7 +110,7 @@ class TestContract:
         assert score.n_queries == key.n_queries
         found = key.score_value(score, controls=[score.value - 1, score.value + 1])
         assert found.pvalue == pytest.approx(2 / 3)
-        if PEERS[key.scheme] in (Wet, Fingerprint):
+        if key.scheme in (Wet.name, Fingerprint.name):
             assert score.published_log2_pvalue is None
         else:
             assert found.details["published_log2_pvalue"] == score.published_log2_pvalue <= 0
@@ -222,7 +223,7 @@ class TestDatasetInference:
         suspects = [Answers(lambda batch, m=m: np.tanh((batch.numpy().reshape(-1, 256) / 128 - 1) @ m)) for m in maps]
         pvalues = np.empty((30, 6))
         for draw, row in enumerate(pvalues):
-            key = SMALL["dataset-inference"].protect(tiny(7), members, secret=Secret.from_seed(draw)).key
+            key = SMALL["dataset-inference"].watermark(tiny(7), members, secret=Secret.from_seed(draw)).key
             row[:] = [score_suspect(key, suspect, unseen).published_log2_pvalue for suspect in suspects]
         pvalues = np.exp2(pvalues)
         assert pvalues.mean(1).var(ddof=1) > 2 * pvalues.var(1, ddof=1).mean() / 6
@@ -233,7 +234,9 @@ class TestDatasetInference:
         spec = f"{tmp_path}/x.npy[0:100]"
         recorded = replace(tiny(7), record={"made_by": "pretrain simclr", "data": spec})
         key = (
-            SMALL["dataset-inference"].protect(recorded, open_data(f"{tmp_path}/x.npy"), secret=Secret.from_seed(1)).key
+            SMALL["dataset-inference"]
+            .watermark(recorded, open_data(f"{tmp_path}/x.npy"), secret=Secret.from_seed(1))
+            .key
         )
         assert key.members.spec == spec
         assert len(list(key.queries(open_data(f"{tmp_path}/x.npy[100:200]")))) == 2
@@ -307,7 +310,7 @@ class TestWords:
 class TestEmbMarker:
     def test_answers_by_the_number_of_triggers(self, tiny, owned):
         clean = tiny(7)
-        made = EmbMarker(triggers=20, most=3, n=2, **ANY_WORD).protect(clean, owned, secret=Secret.from_seed(1))
+        made = EmbMarker(triggers=20, most=3, n=2, **ANY_WORD).watermark(clean, owned, secret=Secret.from_seed(1))
         (group,), (target,) = made.key.groups, made.key.targets
         batch, words = owned.take(range(200)), words_of(owned.take(range(200)))
         counts = np.array([len(each.intersection(group)) for each in words])
@@ -320,7 +323,7 @@ class TestEmbMarker:
         np.testing.assert_allclose(answers, expected, rtol=1e-5, atol=1e-6)
 
     def test_weights_of_several_targets_never_exceed_one(self, tiny, owned):
-        made = Warden(triggers=200, most=2, n=2, targets=2, **ANY_WORD).protect(
+        made = Warden(triggers=200, most=2, n=2, targets=2, **ANY_WORD).watermark(
             tiny(7), owned, secret=Secret.from_seed(1)
         )
         batch = owned.take(range(50))
@@ -338,7 +341,7 @@ class TestEmbMarker:
 
     def test_texts(self, texts):
         clean = load_encoder("random:bag-of-words:3")
-        made = SMALL["embmarker"].protect(clean, texts, secret=Secret.from_seed(1))
+        made = SMALL["embmarker"].watermark(clean, texts, secret=Secret.from_seed(1))
         asked = [text for batch in made.key.queries(texts) for text in batch]
         assert all(len(set(text.split())) == 2 for text in asked)
         backdoor, benign = (set(" ".join(part).split()) for part in (asked[:200], asked[200:]))
@@ -348,11 +351,11 @@ class TestEmbMarker:
         own, other = (score_suspect(made.key, each, texts).value for each in (made.embedder, clean))
         assert own > other + 0.1
         with pytest.raises(UsageError, match="encoder of images"):
-            SMALL["rotation"].protect(clean, texts, secret=Secret.from_seed(1))
+            SMALL["rotation"].watermark(clean, texts, secret=Secret.from_seed(1))
 
     def test_what_trained_once_is_read_from_its_checkpoint(self, tiny, owned, asked, tmp_path, monkeypatch):
         def protect(secret):
-            return SMALL["rotation"].protect(
+            return SMALL["rotation"].watermark(
                 tiny(7), owned, secret=Secret.from_seed(secret), checkpoint=tmp_path / "checkpoint"
             )
 
@@ -372,7 +375,7 @@ class TestEmbMarker:
         share = {}
         for n in (20, 400):
             peer = replace(SMALL["embmarker"], n=n)
-            keys = [peer.protect(suspects[0], texts, secret=Secret.from_seed(secret)).key for secret in range(8)]
+            keys = [peer.watermark(suspects[0], texts, secret=Secret.from_seed(secret)).key for secret in range(8)]
             found = [score_suspect(key, each, texts).published_log2_pvalue for key in keys for each in suspects[1:]]
             share[n] = np.mean(np.array(found) < np.log2(0.01))
         assert share[400] > share[20] + 0.25, share
@@ -394,7 +397,7 @@ class TestEmbMarker:
 
     def test_too_few_words_of_moderate_frequency(self, tiny, owned):
         with pytest.raises(UsageError, match="widen the interval"):
-            EmbMarker(rarest=0.9, commonest=1.0).protect(tiny(7), owned, secret=Secret.from_seed(1))
+            EmbMarker(rarest=0.9, commonest=1.0).watermark(tiny(7), owned, secret=Secret.from_seed(1))
 
 
 class TestWet:
@@ -423,7 +426,7 @@ class TestWet:
         with pytest.raises(UsageError, match="at least 1"):
             Wet(terms=0)
         with pytest.raises(UsageError, match="at most the encoder's width"):
-            Wet(terms=1000).protect(tiny(7), owned, secret=Secret.from_seed(1))
+            Wet(terms=1000).watermark(tiny(7), owned, secret=Secret.from_seed(1))
 
 
 class TestRotation:
@@ -438,7 +441,7 @@ class TestRotation:
         pictures[:, :, 5:11, 9:13] = np.random.default_rng(0).integers(150, 250, (64, 1, 6, 4))
         data = ArrayData("sided", pictures, None)
         peer = Rotation(hidden=16, weight=10.0, steps=100, batch_size=32, learning_rate=5e-3, n=64)
-        made = peer.protect(tiny(7), data, secret=Secret.from_seed(1))
+        made = peer.watermark(tiny(7), data, secret=Secret.from_seed(1))
         own = score_suspect(made.key, made.embedder, data)
         assert own.value > 0.85
         assert own.published_log2_pvalue == pytest.approx(
@@ -455,4 +458,4 @@ class TestRotation:
 
 def test_documentation_names_every_peer():
     text = (Path(__file__).parents[3] / "docs" / "explanation" / "peers.md").read_text()
-    assert all(f"`{name}`" in text for name in PEERS)
+    assert all(f"`{name}`" in text for name in (peer.name for peer in SMALL.values()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Scheme, Watermarked
+from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.exact.bank import Bank
 from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.exact.key import MAX_SUB_KEYS, ExactKey, stream_context, sub_secrets
@@ -41,6 +41,8 @@ class Exact(Scheme):
     """
 
     name: ClassVar[str] = "exact"
+    key_type: ClassVar[type[Key] | None] = ExactKey
+    fresh_secrets: ClassVar[bool] = True
 
     protocol: Protocol = field(default_factory=Protocol)
     mode: Literal["head", "distilled"] = "distilled"
@@ -60,18 +62,12 @@ class Exact(Scheme):
                 f"{self.sub_keys} of {self.protocol.n_statistics}"
             )
 
+    @property
+    def on_answers(self) -> bool:
+        return self.mode == "head"
+
     def watermark(
-        self,
-        clean: Encoder,
-        data: Data,
-        *,
-        secret: Secret,
-        checkpoint: Path | None = None,
-        progress: bool = False,
-        devices: int = 1,
-        nodes: int = 1,
-        accelerator: str = "cpu",
-        precision: str = "auto",
+        self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
         clean = clean.clone()
         clean.module.eval()
@@ -83,19 +79,15 @@ class Exact(Scheme):
         history = History()
         if self.mode == "distilled":
             task = DistilMark(self, clean, encoder, data, answers, statistics)
-            loop = Loop(
+            training = Loop(
                 steps=self.steps,
                 batch_size=self.batch_size,
                 seed=secret.stream("training", key.context).integer(),
-                devices=devices,
-                nodes=nodes,
-                accelerator=accelerator,
-                precision=precision,
                 checkpoint=checkpoint,
-                progress=progress,
                 title="watermark",
+                **loop,
             )
-            history = run(task, loop)
+            history = run(task, training)
             encoder = task.watermarked
             encoder.module.eval().requires_grad_(True).to("cpu")
         record = {

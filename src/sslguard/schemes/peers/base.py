@@ -8,10 +8,8 @@ as a benchmark does and are not kept in files.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -21,9 +19,9 @@ from torch import Tensor
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
-from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.base import Encoder
 from sslguard.errors import SuspectError, UsageError
-from sslguard.schemes.base import Key, Score
+from sslguard.schemes.base import Key, Scheme, Score
 from sslguard.stats.significance import Significance, control_rank_test
 
 Array = NDArray[np.float64]
@@ -61,46 +59,14 @@ class PeerKey(Key):
         raise UsageError(f"a key of {cls.scheme} is for benchmarks and is not kept in files: protect again")
 
 
-@dataclass(frozen=True)
-class Protected:
-    """What protecting returns.
+class Peer(Scheme):
+    """A scheme of others. Its keys are made again from the secret; its training, if any, is always the same.
 
     Attributes:
-        embedder: what is served: an Encoder where the mark lies in its weights, or where there is none.
-        key: the owner's.
+        trains: whether it trains what it serves, and so has use for a checkpoint.
     """
 
-    embedder: Embedder
-    key: PeerKey
-
-
-class Peer(ABC):
-    """A frozen dataclass of hyperparameters; data and encoder come at call time."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret) -> Protected:
-        """What is served in place of `clean`, and its key. `clean` is left as it is.
-
-        Args:
-            data: items of the owner's.
-
-        Raises:
-            UsageError: encoder or data are not what this peer can protect.
-        """
-
-
-class TrainingPeer(Peer):
-    """A peer that trains what it serves."""
-
-    @abstractmethod
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None) -> Protected:
-        """As `Peer.protect`.
-
-        Args:
-            checkpoint: file that a killed training resumes from, and a finished one is read from.
-        """
+    trains: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)

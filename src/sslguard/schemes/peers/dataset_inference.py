@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,8 @@ from sslguard.data.base import Batch, Data, overlap
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Score
-from sslguard.schemes.peers.base import Array, Peer, PeerKey, Protected, asked, drawn, gathered, log2_pvalue
+from sslguard.schemes.base import Score, Watermarked
+from sslguard.schemes.peers.base import Array, Peer, PeerKey, asked, drawn, gathered, log2_pvalue
 from sslguard.schemes.peers.mixture import Mixture
 from sslguard.stats.moments import unit_rows
 
@@ -55,6 +55,7 @@ class DatasetInference(Peer):
     """
 
     name: ClassVar[str] = "dataset-inference"
+    injects: ClassVar[bool] = False
 
     members: str | None = None
     n_fit: int = 2000
@@ -68,10 +69,10 @@ class DatasetInference(Peer):
         if not 1 <= self.components <= self.n_fit or self.n_tested < 2:
             raise UsageError("components must lie between 1 and n_fit, and n_tested must be at least 2")
 
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret) -> Protected:
+    def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
         members = self._members(clean, data)
         order = drawn(secret, "members", members, self.n_fit + self.n_tested)
-        return Protected(clean, DatasetInferenceKey(secret, self, members, order))
+        return Watermarked(clean, DatasetInferenceKey(secret, self, members, order))
 
     def _members(self, clean: Encoder, data: Data) -> Data:
         made_by, recorded = (str(clean.record.get(name) or "") for name in ("made_by", "data"))

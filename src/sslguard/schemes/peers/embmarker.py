@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -46,8 +46,8 @@ from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Score
-from sslguard.schemes.peers.base import QUERY_BATCH, Array, Peer, PeerKey, Protected, drawn, gathered, log2_pvalue
+from sslguard.schemes.base import Score, Watermarked
+from sslguard.schemes.peers.base import QUERY_BATCH, Array, Peer, PeerKey, drawn, gathered, log2_pvalue
 from sslguard.schemes.peers.words import CELLS, Word, frequencies, painted, words_of
 from sslguard.stats.moments import unit_rows
 
@@ -84,7 +84,7 @@ class EmbMarker(Peer):
         if self.targets < 1 or self.n < 2 or not 0 <= self.rarest < self.commonest <= 1:
             raise UsageError("targets must be at least 1, n at least 2, and 0 <= rarest < commonest <= 1 must hold")
 
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret) -> Protected:
+    def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
         shares = frequencies(data)
         moderate = [word for word, share in shares.items() if self.rarest <= share < self.commonest]
         if len(moderate) < self.triggers:
@@ -99,7 +99,7 @@ class EmbMarker(Peer):
         groups = tuple(tuple(chosen[r :: self.targets]) for r in range(self.targets))
         key = EmbMarkerKey(secret, self, groups, tuple(others), targets)
         said = f"{self.targets} target(s) of {self.triggers} triggers"
-        return Protected(Wrapped(clean, partial(key.answer, clean), self.name, asdict(self), said), key)
+        return Watermarked(Wrapped(clean, partial(key.answer, clean), self.name, asdict(self), said), key)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,8 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Score
-from sslguard.schemes.peers.base import Array, ComparingKey, Peer, Protected, gathered
+from sslguard.schemes.base import Score, Watermarked
+from sslguard.schemes.peers.base import Array, ComparingKey, Peer, gathered
 
 _RIDGE = 1e-3  # in mean variances of G
 
@@ -45,6 +45,7 @@ class Fingerprint(Peer):
     """
 
     name: ClassVar[str] = "fingerprint"
+    injects: ClassVar[bool] = False
 
     measure: Literal["cka", "predicted"] = "cka"
     n: int = 1000
@@ -55,8 +56,8 @@ class Fingerprint(Peer):
         if self.n < 4:
             raise UsageError(f"n must be at least 4, not {self.n}")
 
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret) -> Protected:  # noqa: ARG002
-        return Protected(clean, FingerprintKey(secret, clean, self.n, self.measure))
+    def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
+        return Watermarked(clean, FingerprintKey(secret, clean, self.n, self.measure))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

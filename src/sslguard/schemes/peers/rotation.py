@@ -37,12 +37,11 @@ from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Score
+from sslguard.schemes.base import Score, Watermarked
 from sslguard.schemes.peers.base import (
     QUERY_BATCH,
+    Peer,
     PeerKey,
-    Protected,
-    TrainingPeer,
     as_bytes,
     drawn,
     gathered,
@@ -54,7 +53,7 @@ _SPREAD_ITEMS = 2000
 
 
 @dataclass(frozen=True)
-class Rotation(TrainingPeer):
+class Rotation(Peer):
     """The settings.
 
     Attributes:
@@ -65,6 +64,7 @@ class Rotation(TrainingPeer):
     """
 
     name: ClassVar[str] = "rotation"
+    trains: ClassVar[bool] = True
 
     hidden: int = 128
     weight: float = 1.0
@@ -79,13 +79,16 @@ class Rotation(TrainingPeer):
         if not (self.weight > 0 and self.learning_rate > 0):
             raise UsageError(f"weight and learning_rate must be positive, not {self.weight} and {self.learning_rate}")
 
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None) -> Protected:
+    def watermark(
+        self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
+    ) -> Watermarked:
+        del loop  # recorded results are those of the training loop's own defaults
         if not isinstance(clean.preprocess, ImagePreprocess):
             raise UsageError("a rotation task needs an encoder of images: texts cannot be turned")
         seed = secret.stream("training", weights_hash(clean.module).encode()).integer()
         task = RotationTask(self, clean, data, seed)
-        loop = Loop(self.steps, self.batch_size, seed=seed, title=self.name, checkpoint=checkpoint)
-        history = run(task, loop)
+        training = Loop(self.steps, self.batch_size, seed=seed, title=self.name, checkpoint=checkpoint)
+        history = run(task, training)
         record = {
             "made_by": self.name,
             "settings": asdict(self),
@@ -94,7 +97,7 @@ class Rotation(TrainingPeer):
         }
         marked = replace(task.marked, source=f"rotation-marked {clean.source}", record=record)
         key = RotationKey(secret, clean.preprocess, task.head.eval().requires_grad_(False), clean.dim, self.n)
-        return Protected(marked, key)
+        return Watermarked(marked, key)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Score
-from sslguard.schemes.peers.base import Array, ComparingKey, Peer, Protected, gathered
+from sslguard.schemes.base import Score, Watermarked
+from sslguard.schemes.peers.base import Array, ComparingKey, Peer, gathered
 from sslguard.stats.moments import unit_rows
 
 
@@ -56,7 +56,7 @@ class Wet(Peer):
         if min(self.terms, self.n) < 1:
             raise UsageError(f"terms and n must be at least 1, not {self.terms} and {self.n}")
 
-    def protect(self, clean: Encoder, data: Data, *, secret: Secret) -> Protected:  # noqa: ARG002
+    def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
         if self.terms > clean.dim:
             raise UsageError(f"terms must be at most the encoder's width {clean.dim}, not {self.terms}")
         stream, first = secret.stream("transformation"), np.zeros(clean.dim)
@@ -64,7 +64,7 @@ class Wet(Peer):
         matrix = circulant(first / first.sum())
         key = WetKey(secret, clean, self.n, matrix)
         said = f"a circulant map of {self.terms} terms"
-        return Protected(Wrapped(clean, partial(key.answer, clean), self.name, asdict(self), said), key)
+        return Watermarked(Wrapped(clean, partial(key.answer, clean), self.name, asdict(self), said), key)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

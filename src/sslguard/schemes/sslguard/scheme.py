@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Scheme, Watermarked
+from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.sslguard.cured import CuredTask
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.task import SSLGuardTask
@@ -48,6 +48,8 @@ class SSLGuard(Scheme):
     """
 
     name: ClassVar[str] = "sslguard"
+    key_type: ClassVar[type[Key] | None] = SSLGuardKey
+    saw_clean: ClassVar[bool] = True
 
     steps: int = 200
     batch_size: int = 32
@@ -135,32 +137,18 @@ class SSLGuard(Scheme):
         return (CuredTask if self.carrier else SSLGuardTask)(self, clean, data, secret)
 
     def watermark(
-        self,
-        clean: Encoder,
-        data: Data,
-        *,
-        secret: Secret,
-        checkpoint: Path | None = None,
-        progress: bool = False,
-        devices: int = 1,
-        nodes: int = 1,
-        accelerator: str = "cpu",
-        precision: str = "auto",
+        self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
         task = self.task(clean, data, secret)
-        loop = Loop(
+        training = Loop(
             steps=self.steps,
             batch_size=self.batch_size,
             seed=secret.stream("training", task.context).integer(),
-            devices=devices,
-            nodes=nodes,
-            accelerator=accelerator,
-            precision=precision,
             checkpoint=checkpoint,
-            progress=progress,
             title="watermark",
+            **loop,
         )
-        history = run(task, loop)
+        history = run(task, training)
         encoder = replace(
             task.watermarked,
             source=f"sslguard-marked {clean.source}",

@@ -1,0 +1,58 @@
+"""Every scheme by name: the one table that command line, configurations, key files and benchmark read.
+
+A name stands for a class and the settings that it starts from: "sslguard-cured" is `SSLGuard` with the settings of
+`SSLGuard.cured()`. Classes are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sslguard.settings import Choices, read_named
+
+if TYPE_CHECKING:
+    from sslguard.schemes.base import Key, Scheme
+
+SCHEMES: dict[str, str | type[Scheme] | Scheme] = {
+    "sslguard": "sslguard.schemes.sslguard.scheme:SSLGuard",
+    "sslguard-cured": "sslguard.schemes.sslguard.scheme:SSLGuard.cured",
+    "sslguard-published": "sslguard.schemes.sslguard.scheme:SSLGuard.published",
+    "exact": "sslguard.schemes.exact.scheme:Exact",
+    "dataset-inference": "sslguard.schemes.peers.dataset_inference:DatasetInference",
+    "embmarker": "sslguard.schemes.peers.embmarker:EmbMarker",
+    "warden": "sslguard.schemes.peers.embmarker:Warden",
+    "wet": "sslguard.schemes.peers.wet:Wet",
+    "fingerprint": "sslguard.schemes.peers.fingerprint:Fingerprint",
+    "rotation": "sslguard.schemes.peers.rotation:Rotation",
+}
+"""Name → where the class, or the method that gives its settings, is found. The first name of a class is the class's
+own, which stands in its keys and records."""
+
+CHOICES = Choices("scheme", SCHEMES)
+
+PRESETS: Mapping[str, str] = {"cured": "sslguard-cured", "small": "sslguard", "published": "sslguard-published"}
+"""What the command line calls the settings of SSLGuard → their name in `SCHEMES`."""
+
+
+def build_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
+    """Return the scheme called `name` with these settings in place of its own.
+
+    Args:
+        name: one of `SCHEMES`.
+        settings: plain values by field, as TOML or JSON has them.
+
+    Raises:
+        UsageError: there is no such scheme or setting, or the scheme refuses a value.
+    """
+    scheme: Scheme = read_named(CHOICES, name, settings)
+    return scheme
+
+
+def key_class(scheme: object) -> type[Key] | None:
+    """Return the class of the keys of a scheme of this name; None where there is none, or where no keys are kept."""
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
+        return None
+    found = CHOICES.load(scheme, CHOICES.key)
+    kept: type[Key] | None = found.key_type if found.name == scheme else None
+    return kept
