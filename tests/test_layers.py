@@ -14,7 +14,7 @@ PACKAGE = Path(sslguard.__file__).parent
 
 # Lower first; those on one line know nothing of each other. "" is the package's own __init__, a façade over `api`.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "lazy"),
     ("files", "settings"),
     ("crypto", "stats", "report"),
     ("data",),

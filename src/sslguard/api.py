@@ -26,7 +26,7 @@ from sslguard.schemes.sslguard import SSLGuard
 from sslguard.suspects import Complete, RemoteSuspect, open_suspect
 from sslguard.training import shared
 from sslguard.training.augmentation import MILD
-from sslguard.training.distillation import Distillation
+from sslguard.training.recipes import Distillation
 from sslguard.verification.scores import ControlScores, control_scores
 from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict, check_null
 from sslguard.verification.verdict import verify as verify_key

@@ -28,8 +28,9 @@ from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.training.pretraining import Pretraining, train_encoder
-from sslguard.training.supervised import Supervised, train_supervised
+from sslguard.training.pretraining import train_encoder
+from sslguard.training.recipes import Pretraining, Supervised
+from sslguard.training.supervised import train_supervised
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """Layers whose weights are pruned."""

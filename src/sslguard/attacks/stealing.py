@@ -18,7 +18,8 @@ from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.training.augmentation import VIEWS as CONTRASTED
 from sslguard.training.augmentation import Augmentation
-from sslguard.training.distillation import Distillation, Loss, augmented, distil
+from sslguard.training.distillation import distil
+from sslguard.training.recipes import Distillation, Loss, augmented
 
 
 class Distilling(Stealing):

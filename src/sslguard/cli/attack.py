@@ -98,7 +98,7 @@ def fine_tune(
     """
     from sslguard.attacks.removal import FineTune
     from sslguard.data.specs import open_data
-    from sslguard.training.supervised import Supervised
+    from sslguard.training.recipes import Supervised
 
     if steps is not None and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train: give one of them")

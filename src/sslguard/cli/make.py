@@ -177,9 +177,10 @@ def pretrain(
     from sslguard.data.specs import open_data
     from sslguard.encoders.folder import save_encoder
     from sslguard.training import pretraining
+    from sslguard.training.recipes import Pretraining
 
     images = open_data(data)
-    chosen = pretraining.Pretraining(method, **given(recipe))
+    chosen = Pretraining(method, **given(recipe))
     with unfinished(out, replaces=is_encoder) as work:
         encoder, _ = pretraining.pretrain(
             chosen,
@@ -317,7 +318,7 @@ def steal(
     from sslguard.data.specs import open_data
     from sslguard.encoders.folder import save_encoder
     from sslguard.encoders.load import load_encoder
-    from sslguard.training.distillation import Distillation
+    from sslguard.training.recipes import Distillation
 
     asked = open_data(data)
     with opened(encoder, remote) as target:

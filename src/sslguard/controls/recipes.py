@@ -17,9 +17,9 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
 from sslguard.training.augmentation import Augmentation
-from sslguard.training.distillation import Distillation, augmented
-from sslguard.training.pretraining import Method, Pretraining, new_encoder, train_encoder
-from sslguard.training.supervised import Supervised, train_supervised
+from sslguard.training.pretraining import new_encoder, train_encoder
+from sslguard.training.recipes import Distillation, Method, Pretraining, Supervised, augmented
+from sslguard.training.supervised import train_supervised
 
 Kind = Literal["independent", "supervised", "random", "public", "clean", "surrogate", "fine-tuned", "pruned"]
 ARCHITECTURES = ("resnet-small", "resnet-narrow", "plain-small", "separable-small")

@@ -30,7 +30,7 @@ from sslguard.files import write_atomic
 from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.keyfile import save_key
 from sslguard.suspects import Remote, RemoteSuspect, open_remote
-from sslguard.training.distillation import Distillation
+from sslguard.training.recipes import Distillation
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

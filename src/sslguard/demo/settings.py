@@ -10,7 +10,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.sslguard import SSLGuard
-from sslguard.training.distillation import Distillation, augmented
+from sslguard.training.recipes import Distillation, augmented
 from sslguard.verification.verdict import DEFAULT_ALPHA
 
 MARKED, STOLEN, CLEAN = "F* (watermarked)", "surrogate of F*", "F (clean)"

@@ -30,7 +30,8 @@ from sslguard.schemes.base import Key, Scheme, Score, Watermarked
 from sslguard.schemes.sslguard import SSLGuardKey
 from sslguard.stats.direction import SECRET_BITS
 from sslguard.training import History
-from sslguard.training.distillation import Distillation, distil
+from sslguard.training.distillation import distil
+from sslguard.training.recipes import Distillation
 from sslguard.verification.verdict import check_null, score_suspect, verify
 
 N_PICTURES = 5

@@ -11,17 +11,33 @@ by DistributedDataParallel, which wants every parameter to take part in every ba
 over four networks does not offer that.
 """
 
-from sslguard.training.base import (
-    History,
-    Loop,
-    Task,
-    Update,
-    cosine_schedule,
-    isolated_rng,
-    set_learning_rate,
-)
-from sslguard.training.loop import run
-from sslguard.training.processes import is_first_process, shared
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sslguard.lazy import exports
+
+if TYPE_CHECKING:
+    from sslguard.training.base import (
+        History,
+        Loop,
+        Task,
+        Update,
+        cosine_schedule,
+        isolated_rng,
+        set_learning_rate,
+    )
+    from sslguard.training.loop import run
+    from sslguard.training.processes import is_first_process, shared
+else:
+    __getattr__ = exports(
+        __name__,
+        {
+            "base": ("History", "Loop", "Task", "Update", "cosine_schedule", "isolated_rng", "set_learning_rate"),
+            "loop": ("run",),
+            "processes": ("is_first_process", "shared"),
+        },
+    )
 
 __all__ = [
     "History",

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,13 +39,8 @@ from sslguard.training import (
     set_learning_rate,
     shared,
 )
-from sslguard.training.augmentation import MILD, Augmentation
 from sslguard.training.pretraining import new_encoder
-
-Loss = Literal["cosine", "centred", "mse", "infonce", "cont-steal", "rda"]
-LOSSES: tuple[Loss, ...] = ("cosine", "centred", "mse", "infonce", "cont-steal", "rda")
-Views = Literal["asked", "other", "local", "prototype"]
-VIEWS: tuple[Views, ...] = ("asked", "other", "local", "prototype")
+from sslguard.training.recipes import Distillation
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -123,75 +118,6 @@ _CONTRASTIVE: dict[str, Callable[..., Tensor]] = {
     "cont-steal": cont_steal_loss,
     "rda": rda_loss,
 }
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """A recipe of learning from answers.
-
-    Attributes:
-        architecture: The student's network; see `encoders.architectures`.
-        loss: "cosine", "centred", "mse", "infonce", "cont-steal" or "rda".
-        augmentation: Recipe of random views. None asks each query once, as it is, and learns from it.
-        steps: Number of optimiser steps.
-        batch_size: Items a step.
-        learning_rate: Learning rate of AdamW, positive.
-        weight_decay: Weight decay of AdamW.
-        anneal: Whether the learning rate falls to 0 by half a cosine, after 5 % of warm-up; else it is constant.
-        views: How views are used, if there is an augmentation:
-            "asked": each step asks about a view of each item and learns from that view;
-            "other": each step asks about a view of each item and learns from another view;
-            "local": each item is asked once, as it is; each step learns its answer for the item and for a new view;
-            "prototype": `asked_views` views of each item are asked before training; each step learns the mean of their
-                answers for a new view.
-        asked_views: Views of each item that are asked under "prototype", at least 1.
-        view_weight: Weight of the view's loss relative to the item's own, under "local"; positive.
-        temperature: Temperature of the contrastive losses, positive.
-    """
-
-    architecture: str = "resnet-small"
-    loss: Loss = "cosine"
-    augmentation: Augmentation | None = None
-    steps: int = 400
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
-    anneal: bool = True
-    views: Views = "asked"
-    asked_views: int = 1
-    view_weight: float = 1.0
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("loss", LOSSES), ("views", VIEWS)):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise UsageError(
-                "steps, batch_size and learning_rate must be positive, not "
-                f"{self.steps}, {self.batch_size} and {self.learning_rate}"
-            )
-        if self.asked_views < 1 or not (self.view_weight > 0 and self.temperature > 0):
-            raise UsageError(
-                "asked_views, view_weight and temperature must be positive, not "
-                f"{self.asked_views}, {self.view_weight} and {self.temperature}"
-            )
-        if self.augmentation is None and self.views != "asked":
-            raise UsageError(f"views={self.views!r} needs an augmentation: give one, or leave views at 'asked'")
-
-    @property
-    def asks_items(self) -> bool:
-        """Whether each item is asked once, as it is, and nothing else."""
-        return self.augmentation is None or self.views == "local"
-
-    def n_queries(self, n_items: int) -> int:
-        """Return the number of queries of an unbroken run with `n_items` items in the query set.
-
-        If views are asked, it includes one first query, which shows the width of the teacher's answers.
-        """
-        if self.asks_items:
-            return n_items
-        return 1 + (n_items * self.asked_views if self.views == "prototype" else self.steps * self.batch_size)
 
 
 class DistillationTask(Task):
@@ -398,25 +324,3 @@ def distil(
         "final_loss": history.losses["loss"][-1],
     }
     return replace(student, source=f"distilled from {teacher_name}", record=record), history
-
-
-def augmented(recipe: Distillation, augmentation: Augmentation = MILD) -> Distillation:
-    """Return the same recipe on augmented views."""
-    return replace(recipe, augmentation=augmentation)
-
-
-__all__ = [
-    "LOSSES",
-    "VIEWS",
-    "Distillation",
-    "DistillationTask",
-    "augmented",
-    "centred_loss",
-    "cont_steal_loss",
-    "cosine_loss",
-    "distil",
-    "infonce_loss",
-    "mse_loss",
-    "new_student",
-    "rda_loss",
-]

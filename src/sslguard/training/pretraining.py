@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +37,7 @@ from sslguard.training import (
     run,
     set_learning_rate,
 )
-from sslguard.training.augmentation import VIEWS, Augmentation
-
-Method = Literal["simclr", "moco", "byol"]
+from sslguard.training.recipes import Pretraining
 
 # Fewest images in a micro-batch: SimCLR needs a negative beside the positive, MoCo two images in each of two groups.
 _SMALLEST: dict[str, int] = {"simclr": 2, "moco": 4, "byol": 1}
@@ -72,51 +70,6 @@ def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float)
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     """Return BYOL's loss in one direction, 2 − 2·cos, as the mean over the batch: scalar in [0, 4]."""
     return (2 - 2 * nnf.cosine_similarity(predictions, targets, dim=1)).mean()
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """A recipe of pre-training.
-
-    Attributes:
-        method: "simclr", "moco" or "byol".
-        steps: Number of optimiser steps.
-        batch_size: Images a step, two views of each.
-        learning_rate: Learning rate of AdamW, positive. It rises over 5 % of the steps and then falls to 0 by half a
-            cosine.
-        weight_decay: Weight decay of AdamW, at least 0.
-        temperature: Temperature of the contrastive losses, positive.
-        momentum: Momentum of the key network (MoCo) or target network (BYOL), in [0, 1]; BYOL's rises to 1 over the
-            run.
-        queue: Length of MoCo's queue.
-        projection: Output width of the projection network, whose hidden layer is twice as wide as the embedding.
-        views: Recipe of the random views.
-    """
-
-    method: Method
-    steps: int = 2000
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    temperature: float = 0.2
-    momentum: float = 0.99
-    queue: int = 4096
-    projection: int = 64
-    views: Augmentation = VIEWS
-
-    def __post_init__(self) -> None:
-        if self.method not in ("simclr", "moco", "byol"):
-            raise UsageError(f"method must be simclr, moco or byol, not {self.method!r}")
-        for name in ("steps", "batch_size", "queue", "projection"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (self.learning_rate > 0 and self.temperature > 0 and self.weight_decay >= 0):
-            raise UsageError(
-                "learning_rate and temperature must be positive and weight_decay not negative, not "
-                f"{self.learning_rate}, {self.temperature}, {self.weight_decay}"
-            )
-        if not 0 <= self.momentum <= 1:
-            raise UsageError(f"momentum must lie in [0, 1], not {self.momentum}")
 
 
 def _mlp(width: int, hidden: int, out: int) -> nn.Sequential:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,40 +16,9 @@ from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.errors import DataError, UsageError
+from sslguard.errors import DataError
 from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate
-from sslguard.training.augmentation import Augmentation
-
-
-@dataclass(frozen=True)
-class Supervised:
-    """A recipe of training on labels.
-
-    Attributes:
-        steps: Number of optimiser steps.
-        batch_size: Items a step.
-        learning_rate: Learning rate of AdamW, positive. It rises over 5 % of the steps and then falls to 0 by half a
-            cosine.
-        weight_decay: Weight decay of AdamW.
-        layers: Layers of the encoder to train: "all", or "last" for its last block with parameters.
-        augmentation: Recipe of random views of images; None trains on the items as they are.
-    """
-
-    steps: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    layers: Literal["all", "last"] = "all"
-    augmentation: Augmentation | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise UsageError(
-                "steps, batch_size and learning_rate must be positive, not "
-                f"{self.steps}, {self.batch_size} and {self.learning_rate}"
-            )
-        if self.layers not in ("all", "last"):
-            raise UsageError(f"layers must be all or last, not {self.layers!r}")
+from sslguard.training.recipes import Supervised
 
 
 class SupervisedTask(Task):

@@ -14,11 +14,41 @@ random networks, and surrogates of F* inherit nothing. `negatives` adds controls
 do; `SSLGuard.cured()` marks by other losses (`CuredTask`), made for both.
 """
 
-from sslguard.schemes.sslguard.carrier import Carrier
-from sslguard.schemes.sslguard.cured import CuredTask
-from sslguard.schemes.sslguard.key import SSLGuardKey
-from sslguard.schemes.sslguard.parts import Decoder, Trigger
-from sslguard.schemes.sslguard.scheme import SSLGuard
-from sslguard.schemes.sslguard.task import SSLGuardTask
+from __future__ import annotations
 
-__all__ = ["Carrier", "CuredTask", "Decoder", "SSLGuard", "SSLGuardKey", "SSLGuardTask", "Trigger"]
+from typing import TYPE_CHECKING
+
+from sslguard.lazy import exports
+
+if TYPE_CHECKING:
+    from sslguard.schemes.sslguard.carrier import Carrier
+    from sslguard.schemes.sslguard.cured import CuredTask
+    from sslguard.schemes.sslguard.key import SSLGuardKey
+    from sslguard.schemes.sslguard.parts import Decoder, Trigger
+    from sslguard.schemes.sslguard.scheme import SSLGuard
+    from sslguard.schemes.sslguard.settings import SSLGuardSettings
+    from sslguard.schemes.sslguard.task import SSLGuardTask
+else:
+    __getattr__ = exports(
+        __name__,
+        {
+            "carrier": ("Carrier",),
+            "cured": ("CuredTask",),
+            "key": ("SSLGuardKey",),
+            "parts": ("Decoder", "Trigger"),
+            "scheme": ("SSLGuard",),
+            "settings": ("SSLGuardSettings",),
+            "task": ("SSLGuardTask",),
+        },
+    )
+
+__all__ = [
+    "Carrier",
+    "CuredTask",
+    "Decoder",
+    "SSLGuard",
+    "SSLGuardKey",
+    "SSLGuardSettings",
+    "SSLGuardTask",
+    "Trigger",
+]

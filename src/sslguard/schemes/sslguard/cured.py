@@ -27,12 +27,11 @@ from sslguard.schemes.sslguard.parts import (
     split_items,
     stream_context,
 )
+from sslguard.schemes.sslguard.settings import SSLGuardSettings
 from sslguard.training import Task, Update, cosine_schedule, isolated_rng, set_learning_rate
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from sslguard.schemes.sslguard.scheme import SSLGuard
 
 CARRIER_ITEMS = 4096
 LAW_BATCH = 512
@@ -61,7 +60,7 @@ class CuredTask(Task):
     image of D_v that x' is made of.
     """
 
-    def __init__(self, scheme: SSLGuard, clean: Encoder, data: Data, secret: Secret) -> None:
+    def __init__(self, scheme: SSLGuardSettings, clean: Encoder, data: Data, secret: Secret) -> None:
         check_markable(clean, data, scheme.n_verification)
         self.scheme, self.data = scheme, data
         clean_hash = weights_hash(clean.module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +28,8 @@ from sslguard.schemes.sslguard.parts import (
     split_items,
     stream_context,
 )
+from sslguard.schemes.sslguard.settings import SSLGuardSettings
 from sslguard.training import Task, Update, set_learning_rate
-
-if TYPE_CHECKING:
-    from sslguard.schemes.sslguard.scheme import SSLGuard
 
 
 @dataclass(eq=False)
@@ -44,7 +42,7 @@ class _Microbatch:
 class SSLGuardTask(Task):
     """Three updates an iteration: L_s over S, L_t over G and T, L_w over F*."""
 
-    def __init__(self, scheme: SSLGuard, clean: Encoder, data: Data, secret: Secret) -> None:
+    def __init__(self, scheme: SSLGuardSettings, clean: Encoder, data: Data, secret: Secret) -> None:
         check_markable(clean, data, scheme.n_verification)
         self.scheme, self.data = scheme, data
         clean_hash = weights_hash(clean.module)
