@@ -14,7 +14,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -55,16 +54,7 @@ class FineTune(Removal):
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise UsageError(f"epochs must be positive and finite, not {self.epochs}")
 
-    def __call__(
-        self,
-        victim: Encoder,
-        data: Data,
-        *,
-        seed: int,
-        checkpoint: Path | None = None,
-        progress: bool = False,
-        **loop: Any,
-    ) -> Encoder:
+    def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
         """Return a copy of `victim`, trained on the labels of `data`. See `Removal`.
 
         Raises:
@@ -75,8 +65,7 @@ class FineTune(Removal):
             # Exact arithmetic: 1.1 epochs of 100 items are 110, not 110.00000000000001, which rounds up to 111.
             passes = Fraction(str(self.epochs)) * len(data) / recipe.batch_size
             recipe = replace(recipe, steps=math.ceil(passes))
-        loop |= {"checkpoint": checkpoint, "progress": progress, "title": "fine-tune"}
-        return train_supervised(recipe, victim, data, seed=seed, **loop)
+        return train_supervised(recipe, victim, data, seed=seed, title="fine-tune", **loop)
 
 
 def _gentle() -> Pretraining:
@@ -93,21 +82,12 @@ class SelfSupervised(Removal):
 
     recipe: Pretraining = field(default_factory=_gentle)
 
-    def __call__(
-        self,
-        victim: Encoder,
-        data: Data,
-        *,
-        seed: int,
-        checkpoint: Path | None = None,
-        progress: bool = False,
-        **loop: Any,
-    ) -> Encoder:
+    def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
         """Return a copy of `victim`, trained further on `data`. See `Removal`."""
         copy = victim.clone()
         copy.module.requires_grad_(True)
-        loop |= {"checkpoint": checkpoint, "progress": progress, "title": f"go on with {self.recipe.method}"}
-        trained, _ = train_encoder(self.recipe, copy, data, seed=seed, **loop)
+        title = f"go on with {self.recipe.method}"
+        trained, _ = train_encoder(self.recipe, copy, data, seed=seed, title=title, **loop)
         record = {**trained.record, "from": victim.source}
         return replace(trained, source=f"{victim.source}, {trained.source}", record=record)
 
@@ -125,21 +105,11 @@ class Overwrite(Removal):
 
     scheme: Scheme = field(default_factory=SSLGuard)
 
-    def __call__(
-        self,
-        victim: Encoder,
-        data: Data,
-        *,
-        seed: int,
-        checkpoint: Path | None = None,
-        progress: bool = False,
-        **loop: Any,
-    ) -> Encoder:
+    def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
         """Return a copy of `victim` that carries a second mark. See `Removal`."""
         secret = Secret.from_seed(Secret.from_seed(seed).stream("overwrite").integer())
         copy = victim.clone()
         copy.module.requires_grad_(True)
-        loop |= {"checkpoint": checkpoint, "progress": progress}
         marked = self.scheme.watermark(copy, data, secret=secret, **loop).encoder
         record = {**marked.record, "made_by": "overwrite", "from": victim.source, "seed": seed}
         return replace(marked, source=f"{victim.source}, overwritten by {self.scheme.name}", record=record)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -31,27 +30,9 @@ class Distilling(Stealing):
 
     recipe: Distillation
 
-    def __call__(
-        self,
-        victim: Embedder,
-        queries: Data,
-        *,
-        seed: int,
-        checkpoint: Path | None = None,
-        progress: bool = False,
-        **loop: Any,
-    ) -> Encoder:
+    def __call__(self, victim: Embedder, queries: Data, *, seed: int, **loop: Any) -> Encoder:
         """Return a student trained on the victim's answers. See `Stealing`; `loop` goes to `distil`."""
-        surrogate, _ = distil(
-            self.recipe,
-            victim,
-            queries,
-            seed=seed,
-            checkpoint=checkpoint,
-            progress=progress,
-            title="steal",
-            **loop,
-        )
+        surrogate, _ = distil(self.recipe, victim, queries, seed=seed, title="steal", **loop)
         return surrogate
 
 

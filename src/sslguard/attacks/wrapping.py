@@ -33,11 +33,11 @@ from sslguard.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)
-class InputNoise(Wrapping):
-    """Add Gaussian noise to every queried image, and clip the result to the range of images.
+class Noise(Wrapping):
+    """Wrapping that adds Gaussian noise. See the subclasses.
 
     Attributes:
-        std: Standard deviation before clipping, in units of the [0, 1] range; positive.
+        std: Standard deviation, positive.
         seed: Seed of the noise, at least 0.
     """
 
@@ -45,7 +45,20 @@ class InputNoise(Wrapping):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.std, self.seed)
+        if not (self.std > 0 and math.isfinite(self.std)):
+            raise UsageError(f"std must be a positive finite number, not {self.std}")
+        if self.seed < 0:
+            raise UsageError(f"seed must not be negative, but is {self.seed}")
+
+
+@dataclass(frozen=True)
+class InputNoise(Noise):
+    """Add Gaussian noise to every queried image, and clip the result to the range of images.
+
+    Attributes:
+        std: Standard deviation before clipping, in units of the [0, 1] range; positive.
+        seed: Seed of the noise, at least 0.
+    """
 
     def __call__(self, victim: Embedder) -> Wrapped:
         """Return `victim` with noisy queries: as many images, of the same shapes, dtypes and devices.
@@ -65,7 +78,7 @@ class InputNoise(Wrapping):
 
 
 @dataclass(frozen=True)
-class OutputNoise(Wrapping):
+class OutputNoise(Noise):
     """Add Gaussian noise to every answer, in proportion to the size of the answer.
 
     Attributes:
@@ -73,12 +86,6 @@ class OutputNoise(Wrapping):
             its own size: answers do not depend on each other, and a missing answer, which is a row of zeros, stays one.
         seed: Seed of the noise, at least 0.
     """
-
-    std: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.std, self.seed)
 
     def __call__(self, victim: Embedder) -> Wrapped:
         """Return `victim` with noisy answers: (n, m) in the dtype of its answers, or float64 if they are integers.
@@ -96,13 +103,6 @@ class OutputNoise(Wrapping):
             row[:] = item_rng("output", self.seed, item).standard_normal(row.shape)
         noisy = exact + self.std * size * noise
         return noisy.astype(answers.dtype) if answers.dtype.kind == "f" else noisy
-
-
-def _check(std: float, seed: int) -> None:
-    if not (std > 0 and math.isfinite(std)):
-        raise UsageError(f"std must be a positive finite number, not {std}")
-    if seed < 0:
-        raise UsageError(f"seed must not be negative, but is {seed}")
 
 
 def ask_about(victim: Embedder, batch: Batch, title: str, change: Callable[[Tensor], Tensor]) -> NDArray[np.floating]:

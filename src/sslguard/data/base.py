@@ -15,12 +15,22 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, stack
 
 from sslguard.errors import DataError, UsageError
 
 Batch: TypeAlias = "Tensor | list[Tensor] | list[str]"
 _SAMPLED = 64
+
+
+def as_batch(items: Sequence[Tensor | str]) -> Batch:
+    """Return items as a batch: texts as a list, images of one shape and dtype as one tensor, others as a list."""
+    texts = [item for item in items if isinstance(item, str)]
+    if texts:
+        return texts
+    images = [item for item in items if isinstance(item, Tensor)]
+    alike = len({(image.shape, image.dtype) for image in images}) == 1
+    return stack(images) if alike else images
 
 
 @dataclass(frozen=True)

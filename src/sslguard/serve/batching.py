@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslguard.data.base import Batch
+from sslguard.data.base import as_batch
 from sslguard.encoders.base import Embedder
 from sslguard.errors import SslguardError, UsageError
 
@@ -156,16 +155,6 @@ class Batcher:
             self.n_items += len(part)
             parts.append(self.encoder.embed(as_batch(part)))
         return np.concatenate(parts)
-
-
-def as_batch(items: Sequence[Tensor | str]) -> Batch:
-    """Return items in the form that an encoder reads fastest: images of one size and dtype as one tensor."""
-    texts = [item for item in items if isinstance(item, str)]
-    if texts:
-        return texts
-    images = [item for item in items if isinstance(item, Tensor)]
-    alike = len({(image.shape, image.dtype) for image in images}) == 1
-    return torch.stack(images) if alike else images
 
 
 def _settle(waiting: _Waiting, result: Answers | Exception) -> None:

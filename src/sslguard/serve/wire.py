@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sslguard.errors import UsageError
 from sslguard.suspects.protocols.base import MalformedReplyError
-from sslguard.suspects.protocols.oip import DTYPES, LENGTH_HEADER, unpacked_texts
+from sslguard.suspects.protocols.oip import DTYPES, LENGTH_HEADER, split_body, unpacked_texts
 
 Answers = NDArray[np.floating]
 MAX_SIDE = 4096  # pixels
@@ -174,12 +174,10 @@ def oip_ask(body: bytes, headers: Mapping[str, str], most: int) -> Ask:
     Raises:
         BadRequestError: The body is not such a request, or asks for more than `most` items.
     """
-    length = headers.get(LENGTH_HEADER)
-    head, rest = body, b""
-    if length is not None:
-        if not (length.isascii() and length.isdigit() and len(length) < 19 and int(length) <= len(body)):
-            raise BadRequestError(f"{LENGTH_HEADER} must be at most the {len(body)} bytes that came")
-        head, rest = body[: int(length)], body[int(length) :]
+    try:
+        head, rest = split_body(body, headers.get(LENGTH_HEADER))
+    except MalformedReplyError as error:
+        raise BadRequestError(str(error)) from error
     fields = parsed(head)
     inputs = fields.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslguard.data.base import Batch
+from sslguard.data.base import Batch, as_batch
 from sslguard.encoders.base import Embedder
 from sslguard.errors import SuspectError, UsageError
 
@@ -102,7 +101,7 @@ class Steadiness:
         """Ask everything that was kept again, twice."""
         if not self._items:
             return
-        first, items = np.stack(self._first), _batch(self._items)
+        first, items = np.stack(self._first), as_batch(self._items)
         with suppress(SuspectError):
             later = self._asked.embed(items)
             changed = _distances(first, later)
@@ -125,11 +124,3 @@ def _distances(first: Answers, later: Answers) -> NDArray[np.float64]:
 def _agreement(distances: NDArray[np.float64]) -> Agreement:
     sizes = np.maximum(distances, 0)
     return Agreement(len(distances), float(np.median(sizes)), float(sizes.max()), int((distances < 0).sum()))
-
-
-def _batch(items: list[Tensor | str]) -> Batch:
-    texts = [item for item in items if isinstance(item, str)]
-    if texts:
-        return texts
-    images = [item for item in items if isinstance(item, Tensor)]
-    return torch.stack(images) if len({image.shape for image in images}) == 1 else images

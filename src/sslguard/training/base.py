@@ -162,6 +162,10 @@ class History:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
+    def times(self) -> dict[str, float]:
+        """Return `seconds` and `cpu_seconds`, rounded to tenths, for the record of what was trained."""
+        return {"seconds": round(self.seconds, 1), "cpu_seconds": round(self.cpu_seconds, 1)}
+
 
 @contextmanager
 def isolated_rng(*key: int) -> Iterator[None]:

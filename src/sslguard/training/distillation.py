@@ -319,8 +319,7 @@ def distil(
         "data": queries.spec,
         "queries": recipe.n_queries(len(queries)),
         "seed": seed,
-        "seconds": round(history.seconds, 1),
-        "cpu_seconds": round(history.cpu_seconds, 1),
+        **history.times(),
         "final_loss": history.losses["loss"][-1],
     }
     return replace(student, source=f"distilled from {teacher_name}", record=record), history

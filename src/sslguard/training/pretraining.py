@@ -303,8 +303,7 @@ def train_encoder(
         "recipe": asdict(recipe),
         "data": data.spec,
         "seed": seed,
-        "seconds": round(history.seconds, 1),
-        "cpu_seconds": round(history.cpu_seconds, 1),
+        **history.times(),
         "final_loss": history.losses["loss"][-1],
         "finished": time.strftime("%Y-%m-%d", time.gmtime()),
     }

@@ -108,8 +108,7 @@ def train_supervised(
         "recipe": asdict(recipe),
         "data": data.spec,
         "seed": seed,
-        "seconds": round(history.seconds, 1),
-        "cpu_seconds": round(history.cpu_seconds, 1),
+        **history.times(),
         "final_loss": history.losses["loss"][-1],
     }
     return replace(copy, source=f"{encoder.source}, trained on labels", record=record)

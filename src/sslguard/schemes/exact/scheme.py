@@ -95,8 +95,7 @@ class Exact(Scheme):
             "scheme": self.name,
             "settings": asdict(self),
             "data": data.spec,
-            "seconds": round(history.seconds, 1),
-            "cpu_seconds": round(history.cpu_seconds, 1),
+            **history.times(),
         }
         encoder = replace(encoder, source=f"exact-marked {clean.source}", record=record)
         return Watermarked(encoder, replace(key, watermarked_hash=weights_hash(encoder.module)), history)

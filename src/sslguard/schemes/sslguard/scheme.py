@@ -51,8 +51,7 @@ class SSLGuard(SSLGuardSettings, Scheme):
                 "scheme": "sslguard",
                 "settings": asdict(self),
                 "data": data.spec,
-                "seconds": round(history.seconds, 1),
-                "cpu_seconds": round(history.cpu_seconds, 1),
+                **history.times(),
             },
         )
         encoder.module.eval().requires_grad_(True).to("cpu")

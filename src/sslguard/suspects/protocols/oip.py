@@ -103,12 +103,7 @@ class OIP(Protocol):
 
     def answers(self, reply: Reply, n: int) -> object:
         """Return the rows of the output tensor. See `Protocol.answers`."""
-        length = reply.headers.get(LENGTH_HEADER)
-        head, rest = reply.body, b""
-        if length is not None:
-            if not (length.isascii() and length.isdigit() and len(length) < 19 and int(length) <= len(reply.body)):
-                raise MalformedReplyError(f"{LENGTH_HEADER} must be at most the {len(reply.body)} bytes that came")
-            head, rest = reply.body[: int(length)], reply.body[int(length) :]
+        head, rest = split_body(reply.body, reply.headers.get(LENGTH_HEADER))
         outputs = member(read_json(head), "outputs")
         if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
             raise MalformedReplyError("'outputs' must be a list of tensors")
@@ -160,6 +155,23 @@ class OIP(Protocol):
         array = accepts.array(batch)
         tensor = {"name": self._input, "shape": list(array.shape), "datatype": datatype}
         return tensor, array if self.binary else array.reshape(-1).tolist()
+
+
+def split_body(body: bytes, length: str | None) -> tuple[bytes, bytes]:
+    """Return the JSON of a body and the bytes of the binary extension behind it.
+
+    Args:
+        body: Body of a request or a reply.
+        length: Value of the header `LENGTH_HEADER`, the number of bytes of JSON; None if all of the body is JSON.
+
+    Raises:
+        MalformedReplyError: The length is not a number, or exceeds the body.
+    """
+    if length is None:
+        return body, b""
+    if not (length.isascii() and length.isdigit() and len(length) < 19 and int(length) <= len(body)):
+        raise MalformedReplyError(f"{LENGTH_HEADER} must be at most the {len(body)} bytes that came")
+    return body[: int(length)], body[int(length) :]
 
 
 def packed_texts(items: list[str]) -> bytes:

@@ -33,23 +33,15 @@ class OpenAI(Protocol):
     Attributes:
         model: The model's name on the server.
         encoding: Encoding to ask for.
-        dimensions: Width to which the server shall cut its embeddings; None leaves them whole.
     """
 
     name: ClassVar[str] = "openai"
     model: str
     encoding: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
 
     def call(self, batch: Batch, /) -> Call:
         """Return the request for a batch of texts. See `Protocol.call`."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "input": texts(batch, self.name),
-            "encoding_format": self.encoding,
-        }
-        if self.dimensions is not None:
-            body["dimensions"] = self.dimensions
+        body = {"model": self.model, "input": texts(batch, self.name), "encoding_format": self.encoding}
         return json_call("/embeddings", body)
 
     def answers(self, reply: Reply, n: int) -> object:
@@ -63,8 +55,8 @@ class OpenAI(Protocol):
         return [rows[place] for place in _order([entry.get("index") for entry in data])]
 
     def identity(self) -> dict[str, Any]:
-        """Return the protocol, the model and the dimensions."""
-        return {"protocol": self.name, "model": self.model, "dimensions": self.dimensions}
+        """Return the protocol and the model."""
+        return {"protocol": self.name, "model": self.model}
 
 
 def _order(indices: list[object]) -> list[int]:
