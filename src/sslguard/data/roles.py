@@ -34,7 +34,7 @@ class Roles:
     digits_probe_test: str = "cluttered-mnist-5k:test[0:1000]"
 
     def specs(self) -> dict[str, str]:
-        """Role → spec, in the order above."""
+        """Return the spec of each role, in the order of the fields."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
