@@ -271,8 +271,8 @@ def encoder_behind(victim: Embedder) -> Encoder:
         victim = victim.victim
     if not isinstance(victim, Encoder):
         raise UsageError(
-            f"the victim must be an Encoder, wrapped or not, so that items are prepared as it does, not a "
-            f"{type(victim).__name__}: steal from it first"
+            "this attack prepares items as the victim's own encoder does: the victim must be an Encoder, wrapped or "
+            f"not, not a {type(victim).__name__}; steal from it first"
         )
     return victim
 

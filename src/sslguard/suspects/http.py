@@ -179,7 +179,7 @@ class Exchange:
             limits=httpx2.Limits(max_connections=self._limits.connections),
             transport=transport,
             follow_redirects=False,
-            # A proxy that the environment names would carry what is meant for this machine alone.
+            # A proxy from the environment must not see requests that are meant for this machine only.
             trust_env=self._url.host not in _LOOPBACK,
         )
         self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
