@@ -21,6 +21,7 @@ from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
 from sslguard.schemes.exact.marking import headed
 from sslguard.schemes.keyfile import OPENINGS, StoredKey, load_key, open_key, save_key, serialise_tensors
+from sslguard.stats.witness import WITNESSES, fit_range
 from sslguard.verification.verdict import score_suspect
 
 S = 3
@@ -80,7 +81,8 @@ class TestMark:
             one, two = THREE.watermark(clean, images(400), secret=Secret.from_seed(seed)).key.split()[:2]
             planted = headed(clean, one.bank, one.directions(), 0.3)
             moments = two.moments((planted.embed(batch) for batch in two.queries(asked)), asked)
-            chosen = {"predicted": two.witnesses(moments)["predicted"]}
+            spread = two.bank.geometry.spread
+            chosen = {"predicted": (WITNESSES["predicted"](moments, spread), fit_range("predicted", moments, spread))}
             found.append(two.test(chosen, n_queries=moments.n).pvalue)
         assert bits(one, planted, asked) > 100
         assert stats.kstest(found, "uniform").pvalue > 0.01
