@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from helpers.fuzz_targets import make_targets, mutated
 from sslguard.crypto.sealing import IDENTITY, PASSPHRASE
 
+pytestmark = pytest.mark.fuzz
 NAMES = (
     *("golden key", "key with a carrier", "key in the clear", "sealed key", "stored scores"),
     *("key with sub-keys", "openings", "commitment", "timestamp", "bundle", "claim that is signed again"),

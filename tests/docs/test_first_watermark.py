@@ -19,6 +19,7 @@ LINES = [
 
 
 @pytest.mark.trains
+@pytest.mark.network
 def test_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert LINES[:2] == ["make setup", ". .venv/bin/activate"]

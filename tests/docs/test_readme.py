@@ -14,6 +14,7 @@ from sslguard.controls import read_population, shipped_population
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.training.distillation import Distillation
 
+pytestmark = pytest.mark.network
 README = (Path(__file__).parents[2] / "README.md").read_text()
 STEPS = 3
 

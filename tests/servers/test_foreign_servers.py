@@ -29,7 +29,10 @@ from sslguard.suspects import Remote, open_remote
 
 PYTHON = os.environ.get("SSLGUARD_SERVERS_PYTHON", "")
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(not PYTHON, reason="make test-servers builds the environment of other servers")
+pytestmark = [
+    pytest.mark.servers,
+    pytest.mark.skipif(not PYTHON, reason="make test-servers builds the environment of other servers"),
+]
 PICTURES = "random:resnet-narrow:3@16"
 Start = Callable[[list[str], int, str], str]
 
