@@ -25,8 +25,8 @@ note open order pack parse permute pick place plan plot prepare pretrain pre-tra
 raise rank read rebuild record refuse register reject release remember remove rename render repeat replace report
 require reset resize resolve restore resume return reverse rewrite round run sample save say scale score seal search
 seed select send serve set share shift show shuffle sign simulate sleep solve sort split start stop store subtract sum
-summarise take tell test tie time track train transform translate turn unpack unseal update use validate verify visit
-wait walk warn watermark whiten wrap write yield
+summarise take teach tell test tie time track train transform translate turn unpack unseal update use validate verify
+visit wait walk warn watermark whiten wrap write yield
 """
 
 
