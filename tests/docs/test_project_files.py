@@ -14,6 +14,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "packages/*/*.md") for page in ROOT.glob(pattern)
 )
+STANDING = [page for page in PAGES if page.parent.name not in ("archive", "results") and page.name != "CHANGELOG.md"]
+CODE = [
+    path.relative_to(ROOT).as_posix()
+    for folder in ("src", "tests", "benchmarks", "recipes", "examples", "packages")
+    for path in ROOT.glob(f"{folder}/**/*")
+    if path.suffix in (".py", ".toml") and ".venv" not in path.parts
+] + ["pyproject.toml"]
 FORMS = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -35,6 +42,12 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
         if "://" not in link:
             assert (page.parent / target).exists(), link
             assert not anchor or anchor in anchors(page.parent / target if target else page), link
+
+
+@pytest.mark.parametrize("page", STANDING, ids=[str(page.relative_to(ROOT)) for page in STANDING])
+def test_every_file_of_code_that_a_page_names_is_there(page: Path) -> None:
+    for name in set(re.findall(r"[\w./-]+\.(?:py|toml)\b", page.read_text())):
+        assert any(f"/{path}".endswith(f"/{name}") for path in CODE), name
 
 
 def test_every_page_of_the_documentation_is_in_its_index() -> None:
