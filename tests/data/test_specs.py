@@ -17,7 +17,8 @@ import torch
 
 from helpers.data_on_disk import accept_any_checksum, everything, idx, noise, root, write_image, write_mnist
 from sslguard.data import cache as cache_module
-from sslguard.data import open_data, overlap, sources
+from sslguard.data import open_data, overlap, sources, texts, vader
+from sslguard.data.names import SPLITS, TEXT_SUFFIXES, VADER_ROLES
 from sslguard.data.specs import SETS
 from sslguard.errors import DataError, UsageError
 
@@ -102,9 +103,7 @@ def test_importing_specs_leaves_torchvision_alone() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "spec", [f"{name}:{split}" for name, (_, s) in SETS.items() for split in s if name != "mnist-5k"]
-)
+@pytest.mark.parametrize("spec", [f"{name}:{split}" for name, s in SPLITS.items() for split in s if name != "mnist-5k"])
 def test_what_cannot_be_downloaded_says_where_to_put_the_files(
     root: Path, spec: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,3 +351,9 @@ def test_imagenet_is_a_folder_of_class_folders_and_never_downloaded(root: Path) 
         assert np.array_equal(picture.permute(1, 2, 0), np.asarray(image))
     with pytest.raises(DataError, match="never downloaded"):
         open_data("imagenet:train")
+
+
+def test_what_is_checked_early_is_what_can_be_opened() -> None:
+    assert SPLITS.keys() == SETS.keys()
+    assert tuple(vader.FILES) == VADER_ROLES
+    assert tuple(texts._READERS) == TEXT_SUFFIXES

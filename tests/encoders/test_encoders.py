@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslguard.encoders import Encoder, ImagePreprocess, load_encoder, load_folder, save_encoder, weights_hash
+from sslguard.encoders import Encoder, ImagePreprocess, load_encoder, load_folder, names, save_encoder, weights_hash
 from sslguard.encoders import load as loading
 from sslguard.encoders.architectures import SMALL
 from sslguard.encoders.rebuild import build
+from sslguard.encoders.words import NETWORKS
 from sslguard.errors import EncoderError, MissingExtraError, OutputError, SuspectError, UsageError
 
 SPECS = (
@@ -455,8 +456,8 @@ class TestSpecs:
 
     def test_a_shipped_encoder_is_found_by_name(self, small, tmp_path, monkeypatch):
         save_encoder(small, tmp_path / "one")
-        monkeypatch.setattr(loading, "_shipped_folder", lambda: tmp_path)
-        assert loading.shipped_names() == ["one"]
+        monkeypatch.setattr(names, "shipped_folder", lambda: tmp_path)
+        assert names.shipped_names() == ["one"]
         loaded = load_encoder("shipped:one")
         assert weights_hash(loaded.module) == weights_hash(small.module)
         with pytest.raises(UsageError, match="there are one"):
@@ -470,3 +471,8 @@ def test_importing_the_package_imports_no_library_of_models():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_networks_that_are_named_early_are_those_that_can_be_built() -> None:
+    assert tuple(SMALL) == names.SMALL_NETWORKS
+    assert tuple(NETWORKS) == names.TEXT_NETWORKS

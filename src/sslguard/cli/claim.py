@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from sslguard.cli.checks import check
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions
@@ -40,13 +41,15 @@ def protect(
         ask_passphrase: Encrypt it by a passphrase that is asked for.
         clear: Leave it in the clear.
     """
-    from sslguard.schemes.keyfile import reseal_key
-
+    check(key=key)
     seal = chosen_seal(recipient, ask_passphrase)
     if clear and (recipient or ask_passphrase):
         raise UsageError("--clear takes the encryption off; leave --recipient and --ask-passphrase out")
     if seal is None and not clear:
         raise UsageError("say how to protect the key: --recipient, --ask-passphrase, SSLGUARD_PASSPHRASE or --clear")
+
+    from sslguard.schemes.keyfile import reseal_key
+
     stored = reseal_key(key, None if clear else seal)
     state = "encrypted with age" if stored.sealed else "in the clear"
     return Result({"key": str(key), "sealed": stored.sealed}, [("key", str(key)), ("protection", state)])
@@ -131,6 +134,9 @@ def claim(
         claims: How many claims (suspects, keys, looks) share that level; times the keys in the commitment.
         threads: CPU threads.
     """
+    check(key=key, data=[data], suspect=suspect, controls=control)
+    remote.check(suspect)
+
     from sslguard import api
     from sslguard.claims.outcome import foretold
     from sslguard.schemes.exact import ExactKey
@@ -207,6 +213,13 @@ def audit(
         report: File of a report in plain words, HTML.
         threads: CPU threads.
     """
+    if suspect is None and remote != DEFAULT_REMOTE:
+        raise UsageError("options of a suspect behind an address need --suspect: nobody else is asked in an audit")
+    check(data=[data], encoders=[clean], suspect=suspect, controls=control)
+    if suspect is not None:
+        remote.check(suspect)
+    times = {"not_after": _moment("--not-after", not_after), "opened": _moment("--opened", opened)}
+
     from sslguard import api
     from sslguard.claims.commitment import parse_commitment
     from sslguard.claims.documents import MAX_DOCUMENT, read_file
@@ -215,8 +228,6 @@ def audit(
     from sslguard.claims.timestamps import read_roots
 
     set_threads(threads)
-    if suspect is None and remote != DEFAULT_REMOTE:
-        raise UsageError("options of a suspect behind an address need --suspect: nobody else is asked in an audit")
     seen = None
     if commitment is not None:
         seen = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment)).document.digest
@@ -224,8 +235,7 @@ def audit(
         seed=seed,
         alpha=alpha,
         n_claims=claims,
-        not_after=_moment("--not-after", not_after),
-        opened=_moment("--opened", opened),
+        **times,
         commitment=seen,
         roots=() if authority_roots is None else tuple(read_roots(authority_roots)),
         controls=tuple(control or ()),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from sslguard.cli.arrays import check_rows, write_rows
+from sslguard.cli.checks import check
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
@@ -41,9 +43,11 @@ def queries(
         data: Items to ask about, none of which took part in marking.
         out: File of the queries, FILE.npy.
     """
+    check(key=key, data=[data])
+    check_rows(out)
+
     import numpy as np
 
-    from sslguard.cli.arrays import write_rows
     from sslguard.data.specs import open_data
     from sslguard.schemes.keyfile import load_key
 
@@ -89,6 +93,9 @@ def verify(
         sub_key: Test by this sub-key alone, 1 for the first, as a claim that opens it will.
         threads: CPU threads.
     """
+    check(key=key, data=[data], suspect=suspect, controls=control)
+    remote.check(suspect)
+
     from sslguard import api
     from sslguard.cli.claim import say_opened
     from sslguard.schemes.exact import ExactKey
@@ -182,16 +189,18 @@ def controls(
         probe_test: What its accuracy is measured on.
         threads: CPU threads, with one worker.
     """
+    if (probe_train is None) != (probe_test is None):
+        raise UsageError("--probe-train and --probe-test go together")
+    victims = _named(victim)
+    check(data=[data, pretrain_data, labelled_data, probe_train, probe_test], encoders=victims.values())
+
     from sslguard.controls import Bed, make_population, population, probe_population, read_population
     from sslguard.data.specs import open_data
 
     set_threads(threads)
-    if (probe_train is None) != (probe_test is None):
-        raise UsageError("--probe-train and --probe-test go together")
     for spec in (probe_train, probe_test):
         if spec is not None:
             open_data(spec)
-    victims = _named(victim)
     chosen = [r for r in population(victims, steps=steps, thief_steps=thief_steps) if r.kind not in (without or ())]
     if not chosen:
         raise UsageError("--without leaves no member of the population")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.data.cache import unpacked
+from sslguard.data.names import NPZ_SPLITS
 from sslguard.data.sources import ArrayData
 from sslguard.errors import DataError, first_line
 
@@ -22,12 +23,8 @@ _DEFLATE_RATIO = 1032
 # split → names of the picture array, each with the names that its labels may have
 _MEMBERS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "": (("images", ("labels", "y")), ("x", ("y", "labels"))),
-    **{
-        split: ((f"x_{split}", (f"y_{split}",)), (f"{split}_images", (f"{split}_labels",)))
-        for split in ("train", "val", "test")
-    },
+    **{split: ((f"x_{split}", (f"y_{split}",)), (f"{split}_images", (f"{split}_labels",))) for split in NPZ_SPLITS},
 }
-NPZ_SPLITS = tuple(split for split in _MEMBERS if split)
 
 
 def open_npy(spec: str, path: Path) -> ArrayData:

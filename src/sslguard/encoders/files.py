@@ -20,8 +20,6 @@ from torch import Tensor
 
 from sslguard.errors import EncoderError, first_line
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".torch")
-
 # Where a file keeps its state dict, the trained network before its momentum copy.
 _CONTAINERS = (
     "online_network_state_dict",

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from sslguard.encoders.base import Encoder
+from sslguard.encoders.names import DESCRIPTION
 from sslguard.encoders.rebuild import build, preprocess_from_json
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 from sslguard.files import atomic_folder
 
 FORMAT = "sslguard-encoder"
 VERSION = 1
-DESCRIPTION = "encoder.json"
 WEIGHTS = "weights.safetensors"
 BESIDE = ("tokenizer.json",)
 FILES = frozenset({DESCRIPTION, WEIGHTS, *BESIDE})

@@ -15,10 +15,10 @@ from torch import Tensor
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.files import read_tensors
 from sslguard.encoders.folder import check_weights
+from sslguard.encoders.names import POOLINGS, Pooling
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.text import TextModule, TextPreprocess, parse_tokenizer, read_tokenizer
 from sslguard.encoders.transformer import MAX_SIZE, checked_config
-from sslguard.encoders.words import POOLINGS, Pooling
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 
 WEIGHTS = "model.safetensors"

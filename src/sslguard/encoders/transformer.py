@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslguard.encoders.names import POOLINGS
 from sslguard.encoders.text import TextModule
-from sslguard.encoders.words import POOLINGS
 from sslguard.errors import MissingExtraError, UsageError, first_line
 
 MODEL_TYPES = (

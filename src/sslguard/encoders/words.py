@@ -13,17 +13,16 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sslguard.data.base import Batch
+from sslguard.encoders.names import Pooling
 from sslguard.errors import DataError, UsageError
 
-Pooling = Literal["mean", "cls", "max"]
-POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max")
 MAX_LENGTH = 8192  # tokens of a text
 _MAX_VOCABULARY = 1 << 20
 _WORD = re.compile(r"\w+|[^\w\s]")

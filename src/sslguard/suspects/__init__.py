@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sslguard.errors import UsageError
-from sslguard.suspects.base import MAX_WIDTH, Counted, Suspect, checked
-from sslguard.suspects.local import LocalSuspect, load_local
-from sslguard.suspects.logged import LoggedAnswers
-from sslguard.suspects.onnx import OnnxSuspect
-from sslguard.suspects.remote import PREFIXES, Remote, RemoteSuspect, open_remote
-from sslguard.suspects.wrappers import Complete
+from sslguard.lazy import exports
+
+if TYPE_CHECKING:
+    from sslguard.suspects.base import MAX_WIDTH, Counted, Suspect, checked
+    from sslguard.suspects.local import LocalSuspect, load_local
+    from sslguard.suspects.logged import LoggedAnswers
+    from sslguard.suspects.names import PREFIXES
+    from sslguard.suspects.onnx import OnnxSuspect
+    from sslguard.suspects.opening import open_suspect
+    from sslguard.suspects.remote import Remote, RemoteSuspect, open_remote
+    from sslguard.suspects.wrappers import Complete
+else:
+    __getattr__ = exports(
+        __name__,
+        {
+            "wrappers": ("Complete",),
+            "base": (
+                "Counted",
+                "MAX_WIDTH",
+                "Suspect",
+                "checked",
+            ),
+            "local": (
+                "LocalSuspect",
+                "load_local",
+            ),
+            "logged": ("LoggedAnswers",),
+            "onnx": ("OnnxSuspect",),
+            "names": ("PREFIXES",),
+            "remote": (
+                "Remote",
+                "RemoteSuspect",
+                "open_remote",
+            ),
+            "opening": ("open_suspect",),
+        },
+    )
 
 __all__ = [
     "MAX_WIDTH",
@@ -28,33 +58,3 @@ __all__ = [
     "open_remote",
     "open_suspect",
 ]
-
-_LOGGED, _ONNX = "answers:", "onnx:"
-
-
-def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
-    """Return the suspect that `spec` names.
-
-    Args:
-        spec: `answers:FILE.npy`, `onnx:FILE`, an http:// or https:// address, or an encoder specification.
-        remote: How to ask an address, if the address does not tell (see `remote.guessed`); must be None for other
-            suspects.
-
-    Raises:
-        UsageError: `spec` names none of these, or `remote` does not go with it.
-        SuspectError: What it names is missing or damaged, or has the wrong shape.
-    """
-    if not isinstance(spec, str | Path) or not str(spec):
-        raise UsageError(f"a suspect must be named by a text or a path, not {spec!r}")
-    if isinstance(spec, str) and spec.startswith(PREFIXES):
-        return open_remote(spec, remote)
-    if remote is not None:
-        raise UsageError("--protocol is for suspects behind an http:// or https:// address")
-    if isinstance(spec, str) and spec.startswith(_LOGGED):
-        file = spec.removeprefix(_LOGGED)
-        if not file:
-            raise UsageError("answers: must be followed by a file of logged answers, as in answers:FILE.npy")
-        return LoggedAnswers(file, name=spec)
-    if isinstance(spec, str) and spec.startswith(_ONNX):
-        return OnnxSuspect(spec.removeprefix(_ONNX))
-    return load_local(spec)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,11 +32,13 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
 from sslguard.encoders.export import METADATA
+from sslguard.encoders.names import POOLINGS, Pooling
 from sslguard.encoders.preprocess import Preprocess
 from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess, read_tokenizer
-from sslguard.encoders.words import POOLINGS, Pooling, pooled
+from sslguard.encoders.words import pooled
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError
+from sslguard.suspects.names import ONNX_OPTIONS
 from sslguard.suspects.onnx_files import checked_file, first_line
 from sslguard.suspects.pixels import SCALES, ImageInput, Scale
 
@@ -56,7 +57,6 @@ _WHOLE = ("sentence_embedding", "image_embeds", "text_embeds", "image_features",
 _WHOLE_NUMBERS: dict[str, np.dtype[Any]] = {"tensor(int64)": np.dtype("i8"), "tensor(int32)": np.dtype("i4")}
 _PLACEHOLDER: dict[str, tuple[int, ...]] = {**dict.fromkeys(_TOKENS, (1, 8)), _PIXELS: (1, 3, 224, 224)}
 """Sides of the constant that fills the tower which is not asked, where the model leaves them open."""
-_OPTIONS = re.compile(r"(?P<file>.+)@(?P<options>[a-z0-9]+(,[a-z0-9]+)*)")
 _DEFAULT_TOKENS = 512
 
 
@@ -301,7 +301,7 @@ def _as_rows(array: object, n: int, mask: NDArray[Any] | None, pooling: Pooling 
 
 
 def _parsed(spec: str) -> tuple[Path, _Options]:
-    match = _OPTIONS.fullmatch(spec)
+    match = ONNX_OPTIONS.fullmatch(spec)
     if match is None or Path(spec).is_file():
         return Path(spec), _Options()
     size: int | None = None

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import httpx2
 
 Answers = NDArray[np.floating]
-PREFIXES = ("http://", "https://")
 _PLAIN = (
     (re.compile(r"(?P<base>.*/v1)(/embeddings)?"), "openai"),
     (re.compile(r"(?P<base>.*)/embeddings"), "openai"),
