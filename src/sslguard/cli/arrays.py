@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from sslguard.errors import EncoderError, UsageError
 from sslguard.files import atomic_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def check_rows(path: Path) -> None:
+    """Raise UsageError unless `path` ends in .npy."""
+    if path.suffix != ".npy":
+        raise UsageError(f"--out must be a file that ends in .npy, not {path}")
 
 
 def write_rows(path: Path, n: int, parts: Iterable[NDArray[Any]], *, private: bool = False) -> tuple[int, ...]:
@@ -30,8 +36,9 @@ def write_rows(path: Path, n: int, parts: Iterable[NDArray[Any]], *, private: bo
         OutputError: it cannot be written.
         EncoderError: the parts do not fit together.
     """
-    if path.suffix != ".npy":
-        raise UsageError(f"--out must be a file that ends in .npy, not {path}")
+    import numpy as np
+
+    check_rows(path)
     rows, like = 0, None
     with atomic_file(path, private=private) as file:
         for part in parts:

@@ -78,6 +78,8 @@ def commit(
         authority_roots: Certificates, PEM, that must vouch for the authority; without them its signature is not
             checked here.
     """
+    check(key=key)
+
     from sslguard.claims.commitment import publish, timestamp_file
     from sslguard.claims.timestamps import read_roots
     from sslguard.schemes.keyfile import open_key

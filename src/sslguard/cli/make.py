@@ -386,7 +386,8 @@ def _option(field: str) -> str:
 
 def is_encoder(folder: Path) -> bool:
     """A folder that holds an encoder of ours and nothing else."""
-    from sslguard.encoders.folder import DESCRIPTION, FILES, WEIGHTS
+    from sslguard.encoders.folder import FILES, WEIGHTS
+    from sslguard.encoders.names import DESCRIPTION
 
     return {DESCRIPTION, WEIGHTS} <= {entry.name for entry in folder.iterdir()} <= set(FILES)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sslguard.cli.arrays import check_rows, write_rows
+from sslguard.cli.checks import check
 from sslguard.cli.make import ProtocolOptions
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Seed, Share, Threads, given, set_threads
 from sslguard.cli.output import Result, tracked
@@ -39,7 +41,9 @@ def embed(
         batch_size: Items at a time, which bounds the memory.
         threads: CPU threads.
     """
-    from sslguard.cli.arrays import write_rows
+    check(encoders=[encoder], data=[data])
+    check_rows(out)
+
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
 
@@ -77,6 +81,8 @@ def probe(
         baseline: Also probe raw pixels and the same network untrained.
         threads: CPU threads.
     """
+    check(encoders=[encoder], data=[train, test])
+
     from sslguard import probes
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
@@ -127,6 +133,8 @@ def power(
         out: File of a picture of bits against queries, .png or .svg.
         threads: CPU threads.
     """
+    check(encoders=[encoder], data=[data])
+
     from sslguard.data.specs import open_data
     from sslguard.encoders.base import embed_all
     from sslguard.encoders.load import load_encoder

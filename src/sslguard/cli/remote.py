@@ -12,6 +12,7 @@ from cyclopts import Group, Parameter
 
 from sslguard.cli.options import Count, Rate, Seed, Share
 from sslguard.errors import UsageError
+from sslguard.suspects.names import PREFIXES
 
 if TYPE_CHECKING:
     from sslguard.suspects import Remote, RemoteSuspect
@@ -71,6 +72,13 @@ class RemoteOptions:
     seconds: Annotated[Rate, Parameter("--time-limit")] = 86_400.0
     reask: Seed = 4
 
+    def check(self, spec: str) -> None:
+        """Raise UsageError if these options do not go with `spec`, or name a body that cannot be read."""
+        if self != RemoteOptions() and not spec.startswith(PREFIXES):
+            raise UsageError("--protocol is for suspects behind an http:// or https:// address")
+        if self.body is not None:
+            _content(self.body)
+
     def remote(self) -> Remote | None:
         """Return what `open_suspect` takes, or None where no option was given."""
         if self == RemoteOptions():
@@ -86,12 +94,12 @@ DEFAULT_REMOTE = RemoteOptions()
 
 @contextmanager
 def opened(spec: str, options: RemoteOptions) -> Iterator[RemoteSuspect | str]:
-    """What is at an address, for the time of the block; any other specification comes back as it is.
+    """Yield the suspect at an address and close it afterwards; yield any other specification as it is.
 
     Raises:
         UsageError: Options came without an address, or nothing tells the address's protocol.
     """
-    from sslguard.suspects import PREFIXES, RemoteSuspect, open_suspect
+    from sslguard.suspects import RemoteSuspect, open_suspect
 
     how = options.remote()
     if how is None and not spec.startswith(PREFIXES):
@@ -104,7 +112,7 @@ def opened(spec: str, options: RemoteOptions) -> Iterator[RemoteSuspect | str]:
 
 
 def remote_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lines for people from `RemoteSuspect.report`."""
+    """Return lines for people from `RemoteSuspect.report`."""
     cost = f", cost {report['cost']:g}" if report["cost"] else ""
     cached = f", {report['n_cached']} from the cache" if report["n_cached"] else ""
     rows = [
@@ -126,7 +134,7 @@ def remote_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _content(body: str) -> str:
-    """A body as it stands, or the file behind an @."""
+    """Return a body as it stands, or the content of the file behind an @."""
     if not body.startswith("@"):
         return body
     path = Path(body[1:])

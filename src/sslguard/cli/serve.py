@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Group, Parameter
 
+from sslguard.cli.checks import check
 from sslguard.cli.options import PRINTED, Count, Output, Seed, Share, Threads, set_threads
 from sslguard.cli.output import Result, say
 from sslguard.errors import MissingExtraError, UsageError
@@ -52,19 +54,20 @@ def serve(
         max_megabytes: Size of a request.
         threads: CPU threads.
     """
-    from sslguard.encoders.load import load_encoder
-    from sslguard.schemes.keyfile import load_key
-    from sslguard.serve import open_server
-    from sslguard.serve.heads import with_head
-
-    try:
-        from sslguard.serve.app import Settings
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("serving an encoder", "serve") from error
-    set_threads(threads)
+    check(encoders=[encoder], key=head)
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise MissingExtraError("serving an encoder", "serve")
     token = None if auth_env is None else os.environ.get(auth_env, "").strip()
     if token == "":
         raise UsageError(f"the environment variable {auth_env!r:.80} holds no token: set it")
+
+    from sslguard.encoders.load import load_encoder
+    from sslguard.schemes.keyfile import load_key
+    from sslguard.serve import open_server
+    from sslguard.serve.app import Settings
+    from sslguard.serve.heads import with_head
+
+    set_threads(threads)
     settings = Settings(
         name=name,
         max_batch=max_batch,
@@ -99,6 +102,10 @@ def export(
         encoder: The encoder.
         out: FILE.onnx.
     """
+    check(encoders=[encoder])
+    if find_spec("onnx") is None or find_spec("onnxruntime") is None:
+        raise MissingExtraError("writing ONNX", "onnx")
+
     from sslguard.encoders.export import export_onnx
     from sslguard.encoders.load import load_encoder
 

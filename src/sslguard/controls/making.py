@@ -17,8 +17,9 @@ import torch
 from sslguard.controls.members import ACCURACIES, Member, names_a_folder, read_population
 from sslguard.controls.recipes import Bed, Recipe, make
 from sslguard.data.specs import open_data
-from sslguard.encoders.folder import DESCRIPTION, load_folder, save_encoder, weights_hash
+from sslguard.encoders.folder import load_folder, save_encoder, weights_hash
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.names import DESCRIPTION
 from sslguard.errors import UsageError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.probes import probe_encoder

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.folder import DESCRIPTION, WEIGHTS, load_folder, weights_hash
+from sslguard.encoders.folder import WEIGHTS, load_folder, weights_hash
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.names import DESCRIPTION
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 
 ACCURACIES = "accuracies.json"
