@@ -117,7 +117,7 @@ class Theft:
     recipe: Mapping[str, Any]
 
     def networks(self) -> dict[str, dict[str, Any]]:
-        """Name → description for `encoders.architectures.build` of each architecture."""
+        """Name → description for `encoders.rebuild.build` of each architecture."""
         return {
             name.rpartition(":")[2]: {"backbone": name}
             | ({"maxpool": self.maxpool} if name.startswith("torchvision:") else {})

@@ -17,17 +17,8 @@ else:
     __getattr__ = exports(
         __name__,
         {
-            "base": (
-                "Batch",
-                "Data",
-                "Extent",
-                "Slice",
-                "overlap",
-            ),
-            "roles": (
-                "ROLES",
-                "Roles",
-            ),
+            "base": ("Batch", "Data", "Extent", "Slice", "overlap"),
+            "roles": ("ROLES", "Roles"),
             "specs": ("open_data",),
         },
     )

@@ -17,25 +17,11 @@ else:
     __getattr__ = exports(
         __name__,
         {
-            "checkpoint": (
-                "CheckpointReport",
-                "load_checkpoint",
-            ),
-            "base": (
-                "Embedder",
-                "Encoder",
-                "embed_all",
-            ),
-            "preprocess": (
-                "ImagePreprocess",
-                "Preprocess",
-            ),
+            "checkpoint": ("CheckpointReport", "load_checkpoint"),
+            "base": ("Embedder", "Encoder", "embed_all"),
+            "preprocess": ("ImagePreprocess", "Preprocess"),
             "load": ("load_encoder",),
-            "folder": (
-                "load_folder",
-                "save_encoder",
-                "weights_hash",
-            ),
+            "folder": ("load_folder", "save_encoder", "weights_hash"),
             "names": ("shipped_names",),
         },
     )

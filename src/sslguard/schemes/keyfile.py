@@ -23,6 +23,7 @@ from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.files import atomic_folder, canonical_json, write_atomic
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import ExactKey
+from sslguard.schemes.keyfolder import HEADER
 from sslguard.schemes.registry import key_class
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = "sslguard-key"
 VERSION = 1
-HEADER, TENSORS = "key.json", "tensors.safetensors"
+TENSORS = "tensors.safetensors"
 SEALED_BODY, SEALED_TENSORS = "secret.json.age", "tensors.safetensors.age"
 SCORES, OPENINGS = "controls.json", "openings.json"
 _FILES = frozenset({HEADER, TENSORS, SEALED_BODY, SEALED_TENSORS, SCORES, OPENINGS})

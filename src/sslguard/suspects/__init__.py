@@ -20,24 +20,12 @@ else:
         __name__,
         {
             "wrappers": ("Complete",),
-            "base": (
-                "Counted",
-                "MAX_WIDTH",
-                "Suspect",
-                "checked",
-            ),
-            "local": (
-                "LocalSuspect",
-                "load_local",
-            ),
+            "base": ("Counted", "MAX_WIDTH", "Suspect", "checked"),
+            "local": ("LocalSuspect", "load_local"),
             "logged": ("LoggedAnswers",),
             "onnx": ("OnnxSuspect",),
             "names": ("PREFIXES",),
-            "remote": (
-                "Remote",
-                "RemoteSuspect",
-                "open_remote",
-            ),
+            "remote": ("Remote", "RemoteSuspect", "open_remote"),
             "opening": ("open_suspect",),
         },
     )

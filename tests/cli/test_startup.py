@@ -1,0 +1,61 @@
+"""Mistakes are reported before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+MISTAKES = {
+    "--help": 0,
+    "verify --help": 0,
+    "verify nokey nosus --data nope": 3,
+    "queries nokey --data mnist:test --out x.npy": 3,
+    "protect nokey --clear": 3,
+    "commit nokey --out x": 3,
+    "claim nokey nosus --data nope --seed s --commitment c --out o": 3,
+    "audit bundle --data nope --seed s": 2,
+    "audit bundle --data mnist:test --seed s --not-after yesterday": 2,
+    "embed random:nope --data mnist:test --out x.npy": 2,
+    "embed shipped:simclr --data mnist:test --out x.txt": 2,
+    "embed shipped:simclr --data mnist:all --out x.npy": 2,
+    "embed shipped:simclr@256 --data mnist:test --out x.npy": 2,
+    "embed hf:nowhere --data mnist:test --out x.npy": 3,
+    "probe shipped:simclr --train nope --test mnist:test": 2,
+    "power nope --data mnist:test": 2,
+    "serve nope": 2,
+    "export torchvision:resnet18:nowhere.pth --out x.onnx": 3,
+    "controls --data nope --pretrain-data x --labelled-data y --victim a=b --out o": 2,
+}
+RUN = """
+import contextlib, io, json, sys
+from sslguard.cli.entry import main
+found = {}
+for line in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(line.split())
+    heavy = [name for name in ("torch", "numpy", "scipy") if name in sys.modules]
+    found[line] = [code, heavy, said.getvalue().count("\\n")]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, tuple[int, list[str], int]]:
+    """Exit code, heavy packages imported so far, and lines on standard error of each command, in one process."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(list(MISTAKES))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_ends_in_one_sentence_before_torch_is_imported(found, line):
+    code, heavy, lines = found[line]
+    assert (code, heavy) == (MISTAKES[line], [])
+    assert lines == (0 if line.endswith("--help") else 1)
