@@ -134,7 +134,7 @@ def claim(
         control: Known innocents, for a key of the scheme sslguard: as verify's.
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level; times the keys in the commitment.
-        threads: CPU threads.
+        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
     """
     check(key=key, data=[data], suspect=suspect, controls=control)
     remote.check(suspect)
@@ -213,7 +213,7 @@ def audit(
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level.
         report: File of a report in plain words, HTML.
-        threads: CPU threads.
+        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
     """
     if suspect is None and remote != DEFAULT_REMOTE:
         raise UsageError("options of a suspect behind an address need --suspect: nobody else is asked in an audit")

@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in tokens
     _keep_freed_memory()
+    _wait_without_spinning()
     with _sigterm_as_interrupt() as terminated:
         try:
             return _run(tokens)
@@ -180,6 +181,15 @@ def _keep_freed_memory() -> None:
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     if threshold is not None:
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(threshold))
+
+
+def _wait_without_spinning() -> None:
+    """Let threads of torch sleep while they wait for each other. It is read when torch is imported.
+
+    Threads that spin take the core from the very thread that they wait for, once another program keeps a core busy.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # GNU's library, in the published torch
+    os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
 
 
 @contextmanager

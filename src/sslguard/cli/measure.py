@@ -39,7 +39,7 @@ def embed(
         data: What is embedded. For logged answers: the file that `queries` wrote.
         out: File of the answers, FILE.npy.
         batch_size: Items at a time, which bounds the memory.
-        threads: CPU threads.
+        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
     """
     check(encoders=[encoder], data=[data])
     check_rows(out)
@@ -79,7 +79,7 @@ def probe(
         per_class: Train on so many items of each class.
         seed: One probe each, averaged; give several by repeating it. [default: 0]
         baseline: Also probe raw pixels and the same network untrained.
-        threads: CPU threads.
+        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
     """
     check(encoders=[encoder], data=[train, test])
 
@@ -131,7 +131,7 @@ def power(
         fidelity: How well a suspect keeps the mark: the cosine between what its answers add to the clean embeddings
             and the mark. 1, 0.8, 0.6 and 0.4 by default.
         out: File of a picture of bits against queries, .png or .svg.
-        threads: CPU threads.
+        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
     """
     check(encoders=[encoder], data=[data])
 

@@ -78,7 +78,8 @@ class Machine:
         nodes: Machines; start the same command on each.
         accelerator: Kind of device.
         precision: auto is bfloat16 where a GPU has it.
-        threads: CPU threads of a process.
+        threads: CPU threads of a process. By default all cores train, and networks below 4 million parameters embed on
+            one thread.
     """
 
     devices: Count = 1
@@ -105,11 +106,11 @@ Threads = Annotated[int, Parameter(converter=_whole, validator=_at_least_one, gr
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use so many CPU threads; None leaves its own choice."""
+    """Let every network run on so many CPU threads; None leaves the choice to `encoders.threads`."""
     if threads is not None:
-        import torch
+        from sslguard.encoders.threads import use_threads
 
-        torch.set_num_threads(threads)
+        use_threads(threads)
 
 
 def given(options: object) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def verify(
             there are.
         rescore: Score the controls anew: who may write to the key's folder may have changed what it holds.
         sub_key: Test by this sub-key alone, 1 for the first, as a claim that opens it will.
-        threads: CPU threads.
+        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
     """
     check(key=key, data=[data], suspect=suspect, controls=control)
     remote.check(suspect)
@@ -187,7 +187,8 @@ def controls(
         full_precision: Store float32 weights, not float16.
         probe_train: Labelled data of a linear probe on every member, with --probe-test.
         probe_test: What its accuracy is measured on.
-        threads: CPU threads, with one worker.
+        threads: CPU threads, with one worker; more workers take one each. By default 1 for embedding by networks below
+            4 million parameters, all cores otherwise.
     """
     if (probe_train is None) != (probe_test is None):
         raise UsageError("--probe-train and --probe-test go together")

@@ -52,7 +52,7 @@ def serve(
         max_wait: Milliseconds that a request waits for others.
         max_items: Items of a request.
         max_megabytes: Size of a request.
-        threads: CPU threads.
+        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
     """
     check(encoders=[encoder], key=head)
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:

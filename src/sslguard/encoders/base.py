@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.preprocess import Preprocess
+from sslguard.encoders.threads import few_threads
 from sslguard.errors import EncoderError, SuspectError
 
 EMBED_BATCH = 256
@@ -72,7 +73,7 @@ class Encoder:
             SuspectError: an embedding is not finite, or the answer has another shape.
         """
         answers = np.empty((len(batch), self.dim), np.float32)
-        with evaluating(self.module), torch.inference_mode():
+        with evaluating(self.module), few_threads(self.module), torch.inference_mode():
             for places, chunk in _chunks(batch):
                 part = self.features(chunk)
                 if part.shape != (len(chunk), self.dim):

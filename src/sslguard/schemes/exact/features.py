@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import EMBED_BATCH, Encoder
 from sslguard.encoders.statistics import InputStatistics
+from sslguard.encoders.threads import few_threads
 
 
 def input_statistics(encoder: Encoder, batch: Batch) -> NDArray[np.float64]:
     """Return the statistics of a batch as the encoder's network sees it: float64 (n, 96)."""
-    with torch.inference_mode():
+    with few_threads(statistics := _on_cpu()), torch.inference_mode():
         inputs = encoder.preprocess.normalise(encoder.preprocess.prepare(batch))
-        return _on_cpu()(inputs).double().numpy()
+        return statistics(inputs).double().numpy()
 
 
 @cache
