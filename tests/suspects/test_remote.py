@@ -385,7 +385,7 @@ class TestOptions:
             Server().suspect(address)
 
     def test_an_address_needs_a_protocol_and_a_protocol_an_address(self) -> None:
-        with pytest.raises(UsageError, match="name its protocol with --protocol"):
+        with pytest.raises(UsageError, match="does not tell its protocol: name it with --protocol"):
             open_suspect(ADDRESS)
         with pytest.raises(UsageError, match="for suspects behind"):
             open_suspect("shipped:x", Remote(protocol="tei"))
@@ -418,7 +418,7 @@ class TestGuessedProtocol:
 
     @pytest.mark.parametrize("address", [ADDRESS, "https://h", "https://h/v1/embed", "https://h/encode"])
     def test_others_are_asked_for_at_once(self, address: str) -> None:
-        with pytest.raises(UsageError, match="--protocol: oip, openai, tei or json"):
+        with pytest.raises(UsageError, match="--protocol oip, openai, tei or json"):
             guessed(address, Remote(workers=1))
 
 

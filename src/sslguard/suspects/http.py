@@ -29,7 +29,7 @@ MAX_REDIRECTS = 3
 MAX_SECONDS = 86_400
 _AGAIN = frozenset({408, 409, 425, 429})
 _SMALLER = frozenset({400, 413, 422})
-"""Statuses of a request that is too large, or that holds one query which the server refuses."""
+"""Statuses after which smaller requests may help: the request is too large, or the server refuses one query of it."""
 _HOPELESS = frozenset({401, 402, 403, 404, 405, 407, 410, 415, 451})
 _SILENT = frozenset({401, 403, 407})
 """Statuses whose body is not shown, because it may repeat the credential, whole or in part."""

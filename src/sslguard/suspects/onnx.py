@@ -56,7 +56,7 @@ _WHOLE = ("sentence_embedding", "image_embeds", "text_embeds", "image_features",
 """Names of outputs that hold one vector for each query, in the order in which they are looked for."""
 _WHOLE_NUMBERS: dict[str, np.dtype[Any]] = {"tensor(int64)": np.dtype("i8"), "tensor(int32)": np.dtype("i4")}
 _PLACEHOLDER: dict[str, tuple[int, ...]] = {**dict.fromkeys(_TOKENS, (1, 8)), _PIXELS: (1, 3, 224, 224)}
-"""Sides of the constant that fills the tower which is not asked, where the model leaves them open."""
+"""Default shapes of the constant input for the tower that is not asked; the model's own shapes come first."""
 _DEFAULT_TOKENS = 512
 
 
@@ -141,7 +141,7 @@ class OnnxSuspect:
         of_texts = isinstance(batch[0], str)
         names = [output.name for output in self._session.get_outputs()]
         other = "image" if of_texts else "text"
-        # Of the two towers of a CLIP model, and of its logits, only the vectors of what was asked count.
+        # A CLIP model also returns its logits and the vectors of the other tower, which are not read.
         whole = [name for name in _WHOLE if name in names and not name.startswith(other)]
         found = dict(zip(wanted := whole[:1] or names, self._run(wanted, feeds), strict=True))
         mask = feeds.get("attention_mask") if of_texts else None
@@ -150,7 +150,7 @@ class OnnxSuspect:
             if rows is not None:
                 return rows
         shapes = ", ".join(f"{name} {getattr(array, 'shape', '?')}" for name, array in found.items())
-        hint = "" if self._pooling else "; @mean or @cls behind the file makes one vector of many"
+        hint = "" if self._pooling else "; add @mean or @cls to the file to make one vector of many"
         raise SuspectError(f"{self.name} has no output with a row of numbers a query: {shapes:.200}{hint}")
 
     def _run(self, names: list[str], feeds: Feeds) -> list[Any]:
@@ -195,7 +195,7 @@ def _feeding(session: Any, path: Path, options: _Options) -> tuple[Callable[[Bat
 
 
 def _image_feed(one: Any, path: Path, options: _Options) -> Callable[[Batch], Feeds]:
-    """Return what makes images into a model's input of images."""
+    """Return a function from images to a model's input."""
     if one.type not in _DTYPES:
         raise SuspectError(f"{path} takes {one.type}, which is neither images nor texts")
     sides = _sides(one)
@@ -209,17 +209,17 @@ def _image_feed(one: Any, path: Path, options: _Options) -> Callable[[Batch], Fe
 def _token_feed(
     inputs: Mapping[str, Any], path: Path, options: _Options
 ) -> tuple[Callable[[Batch], Feeds], int | None]:
-    """Return what makes texts into a model's inputs of tokens, and how many texts it takes at a time (None: any)."""
+    """Return a function from texts to a model's inputs of tokens, and the size of its batches (None: any size)."""
     if options.scale is not None and _PIXELS not in inputs:
         raise UsageError(f"{path} takes texts: {options.scale} is for images")
     sides = _sides(inputs["input_ids"])
     taken = {name: one.type for name, one in inputs.items() if name in _TOKENS}
     if unknown := sorted(set(taken.values()) - set(_WHOLE_NUMBERS)):
-        raise SuspectError(f"{path} takes tokens as {unknown[0]}: only whole numbers can be filled in")
+        raise SuspectError(f"{path} takes tokens as {unknown[0]}: they must be int32 or int64")
     tokens: list[TextPreprocess] = []
 
     def feed(batch: Batch) -> Feeds:
-        if not tokens:  # a model of images and texts may be asked about images alone, without any tokenizer
+        if not tokens:  # lazily: a model of images and texts needs no tokenizer if it is asked about images only
             longest = (sides[1] if len(sides) > 1 else None) or options.size or _DEFAULT_TOKENS
             tokens.append(TextPreprocess(_tokenizer(path), longest))
         return {
@@ -228,14 +228,14 @@ def _token_feed(
         }
 
     if _PIXELS not in inputs:
-        _tokenizer(path)  # a missing one is better known before anything is asked
+        _tokenizer(path)  # raises now, not at the first query, if there is none
     return feed, sides[0] if sides else None
 
 
 def _either(
     inputs: Mapping[str, Any], tokens: Callable[[Batch], Feeds], images: Callable[[Batch], Feeds]
 ) -> Callable[[Batch], Feeds]:
-    """Return what fills both towers of a CLIP model: one with the batch, the other with a constant."""
+    """Return a function from a batch to the inputs of both towers of a CLIP model; one gets a constant."""
     names = [name for name in inputs if name in _TOKENS]
     shapes = {
         name: [side or default for side, default in zip(_sides(one), _PLACEHOLDER[name], strict=False)]
@@ -339,7 +339,7 @@ def _texts(batch: Batch, path: Path) -> list[str]:
 
 
 def _sides(one: Any) -> list[int | None]:
-    """Return the sides of a model's input; None where any size will do."""
+    """Return the shape of a model's input; None where any size is allowed."""
     return [side if isinstance(side, int) and side > 0 else None for side in one.shape]
 
 

@@ -56,7 +56,7 @@ def checked_file(path: Path) -> tuple[bytes, bool]:
 
 
 def _check_external(path: Path, tensors: list[TensorProto]) -> None:
-    # Caches of hubs hold links into one folder of blobs: what the link of the model may name, those of weights may.
+    # A file in a hub's cache is a link into a folder of blobs, so weights may be links into the folder of that blob.
     folder, blobs = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path)).parent
     files: set[Path] = set()
     for tensor in tensors:

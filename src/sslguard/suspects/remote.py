@@ -112,11 +112,11 @@ class Remote:
 
 
 def guessed(address: str, options: Remote | None) -> tuple[str, Remote]:
-    """Return the address up to where a protocol's own path begins, and how it is asked.
+    """Return the base address, without the protocol's own path, and the settings with the protocol that it tells.
 
     Args:
         address: http:// or https://; `/v1`, `/embeddings`, `/embed` and `/v2/models/NAME` at its end tell the protocol.
-        options: What the user chose; its protocol wins over what the address tells.
+        options: Settings; a protocol among them takes precedence over that of the address.
 
     Raises:
         UsageError: No protocol was chosen, and the address does not tell one.
@@ -131,9 +131,7 @@ def guessed(address: str, options: Remote | None) -> tuple[str, Remote]:
             model = known.model or told.get("model")
             return base, replace(known, protocol=cast("Any", protocol), model=model)
     if options is None or chosen is None:
-        raise UsageError(
-            "this address does not tell how it is asked: name its protocol with --protocol: oip, openai, tei or json"
-        )
+        raise UsageError("this address does not tell its protocol: name it with --protocol oip, openai, tei or json")
     return address, options
 
 

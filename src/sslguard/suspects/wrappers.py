@@ -22,7 +22,7 @@ from sslguard.suspects.clock import Clock
 
 Answers = NDArray[np.floating]
 FIRST_REFUSALS = 3
-"""Single queries that may be refused before the first answer of all."""
+"""Number of single queries that may be refused while nothing was ever answered; then the request itself is wrong."""
 
 
 class RateLimited:
@@ -95,13 +95,14 @@ class Retrying:
 
 
 class Splitting:
-    """Asks the halves of a request that smaller requests may help, down to single queries.
+    """Embedder that splits a refused request into halves, down to single queries.
 
-    One query that a server refuses is lost alone, not with the whole request. Where both halves of a request were
-    answered in full it was too large: later requests are cut to their size at once.
+    So a query that a server refuses does not cost the answers to the others. If both halves of a request are answered
+    in full, the request was too large, and later requests are cut to that size from the start.
 
     Attributes:
-        size: queries of a request at most; None until a server showed that it takes fewer.
+        embedder: Embedder to ask.
+        size: Largest number of queries in a request; None until a request was too large.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -129,7 +130,7 @@ class Splitting:
         try:
             answers = self.embedder.embed(batch)
         except UnansweredError as error:
-            # Where nothing was ever answered the request itself may be wrong: a few tries tell, not one a query.
+            # If nothing was ever answered, the request itself may be wrong: give up after a few single queries.
             if not error.smaller or self._hopeless(len(batch)):
                 raise
             parts = self._parts([batch[:half], batch[half:]])

@@ -24,7 +24,7 @@ class MalformedReplyError(ValueError):
 
 
 class IncompleteReplyError(MalformedReplyError):
-    """A reply with fewer answers than queries: which of them it lacks, smaller requests tell."""
+    """A reply with fewer answers than queries. Smaller requests show which ones are missing."""
 
 
 class Protocol(ABC):
