@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -17,6 +18,21 @@ from sslguard.schemes.sslguard import Decoder, SSLGuardKey, Trigger
 from sslguard.training.loop import _Runner
 from sslguard.training.pretraining import new_encoder
 
+# Below tests/: what trains in most of its tests, or starts programs that do.
+TRAINS = (
+    *("attacks/test_removal.py", "bench/test_run.py", "benchmarks/", "claims/test_refitting.py"),
+    *("cli/test_attack.py", "cli/test_controls.py", "cli/test_killed.py", "demo/test_demo.py", "demo/test_over_api.py"),
+    *("docs/test_verifying_an_api.py", "schemes/sslguard/test_published.py", "training/"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of these files and folders as `trains`."""
+    paths = tuple(str(Path(__file__).parent / name) for name in TRAINS)
+    for item in items:
+        if str(item.path).startswith(paths):
+            item.add_marker(pytest.mark.trains)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -28,11 +44,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_unmarked_training(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Let training fail where tests that train were deselected, so that none of them goes unmarked."""
+def _no_training(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Skip what begins to train, itself or in a fixture, where tests that train were deselected.
+
+    The marker saves what comes before the training, and covers programs that a test starts.
+    """
 
     def refuse(_: object) -> NoReturn:
-        pytest.fail("this test trains a network: mark it with pytest.mark.trains")
+        pytest.skip("trains a network")
 
     with pytest.MonkeyPatch.context() as patch:
         if "not trains" in pytestconfig.option.markexpr:
