@@ -35,12 +35,12 @@ DEFAULT_QUERIES = 12_000
 
 
 def as_data(data: Data | str) -> Data:
-    """A data set, opened where it is a specification."""
+    """Return a data set, opened where it is a specification."""
     return open_data(data) if isinstance(data, str) else data
 
 
 def as_encoder(encoder: Encoder | str | Path) -> Encoder:
-    """An encoder, loaded where it is a specification."""
+    """Return an encoder, loaded where it is a specification."""
     return encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
 
 
@@ -59,11 +59,18 @@ def watermark(
     For a key that knows its null: `save_key(marked.key, folder)`, then `score_controls(folder, data)`.
 
     Args:
-        data: unlabelled items to mark with; part of them becomes D_v.
-        scheme: settings; `SSLGuard.cured()` unless given, `SSLGuard()` for the published losses, `Exact()` for
-            evidence that is a theorem.
-        secret: master secret; a fresh one from the operating system unless given.
+        encoder: Clean encoder. It is left as it is.
+        data: Unlabelled items to mark with. SSLGuard sets part of them aside as D_v.
+        scheme: Scheme with its settings; `SSLGuard.cured()` unless given, `SSLGuard()` for the published losses,
+            `Exact()` for evidence with an exact p-value.
+        secret: Master secret; a fresh one from the operating system unless given.
+        checkpoint: File from which an interrupted run goes on, written on the way.
+        progress: Whether to show bars on standard error.
         loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
+
+    Raises:
+        UsageError: A setting is out of range, or encoder and data do not go together.
+        EncoderError: The encoder cannot be loaded.
     """
     if secret is None:
         secret = shared(Secret.generate, **loop)
@@ -89,13 +96,22 @@ def steal(
     progress: bool = False,
     **loop: Any,
 ) -> Encoder:
-    """A surrogate trained on the victim's answers alone.
+    """Train a surrogate on the victim's answers alone.
 
     Args:
-        victim: one behind an address is what `suspects.open_remote` gives; it must answer every query.
-        data: what the victim is asked.
-        recipe: how the surrogate learns; `augment` puts it on augmented views.
-        queries: ask only the first so many items of `data`.
+        victim: Encoder, or what `suspects.open_remote` gives for an address, which must answer every query.
+        data: What the victim is asked.
+        recipe: How the surrogate learns; `Distillation()` unless given.
+        queries: Number of items of `data`, from the first, that are asked; None for all.
+        augment: Whether to ask and learn from random views, each a query of its own.
+        seed: Seed of initialisation, order and views.
+        checkpoint: File from which an interrupted run goes on, written on the way.
+        progress: Whether to show bars on standard error.
+        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
+
+    Raises:
+        UsageError: A setting is out of range, or victim and data do not go together.
+        SuspectError: The victim gave no usable answer.
     """
     chosen = recipe or Distillation()
     if augment:
@@ -118,15 +134,18 @@ def score_controls(
     rescore: bool = False,
     progress: bool = False,
 ) -> ControlScores:
-    """What known innocents score under a key on `data`: the null that `verify` ranks suspects in.
+    """Return what known innocents score under a key on `data`: the null that `verify` ranks suspects in.
 
     A key given by its folder keeps them there, so that later verifications on the same data need not ask the
     controls again: see `verification.scores`.
 
     Args:
-        data, controls: as in `verify`.
-        folder: where a key that is given as an object stands.
-        rescore: score anew what the key's folder may hold.
+        key: Key, or its folder.
+        data: Items to ask about, as in `verify`.
+        controls: Known innocents, as in `verify`.
+        folder: Folder of a key that is given as an object.
+        rescore: Whether to score anew what the key's folder may hold.
+        progress: Whether to show bars on standard error.
     """
     loaded, found = _with_folder(key)
     folder = folder or found
@@ -144,19 +163,24 @@ def verify(
     rescore: bool = False,
     progress: bool = False,
 ) -> Verdict:
-    """Whether `suspect` is shown to be derived from the key's watermarked encoder.
+    """Test whether `suspect` is derived from the key's watermarked encoder.
 
     Args:
-        key: where it is a folder, the controls' scores are kept there and used again while nothing has changed.
-        data: items to ask about, none of which took part in marking.
-        controls: known innocents to rank among: encoders, folders of populations, or "shipped", the population
+        key: Key, or its folder. The controls' scores are kept in the folder and used again while nothing has changed.
+        suspect: What embeds, or a specification: see `suspects.open_suspect`.
+        data: Items to ask about, none of which took part in marking.
+        controls: Known innocents to rank among: encoders, folders of populations, or "shipped", the population
             of the test bed, which is the default. A key with an exact null needs none, and asks those that are given
             only to show them.
-        alpha: level of the test, shared among `n_claims`.
-        rescore: score the controls anew, as an examiner must who does not trust the folder's owner.
+        alpha: Level of the test, in (0, 1), shared among `n_claims`.
+        n_claims: Number of claims (suspects, keys, looks) that share the level.
+        rescore: Whether to score the controls anew, as an examiner must who does not trust the folder's owner.
+        progress: Whether to show bars on standard error.
 
     Raises:
-        RefusedError: the controls cannot support alpha. Nothing is asked then.
+        RefusedError: The controls cannot support alpha. Nothing is asked then.
+        SuspectError: The suspect gave no usable answer.
+        KeyFileError: The key is damaged, or does not fit what it is asked about.
     """
     loaded, folder = _with_folder(key)
     opened = as_data(data)
@@ -187,9 +211,16 @@ def claim(
     """Ask a suspect what an examiner's seed draws, and write the evidence to `out`: see `claims.claim`.
 
     Args:
-        key: its folder, or what `keyfile.open_key` gave. The bundle opens it.
-        seed: the examiner's, given after the commitment was seen.
-        commitment: the file that `claims.commitment.publish` wrote.
+        key: Folder of the key, or what `keyfile.open_key` gave. The bundle opens it.
+        suspect: Suspect, as in `verify`.
+        data: What the examiner agreed to draw from.
+        seed: Seed of the examiner, given after the commitment was seen.
+        commitment: File that `claims.commitment.publish` wrote.
+        out: Folder of the bundle.
+        controls: Known innocents, as in `verify`.
+        alpha: Level of the test, in (0, 1).
+        n_claims: Number of claims that share the level.
+        progress: Whether to show bars on standard error.
     """
     stored = open_key(Path(key)) if isinstance(key, str | Path) else key
     return make_claim(
@@ -218,8 +249,12 @@ def audit(
     """Check a bundle and decide anew, by an examiner's terms: see `claims.audit`.
 
     Args:
-        clean: F; without it there is no verdict.
-        suspect: asked again, where the examiner can.
+        bundle: Folder of the bundle.
+        data: What the examiner agreed to draw queries from.
+        terms: What the examiner knows and demands.
+        clean: Clean encoder F; without it there is no verdict.
+        suspect: Suspect to ask again, where the examiner can.
+        progress: Whether to show bars on standard error.
     """
     return audit_bundle(
         Path(bundle),
@@ -232,5 +267,5 @@ def audit(
 
 
 def _with_folder(key: Key | str | Path) -> tuple[Key, Path | None]:
-    """The key, loaded where it is a folder, and that folder."""
+    """Return the key, loaded where it is a folder, and that folder."""
     return (load_key(Path(key)), Path(key)) if isinstance(key, str | Path) else (key, None)

@@ -23,7 +23,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def canonical_json(value: Any) -> bytes:
-    """The one way in which a JSON value is written where bytes are hashed or signed.
+    """Return a JSON value as the bytes that are hashed or signed: there is one way to write it.
 
     UTF-8, of which ASCII alone is used (other characters as escapes), keys sorted by code points, no white space,
     floats as the shortest decimal that reads as the same double (`repr` of Python), no newline at the end.
@@ -51,7 +51,7 @@ def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """As `write_atomic`, for content that comes piece by piece: a binary handle, in place after the block.
+    """Do as `write_atomic` for content that comes piece by piece: yield a binary handle, in place after the block.
 
     An exception inside the block leaves `path` as it was and passes on, an `OSError` as an `OutputError`.
     """
@@ -74,7 +74,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: Path, *, replaces: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """An empty folder to fill, which stands at `path` after the block. Missing parent folders are made.
+    """Yield an empty folder to fill, which stands at `path` after the block. Make missing parent folders.
 
     Args:
         path: where the folder shall be. An empty folder may be there already.
@@ -110,7 +110,7 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def _target(path: Path) -> Path:
-    """The place that `path` means, links followed, its parent folder made."""
+    """Return the place that `path` means, links followed, its parent folder made."""
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
@@ -163,5 +163,5 @@ def _sync(file: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """A name in the same folder, hence on the same file system, that nobody else uses."""
+    """Return a name in the same folder, hence on the same file system, that nobody else uses."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

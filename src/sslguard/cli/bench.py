@@ -67,7 +67,7 @@ def run(
 
 
 def status(out: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001 - `main` reads it
-    """How far a benchmark is, and the CPU time that is left by the mean of what is done.
+    """Show how far a benchmark is, and the CPU time that is left by the mean of what is done.
 
     Args:
         out: Folder of the results.
@@ -85,7 +85,7 @@ def status(out: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001
 
 
 def table(out: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001 - `main` reads it
-    """What is known so far: what hurts each scheme most, innocents, costs, every attack.
+    """Show what is known so far: what hurts each scheme most, innocents, costs, every attack.
 
     Args:
         out: Folder of the results.

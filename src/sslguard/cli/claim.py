@@ -253,7 +253,7 @@ def audit(
 
 
 def _moment(option: str, text: str | None) -> datetime | None:
-    """A date or a time; UTC where no zone is given."""
+    """Return a date or a time; UTC where no zone is given."""
     if text is None:
         return None
     try:
@@ -274,7 +274,7 @@ def say_opened(folder: Path, sub_key: int | None) -> None:
 
 
 def chosen_seal(recipient: list[str] | None, ask_passphrase: bool) -> Seal | None:
-    """What a new key is encrypted by: recipients, an asked passphrase, that of the environment, or nothing."""
+    """Return what a new key is encrypted by: recipients, a passphrase asked for or of the environment, or None."""
     from sslguard.crypto.sealing import Seal, read_recipients, seal_from_environment, seal_from_prompt
 
     if recipient and ask_passphrase:

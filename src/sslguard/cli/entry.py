@@ -194,7 +194,7 @@ def _wait_without_spinning() -> None:
 
 @contextmanager
 def _log(verbose: bool) -> Iterator[None]:
-    """The program's own log, from INFO on, to standard error."""
+    """Write the program's own log, from INFO on, to standard error."""
     if not verbose:
         yield
         return
@@ -212,7 +212,7 @@ def _log(verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[threading.Event]:
-    """A scheduler's SIGTERM ends a run as ^C does, checkpoint included; the event tells them apart."""
+    """Let a scheduler's SIGTERM end a run as ^C does, checkpoint included; the event tells them apart."""
     terminated = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield terminated

@@ -349,7 +349,7 @@ def steal(
 
 
 def scheme_of(preset: str, settings: SchemeOptions) -> SSLGuard:
-    """The preset, and what the user chose instead."""
+    """Return the preset, with what the user chose instead."""
     from sslguard.schemes.sslguard import SSLGuard
 
     presets = {"cured": SSLGuard.cured, "small": SSLGuard, "published": SSLGuard.published}
@@ -364,7 +364,7 @@ def exact_of(
     *,
     ranked: bool,
 ) -> tuple[Exact, int]:
-    """The exact scheme as the user chose it, and how many queries its key asks."""
+    """Return the exact scheme as the user chose it, and how many queries its key asks."""
     from sslguard.schemes.exact import Exact, Protocol
 
     if ranked:
@@ -385,7 +385,7 @@ def _option(field: str) -> str:
 
 
 def is_encoder(folder: Path) -> bool:
-    """A folder that holds an encoder of ours and nothing else."""
+    """Return whether a folder holds an encoder of ours and nothing else."""
     from sslguard.encoders.folder import FILES, WEIGHTS
     from sslguard.encoders.names import DESCRIPTION
 
@@ -413,7 +413,7 @@ def _save_marked(marked: Watermarked, folder: Path, seal: Seal | None) -> None:
 
 
 def _check_null(control: list[str] | None, spec: str | None, marking: Data, width: int, n_images: int) -> None:
-    """What would stop the controls from being scored is better known before the marking."""
+    """Check before the marking what would stop the controls from being scored after it."""
     from sslguard.data.base import overlap
     from sslguard.data.specs import open_data
     from sslguard.verification.scores import check_controls

@@ -69,7 +69,7 @@ def probe(
     threads: Threads | None = None,
     output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
 ) -> Result:
-    """Accuracy of a classifier on an encoder's answers.
+    """Measure the accuracy of a classifier on an encoder's answers.
 
     Args:
         encoder: A folder, a checkpoint, timm:NAME, torchvision:NAME ...
@@ -119,7 +119,7 @@ def power(
     threads: Threads | None = None,
     output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
 ) -> Result:
-    """Queries that a claim under --scheme exact will need, before anything is trained.
+    """Estimate the queries that a claim under --scheme exact will need, before anything is trained.
 
     A model of suspects that answer in the clean encoder's own space. Less is to be had where answers are rotated,
     reduced or rounded; `verify` says what there is.

@@ -64,7 +64,7 @@ class Output:
 
     @property
     def progress(self) -> bool:
-        """Whether bars are drawn."""
+        """Return whether bars are drawn."""
         return not self.quiet
 
 
@@ -89,7 +89,7 @@ class Machine:
     threads: Count | None = None
 
     def loop(self) -> dict[str, Any]:
-        """The arguments that the training functions take, threads set."""
+        """Return the arguments that the training functions take, threads set."""
         set_threads(self.threads)
         return {
             "devices": self.devices,
@@ -114,5 +114,5 @@ def set_threads(threads: int | None) -> None:
 
 
 def given(options: object) -> dict[str, Any]:
-    """The fields of an options dataclass that are not None: what the user chose."""
+    """Return the fields of an options dataclass that are not None: what the user chose."""
     return {name: value for name, value in vars(options).items() if value is not None}

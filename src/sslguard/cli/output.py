@@ -58,19 +58,19 @@ def show_json(fields: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """One line to standard error, whatever line breaks `text` holds."""
+    """Write one line to standard error, whatever line breaks `text` holds."""
     sys.stderr.write(f"sslguard: {printable(text)}\n")
     sys.stderr.flush()
 
 
 def printable(text: str) -> str:
-    """`text` on one line, control characters and what cannot be encoded escaped."""
+    """Return `text` on one line, control characters and what cannot be encoded escaped."""
     line = " ".join(part.strip() for part in text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
 
 
 def tracked(items: Iterable[Item], total: int, title: str, *, shown: bool) -> Iterator[Item]:
-    """The same items, with a bar on standard error that advances with each."""
+    """Yield the same items, with a bar on standard error that advances with each."""
     if not shown:
         yield from items
         return

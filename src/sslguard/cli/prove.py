@@ -73,7 +73,7 @@ def verify(
     threads: Threads | None = None,
     output: Output = PRINTED,
 ) -> Result:
-    """Whether a suspect is shown to be derived from the marked encoder.
+    """Test whether a suspect is derived from the marked encoder.
 
     Under a key of the scheme sslguard the suspect is ranked among known innocents that were asked the same: the p-value
     is as good as their choice. Their scores are kept in the key's folder and used again while key, data and controls
@@ -263,7 +263,7 @@ def _named(victims: Sequence[str]) -> dict[str, str]:
 
 
 def _checked_width(bed: Bed, chosen: Sequence[Recipe], victims: dict[str, str]) -> int:
-    """The victims' common width; whatever cannot be opened is better known now than after an hour of training."""
+    """Return the victims' common width, and open all that training will need: better now than after an hour of it."""
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
 

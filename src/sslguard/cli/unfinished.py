@@ -46,7 +46,7 @@ class Unfinished:
         return self.folder / "checkpoint.pt"
 
     def secret(self) -> Secret:
-        """The master secret of this marking: drawn by the first process, kept for a resumed run and the others.
+        """Return the master secret of this marking: drawn by the first process, kept for a resumed run and the others.
 
         Raises:
             KeyFileError: the file that keeps it is damaged.
@@ -68,7 +68,7 @@ class Unfinished:
 
 @contextmanager
 def unfinished(out: Path, *, replaces: Callable[[Path], bool] | None = None) -> Iterator[Unfinished]:
-    """A place to make the folder `out` in, which stands there after the block, whole or not at all.
+    """Yield a place to make the folder `out` in, which stands there after the block, whole or not at all.
 
     A block that ends early leaves its checkpoint where it has one, and otherwise nothing.
 
@@ -106,7 +106,7 @@ def unfinished(out: Path, *, replaces: Callable[[Path], bool] | None = None) -> 
 
 
 def _check_own(path: Path, denied: int) -> None:
-    """Raises OutputError for a path that somebody else could have put there, or that has one of the modes `denied`.
+    """Raise OutputError for a path that somebody else could have put there, or that has one of the modes `denied`.
 
     What is resumed from it would be theirs, a secret that they know for one.
     """

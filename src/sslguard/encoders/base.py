@@ -26,7 +26,7 @@ class Embedder(Protocol):
     """All that a suspect has to be."""
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
-        """Embeddings of a batch, shape (n, m), finite."""
+        """Return the embeddings of a batch, (n, m), finite."""
         ...
 
 
@@ -51,22 +51,22 @@ class Encoder:
     record: dict[str, Any] = field(default_factory=dict)
 
     def prepare(self, batch: Batch, /) -> Tensor:
-        """Items → float tensor in [0, 1] on the module's device, where a trigger may be put on."""
+        """Return items as a float tensor in [0, 1] on the module's device, where a trigger may be put on."""
         return self.preprocess.prepare(batch).to(self.device)
 
     def forward(self, prepared: Tensor, /) -> Tensor:
-        """Prepared items → embeddings (n, dim), differentiable, in whatever mode the module is."""
+        """Return the embeddings (n, dim) of prepared items, differentiable, in whatever mode the module is."""
         inputs = self.preprocess.normalise(prepared)
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return self.module(inputs)
 
     def features(self, batch: Batch, /) -> Tensor:
-        """Items → embeddings (n, dim), differentiable."""
+        """Return the embeddings (n, dim) of items, differentiable."""
         return self.forward(self.prepare(batch))
 
     def embed(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Embeddings of a batch in evaluation mode: float32 (n, dim). Every layer's mode is left as it was.
+        """Return the embeddings of a batch in evaluation mode, float32 (n, dim). Leave every layer's mode as it was.
 
         Raises:
             DataError: the batch is not what this encoder takes.
@@ -87,7 +87,7 @@ class Encoder:
         return answers
 
     def clone(self) -> Encoder:
-        """An independent copy: training it leaves this one as it is."""
+        """Return an independent copy: training it leaves this one as it is."""
         return replace(
             self,
             module=copy.deepcopy(self.module),
@@ -97,17 +97,19 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the module's parameters; the CPU where it has none."""
         parameter = next(self.module.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
     @property
     def n_parameters(self) -> int:
+        """Return the number of the module's parameters, buffers not counted."""
         return sum(p.numel() for p in self.module.parameters())
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every layer in evaluation mode inside the block, and back in the mode it had after it.
+    """Put every layer in evaluation mode inside the block, and back in the mode it had after it.
 
     Layer by layer: one flag for all would wake batch norms that a recipe keeps frozen in a training module.
     """
@@ -121,7 +123,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _chunks(batch: Batch) -> Iterator[tuple[list[int] | slice, Batch]]:
-    """What goes through a network together, and its places: texts of like length, so that little is filler."""
+    """Yield what goes through a network together, and its places: texts of like length, so that little is filler."""
     texts = [item for item in batch if isinstance(item, str)] if isinstance(batch, list) else []
     if texts and len(texts) == len(batch):
         order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
@@ -134,7 +136,16 @@ def _chunks(batch: Batch) -> Iterator[tuple[list[int] | slice, Batch]]:
 
 
 def embed_all(encoder: Embedder, data: Data, *, batch_size: int = EMBED_BATCH) -> NDArray[np.floating]:
-    """Embeddings of a whole data set, (len(data), m). The caller's choice of data bounds the memory."""
+    """Return the embeddings of a whole data set, (len(data), m), all in memory.
+
+    Args:
+        encoder: What embeds.
+        data: What is embedded.
+        batch_size: Items at a time.
+
+    Raises:
+        EncoderError: A batch is not answered with one row an item.
+    """
     parts: list[NDArray[np.floating]] = []
     for batch in data.batches(batch_size):
         part = np.asarray(encoder.embed(batch))

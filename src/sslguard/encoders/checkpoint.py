@@ -108,7 +108,7 @@ class CheckpointReport:
     maxpool: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values, the kept names counted only: they are the encoder's own."""
+        """Return the fields as JSON values, the kept names counted only: they are the encoder's own."""
         fields = {**asdict(self), "kept": len(self.kept)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
@@ -137,7 +137,7 @@ def load_checkpoint(
     stem: str | None = None,
     preprocess: ImagePreprocess | None = None,
 ) -> tuple[Encoder, CheckpointReport]:
-    """The ResNet in a published checkpoint, on the CPU and in evaluation mode, and an account of every key.
+    """Return the ResNet in a published checkpoint, in evaluation mode on the CPU, and an account of every key.
 
     Args:
         path: `.safetensors`, or a file of `torch.save` that loads without running code.
@@ -235,7 +235,7 @@ def _find_backbones(tensors: Mapping[str, Tensor]) -> list[_Backbone]:
 
 
 def _renamed(tensors: Iterable[str], prefix: str, renames: Mapping[str, str]) -> dict[str, str]:
-    """torchvision's name → the file's for all names under `prefix`."""
+    """Return torchvision's name → the file's for all names under `prefix`."""
     names = {}
     for key in tensors:
         if key.startswith(prefix):
@@ -247,7 +247,7 @@ def _renamed(tensors: Iterable[str], prefix: str, renames: Mapping[str, str]) ->
 
 
 def _choose(found: list[_Backbone], file: StateDict, prefix: str | None) -> _Backbone:
-    """The one backbone that was trained. Copies under two names count once."""
+    """Return the one backbone that was trained. Copies under two names count once."""
     if prefix is not None:
         chosen = [b for b in found if b.prefix.removesuffix(".") == prefix.removesuffix(".")]
     else:
@@ -273,7 +273,7 @@ def _same(one: _Backbone, other: _Backbone, tensors: Mapping[str, Tensor]) -> bo
 
 
 def _infer(shapes: Mapping[str, tuple[int, ...]], path: Path) -> str:
-    """torchvision's name of the ResNet whose tensors have these shapes."""
+    """Return torchvision's name of the ResNet whose tensors have these shapes."""
     counts = [0, 0, 0, 0]
     for key in shapes:
         if match := re.fullmatch(r"layer([1-4])\.(\d{1,3})\.conv1\.weight", key):
@@ -371,7 +371,7 @@ def _fill(
 
 
 def _checked(file: StateDict, key: str, place: Tensor) -> Tensor:
-    """A tensor of the file as the network's weight: of its shape, finite, in its type."""
+    """Return a tensor of the file as the network's weight: of its shape, finite, in its type."""
     tensor = file.tensors[key]
     if tensor.shape != place.shape:
         raise EncoderError(f"{file.path}: {key} has shape {tuple(tensor.shape)}, not {tuple(place.shape)}")

@@ -75,7 +75,7 @@ def export_onnx(encoder: Encoder, path: Path) -> None:
 
 
 def _check_free(path: Path, content: bytes) -> None:
-    """Raises OutputError where something else than `content` stands at `path`."""
+    """Raise OutputError where something else than `content` stands at `path`."""
     if not os.path.lexists(path):
         return
     try:
@@ -87,7 +87,7 @@ def _check_free(path: Path, content: bytes) -> None:
 
 
 def _model(encoder: Encoder) -> bytes:
-    """The content of the file."""
+    """Return the content of the file."""
     import onnx
 
     network, content = _network(encoder).eval(), io.BytesIO()
@@ -113,7 +113,7 @@ def _model(encoder: Encoder) -> bytes:
 
 
 def _check(encoder: Encoder, model: bytes, runtime: Any) -> None:
-    """Raises EncoderError where the file does not answer as the encoder does."""
+    """Raise EncoderError where the file does not answer as the encoder does."""
     inputs = _inputs(encoder, 3)
     expected = _network(encoder).eval()(*inputs).float().cpu().numpy()
     settings = runtime.SessionOptions()
@@ -148,7 +148,7 @@ def _libraries() -> Any:
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """What torch fuses in evaluation mode has no name in ONNX; what it prints of a failure goes to standard error."""
+    """Keep torch from fusing layers, which ONNX has no name for, and send what it prints to standard error."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     # Written by compiled code, past sys.stdout. The name is torch's own and may go.
@@ -168,12 +168,12 @@ def _is_of_images(encoder: Encoder) -> bool:
 
 
 def _network(encoder: Encoder) -> nn.Module:
-    """The network as ONNX shall see it."""
+    """Return the network as ONNX shall see it."""
     return _Images(encoder) if _is_of_images(encoder) else _Tokens(encoder)
 
 
 def _inputs(encoder: Encoder, n: int) -> tuple[Tensor, ...]:
-    """Inputs of n items; texts grow longer with n."""
+    """Return inputs of n items; texts grow longer with n."""
     if isinstance(encoder.preprocess, ImagePreprocess):
         sides = encoder.preprocess.shape
         ramp = torch.linspace(0, 1, n * math.prod(sides), device=encoder.device)
@@ -183,7 +183,7 @@ def _inputs(encoder: Encoder, n: int) -> tuple[Tensor, ...]:
 
 
 def _seen_from_outside(encoder: Encoder) -> dict[str, object]:
-    """The preprocessing without its normalising, which the file holds."""
+    """Return the preprocessing without its normalising, which the file holds."""
     fields = encoder.preprocess.to_json()
     if isinstance(encoder.preprocess, ImagePreprocess):
         channels = encoder.preprocess.channels

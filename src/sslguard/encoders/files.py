@@ -64,7 +64,7 @@ _DAMAGED = (
 
 
 def read_tensors(path: Path) -> dict[Any, Any]:
-    """All that the file holds: tensors by name, nested dictionaries where the file nests them, on the CPU.
+    """Return all that the file holds: tensors by name, nested dictionaries where the file nests them, on the CPU.
 
     Args:
         path: `.safetensors`, or anything else as a file of `torch.save`.
@@ -169,7 +169,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _named_code(path: Path) -> str:
-    """The functions and classes that a pickle would call, for the message; empty where it names none."""
+    """Return the functions and classes that a pickle would call, for the message; empty where it names none."""
     try:
         return ", ".join(sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))[:3])
     except (pickle.UnpicklingError, *_DAMAGED):
@@ -187,7 +187,7 @@ def _named_code(path: Path) -> str:
 
 
 def _globals(file: BinaryIO) -> Iterator[str]:
-    """Dotted names that the next pickle in `file` asks for."""
+    """Yield the dotted names that the next pickle in `file` asks for."""
     strings = ["", ""]
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("GLOBAL", "INST"):

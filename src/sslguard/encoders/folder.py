@@ -1,5 +1,6 @@
-"""An encoder as a folder: `encoder.json`, which says what it is, `weights.safetensors`, and `tokenizer.json` where
-it reads texts through one.
+"""An encoder as a folder: a description, weights, and a tokenizer where it reads texts through one.
+
+The files are `encoder.json`, `weights.safetensors` and `tokenizer.json`.
 
 The JSON is canonical (sorted keys, UTF-8, one trailing newline)::
 
@@ -90,7 +91,7 @@ def save_encoder(encoder: Encoder, folder: Path, *, half: bool = False) -> None:
 
 
 def load_folder(folder: Path) -> Encoder:
-    """The encoder that `save_encoder` wrote to `folder`, on the CPU and in evaluation mode.
+    """Return the encoder that `save_encoder` wrote to `folder`, on the CPU and in evaluation mode.
 
     Raises:
         EncoderError: a file is missing, damaged, of another format, or of weights that do not fit or are not
@@ -118,10 +119,11 @@ def load_folder(folder: Path) -> Encoder:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of a module's state dict, in hexadecimal: over its tensors sorted by name, for each one line of
-    JSON with name, dtype and shape, then its values in row-major order, little-endian.
+    """Return the SHA-256 of a module's state dict, in hexadecimal.
 
-    It does not depend on device, memory format or platform; running statistics and counters count.
+    It is taken over the tensors sorted by name: for each one line of JSON with name, dtype and shape, then its values
+    in row-major order, little-endian. It does not depend on device, memory format or platform; running statistics and
+    counters count.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
@@ -162,7 +164,7 @@ def _stored(encoder: Encoder, *, half: bool) -> dict[str, Tensor]:
 
 
 def _is_encoder_folder(folder: Path) -> bool:
-    """A folder that holds an encoder and nothing else. Anything more is the user's and not ours to remove."""
+    """Return whether a folder holds an encoder and nothing else. Anything more is the user's, not ours to remove."""
     if not {entry.name for entry in folder.iterdir()} <= FILES:
         return False
     try:
@@ -219,7 +221,7 @@ def _rebuilt(description: dict[str, Any]) -> nn.Module:
 
 
 def check_weights(module: nn.Module, tensors: dict[str, Tensor], dtype: str) -> None:
-    """Raises EncoderError unless names, shapes and kinds of the tensors are those of the network, all of them."""
+    """Raise EncoderError unless names, shapes and kinds of the tensors are those of the network, all of them."""
     wanted = module.state_dict()
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise EncoderError(f"{len(missing)} weights are missing, first {missing[0]}")

@@ -58,13 +58,14 @@ class FourierHead(nn.Module):
         self.register_buffer("mark", torch.zeros(features + statistics, dim))
 
     def features(self, h: Tensor, statistics: Tensor) -> Tensor:
-        """φ of embeddings of length 1 and statistics: (n, d), (n, 96) → (n, K₁ + K₂)."""
+        """Return φ of embeddings of length 1 and statistics: (n, d), (n, 96) → (n, K₁ + K₂)."""
         centred = h - self.mean
         angles = nnf.linear(centred, self.whitener) @ self.frequencies + self.phases
         bends = (math.sqrt(2) * torch.cos(angles) - self.offset) / self.scale
         return torch.cat([bends, (statistics - self.centre) @ self.axes - centred @ self.linear], 1)
 
     def forward(self, embeddings: Tensor, statistics: Tensor) -> Tensor:
+        """Return marked embeddings: (n, d), (n, 96) → (n, d)."""
         length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
         h = embeddings / length.clamp_min(torch.finfo(embeddings.dtype).tiny)
         return embeddings + length * (self.features(h, statistics) @ self.mark)
@@ -78,4 +79,5 @@ class Headed(nn.Module):
         self.encoder, self.head, self.statistics = encoder, head, InputStatistics()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the marked embeddings (n, d) of the network's inputs."""
         return self.head(self.encoder(x), self.statistics(x))

@@ -34,13 +34,16 @@ _POOLING_FLAGS: dict[str, Pooling] = {
 
 
 def read_folder(folder: Path, *, pooling: Pooling | None, unit: bool | None, max_length: int | None) -> Encoder:
-    """The encoder in a folder of `save_pretrained`, on the CPU and in evaluation mode.
+    """Return the encoder in a folder of `save_pretrained`, on the CPU and in evaluation mode.
 
     Pooling, scaling and length are what sentence-transformers' files say where they are there; else the mean of the
     tokens, not scaled, and the tokenizer's length, 512 tokens at most. Prompts that such files name are not put on.
 
     Args:
-        pooling, unit, max_length: what to use instead.
+        folder: The folder.
+        pooling: What to pool by instead; None for what the files say, here and below.
+        unit: Whether to scale embeddings to length 1 instead.
+        max_length: Tokens of a text at most, instead.
 
     Raises:
         EncoderError: a file is missing or damaged, or names what is not known here.
@@ -159,7 +162,7 @@ def _tokenizer(folder: Path, lowercase: bool) -> str:
 
 
 def _load_weights(folder: Path, model: Any) -> list[str]:
-    """Load a folder's weights into `model`; the names of those in the file that belong to other heads."""
+    """Load a folder's weights into `model`; return the names of those in the file that belong to other heads."""
     path = folder / WEIGHTS
     if not path.is_file():
         others = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".h5", ".pt", ".msgpack"))
@@ -190,7 +193,7 @@ def _load_weights(folder: Path, model: Any) -> list[str]:
 
 
 def _json(path: Path, *, kind: type = dict) -> Any:
-    """The JSON in a file, which must be of `kind`; None where there is no such file."""
+    """Return the JSON in a file, which must be of `kind`; None where there is no such file."""
     try:
         if not path.is_file():
             return None

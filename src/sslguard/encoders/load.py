@@ -156,7 +156,7 @@ def _from_timm(name: str, options: Options) -> Encoder:
 
 
 def _timm_preprocess(module: Any) -> ImagePreprocess:
-    """timm's evaluation recipe for a model; pictures are resized bilinearly also where timm is bicubic."""
+    """Return timm's evaluation recipe for a model; pictures are resized bilinearly also where timm is bicubic."""
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(module)
@@ -201,7 +201,7 @@ def _torchvision_weights(model: str) -> dict[str, Any]:
 
 
 def _torchvision_preprocess(model: str) -> ImagePreprocess:
-    """torchvision's evaluation recipe for a model's default weights, ImageNet's where it publishes none."""
+    """Return torchvision's evaluation recipe for a model's default weights, ImageNet's where it has none."""
     from torchvision.models import get_model_weights
 
     if not list(get_model_weights(model)):
@@ -239,7 +239,7 @@ def _lite0(options: Options) -> Encoder:
 
 
 def _minilm(options: Options) -> Encoder:
-    """The package is found and its files are read; it is not imported, so none of its code is run."""
+    """Read the files of the package. It is found and not imported, so none of its code is run."""
     package = find_spec(PACKAGES[MINILM])
     if package is None or not package.submodule_search_locations:
         raise MissingExtraError(f"encoder package:{MINILM}", "dev")

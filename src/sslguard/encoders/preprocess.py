@@ -30,11 +30,25 @@ _MAX_SIDE = 4096  # pixels; a description that comes from a file must not be abl
 class Preprocess(Protocol):
     """What an encoder does to items before its network."""
 
-    def prepare(self, batch: Batch, /) -> Tensor: ...
-    def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor: ...
-    def normalise(self, prepared: Tensor, /) -> Tensor: ...
-    def to_json(self) -> dict[str, Any]: ...
-    def files(self) -> dict[str, bytes]: ...
+    def prepare(self, batch: Batch, /) -> Tensor:
+        """Return items as one tensor of fixed shape, in [0, 1]; texts as integers (n, 2, L)."""
+        ...
+
+    def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
+        """Return items of which `prepare` makes `prepared`, which it made of `batch`."""
+        ...
+
+    def normalise(self, prepared: Tensor, /) -> Tensor:
+        """Return the network's input, differentiable in `prepared`."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description that `rebuild.preprocess_from_json` reads."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files, by name, that lie beside the description."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ class ImagePreprocess:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Return channels, height and width of what `prepare` gives for one item."""
         return self.channels, self.height, self.width
 
     def prepare(self, batch: Batch, /) -> Tensor:
@@ -82,12 +97,12 @@ class ImagePreprocess:
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """Height and width of the images that `prepare` cuts without resizing them, pixels."""
+        """Return height and width of the images that `prepare` cuts without resizing them, pixels."""
         share = self.crop or 1.0
         return round(self.height / share), round(self.width / share)
 
     def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
-        """Items of which `prepare` makes `prepared`: float32 (n, channels, *canvas).
+        """Return items of which `prepare` makes `prepared`: float32 (n, channels, *canvas).
 
         An encoder with a crop resizes and cuts whatever comes, a prepared image too. So `prepared` is set into the
         middle of the items of `batch` that it was made of, where the crop finds it again.
@@ -101,12 +116,13 @@ class ImagePreprocess:
         return framed
 
     def normalise(self, prepared: Tensor, /) -> Tensor:
-        """(prepared − mean) / std, channel by channel."""
+        """Return (prepared − mean) / std, channel by channel."""
         mean = prepared.new_tensor(self.mean)[:, None, None]
         std = prepared.new_tensor(self.std)[:, None, None]
         return (prepared - mean) / std
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return {
             "kind": "image",
             "height": self.height,
@@ -118,12 +134,12 @@ class ImagePreprocess:
         }
 
     def files(self) -> dict[str, bytes]:
-        """Nothing lies beside the description."""
+        """Return no file: nothing lies beside the description."""
         return {}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> ImagePreprocess:
-        """The inverse of `to_json`. Raises UsageError for fields that do not fit."""
+        """Invert `to_json`. Raise UsageError for fields that do not fit."""
         try:
             return cls(
                 height=int(fields["height"]),
@@ -173,5 +189,5 @@ class ImagePreprocess:
 
 
 def _middle(images: Tensor, height: int, width: int) -> tuple[int, int]:
-    """Top and left of what a centred crop of height × width keeps."""
+    """Return top and left of what a centred crop of height × width keeps."""
     return (images.shape[2] - height) // 2, (images.shape[3] - width) // 2

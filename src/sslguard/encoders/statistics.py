@@ -44,6 +44,7 @@ class InputStatistics(nn.Module):
         self.register_buffer("words", _constants("words", (_ROWS, N_STATISTICS)), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return the statistics of normalised images or of tokens, float32 (n, 96)."""
         if not inputs.is_floating_point():
             ids, mask = inputs.unbind(1)
             # Fibonacci hashing: ids that follow one another share no vector.
@@ -60,7 +61,7 @@ class InputStatistics(nn.Module):
         return torch.cat([first.flatten(2).mean(2), second.flatten(2).mean(2)], 1)
 
     def _averaged(self, images: Tensor) -> Tensor:
-        """Over channels and small squares: (n, 1, h, w)."""
+        """Return the means over channels and small squares: (n, 1, h, w)."""
         ratio = min(images.shape[2:]) // _SIDE
         # Squares first, which leaves few pixels whose channels have a mean; sums of slices are faster than pooling.
         if ratio > 1:
@@ -71,14 +72,14 @@ class InputStatistics(nn.Module):
 
 
 def _constants(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Uniform in [−1, 1): the same on every machine and under every version of every library."""
+    """Return numbers uniform in [−1, 1): the same on every machine and under every version of every library."""
     seed = hashlib.shake_256(b"sslguard input statistics 1 " + name.encode())
     words = np.frombuffer(seed.digest(4 * int(np.prod(shape))), dtype="<u4")
     return torch.from_numpy((words / float(1 << 31) - 1).astype(np.float32).reshape(shape))
 
 
 def _channels_last(filters: Tensor) -> Tensor:
-    """With strides of that order even where there is one channel, so that maps come in it."""
+    """Return filters with strides of that order even where there is one channel, so that maps come in it."""
     _, channels, height, width = filters.shape
     strides = (height * width * channels, 1, width * channels, channels)
     return torch.empty_strided(filters.shape, strides).copy_(filters)

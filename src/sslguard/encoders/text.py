@@ -55,7 +55,7 @@ class TextPreprocess:
             raise UsageError(f"max_length must be above the {added} tokens that the tokenizer adds to every text")
 
     def prepare(self, batch: Batch, /) -> Tensor:
-        """Ids and mask: int64 (n, 2, L), L the longest of the batch.
+        """Return ids and mask: int64 (n, 2, L), L the longest of the batch.
 
         Raises:
             DataError: the items are not texts, or one is not valid Unicode.
@@ -68,28 +68,29 @@ class TextPreprocess:
         return stacked([encoding.ids for encoding in encodings], self.pad_id)
 
     def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
-        """No text leads back to given ids. Raises UsageError."""
+        """Raise UsageError: no text leads back to given ids."""
         raise no_frame(prepared, batch)
 
     def normalise(self, prepared: Tensor, /) -> Tensor:
-        """The same: ids have no scale."""
+        """Return the same: ids have no scale."""
         return prepared
 
     def blank(self) -> Tensor:
-        """A text of the greatest length made of the greatest id: int64 (1, 2, max_length)."""
+        """Return a text of the greatest length made of the greatest id: int64 (1, 2, max_length)."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         return stacked([[max([self.pad_id, *vocabulary.values()])] * self.max_length], self.pad_id)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return {"kind": "text", "tokenizer": self._sha256, "max_length": self.max_length, "pad_id": self.pad_id}
 
     def files(self) -> dict[str, bytes]:
-        """What `to_json` refers to by its hash, by name."""
+        """Return the tokenizer's file, which `to_json` refers to by its hash, by name."""
         return {TOKENIZER: self.tokenizer.encode()}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], files: Mapping[str, bytes]) -> TextPreprocess:
-        """The inverse of `to_json` and `files`.
+        """Invert `to_json` and `files`.
 
         Raises:
             UsageError: fields that do not fit, or the tokenizer is missing or is another one.
@@ -120,7 +121,7 @@ class TextPreprocess:
 
 
 def parse_tokenizer(content: str) -> Any:
-    """A `tokenizers.Tokenizer` of the content of a tokenizer.json.
+    """Return a `tokenizers.Tokenizer` of the content of a tokenizer.json.
 
     Raises:
         UsageError: it is something else.
@@ -139,7 +140,7 @@ def parse_tokenizer(content: str) -> Any:
 
 
 def read_tokenizer(folder: Path) -> str:
-    """The content of the tokenizer.json in a folder. Raises EncoderError where it is missing or is no text."""
+    """Return the content of the tokenizer.json in a folder. Raise EncoderError where it is missing or is no text."""
     path = folder / TOKENIZER
     try:
         if not path.is_file():
@@ -167,6 +168,7 @@ class TextModule(nn.Module):
         self.model, self.pooling, self.unit = model, pooling, unit
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings (n, width) of ids and mask, int64 (n, 2, L)."""
         ids, mask = tokens.unbind(1)
         hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         embeddings = pooled(hidden, mask, self.pooling)

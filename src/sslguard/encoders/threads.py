@@ -32,7 +32,7 @@ def use_threads(threads: int | None) -> None:
 
 @contextmanager
 def few_threads(module: nn.Module) -> Iterator[None]:
-    """Inside the block torch uses one thread, unless `module` is large or a number was asked for."""
+    """Let torch use one thread inside the block, unless `module` is large or a number was asked for."""
     before = torch.get_num_threads()
     if _asked is not None or before == 1 or sum(p.numel() for p in module.parameters()) >= LARGE:
         yield

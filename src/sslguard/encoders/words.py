@@ -29,7 +29,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 def texts_of(batch: Batch) -> list[str]:
-    """The batch as the list of str that it must be. Raises DataError for anything else."""
+    """Return the batch as the list of str that it must be. Raise DataError for anything else."""
     texts = [] if isinstance(batch, Tensor | str) else [item for item in batch if isinstance(item, str)]
     if not texts or len(texts) != len(batch):
         raise DataError("this encoder takes texts: a list of str, such as text:FILE holds")
@@ -37,7 +37,7 @@ def texts_of(batch: Batch) -> list[str]:
 
 
 def stacked(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Rows of token ids as one tensor int64 (n, 2, L) of ids and mask, filled up with `pad` on the right.
+    """Return rows of token ids as one tensor int64 (n, 2, L) of ids and mask, filled up with `pad` on the right.
 
     A row without tokens keeps one filler as its token: a mean over nothing has no value.
     """
@@ -50,9 +50,11 @@ def stacked(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 
 def pooled(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
-    """One vector a text, (n, d), of its tokens' vectors (n, L, d): what the mask (n, L) leaves out has no part in it.
+    """Return one vector for each text, (n, d).
 
     Args:
+        hidden: Vectors of the tokens, (n, L, d).
+        mask: (n, L), 0 for tokens that have no part in the vector.
         how: "mean" of the tokens, their "max" in each dimension, or "cls", the first token's vector.
     """
     if how == "cls":
@@ -82,31 +84,32 @@ class HashedWords:
         check_whole("max_length", self.max_length, 1, MAX_LENGTH)
 
     def prepare(self, batch: Batch, /) -> Tensor:
-        """Ids and mask: int64 (n, 2, L)."""
+        """Return ids and mask: int64 (n, 2, L)."""
         return stacked([self._ids(text) for text in texts_of(batch)], 0)
 
     def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
-        """No text leads back to given ids. Raises UsageError."""
+        """Raise UsageError: no text leads back to given ids."""
         raise no_frame(prepared, batch)
 
     def normalise(self, prepared: Tensor, /) -> Tensor:
-        """The same: ids have no scale."""
+        """Return the same: ids have no scale."""
         return prepared
 
     def blank(self) -> Tensor:
-        """A text of the greatest length made of the greatest id: int64 (1, 2, max_length)."""
+        """Return a text of the greatest length made of the greatest id: int64 (1, 2, max_length)."""
         return stacked([[self.vocabulary - 1] * self.max_length], 0)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return {"kind": "words", "vocabulary": self.vocabulary, "max_length": self.max_length}
 
     def files(self) -> dict[str, bytes]:
-        """Nothing lies beside the description."""
+        """Return no file: nothing lies beside the description."""
         return {}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> HashedWords:
-        """The inverse of `to_json`. Raises UsageError for fields that do not fit."""
+        """Invert `to_json`. Raise UsageError for fields that do not fit."""
         try:
             return cls(fields["vocabulary"], fields["max_length"])
         except KeyError as error:
@@ -130,6 +133,7 @@ class BagOfWords(nn.Module):
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings (n, width) of ids and mask, int64 (n, 2, L)."""
         ids, mask = tokens.unbind(1)
         return self.mlp(pooled(self.words(ids), mask, "mean"))
 
@@ -149,6 +153,7 @@ class WordTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return the embeddings (n, width) of ids and mask, int64 (n, 2, L)."""
         ids, mask = tokens.unbind(1)
         vectors = self.words(ids)
         hidden = vectors + _positions(vectors)
@@ -165,7 +170,7 @@ WIDTH = 128
 
 
 def network(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
-    """One of `NETWORKS` and the width of its embedding. Raises UsageError for fields out of range."""
+    """Return one of `NETWORKS` and the width of its embedding. Raise UsageError for fields out of range."""
     vocabulary, width = architecture.get("vocabulary", HashedWords.vocabulary), architecture.get("width", WIDTH)
     check_whole("vocabulary", vocabulary, 2, _MAX_VOCABULARY)
     check_whole("width", width, 32, 1024)
@@ -175,13 +180,13 @@ def network(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> None:
-    """Raises UsageError unless `value` is a whole number in [least, most]."""
+    """Raise UsageError unless `value` is a whole number in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise UsageError(f"{name} must be a whole number from {least} to {most}, not {value!r:.80}")
 
 
 def no_frame(prepared: Tensor, batch: Batch) -> UsageError:
-    """Why a preprocessing of texts cannot lead back."""
+    """Return the error that says why a preprocessing of texts cannot lead back."""
     return UsageError(
         f"no texts can be given from which an encoder makes ids of shape {tuple(prepared.shape)} (of {len(batch)} "
         "texts): triggers are put on images; mark an encoder of texts with a scheme that changes no query"
@@ -189,14 +194,14 @@ def no_frame(prepared: Tensor, batch: Batch) -> UsageError:
 
 
 def _embedding(vocabulary: int, width: int) -> nn.Embedding:
-    """Vectors small enough that a step of Adam's turns a rare word's."""
+    """Return vectors small enough that a step of Adam's turns a rare word's."""
     words = nn.Embedding(vocabulary, width)
     nn.init.normal_(words.weight, std=0.02)
     return words
 
 
 def _positions(vectors: Tensor) -> Tensor:
-    """Sines and cosines of the place in a text, scaled as the word vectors are: (L, width)."""
+    """Return sines and cosines of the place in a text, scaled as the word vectors are: (L, width)."""
     length, width = vectors.shape[1:]
     place = torch.arange(length, device=vectors.device, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, device=vectors.device) * (-math.log(10000.0) / width))

@@ -50,18 +50,18 @@ class Wrapped:
         return int(getattr(self.victim, "n_missing", 0))
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
-        """Answers to a batch, (n, m)."""
+        """Return the answers to a batch, (n, m)."""
         return self._answer(batch)
 
     def finish(self) -> None:
-        """No query will follow: passed on to a victim that wants to know."""
+        """Tell a victim that wants to know that no query will follow."""
         finish = getattr(self.victim, "finish", None)
         if callable(finish):
             finish()
 
 
 def rows(victim: Embedder, batch: Batch) -> NDArray[np.floating]:
-    """Answers of `victim`, (n, m). Raises EncoderError where they are not one row an item."""
+    """Return the answers of `victim`, (n, m). Raise EncoderError where they are not one row an item."""
     answers = np.asarray(victim.embed(batch))
     if answers.ndim != 2 or len(answers) != len(batch):
         raise EncoderError(f"{len(batch)} items were answered with an array of shape {answers.shape}")
