@@ -15,7 +15,6 @@ from sslguard.errors import EncoderError, UsageError
 from sslguard.training import Loop, Task, run
 from sslguard.training.augmentation import MILD, Augmentation
 from sslguard.training.distillation import (
-    LOSSES,
     Distillation,
     DistillationTask,
     answers_before,
@@ -28,6 +27,7 @@ from sslguard.training.distillation import (
     mse_loss,
     rda_loss,
 )
+from sslguard.training.recipes import LOSSES
 
 BRIEF = Distillation(architecture="resnet-narrow", steps=3, batch_size=8)
 STUDENT = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
