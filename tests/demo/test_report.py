@@ -21,7 +21,7 @@ from rich.console import Console
 
 from sslguard.demo import figures as drawn
 from sslguard.demo.output import check_report_folder, write_report
-from sslguard.demo.page import format_probability, render_page
+from sslguard.demo.page import render_page
 from sslguard.demo.result import (
     Accuracy,
     Bar,
@@ -31,11 +31,11 @@ from sslguard.demo.result import (
     Scores,
     Suspect,
     TriggerPictures,
-    printable,
     thinned,
 )
 from sslguard.demo.tables import render_tables
 from sslguard.errors import OutputError, UsageError
+from sslguard.report.charts import LIGHT, svg_uri
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m$\\frac$[bold]"
 VOID = {"meta", "img", "br", "source", "link", "hr", "input"}
@@ -292,8 +292,8 @@ def test_shared_alpha_is_said_to_be_shared() -> None:
 
 def test_charts_are_the_same_bytes_each_time_and_leave_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
-    first = drawn.svg_uri(drawn.decision, report_data(), drawn.LIGHT)
-    assert first == drawn.svg_uri(drawn.decision, report_data(), drawn.LIGHT)
+    first = svg_uri(drawn.decision, report_data(), theme=LIGHT)
+    assert first == svg_uri(drawn.decision, report_data(), theme=LIGHT)
     assert dict(matplotlib.rcParams) == before
 
 
@@ -302,31 +302,10 @@ def test_summary_is_1800_pixels_wide() -> None:
         assert image.width == 1800
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pictures_keep_their_pixels(channels: int) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (channels, 5, 7)) / 255
-    with Image.open(io.BytesIO(base64.b64decode(drawn.picture_uri(picture).partition(",")[2]))) as image:
-        assert image.size == (7, 5)
-        pixels = np.asarray(image).reshape(5, 7, channels)
-    np.testing.assert_array_equal(pixels, np.moveaxis((picture * 255).round(), 0, 2))
-
-
 def test_commands_keep_their_lines() -> None:
     lines = [line.rstrip() for line in printed(report_data()).splitlines()]
     at = lines.index("  sslguard verify 'a key' \\")
     assert lines[at + 1] == "      --data x"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(None, "–"), (1.0, "1"), (1 / 109, "0.0092"), (0.25, "0.25"), (3e-7, "3.0e-07")]
-)
-def test_probabilities_read_well(value: float | None, text: str) -> None:
-    assert format_probability(value) == text
-
-
-def test_printable_is_one_line_of_bounded_length() -> None:
-    assert printable("a\nb\x00c\u202ed") == "a�b�c�d"
-    assert printable("x" * 500) == "x" * 119 + "…"
 
 
 # ---------------------------------------------------------------- files

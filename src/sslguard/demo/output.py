@@ -12,9 +12,9 @@ from sslguard.demo import figures, page
 from sslguard.demo.result import FORMAT, ReportData
 from sslguard.errors import OutputError
 from sslguard.files import write_atomic
+from sslguard.report.html import is_page
 
 PAGE, RESULT, PICTURE = "report.html", "result.json", "result.png"
-_HEAD = 4096  # bytes of a page within which it says who made it
 
 
 def check_report_folder(folder: Path) -> None:
@@ -35,7 +35,7 @@ def check_report_folder(folder: Path) -> None:
         raise OutputError(f"{folder} is there and is not a folder: choose another name") from error
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    for name, ours in ((PAGE, _is_page), (RESULT, _is_result), (PICTURE, _is_picture)):
+    for name, ours in ((PAGE, is_page), (RESULT, _is_result), (PICTURE, _is_picture)):
         path = folder / name
         if os.path.lexists(path) and not (path.is_file() and ours(path)):
             raise OutputError(f"{path} is there and is not sslguard's, and is not overwritten: choose another folder")
@@ -59,11 +59,6 @@ def write_report(data: ReportData, folder: Path, *, extra: dict[str, Any] | None
     for name, content in contents.items():
         write_atomic(folder / name, content)
     return {"page": folder / PAGE, "result": folder / RESULT, "picture": folder / PICTURE}
-
-
-def _is_page(path: Path) -> bool:
-    with path.open("rb") as file:
-        return page.GENERATOR.encode() in file.read(_HEAD)
 
 
 def _is_result(path: Path) -> bool:

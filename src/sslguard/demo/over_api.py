@@ -11,7 +11,6 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files as resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,14 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import overlap
 from sslguard.data.specs import open_data
 from sslguard.demo.output import PAGE, RESULT
-from sslguard.demo.page import GENERATOR
-from sslguard.demo.result import FORMAT, printable
+from sslguard.demo.result import FORMAT
 from sslguard.demo.serving import served
 from sslguard.demo.stage import Clock, check_folders
 from sslguard.encoders.folder import save_encoder
 from sslguard.errors import UsageError
 from sslguard.files import write_atomic
+from sslguard.report.html import render
+from sslguard.report.table import Table, terminal
 from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.keyfile import save_key
 from sslguard.suspects import Remote, RemoteSuspect, open_remote
@@ -146,16 +146,14 @@ class ApiResult:
     def table(self) -> RenderableType:
         """Verdicts and sentences, for rich to print."""
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"Suspects behind addresses, alpha {self.settings.alpha:g} for both", title_justify="left")
-        for column in ("suspect", "decision", "bits", "queries"):
-            table.add_column(column)
-        for suspect in self.suspects:
-            decision, queries = suspect.verdict.decision, str(suspect.report["n_asked"])
-            table.add_row(Text(suspect.name), decision, f"{suspect.bits:.1f}", queries)
-        return Group(table, *(Text(sentence) for sentence in self.shown()))
+        rows = tuple(
+            (one.name, one.verdict.decision, f"{one.bits:.1f}", str(one.report["n_asked"])) for one in self.suspects
+        )
+        title = f"Suspects behind addresses, alpha {self.settings.alpha:g} for both"
+        table = Table(title, "", ("suspect", "decision", "bits", "queries"), rows)
+        return Group(terminal(table), *(Text(sentence) for sentence in self.shown()))
 
 
 def run_api_demo(out: Path, *, settings: ApiSettings | None = None, progress: bool = False) -> ApiResult:
@@ -248,9 +246,4 @@ def _sentence(suspect: Asked) -> str:
 
 def render_page(result: ApiResult) -> str:
     """Return the page, HTML5. Every text goes through the template's escaping, and no address is loaded."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["line"] = printable
-    template = (resources("sslguard.demo") / "api.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(result=result, generator=GENERATOR, version=__version__)
+    return render("demo/api.html.j2", result=result, version=__version__)

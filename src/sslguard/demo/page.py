@@ -1,17 +1,15 @@
-"""The report as one HTML file: no script, no network, everything inside; light, dark and on paper.
-
-Every text goes through the template's escaping, because names of encoders may come from anywhere.
-"""
+"""The report as one HTML file."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 from sslguard.demo import figures
-from sslguard.demo.result import ReportData, printable
+from sslguard.demo.result import ReportData
+from sslguard.report.charts import chart, picture_uri
+from sslguard.report.html import render
+from sslguard.report.text import bits, printable
 
-GENERATOR = '<meta name="generator" content="sslguard">'
 _SHOWN_PICTURES = 5
 
 # What the families of controls are, in plain words; the first word of a kind decides.
@@ -29,58 +27,27 @@ _KINDS = {
 
 
 def render_page(data: ReportData) -> str:
-    """The whole page, HTML5, all pictures as data URIs. No address is loaded from anywhere."""
-    return _environment().from_string(_template()).render(**_context(data))
-
-
-def _template() -> str:
-    return (files("sslguard.demo") / "page.html.j2").read_text(encoding="utf-8")
-
-
-def _environment() -> Any:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        line=printable,
-        number=lambda value: f"{value:.3f}".replace("-", "−"),
-        percent=lambda value: f"{value:.0%}",
-        probability=format_probability,
-        seconds=lambda value: f"{value:.1f} s",
-    )
-    return environment
-
-
-def format_bits(log2_pvalue: float, most: int) -> str:
-    """Evidence in bits for reading; at its end with the sign that says so."""
-    bits = abs(log2_pvalue)  # −0.0 is no sign of anything
-    return f"≥ {most}" if bits >= most else f"{bits:.1f}"
-
-
-def format_probability(value: float | None) -> str:
-    """A p-value for reading: two significant digits, never 0; a dash where there is none."""
-    if value is None:
-        return "–"
-    return f"{value:.2g}" if value >= 1e-4 else f"{value:.1e}"
+    """Return the whole page, HTML5, all pictures inside."""
+    return render("demo/page.html.j2", **_context(data))
 
 
 def _context(data: ReportData) -> dict[str, Any]:
-    themes = {"light": figures.LIGHT, "dark": figures.DARK}
-    charts = {
-        draw.__name__: {name: figures.svg_uri(draw, data, theme) for name, theme in themes.items()}
-        for draw in (figures.decision, figures.cosines, figures.accuracy, figures.losses)
-    }
+    curves = "; ".join(printable(curve.title) for curve in data.curves)
     return {
         "data": data,
-        "generator": GENERATOR,
         "main": data.keys[0],
-        "charts": charts,
-        "alt": {"decision": _decision_alt(data), "cosines": _cosines_alt(data), "accuracy": _accuracy_alt(data)},
+        "charts": {
+            "decision": chart(figures.decision, data, alt=_decision_alt(data)),
+            "cosines": chart(figures.cosines, data, alt=_cosines_alt(data)),
+            "accuracy": chart(figures.accuracy, data, alt=_accuracy_alt(data)),
+            "losses": chart(figures.losses, data, alt=f"Loss curves of {curves}. The last values are in result.json."),
+        },
         "claims": data.claims(),
         "kinds": _KINDS,
         "pictures": _pictures(data),
+        "seconds": [(stage, f"{value:.1f} s") for stage, value in data.seconds.items()],
         "total_seconds": sum(data.seconds.values()),
-        "bits": format_bits,
+        "bits": bits,
         "own": next((suspect.name for suspect in data.suspects if suspect.derived), None),
     }
 
@@ -89,9 +56,9 @@ def _pictures(data: ReportData) -> dict[str, Any]:
     trigger = data.trigger
     pairs = list(zip(trigger.plain, trigger.triggered, strict=True))[:_SHOWN_PICTURES]
     return {
-        "mask": figures.picture_uri(trigger.mask),
-        "pattern": figures.picture_uri(trigger.mask * trigger.pattern),
-        "pairs": [(figures.picture_uri(before), figures.picture_uri(after)) for before, after in pairs],
+        "mask": picture_uri(trigger.mask),
+        "pattern": picture_uri(trigger.mask * trigger.pattern),
+        "pairs": [(picture_uri(before), picture_uri(after)) for before, after in pairs],
         "covered": float(trigger.mask.mean()),
         "changed": float(abs(trigger.triggered - trigger.plain).mean()) if pairs else 0.0,
     }

@@ -28,12 +28,6 @@ Decision = Literal["derived", "not shown", "refused"]
 _KIND_ORDER = ("surrogate", "fine-tuned", "pruned", "clean", "independent", "supervised", "public", "random")
 
 
-def printable(text: str, limit: int = 120) -> str:
-    """`text` in one line without control characters, cut after `limit` characters."""
-    clean = "".join(c if c.isprintable() else "�" for c in str(text))
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
-
-
 @dataclass(frozen=True, eq=False)
 class Scores:
     """One encoder's answers under one key.

@@ -55,7 +55,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         loader=PackageLoader("sslguard", ""),
     )
-    for style in (_line, text.probability, text.bits, text.percent, text.fixed):
+    for style in (_line, text.printable, text.probability, text.bits, text.percent, text.fixed):
         made.filters[style.__name__.strip("_")] = style
     script = (files("sslguard.report") / "search.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sslguard.report.text import line, numeric
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import Group
 
 LONG = 30
 """More rows than this, and a page folds the table and lets it scroll under its head."""
@@ -41,16 +41,16 @@ class Table:
         return len(self.rows) > LONG
 
 
-def terminal(table: Table) -> RichTable:
-    """Return the table for `rich` to print. Cells are shown as they are, never read as markup."""
+def terminal(table: Table) -> Group:
+    """Return the table and its note for `rich` to print. Texts are shown as they are, never read as markup."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
     made = RichTable(title=Text(table.title, "bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    made.caption, made.caption_justify = Text(table.note) if table.note else None, "left"
     for name, number in zip(table.header, table.numbers, strict=True):
         made.add_column(Text(name), justify="right" if number else "left")
     for row in table.rows:
         made.add_row(*(Text(line(cell, 400)) for cell in row))
-    return made
+    return Group(made, *([Text(table.note + "\n")] if table.note else []))
