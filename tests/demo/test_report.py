@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from helpers.pages import report_data, scores
 from sslguard.demo import figures as drawn
 from sslguard.demo.output import check_report_folder, write_report
 from sslguard.demo.page import render_page
@@ -30,7 +31,6 @@ from sslguard.demo.result import (
     ReportData,
     Scores,
     Suspect,
-    TriggerPictures,
     thinned,
 )
 from sslguard.demo.tables import render_tables
@@ -39,44 +39,6 @@ from sslguard.report.charts import LIGHT, svg_uri
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m$\\frac$[bold]"
 VOID = {"meta", "img", "br", "source", "link", "hr", "input"}
-
-
-def scores(mean: float, spread: float = 0.05) -> Scores:
-    cosines = mean + spread * np.linspace(-1, 1, 32)
-    return Scores(float(cosines.mean()), float((cosines > 0.5).mean()), cosines)
-
-
-def report_data(n_controls: int = 8, **changes: object) -> ReportData:
-    """Two suspects and controls at 0, 0.01 …, half of a kind each."""
-    kinds = {f"control-{i}": ("random", "surrogate of F")[i % 2] for i in range(n_controls)}
-    controls = {name: scores(i / 100) for i, name in enumerate(kinds)}
-    false = {name: scores(0.4 + i / 20) for i, name in enumerate(kinds)}
-    suspects = (
-        Suspect("F*", "marked", True, "derived", 1 / (n_controls + 1)),
-        Suspect("other", "somebody else's", False, "not shown", 1.0),
-    )
-    main = KeyReport("cured", {"F*": scores(0.9), "other": scores(-0.2)}, controls, 1 / (n_controls + 1))
-    beside = KeyReport("published", {"F*": scores(0.9), "other": scores(0.7)}, false, 0.5)
-    bars = (Bar("raw pixels", "baseline", 0.2), Bar("F", "clean", 0.6, 1.0), Bar("F*", "marked", 0.58, 0.95))
-    values: dict[str, object] = {
-        "created": "2025-01-01 00:00 UTC",
-        "suspects": suspects,
-        "keys": (main, beside),
-        "kinds": kinds,
-        "alpha": 0.2,
-        "n_claims": 1,
-        "statistic_name": "mean cosine",
-        "trigger": TriggerPictures(
-            np.zeros((2, 1, 4, 4)), np.ones((2, 1, 4, 4)), np.ones((1, 4, 4)), np.ones((1, 4, 4))
-        ),
-        "accuracies": (Accuracy("garments", bars), Accuracy("digits", skipped="not installed")),
-        "curves": (Curve("marking", {"shadow": [0.0, -0.5, -1.0]}),),
-        "settings": {"Marking": {"steps": 3}},
-        "seconds": {"mark": 1.5},
-        "versions": {"sslguard": "0"},
-        "commands": ("sslguard verify 'a key' \\\n    --data x",),
-    }
-    return ReportData(**{**values, **changes})  # type: ignore[arg-type]
 
 
 class Page(HTMLParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -120,11 +121,16 @@ def browser(folder: Path) -> Iterator[Browser]:
     """A browser with an empty profile in `folder`; it is ended afterwards."""
     found = program()
     assert found is not None
-    to_browser, from_us = os.pipe()
-    to_us, from_browser = os.pipe()
-    # The protocol's pipe is file descriptors 3 and 4 of the browser; the shell renumbers them.
+    pipes = [os.pipe(), os.pipe()]
+    # The protocol's pipe is file descriptors 3 and 4 of the browser. The shell renumbers them, from others than those.
+    (to_browser, from_us), (to_us, from_browser) = (
+        [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in pipe] for pipe in pipes
+    )
+    for pipe in pipes:
+        for end in pipe:
+            os.close(end)
     line = [
-        *("/bin/sh", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', found),
+        *("bash", "-c", f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}', found),
         *("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={folder}"),
         *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
     ]
