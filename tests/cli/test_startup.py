@@ -27,6 +27,7 @@ MISTAKES = {
     "power nope --data mnist:test": 2,
     "serve nope": 2,
     "export torchvision:resnet18:nowhere.pth --out x.onnx": 3,
+    "bench run nowhere.toml out": 2,
     "controls --data nope --pretrain-data x --labelled-data y --victim a=b --out o": 2,
 }
 RUN = """

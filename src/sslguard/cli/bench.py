@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,8 @@ from cyclopts import Group, Parameter
 
 from sslguard.cli.options import PRINTED, Count, Output, Seed
 from sslguard.cli.output import Result, say
+from sslguard.errors import MissingExtraError
+from sslguard.settings import load_toml
 
 HELP = "Every scheme against every attack, from one configuration; see recipes/bench."
 CLUSTER = Group("Cluster", sort_key=2)
@@ -44,6 +47,10 @@ def run(
         minutes: Limit of a job.
         gpus: Of a job.
     """
+    load_toml(config)
+    if cluster is not None and find_spec("submitit") is None:
+        raise MissingExtraError("running on a cluster", "bench")
+
     from sslguard.bench.cluster import cluster_pool
     from sslguard.bench.run import run_bench
 
