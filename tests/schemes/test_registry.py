@@ -9,10 +9,12 @@ from dataclasses import replace
 import pytest
 
 from sslguard.attacks.registry import build, describe
+from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.protocol import MAX_STATISTICS
 from sslguard.schemes.peers.wet import Wet
 from sslguard.schemes.registry import CHOICES, PRESETS, SCHEMES, build_scheme, key_class
 from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
@@ -72,7 +74,15 @@ def test_a_mark_on_answers_leaves_no_encoder(tiny, images) -> None:
         _ = made.encoder
 
 
-def test_names_need_neither_torch_nor_numpy() -> None:
-    code = "import sys, sslguard.schemes.registry; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
+def test_names_and_settings_need_neither_torch_nor_numpy() -> None:
+    modules = "schemes.registry", "schemes.exact.settings", "schemes.sslguard.settings", "training.recipes"
+    imports = "; ".join(f"import sslguard.{name}" for name in modules)
+    code = f"import sys; {imports}; print({{'torch', 'numpy', 'scipy'}} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+def test_as_many_statistics_as_there_are() -> None:
+    assert MAX_STATISTICS == N_STATISTICS
+    with pytest.raises(UsageError, match=f"n_statistics must lie in 0 to {N_STATISTICS}, not {N_STATISTICS + 1}"):
+        Protocol(n_statistics=N_STATISTICS + 1)

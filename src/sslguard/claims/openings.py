@@ -17,7 +17,7 @@ from pathlib import Path
 from sslguard.claims.documents import MAX_DOCUMENT, moment, parse_line, read_file
 from sslguard.errors import ClaimError, OutputError
 from sslguard.files import canonical_json, write_atomic
-from sslguard.schemes.exact.key import MAX_SUB_KEYS
+from sslguard.schemes.exact.settings import MAX_SUB_KEYS
 from sslguard.schemes.keyfile import OPENINGS, StoredKey
 
 FORMAT, VERSION = "sslguard-openings", 1

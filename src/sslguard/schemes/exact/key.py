@@ -25,6 +25,7 @@ from sslguard.schemes.base import Key, Score
 from sslguard.schemes.exact.bank import Array, Bank, draw_gaussian, on_sphere
 from sslguard.schemes.exact.features import input_statistics
 from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.settings import MAX_SUB_KEYS
 from sslguard.stats.corrections import bonferroni
 from sslguard.stats.direction import SECRET_BITS, direction_test
 from sslguard.stats.moments import Moments, unit_rows
@@ -34,7 +35,6 @@ from sslguard.stats.witness import witnesses
 QUERY_BATCH = 128
 # Numbers of clean embeddings that are kept between two suspects: 1 GiB.
 KEPT_NUMBERS = 1 << 28
-MAX_SUB_KEYS = 16
 MAX_COLUMNS, FOLDED = 4096, 2048
 """Answers of more columns than the first are folded to the second: moments take memory by the square of the width."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,8 @@ from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Array, Bank
+from sslguard.schemes.exact.settings import ExactSettings
 from sslguard.training import Task, Update, cosine_schedule, set_learning_rate
-
-if TYPE_CHECKING:
-    from sslguard.schemes.exact.scheme import Exact
-
 
 _FROM_BANK = ("frequencies", "phases", "offset", "scale", "centre", "axes", "linear")
 
@@ -70,7 +67,7 @@ class DistilMark(Task):
 
     def __init__(
         self,
-        scheme: Exact,
+        scheme: ExactSettings,
         clean: Encoder,
         target: Encoder,
         data: Data,

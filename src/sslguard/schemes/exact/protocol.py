@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any, Self
 
-from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import UsageError
+
+MAX_STATISTICS = 96
+"""`encoders.statistics.N_STATISTICS`, known here without torch."""
 
 _FIXED = MappingProxyType(
     {
@@ -26,17 +28,18 @@ is bound to: a key of other rules is refused, and a change here makes other keys
 
 @dataclass(frozen=True)
 class Protocol:
-    """Part of every key, and bound into each of its secret streams.
+    """Part of every key, and bound into each of its secret streams. docs/explanation/theory.md has the symbols.
 
     Attributes:
-        components: q, how many leading principal components of h the features read.
-        spread_power: α in M: 0 marks all directions alike, 1 along the embedding's own spread.
-        n_features: K₁, secret functions of h.
-        n_statistics: K₂, secret combinations of simple statistics of the input, beyond what h tells linearly. Copies
-            learn them first, so that they still show where a copy answers behind an unknown linear map. K = K₁ + K₂.
-        frequency: f, of the functions of h over whitened components.
-        epsilon: ε, size of the mark: its root-mean-square length beside |h| = 1, M taken at its mean.
-        n_queries: n; a missing answer counts as zero.
+        components: Leading principal components of the embedding that the secret features read (q).
+        spread_power: Spread of the mark over directions (α in M): 0 marks all alike, 1 in proportion to the embedding's
+            own spread.
+        n_features: Secret features of the embedding (K₁).
+        n_statistics: Secret features of the input (K₂): combinations of its simple statistics beyond what the embedding
+            tells linearly. Copies learn them first, so that they still show in a copy behind an unknown linear map.
+        frequency: Frequency of the features of the embedding over its whitened components (f).
+        epsilon: Root-mean-square length of the mark, for embeddings of length 1 (ε).
+        n_queries: Queries that a verification asks (n). A missing answer counts as zero.
     """
 
     components: int = 6
@@ -50,8 +53,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if min(self.components, self.n_features, self.n_queries) < 1:
             raise UsageError("components, n_features and n_queries must be at least 1")
-        if not 0 <= self.n_statistics <= N_STATISTICS:
-            raise UsageError(f"n_statistics must lie in 0 to {N_STATISTICS}, not {self.n_statistics}")
+        if not 0 <= self.n_statistics <= MAX_STATISTICS:
+            raise UsageError(f"n_statistics must lie in 0 to {MAX_STATISTICS}, not {self.n_statistics}")
         for name in ("spread_power", "frequency", "epsilon"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):

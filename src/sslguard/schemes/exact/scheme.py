@@ -1,10 +1,10 @@
-"""The settings of the exact scheme, and marking by them."""
+"""Marking by the settings of the exact scheme."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,12 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
-from sslguard.encoders.statistics import N_STATISTICS
-from sslguard.errors import UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.exact.bank import Bank
 from sslguard.schemes.exact.features import all_statistics
-from sslguard.schemes.exact.key import MAX_SUB_KEYS, ExactKey, stream_context, sub_secrets
+from sslguard.schemes.exact.key import ExactKey, stream_context, sub_secrets
 from sslguard.schemes.exact.marking import DistilMark, headed
-from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.settings import ExactSettings
 from sslguard.training import History, Loop, run
 
 # More clean embeddings tell nothing new of their mean and principal components.
@@ -28,39 +26,12 @@ GEOMETRY_ITEMS = 20_000
 
 
 @dataclass(frozen=True)
-class Exact(Scheme):
-    """h*(x) = h(x) + ε·K^(−1/2)·Σ_k φ_k(x)·M u_k, with h = F(x)/|F(x)|.
-
-    Attributes:
-        protocol: q, α, K₁, K₂, frequency, ε, n: all that the test depends on.
-        mode: "head" puts the mark on the output, exactly and without training, for an API; "distilled" trains it into
-            the weights, for encoders that leave the house.
-        steps, batch_size, learning_rate: of the distillation; Adam's, annealed by half a cosine.
-        sub_keys: s, in how many independent sub-keys the mark is put, each of ε/√s with features of its own. A dispute
-            opens one; the others stay secret, and the whole key shows what one of ε would.
-    """
+class Exact(ExactSettings, Scheme):
+    """h*(x) = h(x) + ε·K^(−1/2)·Σ_k φ_k(x)·M u_k, with h = F(x)/|F(x)|: see `ExactSettings`."""
 
     name: ClassVar[str] = "exact"
     key_type: ClassVar[type[Key] | None] = ExactKey
     fresh_secrets: ClassVar[bool] = True
-
-    protocol: Protocol = field(default_factory=Protocol)
-    mode: Literal["head", "distilled"] = "distilled"
-    steps: int = 900
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    sub_keys: int = 1
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("head", "distilled"):
-            raise UsageError(f"mode must be head or distilled, not {self.mode!r}")
-        if min(self.steps, self.batch_size) < 1 or not self.learning_rate > 0:
-            raise UsageError("steps, batch_size and learning_rate must be positive")
-        if not 1 <= self.sub_keys <= MAX_SUB_KEYS or self.sub_keys * self.protocol.n_statistics > N_STATISTICS:
-            raise UsageError(
-                f"sub_keys must lie in 1 to {MAX_SUB_KEYS}, with at most {N_STATISTICS} statistics in all: not "
-                f"{self.sub_keys} of {self.protocol.n_statistics}"
-            )
 
     @property
     def on_answers(self) -> bool:

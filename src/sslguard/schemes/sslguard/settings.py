@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -10,31 +11,37 @@ from sslguard.errors import UsageError
 
 @dataclass(frozen=True)
 class SSLGuardSettings:
-    """Settings of the three-step training. Defaults suit small encoders; `published()` gives the paper's.
+    """Settings of SSLGuard. The defaults are the published losses at a size that suits small encoders.
 
     Attributes:
-        steps: iterations; each takes `batch_size` plain images and `trigger_batch` of D_v.
-        encoder_rate, shadow_rate, decoder_rate, trigger_rate: learning rates of F*, S, G and T.
-        shadow_decay: factor on the shadow's learning rate after every epoch.
-        optimizer: "sgd" (momentum 0.9; plain for the trigger) as published, or "adam".
-        shadow: architecture of S, with a linear layer into F's space; None means F's own.
-        decoder_hidden, secret_dim: widths of G after its input.
-        mask_probability: share of channel-pixels under the trigger.
-        gradients: "clean" takes each loss's gradient for its own step; "released" lets F* also collect those of
-            L_s and L_t before it steps, as the released code does.
-        negatives: "none" as published; "shadow" adds to L_t a shadow of the clean F and freshly drawn random
-            networks, both held at cosine 0.
-        shadow_weights: an encoder, by specification, whose weights S starts from; None draws them. The paper starts
-            from ImageNet's.
-        carrier: size of a mark on plain answers that surrogates inherit, as a share of the answers' own in the space
-            where it is read; 0 as published. With one, F* is marked by `CuredTask`, which has no shadows; the next
-            four belong to it.
-        directions: how many secret directions the carrier is made of.
-        shift: how far triggered answers are moved, in units of the embedding's spread.
-        shift_weight: weight in L_w of what concerns triggered answers.
-        law_steps: steps of G alone on made evidence, before the first iteration.
-        n_verification: images of D_v, set aside from the marking data.
-        n_queries: images that a verification asks.
+        steps: Number of iterations. Each takes `batch_size` plain images and `trigger_batch` triggered ones.
+        batch_size: Plain images an iteration.
+        trigger_batch: Images an iteration that get the trigger, of those set aside for it.
+        encoder_rate: Learning rate of the watermarked encoder (F*).
+        shadow_rate: Learning rate of the shadow encoder (S).
+        decoder_rate: Learning rate of the decoder (G).
+        trigger_rate: Learning rate of the trigger (T).
+        shadow_decay: Factor on the shadow's learning rate after every epoch.
+        optimizer: "sgd" as published, with momentum 0.9 except for the trigger, or "adam".
+        shadow: Architecture of the shadow encoder, under a linear layer to the encoder's width; None takes the
+            encoder's own.
+        decoder_hidden: Widths of the decoder's hidden layers.
+        secret_dim: Width of the secret vector (sk), which the decoder answers with.
+        mask_probability: Share of the pixels under the trigger, of each channel by itself, in (0, 1).
+        gradients: "clean" takes each loss's gradient for its own step; "released" lets the watermarked encoder also
+            collect those of the shadow's and the decoder's losses before it steps, as the released code does.
+        negatives: "none" as published; "shadow" also trains the decoder to answer a shadow of the clean encoder and
+            freshly drawn random networks with cosine 0.
+        shadow_weights: Encoder whose weights the shadow starts from; None draws them. The paper starts from ImageNet's.
+        carrier: Size of a mark on plain answers that surrogates inherit, as a share of the answers' own size in the
+            space where it is read; 0 as published. With a carrier there are no shadows, and other losses: see
+            `CuredTask`.
+        directions: Secret directions of the carrier.
+        shift: How far the carrier's losses move triggered answers, in units of the embedding's spread.
+        shift_weight: Weight of the loss on triggered answers, with a carrier.
+        law_steps: Steps that train the decoder alone on made evidence before the first iteration, with a carrier.
+        n_verification: Images of the data set aside for the trigger (D_v).
+        n_queries: Images that a verification asks about.
     """
 
     steps: int = 200
@@ -73,6 +80,10 @@ class SSLGuardSettings:
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        rates = "encoder_rate", "shadow_rate", "decoder_rate", "trigger_rate", "shadow_decay"
+        for name in rates:
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{name} must be positive and finite, not {getattr(self, name)}")
         if not (self.carrier >= 0 and self.shift > 0 and self.shift_weight > 0):
             raise UsageError("carrier must not be negative; shift and shift_weight must be positive")
         if min(self.directions, self.law_steps) < 1:
@@ -88,7 +99,7 @@ class SSLGuardSettings:
 
     @classmethod
     def published(cls) -> Self:
-        """The paper's settings: batches of 2 + 2, 50 epochs of 50,000 images, SGD."""
+        """Return the paper's settings: batches of 2 + 2, 50 epochs of 50,000 images, SGD."""
         return cls(
             steps=1_250_000,
             batch_size=2,
@@ -105,8 +116,10 @@ class SSLGuardSettings:
 
     @classmethod
     def cured(cls) -> Self:
-        """Not the paper's: a carrier that surrogates inherit, a shift that copies of weights keep, and a decoder that
-        reads nothing else."""
+        """Return settings that detect stolen copies without accusing innocent encoders; they are not the paper's.
+
+        A carrier that surrogates inherit, a shift that copies of weights keep, and a decoder that reads nothing else.
+        """
         return cls(
             steps=800,
             batch_size=64,
