@@ -1,8 +1,9 @@
-"""Names of a package that are imported when they are first used, so that importing the package costs nothing."""
+"""Names that are imported when they are first used, so that importing a package or reading a table costs nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from importlib import import_module
 from typing import Any
 
@@ -22,3 +23,13 @@ def exports(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return __getattr__
+
+
+def found_at(home: str) -> Any:
+    """Return what is found at "module:Name" or "module:Name.attribute".
+
+    Args:
+        home: dotted name of the module, and dotted name in it.
+    """
+    module, _, path = home.partition(":")
+    return reduce(getattr, path.split("."), import_module(module))

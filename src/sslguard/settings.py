@@ -17,13 +17,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from functools import reduce
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sslguard.errors import UsageError
+from sslguard.lazy import found_at
 
 T = TypeVar("T")
 _REST = "rest"
@@ -56,8 +55,7 @@ class Choices:
         entry = chosen(self.entries, name, at)
         if not isinstance(entry, str):
             return entry
-        module, _, path = entry.partition(":")
-        found: Any = reduce(getattr, path.split("."), import_module(module))
+        found = found_at(entry)
         return found if isinstance(found, type) else found()
 
     def name_of(self, value: object) -> str:

@@ -77,7 +77,9 @@ def test_a_mark_on_answers_leaves_no_encoder(tiny, images) -> None:
 def test_names_and_settings_need_neither_torch_nor_numpy() -> None:
     modules = "schemes.registry", "schemes.exact.settings", "schemes.sslguard.settings", "training.recipes"
     imports = "; ".join(f"import sslguard.{name}" for name in modules)
-    code = f"import sys; {imports}; print({{'torch', 'numpy', 'scipy'}} & set(sys.modules))"
+    made = "[build_scheme(name, {}) for name in ('exact', 'sslguard-cured')]"
+    code = f"import sys; {imports}; from sslguard.schemes.registry import build_scheme; {made}"
+    code += "; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
 

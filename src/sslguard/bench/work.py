@@ -95,7 +95,7 @@ class Work:
         elif cell.function == "mark":
             scheme = build_scheme(cell.args["scheme"], cell.args["settings"])
             trained = ("checkpoints",) if isinstance(scheme, Peer) and scheme.trains else ()
-            kinds = trained if scheme.key_type is None else ("encoders", "keys")
+            kinds = trained if not scheme.key_home else ("encoders", "keys")
         return "refused" in self._content(cell.name)["result"] or all(
             (self.out / kind / cell.name).exists() for kind in kinds
         )
@@ -131,12 +131,12 @@ class Work:
         loop = {"accelerator": self.accelerator, "precision": precision}
         _checkpoint(self, name).unlink(missing_ok=True)  # what a mark costs is counted whole
         # Keys that are kept in files need no checkpoint to be there again.
-        checkpoint = _checkpoint(self, name) if built.key_type is None else None
+        checkpoint = _checkpoint(self, name) if not built.key_home else None
         made = built.watermark(load_encoder(clean), opened(data), secret=secret, checkpoint=checkpoint, **loop)
         spent, weights = time.process_time() - begun, None
         if built.injects and isinstance(made.embedder, Encoder):
             weights = weights_hash(made.embedder.module)
-        if built.key_type is not None:
+        if built.key_home:
             save_key(made.key, self.out / "keys" / name)
             save_encoder(made.encoder, self.out / "encoders" / name)
         return {
@@ -329,7 +329,7 @@ def _made(folder: Path) -> Remembering:
 def _protected(work: Work, mark: str) -> Watermarked:
     args = work._content(mark)["args"]
     scheme = build_scheme(args["scheme"], args["settings"])
-    if scheme.key_type is not None:
+    if scheme.key_home:
         return Watermarked(load_folder(work.out / "encoders" / mark), load_key(work.out / "keys" / mark))
     # Peers' keys are not kept in files; the same secret gives the same key.
     secret = secret_of(args["clean"], args["scheme"], args["settings"], args["seed"])

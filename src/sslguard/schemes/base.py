@@ -6,18 +6,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
-
-from sslguard.crypto.secrets import Secret
-from sslguard.data.base import Batch, Data
-from sslguard.encoders.base import Embedder, Encoder
 from sslguard.errors import UsageError
-from sslguard.stats.significance import Significance
-from sslguard.training import History
+from sslguard.lazy import found_at
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from sslguard.crypto.secrets import Secret
+    from sslguard.data.base import Batch, Data
+    from sslguard.encoders.base import Embedder, Encoder
+    from sslguard.stats.significance import Significance
+    from sslguard.training import History
 
 
 class Key(ABC):
@@ -82,7 +85,7 @@ class Score:
     value: float
     n_queries: int
     watermark_rate: float | None = None
-    cosines: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    cosines: NDArray[np.float64] = field(default_factory=lambda: found_at("numpy:empty")(0))
     evidence: Significance | None = None
     published_log2_pvalue: float | None = None
 
@@ -100,7 +103,7 @@ class Watermarked:
 
     embedder: Embedder
     key: Key
-    history: History = field(default_factory=History)
+    history: History = field(default_factory=lambda: found_at("sslguard.training:History")())
 
     @property
     def encoder(self) -> Encoder:
@@ -109,6 +112,8 @@ class Watermarked:
         Raises:
             UsageError: the mark is put on answers, so that there are no marked weights.
         """
+        from sslguard.encoders.base import Encoder
+
         if not isinstance(self.embedder, Encoder):
             raise UsageError(f"the scheme {self.key.scheme} marks answers: it leaves no encoder to keep")
         return self.embedder
@@ -119,7 +124,8 @@ class Scheme(ABC):
 
     Attributes:
         name: what registry, keys and records call the scheme.
-        key_type: class of its keys where they are kept in files; None where they are made again from the secret.
+        key_home: where the class of its keys is found, "module:Class", if they are kept in files; "" if they are made
+            again from the secret.
         injects: whether marking changes what is served. Where it does not, everything that comes of the clean encoder
             is what is claimed.
         saw_clean: whether the clean encoder took part in making the key, so that it cannot be a control of it.
@@ -129,7 +135,7 @@ class Scheme(ABC):
     """
 
     name: ClassVar[str]
-    key_type: ClassVar[type[Key] | None] = None
+    key_home: ClassVar[str] = ""
     injects: ClassVar[bool] = True
     saw_clean: ClassVar[bool] = False
     fresh_secrets: ClassVar[bool] = False

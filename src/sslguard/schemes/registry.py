@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sslguard.lazy import found_at
 from sslguard.settings import Choices, read_named
 
 if TYPE_CHECKING:
@@ -54,5 +55,5 @@ def key_class(scheme: object) -> type[Key] | None:
     if not isinstance(scheme, str) or scheme not in SCHEMES:
         return None
     found = CHOICES.load(scheme, CHOICES.key)
-    kept: type[Key] | None = found.key_type if found.name == scheme else None
-    return kept
+    kept = found.key_home if found.name == scheme else ""
+    return found_at(kept) if kept else None

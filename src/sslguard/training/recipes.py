@@ -5,6 +5,7 @@ They are plain settings: the command line, configurations and records read them 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -55,7 +56,9 @@ class Pretraining:
         for name in ("steps", "batch_size", "queue", "projection"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (self.learning_rate > 0 and self.temperature > 0 and self.weight_decay >= 0):
+        if not (
+            0 < self.learning_rate < math.inf and 0 < self.temperature < math.inf and 0 <= self.weight_decay < math.inf
+        ):
             raise UsageError(
                 "learning_rate and temperature must be positive and weight_decay not negative, not "
                 f"{self.learning_rate}, {self.temperature}, {self.weight_decay}"
@@ -105,7 +108,7 @@ class Distillation:
         for name, allowed in (("loss", LOSSES), ("views", VIEWS)):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+        if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
             raise UsageError(
                 "steps, batch_size and learning_rate must be positive, not "
                 f"{self.steps}, {self.batch_size} and {self.learning_rate}"
@@ -160,7 +163,7 @@ class Supervised:
     augmentation: Augmentation | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+        if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
             raise UsageError(
                 "steps, batch_size and learning_rate must be positive, not "
                 f"{self.steps}, {self.batch_size} and {self.learning_rate}"

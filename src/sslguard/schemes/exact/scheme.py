@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sslguard.crypto.secrets import Secret
-from sslguard.data.base import Data
-from sslguard.encoders.base import Encoder, embed_all
-from sslguard.encoders.folder import weights_hash
-from sslguard.schemes.base import Key, Scheme, Watermarked
-from sslguard.schemes.exact.bank import Bank
-from sslguard.schemes.exact.features import all_statistics
-from sslguard.schemes.exact.key import ExactKey, stream_context, sub_secrets
-from sslguard.schemes.exact.marking import DistilMark, headed
+from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact.settings import ExactSettings
-from sslguard.training import History, Loop, run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sslguard.crypto.secrets import Secret
+    from sslguard.data.base import Data
+    from sslguard.encoders.base import Encoder
+    from sslguard.schemes.exact.key import ExactKey
 
 # More clean embeddings tell nothing new of their mean and principal components.
 GEOMETRY_ITEMS = 20_000
@@ -30,7 +27,7 @@ class Exact(ExactSettings, Scheme):
     """h*(x) = h(x) + ε·K^(−1/2)·Σ_k φ_k(x)·M u_k, with h = F(x)/|F(x)|: see `ExactSettings`."""
 
     name: ClassVar[str] = "exact"
-    key_type: ClassVar[type[Key] | None] = ExactKey
+    key_home: ClassVar[str] = "sslguard.schemes.exact.key:ExactKey"
     fresh_secrets: ClassVar[bool] = True
 
     @property
@@ -40,6 +37,12 @@ class Exact(ExactSettings, Scheme):
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
+        from sslguard.encoders.base import embed_all
+        from sslguard.encoders.folder import weights_hash
+        from sslguard.schemes.exact.features import all_statistics
+        from sslguard.schemes.exact.marking import DistilMark, headed
+        from sslguard.training import History, Loop, run
+
         clean = clean.clone()
         clean.module.eval()
         first = data.slice(0, min(len(data), GEOMETRY_ITEMS))
@@ -74,12 +77,17 @@ class Exact(ExactSettings, Scheme):
     def draw_key(
         self, clean: Encoder, secret: Secret, answers: NDArray[np.floating], statistics: NDArray[np.floating]
     ) -> ExactKey:
-        """The key, but for the hash of F*, which no test depends on.
+        """Return the key of a secret, without the hash of F*, which no test depends on.
 
         Args:
+            clean: F.
+            secret: the master secret.
             answers: of `clean` to items of the owner's, (n, d).
             statistics: `input_statistics` of these items, (n, 96).
         """
+        from sslguard.schemes.exact.bank import Bank
+        from sslguard.schemes.exact.key import ExactKey, stream_context, sub_secrets
+
         context = stream_context(clean, self.protocol)
         banks = [
             Bank.draw(one, answers, statistics, self.protocol, context, share=(i, self.sub_keys))

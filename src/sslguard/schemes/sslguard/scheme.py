@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sslguard.crypto.secrets import Secret
-from sslguard.data.base import Data
-from sslguard.encoders.base import Encoder
-from sslguard.encoders.folder import weights_hash
-from sslguard.schemes.base import Key, Scheme, Watermarked
-from sslguard.schemes.sslguard.cured import CuredTask
-from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.sslguard.settings import SSLGuardSettings
-from sslguard.schemes.sslguard.task import SSLGuardTask
-from sslguard.training import Loop, run
+
+if TYPE_CHECKING:
+    from sslguard.crypto.secrets import Secret
+    from sslguard.data.base import Data
+    from sslguard.encoders.base import Encoder
+    from sslguard.schemes.sslguard.cured import CuredTask
+    from sslguard.schemes.sslguard.task import SSLGuardTask
 
 
 @dataclass(frozen=True)
@@ -23,16 +22,24 @@ class SSLGuard(SSLGuardSettings, Scheme):
     """SSLGuard, by the paper's losses or, with a carrier, by those of the cure: see `SSLGuardSettings`."""
 
     name: ClassVar[str] = "sslguard"
-    key_type: ClassVar[type[Key] | None] = SSLGuardKey
+    key_home: ClassVar[str] = "sslguard.schemes.sslguard.key:SSLGuardKey"
     saw_clean: ClassVar[bool] = True
 
     def task(self, clean: Encoder, data: Data, secret: Secret) -> SSLGuardTask | CuredTask:
-        """What `watermark` trains."""
+        """Return what `watermark` trains."""
+        from sslguard.schemes.sslguard.cured import CuredTask
+        from sslguard.schemes.sslguard.task import SSLGuardTask
+
         return (CuredTask if self.carrier else SSLGuardTask)(self, clean, data, secret)
 
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
+        from sslguard.encoders.folder import weights_hash
+        from sslguard.schemes.sslguard.cured import CuredTask
+        from sslguard.schemes.sslguard.key import SSLGuardKey
+        from sslguard.training import Loop, run
+
         task = self.task(clean, data, secret)
         training = Loop(
             steps=self.steps,
