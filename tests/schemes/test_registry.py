@@ -35,7 +35,7 @@ def test_every_name_is_found_and_told_again(name: str) -> None:
 
 
 def test_presets_are_what_their_methods_give() -> None:
-    made = {preset: build_scheme(name, {}) for preset, name in PRESETS.items()}
+    made = {preset: build_scheme(name, {}) for preset, name in PRESETS["sslguard"].items()}
     assert made == {"cured": SSLGuard.cured(), "small": SSLGuard(), "published": SSLGuard.published()}
     assert build_scheme("sslguard-cured", {"steps": 3}) == replace(SSLGuard.cured(), steps=3)
 

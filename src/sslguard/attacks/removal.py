@@ -28,7 +28,7 @@ from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.training.pretraining import train_encoder
-from sslguard.training.recipes import Pretraining, Supervised
+from sslguard.training.recipes import GENTLE, Pretraining, Supervised
 from sslguard.training.supervised import train_supervised
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -68,10 +68,6 @@ class FineTune(Removal):
         return train_supervised(recipe, victim, data, seed=seed, title="fine-tune", **loop)
 
 
-def _gentle() -> Pretraining:
-    return Pretraining("simclr", steps=200, batch_size=128, learning_rate=1e-3)
-
-
 @dataclass(frozen=True)
 class SelfSupervised(Removal):
     """Continue self-supervised pre-training on unlabelled images of the thief's own.
@@ -80,7 +76,7 @@ class SelfSupervised(Removal):
         recipe: Method, steps and views; the default is SimCLR at half the learning rate of training from scratch.
     """
 
-    recipe: Pretraining = field(default_factory=_gentle)
+    recipe: Pretraining = GENTLE
 
     def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
         """Return a copy of `victim`, trained further on `data`. See `Removal`."""

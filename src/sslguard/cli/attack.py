@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sslguard.cli.make import RECIPE, PretrainingOptions, SchemeOptions, is_encoder, scheme_of
-from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Rate, Seed, Share, given
+from sslguard.cli.chosen import Chosen, Source, options_of
+from sslguard.cli.make import RECIPE, Preset, is_encoder
+from sslguard.cli.options import ONE_MACHINE, PRINTED, Machine, Output, Rate, Seed
 from sslguard.cli.output import Result
 from sslguard.cli.unfinished import unfinished
 from sslguard.errors import UsageError
+from sslguard.schemes.registry import PRESETS, build_scheme
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.training.recipes import GENTLE, Supervised
 
 if TYPE_CHECKING:
     from sslguard.data.base import Data
@@ -32,20 +36,19 @@ and in the configurations of `sslguard bench`."""
 PROBE = Group("Probe", sort_key=2)
 
 
-@Parameter(name="*", group=RECIPE)
-@dataclass(frozen=True, kw_only=True)
-class FineTuningOptions:
-    """What is left out is the recipe's own default.
+@options_of(Source(Supervised(), RECIPE))
+class FineTuningOptions(Chosen):
+    """What the user chose of a recipe of training on labels."""
 
-    Attributes:
-        batch_size: Items a step.
-        learning_rate: Of AdamW, at its peak.
-        weight_decay: Of AdamW.
-    """
 
-    batch_size: Count | None = None
-    learning_rate: Rate | None = None
-    weight_decay: Share | None = None
+@options_of(Source(GENTLE, RECIPE, without=("method", "views")))
+class FurtherOptions(Chosen):
+    """What the user chose of a recipe that goes on with pre-training."""
+
+
+@options_of(Source(SSLGuard(), RECIPE))
+class MarkingOptions(Chosen):
+    """What the user chose of the scheme that a thief marks with; the rest is the preset's."""
 
 
 @Parameter(name="*", group=PROBE)
@@ -65,7 +68,8 @@ class Probing:
     clean: str | None = None
 
 
-UNPROBED, ITS_OWN, AS_PRESET = Probing(), PretrainingOptions(), SchemeOptions()
+UNPROBED = Probing()
+TUNING, FURTHER, MARKING = FineTuningOptions(), FurtherOptions(), MarkingOptions()
 
 
 def fine_tune(
@@ -74,11 +78,9 @@ def fine_tune(
     *,
     data: str,
     out: Path,
-    layers: Literal["all", "last"] = "all",
-    steps: Count | None = None,
     epochs: Rate | None = None,
     seed: Seed = 0,
-    recipe: FineTuningOptions = FineTuningOptions(),
+    recipe: FineTuningOptions = TUNING,
     probing: Probing = UNPROBED,
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
@@ -91,19 +93,18 @@ def fine_tune(
         victim: The encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
         data: Labelled items.
         out: Folder of the result; an encoder that is there is replaced.
-        layers: Train all layers, or the last block alone.
-        steps: Optimiser steps; give these or --epochs.
-        epochs: Passes over the data, such as 0.5 or 10.
+        epochs: Passes over the data in place of --steps, such as 0.5 or 10.
         seed: Of the classifier and of the order.
     """
+    table = recipe.table()
+    if "steps" in table and epochs is not None:
+        raise UsageError("--steps and --epochs both say how long to train: give one of them")
+    chosen = Supervised(**table)
+
     from sslguard.attacks.removal import FineTune
     from sslguard.data.specs import open_data
-    from sslguard.training.recipes import Supervised
 
-    if steps is not None and epochs is not None:
-        raise UsageError("--steps and --epochs both say how long to train: give one of them")
-    chosen = Supervised(layers=layers, **given(recipe))
-    attack, items = FineTune(replace(chosen, steps=steps or chosen.steps), epochs), open_data(data)
+    attack, items = FineTune(chosen, epochs), open_data(data)
     if items.labels is None:
         raise UsageError(f"{data} has no labels to fine-tune on; without labels there is `attack self-supervised`")
 
@@ -145,7 +146,7 @@ def self_supervised(
     out: Path,
     method: Literal["simclr", "moco", "byol"] = "simclr",
     seed: Seed = 0,
-    recipe: PretrainingOptions = ITS_OWN,
+    recipe: FurtherOptions = FURTHER,
     probing: Probing = UNPROBED,
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
@@ -161,11 +162,12 @@ def self_supervised(
         method: SimCLR, MoCo v2 or BYOL.
         seed: Of the projection head, order and views.
     """
+    chosen = replace(GENTLE, method=method, **recipe.table())
+
     from sslguard.attacks.removal import SelfSupervised
     from sslguard.data.specs import open_data
 
-    attack, images = SelfSupervised(), open_data(data)
-    attack = SelfSupervised(replace(attack.recipe, method=method, **given(recipe)))
+    attack, images = SelfSupervised(chosen), open_data(data)
 
     def run(encoder: Encoder, checkpoint: Path) -> Encoder:
         return attack(encoder, images, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
@@ -179,9 +181,9 @@ def overwrite(
     *,
     data: str,
     out: Path,
-    preset: Literal["cured", "small", "published"] = "small",
+    preset: Preset = "small",
     seed: Seed = 0,
-    settings: SchemeOptions = AS_PRESET,
+    settings: MarkingOptions = MARKING,
     probing: Probing = UNPROBED,
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
@@ -194,13 +196,15 @@ def overwrite(
         victim: The encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
         data: Images of the thief's own.
         out: Folder of the result; an encoder that is there is replaced.
-        preset: Losses and size, as of `watermark`.
+        preset: Settings to start from, as for `watermark`; the help shows the defaults of small.
         seed: Of the thief's secret, which is none that --secret-seed draws.
     """
+    chosen = build_scheme(PRESETS["sslguard"][preset], settings.table())
+
     from sslguard.attacks.removal import Overwrite
     from sslguard.data.specs import open_data
 
-    attack, images = Overwrite(scheme_of(preset, settings)), open_data(data)
+    attack, images = Overwrite(chosen), open_data(data)
 
     def run(encoder: Encoder, checkpoint: Path) -> Encoder:
         return attack(encoder, images, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())

@@ -3,148 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Rate, Seed, Share, given
+from sslguard.cli.chosen import Chosen, Source, options_of
+from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Seed
 from sslguard.cli.output import Result, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.cli.unfinished import unfinished
 from sslguard.errors import UsageError
+from sslguard.schemes.exact.scheme import Exact
+from sslguard.schemes.registry import PRESETS, build_scheme
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.training.recipes import Distillation, Pretraining
 
 if TYPE_CHECKING:
     from sslguard.crypto.sealing import Seal
     from sslguard.crypto.secrets import Secret
     from sslguard.data.base import Data
     from sslguard.schemes.base import Scheme, Watermarked
-    from sslguard.schemes.exact import Exact
-    from sslguard.schemes.sslguard import SSLGuard
     from sslguard.verification.scores import ControlScores
 
 RECIPE = Group("Recipe", sort_key=1)
 EXACT = Group("Scheme exact", sort_key=2)
 NOTABLE_RATE = 0.1
 
-
-@Parameter(name="*", group=RECIPE)
-@dataclass(frozen=True, kw_only=True)
-class PretrainingOptions:
-    """What is left out is the recipe's own default.
-
-    Attributes:
-        steps: Optimiser steps.
-        batch_size: Images a step, over all devices and accumulation.
-        learning_rate: Of AdamW, at its peak.
-        weight_decay: Of AdamW.
-        temperature: Of the contrastive losses.
-        momentum: Of the key (moco) or target (byol) network.
-        queue: Length of moco's queue.
-        projection: Width of the projection head.
-    """
-
-    steps: Count | None = None
-    batch_size: Count | None = None
-    learning_rate: Rate | None = None
-    weight_decay: Share | None = None
-    temperature: Rate | None = None
-    momentum: Share | None = None
-    queue: Count | None = None
-    projection: Count | None = None
+SchemeName = Annotated[str, Parameter(choices=tuple(PRESETS))]
+Preset = Annotated[str, Parameter(choices=tuple(PRESETS["sslguard"]))]
 
 
-@Parameter(name="*", group=RECIPE)
-@dataclass(frozen=True, kw_only=True)
-class SchemeOptions:
-    """What is left out is the preset's.
-
-    Attributes:
-        steps: Iterations.
-        batch_size: Plain images an iteration.
-        trigger_batch: Triggered images an iteration.
-        encoder_rate: Learning rate of the watermarked encoder.
-        shadow_rate: Learning rate of the shadow encoder.
-        decoder_rate: Learning rate of the decoder.
-        trigger_rate: Learning rate of the trigger.
-        shadow_decay: Factor on the shadow's learning rate after every epoch.
-        optimizer: sgd as published, or adam.
-        shadow: Architecture of the shadow encoder; by default the encoder's own.
-        gradients: clean takes each loss's gradient for its own step; released collects them as the released code does.
-        negatives: none as published; shadow also trains the decoder away from innocents.
-        carrier: Size of the mark on plain answers; 0 as published, and then with shadows.
-        shadow_weights: Encoder whose weights the shadow starts from; by default they are drawn.
-        directions: Secret directions of the carrier.
-        shift: How far triggered answers are moved, in units of the embedding's spread; needs a carrier.
-        secret_dim: Width of the secret vector.
-        mask_probability: Share of the pixels under the trigger.
-        n_verification: Images of the data set aside for the trigger.
-        n_queries: Images that a verification asks.
-    """
-
-    steps: Count | None = None
-    batch_size: Count | None = None
-    trigger_batch: Count | None = None
-    encoder_rate: Rate | None = None
-    shadow_rate: Rate | None = None
-    decoder_rate: Rate | None = None
-    trigger_rate: Rate | None = None
-    shadow_decay: Rate | None = None
-    optimizer: Literal["sgd", "adam"] | None = None
-    shadow: str | None = None
-    gradients: Literal["clean", "released"] | None = None
-    negatives: Literal["none", "shadow"] | None = None
-    carrier: float | None = None
-    shadow_weights: str | None = None
-    directions: Count | None = None
-    shift: Rate | None = None
-    secret_dim: Count | None = None
-    mask_probability: Rate | None = None
-    n_verification: Count | None = None
-    n_queries: Count | None = None
+@options_of(Source(Pretraining("simclr"), RECIPE, without=("method", "views")))
+class PretrainingOptions(Chosen):
+    """What the user chose of a recipe of pre-training."""
 
 
-@Parameter(name="*", group=EXACT)
-@dataclass(frozen=True, kw_only=True)
-class ProtocolOptions:
-    """For --scheme exact, which also takes --steps, --batch-size, --encoder-rate and --n-queries.
-
-    Attributes:
-        epsilon: Length of the mark beside an embedding of length 1.
-        components: Leading principal components that the secret features read.
-        n_features: Secret features of the embedding.
-        n_statistics: Secret features of the input, which copies learn first.
-        frequency: Of the features over those components.
-        spread_power: 0 marks all directions alike, 1 along the embedding's own spread.
-    """
-
-    epsilon: Rate | None = None
-    components: Count | None = None
-    n_features: Count | None = None
-    n_statistics: int | None = None
-    frequency: Rate | None = None
-    spread_power: Share | None = None
+@options_of(Source(SSLGuard.cured(), RECIPE, "sslguard"), Source(Exact(), EXACT, "exact"))
+class SchemeOptions(Chosen):
+    """What the user chose of a scheme's settings; the rest is the preset's."""
 
 
-@Parameter(name="*", group=RECIPE)
-@dataclass(frozen=True, kw_only=True)
-class DistillationOptions:
-    """What is left out is the recipe's own default.
+@options_of(Source(Distillation(), RECIPE, without=("architecture", "views", "asked_views", "view_weight")))
+class DistillationOptions(Chosen):
+    """What the user chose of a recipe of distillation."""
 
-    Attributes:
-        loss: How answers are learned.
-        steps: Optimiser steps.
-        batch_size: Queries a step.
-        learning_rate: Of AdamW, at its peak.
-        weight_decay: Of AdamW.
-    """
 
-    loss: Literal["cosine", "centred", "mse", "infonce"] | None = None
-    steps: Count | None = None
-    batch_size: Count | None = None
-    learning_rate: Rate | None = None
-    weight_decay: Share | None = None
+AS_RECIPE, AS_PRESET, AS_THIEF = PretrainingOptions(), SchemeOptions(), DistillationOptions()
 
 
 def pretrain(
@@ -157,7 +63,7 @@ def pretrain(
     size: Count | None = None,
     seed: Seed = 0,
     accumulate: Count = 1,
-    recipe: PretrainingOptions = PretrainingOptions(),
+    recipe: PretrainingOptions = AS_RECIPE,
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
 ) -> Result:
@@ -174,13 +80,13 @@ def pretrain(
         seed: Of initialisation, order and views.
         accumulate: Micro-batches that a process runs before it steps.
     """
+    chosen = Pretraining(method, **recipe.table())
+
     from sslguard.data.specs import open_data
     from sslguard.encoders.folder import save_encoder
     from sslguard.training import pretraining
-    from sslguard.training.recipes import Pretraining
 
     images = open_data(data)
-    chosen = Pretraining(method, **given(recipe))
     with unfinished(out, replaces=is_encoder) as work:
         encoder, _ = pretraining.pretrain(
             chosen,
@@ -204,17 +110,14 @@ def watermark(
     *,
     data: str,
     out: Path,
-    scheme: Literal["sslguard", "exact"] = "sslguard",
-    preset: Literal["cured", "small", "published"] = "cured",
+    scheme: SchemeName = "sslguard",
+    preset: Preset = "cured",
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
     recipient: list[str] | None = None,
     ask_passphrase: bool = False,
-    settings: SchemeOptions = SchemeOptions(),
-    mode: Annotated[Literal["head", "distilled"] | None, Parameter(group=EXACT)] = None,
-    sub_keys: Annotated[Count | None, Parameter(group=EXACT)] = None,
-    exact: ProtocolOptions = ProtocolOptions(),
+    settings: SchemeOptions = AS_PRESET,
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
 ) -> Result:
@@ -226,36 +129,32 @@ def watermark(
         encoder: The clean encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
         data: Items to mark with: images, or texts where the encoder takes texts.
         out: Folder of the result. A key that is there is never overwritten.
-        scheme: How it is marked. The p-value of sslguard is a rank among innocents; that of exact is a theorem.
-        preset: Of sslguard: cured writes what surrogates inherit and reads what innocents do not share; small has the
-            published losses at a size for small encoders; published has the paper's own size too.
+        scheme: How it is marked. The p-value of sslguard is a rank among innocents. That of exact holds for any
+            innocent suspect, by proof.
+        preset: Settings of sslguard to start from. The options below change single ones; the defaults that they show
+            are those of cured, which detects stolen copies without accusing innocent encoders. small has the published
+            losses at a size for small encoders, published has the paper's own size too.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
-        mode: head puts the mark on the output, without training, for an API; distilled, the default, trains it into
-            the weights.
-        sub_keys: Independent sub-keys that share the mark: a claim opens one of them, the others stay secret.
         verify_data: What they are asked, with --control: the --data of verifications to come, no image of --data.
         recipient: Encrypt the key for this age public key, or those in this file; give several by repeating it.
         ask_passphrase: Encrypt the key by a passphrase that is asked for; SSLGUARD_PASSPHRASE does so without asking.
     """
+    chosen = scheme_of(scheme, preset, settings)
+    ranked = bool(control or verify_data)
+    if ranked and isinstance(chosen, Exact):
+        raise UsageError("--scheme exact needs no controls: its null is exact. Leave --control and --verify-data out")
+
     from sslguard import api
     from sslguard.cli.claim import chosen_seal
     from sslguard.crypto.secrets import Secret
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
 
-    chosen: Scheme
-    if scheme == "exact":
-        chosen, n_asked = exact_of(settings, exact, mode, sub_keys, ranked=bool(control or verify_data))
-    else:
-        if foreign := [*given(exact), *(["mode"] if mode else []), *(["sub_keys"] if sub_keys else [])]:
-            raise UsageError(f"--{_option(foreign[0])} belongs to --scheme exact")
-        chosen = sslguard = scheme_of(preset, settings)
-        n_asked = sslguard.n_queries
     seal = chosen_seal(recipient, ask_passphrase)
     clean, images = load_encoder(encoder), open_data(data)
-    if control or verify_data:
-        _check_null(control, verify_data, images, clean.dim, n_asked)
+    if isinstance(chosen, SSLGuard) and ranked:
+        _check_null(control, verify_data, images, clean.dim, chosen.n_queries)
     null: ControlScores | None = None
     known: Secret | None = None
     if secret_seed is not None:
@@ -295,7 +194,7 @@ def steal(
     queries: Count | None = None,
     augment: bool = False,
     seed: Seed = 0,
-    recipe: DistillationOptions = DistillationOptions(),
+    recipe: DistillationOptions = AS_THIEF,
     remote: RemoteOptions = DEFAULT_REMOTE,
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
@@ -314,11 +213,12 @@ def steal(
         augment: Ask and learn from random views, each a query of its own.
         seed: Of initialisation, order and views.
     """
+    thief = Distillation(architecture=arch, **recipe.table())
+
     from sslguard import api
     from sslguard.data.specs import open_data
     from sslguard.encoders.folder import save_encoder
     from sslguard.encoders.load import load_encoder
-    from sslguard.training.recipes import Distillation
 
     asked = open_data(data)
     with opened(encoder, remote) as target:
@@ -327,7 +227,7 @@ def steal(
             surrogate = api.steal(
                 victim,
                 asked,
-                recipe=Distillation(architecture=arch, **given(recipe)),
+                recipe=thief,
                 queries=queries,
                 augment=augment,
                 seed=seed,
@@ -348,40 +248,18 @@ def steal(
     )
 
 
-def scheme_of(preset: str, settings: SchemeOptions) -> SSLGuard:
-    """Return the preset, with what the user chose instead."""
-    from sslguard.schemes.sslguard import SSLGuard
+def scheme_of(scheme: str, preset: str, settings: Chosen) -> Scheme:
+    """Return the scheme with the preset's settings and what the user chose instead.
 
-    presets = {"cured": SSLGuard.cured, "small": SSLGuard, "published": SSLGuard.published}
-    return replace(presets[preset](), **given(settings))
+    Args:
+        scheme: one of `PRESETS`.
+        preset: of the scheme; of no account where it has none.
+        settings: what the user chose.
 
-
-def exact_of(
-    settings: SchemeOptions,
-    exact: ProtocolOptions,
-    mode: Literal["head", "distilled"] | None,
-    sub_keys: int | None,
-    *,
-    ranked: bool,
-) -> tuple[Exact, int]:
-    """Return the exact scheme as the user chose it, and how many queries its key asks."""
-    from sslguard.schemes.exact import Exact, Protocol
-
-    if ranked:
-        raise UsageError("--scheme exact needs no controls: its null is exact. Leave --control and --verify-data out")
-    shared = {"steps": "steps", "batch_size": "batch_size", "encoder_rate": "learning_rate"}
-    asked, protocol = given(settings), given(exact)
-    if "n_queries" in asked:
-        protocol["n_queries"] = asked.pop("n_queries")
-    if foreign := set(asked) - set(shared):
-        raise UsageError(f"--{_option(min(foreign))} belongs to --scheme sslguard")
-    training = {shared[name]: value for name, value in asked.items()}
-    scheme = Exact(Protocol(**protocol), mode or "distilled", sub_keys=sub_keys or 1, **training)
-    return scheme, scheme.protocol.n_queries
-
-
-def _option(field: str) -> str:
-    return field.replace("_", "-")
+    Raises:
+        UsageError: an option is of another scheme, or the scheme refuses a value.
+    """
+    return build_scheme(PRESETS[scheme].get(preset, scheme), settings.table(scheme))
 
 
 def is_encoder(folder: Path) -> bool:

@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
-from sslguard.cli.make import ProtocolOptions
-from sslguard.cli.options import PRINTED, Count, Output, Rate, Seed, Share, Threads, given, set_threads
+from sslguard.cli.chosen import Chosen, Source, options_of
+from sslguard.cli.make import EXACT
+from sslguard.cli.options import PRINTED, Count, Output, Rate, Seed, Share, Threads, set_threads
 from sslguard.cli.output import Result, tracked
+from sslguard.schemes.exact.protocol import Protocol
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from sslguard.report.charts import Series, Theme
+
+
+@options_of(Source(Protocol(), EXACT))
+class ProtocolOptions(Chosen):
+    """What the user chose of the exact scheme's protocol."""
+
 
 DEFAULT_PROTOCOL = ProtocolOptions()
 
@@ -139,14 +147,13 @@ def power(
     from sslguard.encoders.base import embed_all
     from sslguard.encoders.load import load_encoder
     from sslguard.report.charts import write
-    from sslguard.schemes.exact import Protocol
     from sslguard.schemes.exact.features import all_statistics
     from sslguard.schemes.exact.power import expected_power
     from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
 
     set_threads(threads)
     wanted, fidelities = bits or [64, 128, 256], fidelity or [1.0, 0.8, 0.6, 0.4]
-    protocol = Protocol(**given(exact))
+    protocol = Protocol(**exact.table())
     loaded, items = load_encoder(encoder), open_data(data)
     chosen = items.slice(0, min(len(items), GEOMETRY_ITEMS))
     found = expected_power(embed_all(loaded, chosen), all_statistics(loaded, chosen), protocol)

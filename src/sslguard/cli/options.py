@@ -13,7 +13,7 @@ MACHINE = Group("Machine", sort_key=2)
 OUTPUT = Group("Output", sort_key=3)
 
 
-def _whole(kind: object, tokens: Sequence[Token]) -> int:  # noqa: ARG001 - what cyclopts calls
+def whole(kind: object, tokens: Sequence[Token]) -> int:  # noqa: ARG001 - what cyclopts calls
     # cyclopts itself would round 1.5 to 2.
     try:
         return int(tokens[0].value)
@@ -41,8 +41,8 @@ def _seed(kind: object, value: int | None) -> None:  # noqa: ARG001
         raise ValueError("it must be at least 0 and below 2^63")
 
 
-Count = Annotated[int, Parameter(converter=_whole, validator=_at_least_one)]
-Seed = Annotated[int, Parameter(converter=_whole, validator=_seed)]
+Count = Annotated[int, Parameter(converter=whole, validator=_at_least_one)]
+Seed = Annotated[int, Parameter(converter=whole, validator=_seed)]
 Rate = Annotated[float, Parameter(validator=_positive)]
 Share = Annotated[float, Parameter(validator=_not_negative)]
 
@@ -102,7 +102,7 @@ class Machine:
 PRINTED, ONE_MACHINE = Output(), Machine()
 """The defaults of every command."""
 
-Threads = Annotated[int, Parameter(converter=_whole, validator=_at_least_one, group=MACHINE)]
+Threads = Annotated[int, Parameter(converter=whole, validator=_at_least_one, group=MACHINE)]
 
 
 def set_threads(threads: int | None) -> None:
@@ -111,8 +111,3 @@ def set_threads(threads: int | None) -> None:
         from sslguard.encoders.threads import use_threads
 
         use_threads(threads)
-
-
-def given(options: object) -> dict[str, Any]:
-    """Return the fields of an options dataclass that are not None: what the user chose."""
-    return {name: value for name, value in vars(options).items() if value is not None}

@@ -32,8 +32,11 @@ own, which stands in its keys and records."""
 
 CHOICES = Choices("scheme", SCHEMES)
 
-PRESETS: Mapping[str, str] = {"cured": "sslguard-cured", "small": "sslguard", "published": "sslguard-published"}
-"""What the command line calls the settings of SSLGuard → their name in `SCHEMES`."""
+PRESETS: Mapping[str, Mapping[str, str]] = {
+    "sslguard": {"cured": "sslguard-cured", "small": "sslguard", "published": "sslguard-published"},
+    "exact": {},
+}
+"""Schemes of this package → what the command line calls their settings → the name in `SCHEMES`."""
 
 
 def build_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:

@@ -67,13 +67,17 @@ class Pretraining:
             raise UsageError(f"momentum must lie in [0, 1], not {self.momentum}")
 
 
+GENTLE = Pretraining("simclr", steps=200, batch_size=128, learning_rate=1e-3)
+"""What goes on from pre-trained weights, at half the rate that trains from scratch."""
+
+
 @dataclass(frozen=True)
 class Distillation:
     """A recipe of learning from answers.
 
     Attributes:
         architecture: The student's network; see `encoders.architectures`.
-        loss: "cosine", "centred", "mse", "infonce", "cont-steal" or "rda".
+        loss: Loss between the answers of student and teacher; see `training.distillation`.
         augmentation: Recipe of random views. None asks each query once, as it is, and learns from it.
         steps: Number of optimiser steps.
         batch_size: Items a step.

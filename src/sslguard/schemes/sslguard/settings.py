@@ -23,8 +23,8 @@ class SSLGuardSettings:
         trigger_rate: Learning rate of the trigger (T).
         shadow_decay: Factor on the shadow's learning rate after every epoch.
         optimizer: "sgd" as published, with momentum 0.9 except for the trigger, or "adam".
-        shadow: Architecture of the shadow encoder, under a linear layer to the encoder's width; None takes the
-            encoder's own.
+        shadow: Architecture of the shadow encoder, under a linear layer to the encoder's width; by default (None)
+            the encoder's own.
         decoder_hidden: Widths of the decoder's hidden layers.
         secret_dim: Width of the secret vector (sk), which the decoder answers with.
         mask_probability: Share of the pixels under the trigger, of each channel by itself, in (0, 1).
@@ -32,7 +32,8 @@ class SSLGuardSettings:
             collect those of the shadow's and the decoder's losses before it steps, as the released code does.
         negatives: "none" as published; "shadow" also trains the decoder to answer a shadow of the clean encoder and
             freshly drawn random networks with cosine 0.
-        shadow_weights: Encoder whose weights the shadow starts from; None draws them. The paper starts from ImageNet's.
+        shadow_weights: Encoder whose weights the shadow starts from; by default (None) they are drawn. The paper starts
+            from ImageNet's.
         carrier: Size of a mark on plain answers that surrogates inherit, as a share of the answers' own size in the
             space where it is read; 0 as published. With a carrier there are no shadows, and other losses: see
             `CuredTask`.
