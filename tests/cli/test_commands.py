@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import stat
@@ -14,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
 
@@ -29,6 +30,8 @@ from sslguard.cli import entry, main
 from sslguard.cli.make import DistillationOptions, PretrainingOptions, SchemeOptions
 from sslguard.cli.output import printable
 from sslguard.encoders import load_encoder
+from sslguard.errors import UsageError
+from sslguard.schemes.exact import Exact, Protocol
 from sslguard.schemes.keyfile import load_key
 from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
 from sslguard.training import is_first_process
@@ -279,17 +282,40 @@ def test_secret_seed_repeats_a_key_and_warns(bed: Bed, tmp_path: Path) -> None:
     assert load_key(bed.key).secret.reveal() != load_key(tmp_path / "a" / "key").secret.reveal()  # type: ignore[attr-defined]
 
 
-def test_options_are_those_of_the_recipes() -> None:
+def test_options_are_those_of_the_settings() -> None:
     for options, recipe in (
-        (SchemeOptions, SSLGuard),
-        (PretrainingOptions, Pretraining),
-        (DistillationOptions, Distillation),
+        (SchemeOptions, (SSLGuard, Exact, Protocol)),
+        (PretrainingOptions, (Pretraining,)),
+        (DistillationOptions, (Distillation,)),
     ):
-        known = {field.name for field in fields(recipe)}
-        assert {field.name for field in fields(options)} <= known
+        known = {field.name for kind in recipe for field in fields(kind)}
+        assert {field.name for field in fields(options)} <= known  # type: ignore[arg-type]
     ours, theirs = get_type_hints(SchemeOptions), get_type_hints(SSLGuard)
     for name in ("gradients", "negatives", "optimizer"):
         assert get_args(get_args(ours[name])[0]) == get_args(theirs[name])
+    chosen = SchemeOptions(steps=3, epsilon=0.1)  # type: ignore[call-arg]
+    assert chosen.table("exact") == {"steps": 3, "protocol": {"epsilon": 0.1}}
+    with pytest.raises(UsageError, match=r"^--epsilon belongs to --scheme exact$"):
+        chosen.table("sslguard")
+
+
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("pretrain", {**asdict(Pretraining("simclr")), "method": None, "views": None}),
+        ("steal", {"steps": 400, "learning_rate": 0.003, "loss": "cosine"}),
+        ("watermark", {"steps": "800 for sslguard, 900 for exact", "carrier": 1, "epsilon": 0.2, "mode": "distilled"}),
+        ("attack overwrite", {"steps": 200, "carrier": 0, "decoder_rate": 0.001}),
+        ("attack fine-tune", {"steps": 100, "layers": "all"}),
+        ("attack self-supervised", {"steps": 200, "learning_rate": 0.001}),
+    ],
+)
+def test_help_shows_every_default(command: str, defaults: dict[str, object]) -> None:
+    page = " ".join(word for word in sslguard(*command.split(), "--help").out.split() if word != "│")
+    for name, value in defaults.items():
+        if value is not None:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            assert re.search(rf"--{name.replace('_', '-')} (?:(?! --).)*\[default: {shown}\]", page), name
 
 
 # --- what goes wrong
