@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.make import RECIPE, Preset, is_encoder
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Machine, Output, Rate, Seed
@@ -100,6 +101,7 @@ def fine_tune(
     if "steps" in table and epochs is not None:
         raise UsageError("--steps and --epochs both say how long to train: give one of them")
     chosen = Supervised(**table)
+    _check(victim, probing, data)
 
     from sslguard.attacks.removal import FineTune
     from sslguard.data.specs import open_data
@@ -132,6 +134,8 @@ def prune(
         amount: Share of the weights of convolutions and linear layers, between 0 and 1.
         scope: Rank the weights of the whole network together, or take that share of every layer.
     """
+    _check(victim, probing)
+
     from sslguard.attacks.removal import Prune
 
     attack = Prune(amount, scope)
@@ -163,6 +167,7 @@ def self_supervised(
         seed: Of the projection head, order and views.
     """
     chosen = replace(GENTLE, method=method, **recipe.table())
+    _check(victim, probing, data)
 
     from sslguard.attacks.removal import SelfSupervised
     from sslguard.data.specs import open_data
@@ -200,6 +205,7 @@ def overwrite(
         seed: Of the thief's secret, which is none that --secret-seed draws.
     """
     chosen = build_scheme(PRESETS["sslguard"][preset], settings.table())
+    _check(victim, probing, data)
 
     from sslguard.attacks.removal import Overwrite
     from sslguard.data.specs import open_data
@@ -238,11 +244,14 @@ def apply(
         settings: KEY=VALUE, as often as wanted; a dot leads into a table: --set bits=4, --set recipe.steps=300.
         seed: Of all that is drawn.
     """
+    tables = _tables(settings or [])
+    _check(victim, probing, data)
+
     from sslguard.attacks.base import Removal, Stealing
     from sslguard.attacks.registry import build
     from sslguard.data.specs import open_data
 
-    chosen = build(attack, _tables(settings or []))
+    chosen = build(attack, tables)
     if not isinstance(chosen, Removal | Stealing):
         raise UsageError(f"{attack} leaves no weights to write: it is for Python and for `sslguard bench`")
     if (data is None) != (chosen.needs == "nothing"):
@@ -258,6 +267,10 @@ def apply(
 
 
 COMMANDS: tuple[Callable[..., Result], ...] = (fine_tune, prune, self_supervised, overwrite, apply)
+
+
+def _check(victim: str, probing: Probing, data: str | None = None) -> None:
+    check(encoders=[victim, probing.clean], data=[data, probing.probe_train, probing.probe_test])
 
 
 def _tables(settings: list[str]) -> dict[str, Any]:

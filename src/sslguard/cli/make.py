@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Seed
 from sslguard.cli.output import Result, say
@@ -18,6 +19,7 @@ from sslguard.errors import UsageError
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.registry import PRESETS, build_scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.suspects.names import PREFIXES
 from sslguard.training.recipes import Distillation, Pretraining
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def pretrain(
         accumulate: Micro-batches that a process runs before it steps.
     """
     chosen = Pretraining(method, **recipe.table())
+    check(data=[data])
 
     from sslguard.data.specs import open_data
     from sslguard.encoders.folder import save_encoder
@@ -144,6 +147,7 @@ def watermark(
     ranked = bool(control or verify_data)
     if ranked and isinstance(chosen, Exact):
         raise UsageError("--scheme exact needs no controls: its null is exact. Leave --control and --verify-data out")
+    check(encoders=[encoder], data=[data, verify_data], controls=control)
 
     from sslguard import api
     from sslguard.cli.claim import chosen_seal
@@ -214,6 +218,8 @@ def steal(
         seed: Of initialisation, order and views.
     """
     thief = Distillation(architecture=arch, **recipe.table())
+    remote.check(encoder)
+    check(encoders=[] if encoder.startswith(PREFIXES) else [encoder], data=[data])
 
     from sslguard import api
     from sslguard.data.specs import open_data
