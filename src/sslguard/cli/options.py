@@ -14,7 +14,7 @@ OUTPUT = Group("Output", sort_key=3)
 
 
 def whole(kind: object, tokens: Sequence[Token]) -> int:  # noqa: ARG001 - what cyclopts calls
-    # cyclopts itself would round 1.5 to 2.
+    """Return a whole number, where cyclopts itself would round 1.5 to 2. Raise ValueError for anything else."""
     try:
         return int(tokens[0].value)
     except ValueError:
