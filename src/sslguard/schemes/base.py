@@ -41,30 +41,35 @@ class Key(ABC):
 
     @abstractmethod
     def queries(self, data: Data) -> Iterator[Batch]:
-        """What to ask, in order: a function of the key and `data` alone."""
+        """Yield what to ask, in order: a function of the key and `data` alone."""
 
     @abstractmethod
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
-        """What the answers (n, m), batch by batch in the order of the queries to `data`, are worth before any null."""
+        """Return what the answers are worth before any null.
+
+        Args:
+            answers: (n, m), batch by batch in the order of the queries.
+            data: what the queries were drawn from.
+        """
 
     @abstractmethod
     def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
-        """A statistic with its p-value under this scheme's null."""
+        """Return a statistic with its p-value under this scheme's null."""
 
     def score(
         self, answers: Iterable[NDArray[np.floating]], data: Data, *, controls: Sequence[float] = ()
     ) -> Significance:
-        """The statistic of `answers` with its p-value under this scheme's null."""
+        """Return the statistic of `answers` with its p-value under this scheme's null."""
         return self.score_value(self.statistic(answers, data), controls=controls)
 
     @abstractmethod
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """JSON fields and tensors that `from_parts` rebuilds the key from, secrets included."""
+        """Return JSON fields and tensors that `from_parts` rebuilds the key from, secrets included."""
 
     @classmethod
     @abstractmethod
     def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Key:
-        """The inverse of `to_parts`. Raises KeyFileError for parts that do not fit."""
+        """Return the key of parts that `to_parts` gave. Raise KeyFileError for parts that do not fit."""
 
 
 @dataclass(frozen=True)

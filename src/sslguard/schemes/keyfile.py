@@ -67,7 +67,7 @@ class Owner:
 
     @classmethod
     def generate(cls) -> Owner:
-        """Fresh ones from the operating system."""
+        """Draw fresh ones from the operating system."""
         return cls(secrets.token_bytes(SALT_BYTES), secrets.token_bytes(SALT_BYTES))
 
     @property
@@ -76,7 +76,7 @@ class Owner:
         return self._private().public_key().public_bytes_raw().hex()
 
     def sign(self, message: bytes) -> bytes:
-        """The Ed25519 signature, 64 bytes."""
+        """Return the Ed25519 signature, 64 bytes."""
         return self._private().sign(message)
 
     def _private(self) -> Ed25519PrivateKey:
@@ -89,7 +89,7 @@ class Owner:
 
     @classmethod
     def from_json(cls, found: Any) -> Owner:
-        """The inverse of `to_json`. Raises KeyFileError for anything else."""
+        """Return the owner that `to_json` told of. Raise KeyFileError for anything else."""
         try:
             return cls(bytes.fromhex(found["salt"]), bytes.fromhex(found["signing_key"]))
         except (KeyError, TypeError, ValueError):
@@ -113,7 +113,7 @@ class StoredKey:
     folder: Path | None = None
 
     def opened(self, number: int) -> StoredKey:
-        """The sub-key of this number, for a claim that opens no other.
+        """Return the sub-key of this number, for a claim that opens no other.
 
         Raises:
             UsageError: the key has none, or none of this number.
@@ -124,10 +124,13 @@ class StoredKey:
 
 
 def save_key(key: Key, folder: Path, *, seal: Seal | None = None, owner: Owner | None = None) -> None:
-    """Write `key` to `folder` (mode 0700, files 0600), whole or not at all; replaces a key that is there, with its
-    stored scores.
+    """Write a key to its folder (mode 0700, files 0600), whole or not at all.
+
+    A key that is there is replaced, with its stored scores.
 
     Args:
+        key: the key.
+        folder: where it is written.
         seal: for whom it is encrypted; None leaves it in the clear.
         owner: a fresh one unless given.
 
@@ -152,7 +155,7 @@ def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
 
 
 def load_key(folder: Path) -> Key:
-    """The key that `save_key` wrote; a sealed one is opened as `sealing` says.
+    """Return the key that `save_key` wrote; a sealed one is opened as `sealing` says.
 
     Raises:
         KeyFileError: something is missing, damaged, oversized or of another version, or does not open. Messages hold
@@ -162,7 +165,7 @@ def load_key(folder: Path) -> Key:
 
 
 def open_key(folder: Path) -> StoredKey:
-    """As `load_key`, with the owner."""
+    """Return the key as `load_key` does, with its owner."""
     header = read_header(folder)
     sealed = header.get("protection") == "age"
     body = _open_body(folder) if sealed else header
@@ -181,7 +184,7 @@ def open_key(folder: Path) -> StoredKey:
 
 
 def key_hash(key: Key) -> str:
-    """SHA-256, hex, of the key's scheme, fields and tensors: the same wherever and however often it is written.
+    """Return SHA-256, hex, of the key's scheme, fields and tensors: the same however often it is written.
 
     It covers the secret, which it does not give away; still it belongs beside the key and nowhere else.
     """
@@ -193,14 +196,14 @@ def key_hash(key: Key) -> str:
 
 
 def tensor_bytes(tensor: Tensor) -> bytes:
-    """A line of JSON with dtype and shape, then the values in row-major order, little-endian: for hashes."""
+    """Return a line of JSON with dtype and shape, then the values in row-major order, little-endian: for hashes."""
     values = tensor.detach().cpu().numpy()
     head = json.dumps([str(values.dtype), list(values.shape)]).encode()
     return head + b"\n" + np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
 
 
 def is_key_folder(folder: Path) -> bool:
-    """Whether `folder` holds a key of this version, sealed or not. It is not opened."""
+    """Return whether `folder` holds a key of this version, sealed or not. It is not opened."""
     try:
         return read_header(folder)["format"] == FORMAT
     except KeyFileError:
@@ -208,7 +211,7 @@ def is_key_folder(folder: Path) -> bool:
 
 
 def key_of(scheme: object, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Key:
-    """The key of parts that came from somewhere else. Raises KeyFileError where they do not fit."""
+    """Return the key of parts that came from somewhere else. Raise KeyFileError where they do not fit."""
     kind = key_class(scheme)
     if kind is None:
         raise KeyFileError(f"there is no scheme {scheme!r:.80} here")
@@ -216,7 +219,7 @@ def key_of(scheme: object, fields: dict[str, Any], tensors: dict[str, Tensor]) -
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """`key.json`: all that can be known of a key without opening it, and of one in the clear, everything but tensors.
+    """Read `key.json`: what can be known of a key without opening it; of one in the clear, all but tensors.
 
     Raises:
         KeyFileError: it is missing, damaged, oversized or of another version.
@@ -238,7 +241,7 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 
 def parse_tensors(content: bytes, what: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, all finite.
+    """Return the tensors of a safetensors file, all finite.
 
     Raises:
         KeyFileError: it is damaged.
@@ -260,7 +263,7 @@ def parse_tensors(content: bytes, what: str) -> dict[str, Tensor]:
 
 
 def serialise_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """The safetensors file of tensors wherever they are."""
+    """Return the safetensors file of tensors wherever they are."""
     from safetensors.torch import save
 
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -289,7 +292,7 @@ def _write(key: Key, folder: Path, seal: Seal | None, owner: Owner, beside: Mapp
 
 
 def _check_nothing_else(folder: Path) -> None:
-    """Raises OutputError where a key's folder holds what is no part of a key, and would be lost with the old one."""
+    """Raise OutputError where a key's folder holds what is no part of a key, and would be lost with the old one."""
     if not is_key_folder(folder):
         return
     try:
@@ -334,7 +337,7 @@ def _sealed_size(most: int) -> int:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """A plain file of at most so many bytes."""
+    """Return the content of a plain file of at most so many bytes."""
     try:
         # A pipe or a device would block or never end.
         if path.exists() and not path.is_file():

@@ -41,7 +41,7 @@ class Geometry:
 
     @classmethod
     def of(cls, embeddings: NDArray[np.floating], protocol: Protocol) -> Self:
-        """From F's answers, (n, d), to items that nobody will be asked about.
+        """Return the geometry of F's answers, (n, d), to items that nobody will be asked about.
 
         Raises:
             UsageError: they vary in fewer than q directions.
@@ -64,7 +64,7 @@ class Geometry:
         return cls(mean, whitener, spread * np.sqrt(d) / np.linalg.norm(spread))
 
     def digest(self) -> bytes:
-        """SHA-256 of all three arrays."""
+        """Return SHA-256 of all three arrays."""
         return _digest(_arrays(self))
 
 
@@ -102,10 +102,14 @@ class Bank:
         *,
         share: tuple[int, int] = (0, 1),
     ) -> Self:
-        """The bank of a secret, bound to `context` (encoder and protocol) and to the geometry.
+        """Return the bank of a secret, bound to `context` (encoder and protocol) and to the geometry.
 
         Args:
-            embeddings, statistics: F's answers (n, d) to items that nobody will be asked about, and ψ (n, 96) of them.
+            secret: the master secret, or a sub-key's.
+            embeddings: F's answers to items that nobody will be asked about, (n, d).
+            statistics: ψ of these items, (n, 96).
+            protocol: sizes and frequency of the features.
+            context: what the streams are bound to.
             share: (i, s) takes of the s·K₂ largest principal components each s-th from the i-th on, so that the banks
                 of s sub-keys have none in common.
 
@@ -127,11 +131,11 @@ class Bank:
 
     @classmethod
     def joined(cls, banks: Sequence[Self]) -> Self:
-        """The features of several banks over one geometry: all functions of h, then all statistics."""
+        """Return the features of several banks over one geometry: all functions of h, then all statistics."""
         return banks[0]._with(lambda name: np.concatenate([getattr(bank, name) for bank in banks], axis=-1))
 
     def part(self, index: int, parts: int) -> Self:
-        """Of the `parts` banks that this one was joined of, the one at `index`: a copy."""
+        """Return a copy of the bank at `index`, of the `parts` banks that this one was joined of."""
         return self._with(lambda name: np.split(getattr(self, name), parts, axis=-1)[index].copy())
 
     def _with(self, array: Callable[[str], Array]) -> Self:
@@ -145,22 +149,22 @@ class Bank:
         return len(self.phases) + self.axes.shape[1]
 
     def features(self, h: Array, statistics: Array) -> Array:
-        """φ of clean embeddings of length 1 and of input statistics: (n, d), (n, 96) → (n, K)."""
+        """Return φ of clean embeddings of length 1 and of input statistics: (n, d), (n, 96) → (n, K)."""
         bends = (_bends(self.geometry, self.frequencies, self.phases, h) - self.offset) / self.scale
         others = (statistics - self.centre) @ self.axes - (h - self.geometry.mean) @ self.linear
         return np.hstack([bends, others])
 
     def digest(self) -> bytes:
-        """SHA-256 of all that the test depends on but the directions."""
+        """Return SHA-256 of all that the test depends on but the directions."""
         return _digest(self.to_arrays())
 
     def to_arrays(self) -> dict[str, Array]:
-        """Every array by name; `from_arrays` is the inverse."""
+        """Return every array by name; `from_arrays` is the inverse."""
         return {**_arrays(self.geometry), **{name: getattr(self, name) for name in _OWN}}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.floating]]) -> Self:
-        """Raises ValueError for arrays that are no bank's, or do not fit together."""
+        """Return the bank of such arrays. Raise ValueError for arrays that are no bank's, or do not fit together."""
         if set(arrays) != {*_OWN, *_GEOMETRY}:
             raise ValueError("not the arrays of a bank of features")
         found = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
@@ -210,7 +214,7 @@ def _beyond_linear(geometry: Geometry, h: Array, statistics: Array, count: int) 
 
 
 def _rotation(stream: Stream, size: int) -> Array:
-    """A uniform orthogonal matrix (Haar measure: QR with a positive diagonal)."""
+    """Return a uniform orthogonal matrix (Haar measure: QR with a positive diagonal)."""
     if size == 0:
         return np.zeros((0, 0))
     q, r = np.linalg.qr(stream.normal((size, size)))
@@ -218,9 +222,12 @@ def _rotation(stream: Stream, size: int) -> Array:
 
 
 def draw_directions(secret: Secret, n_features: int, dim: int, context: bytes, *, redraw: int = 0) -> Array:
-    """U (K, d): one uniform point on the sphere of radius √K, normalised as a whole and never row by row.
+    """Return U (K, d): one uniform point on the sphere of radius √K, normalised as a whole and never row by row.
 
     Args:
+        secret: the key's.
+        n_features: K.
+        dim: d.
         context: encoder, protocol and bank. All of V's ingredients are fixed before U is.
         redraw: names another, independent U on the same features; 0 is the key's own.
     """
@@ -228,13 +235,13 @@ def draw_directions(secret: Secret, n_features: int, dim: int, context: bytes, *
 
 
 def draw_gaussian(secret: Secret, n_features: int, dim: int, context: bytes, *, redraw: int = 0) -> Array:
-    """The numbers (K, d) that `draw_directions` normalises, N(0, 1)."""
+    """Return the numbers (K, d) that `draw_directions` normalises, N(0, 1)."""
     name = "directions" if redraw == 0 else f"directions, redraw {redraw}"
     return secret.stream(name, context).normal((n_features, dim))
 
 
 def on_sphere(gaussian: Array) -> Array:
-    """Rows (K, d) scaled as a whole to the sphere of radius √K."""
+    """Return rows (K, d) scaled as a whole to the sphere of radius √K."""
     return gaussian * (np.sqrt(len(gaussian)) / np.linalg.norm(gaussian))
 
 

@@ -85,7 +85,7 @@ class ExactKey(Key):
         return stream_context(self.clean, self.protocol)
 
     def directions(self) -> Array:
-        """U (K, d), rows in the order of the bank's features.
+        """Return U (K, d), rows in the order of the bank's features.
 
         Sub-keys draw each from a secret of its own, and all numbers are normalised as a whole. So the whole is one
         uniform point on its sphere, and up to its length each sub-key's share is one on its own: either test is exact.
@@ -98,16 +98,18 @@ class ExactKey(Key):
         return on_sphere(np.concatenate([*(rows[:k] for rows in drawn), *(rows[k:] for rows in drawn)]))
 
     def _bound_to(self) -> bytes:
-        """What the stream of directions is bound to: all that V is made of."""
+        """Return what the stream of directions is bound to: all that V is made of."""
         own = self.bank.digest()
         return self.context + own + (bytes.fromhex(self.whole_bank) or own)
 
     def split(self) -> list[ExactKey]:
-        """Its sub-keys, in order; none where it has no more than itself."""
+        """Return the key's sub-keys, in order; none where it is its only one."""
         return [self.opened(i + 1) for i in range(self.sub_keys)] if self.sub_keys > 1 else []
 
     def opened(self, number: int) -> ExactKey:
-        """The sub-key of this number, 1 to s: a key by itself, with nothing of the master secret or the others in it.
+        """Return the sub-key of this number, 1 to s: a key by itself.
+
+        Nothing of the master secret or of the other sub-keys is in it.
 
         Its protocol's ε is that of the whole; of the mark its own share is ε/√s.
 
@@ -123,7 +125,7 @@ class ExactKey(Key):
         return replace(self, secret=secret, bank=bank, sub_keys=1, whole_bank=whole, _embedded={})
 
     def queries(self, data: Data) -> Iterator[Batch]:
-        """Items of `data` as they are, ≤ 128 at a time: nothing marks them as queries."""
+        """Yield items of `data` as they are, ≤ 128 at a time: nothing marks them as queries."""
         n = self.n_queries
         if len(data) < n:
             raise UsageError(f"this key asks {n} queries, but {data.spec} has only {len(data)} items")
@@ -144,7 +146,7 @@ class ExactKey(Key):
         )
 
     def moments(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Moments:
-        """All that the witnesses need of a suspect's answers, in one pass. No direction has a part in it.
+        """Return all that the witnesses need of a suspect's answers, in one pass. No direction has a part in it.
 
         Answers of more than 4,096 columns, in another width than F's, count as `folded` to 2,048.
 
@@ -174,14 +176,14 @@ class ExactKey(Key):
         return moments
 
     def witnesses(self, moments: Moments) -> dict[str, tuple[Array, Array | None]]:
-        """V (K, d) and the range it is known to lie in, by witness: all that apply to this width.
+        """Return V (K, d) and the range it is known to lie in, by witness: all that apply to this width.
 
         A function of features, clean encoder, spread and answers. The directions stand nowhere on its path.
         """
         return witnesses(moments, self.bank.geometry.spread)
 
     def test(self, witnesses: Mapping[str, tuple[Array, Array | None]], *, n_queries: int) -> Significance:
-        """The best witness's significance, corrected for all that were asked; bits end at the secret's entropy."""
+        """Return the best witness's significance, corrected for all; bits end at the secret's entropy."""
         directions = self.directions()
         found = {
             name: direction_test(v, directions, n_queries=n_queries, basis=basis)
@@ -202,13 +204,13 @@ class ExactKey(Key):
         )
 
     def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:  # noqa: ARG002
-        """The p-value of the direction test; controls have no part in it."""
+        """Return the p-value of the direction test; controls have no part in it."""
         if score.evidence is None:
             raise UsageError("this score is not of a key of the exact scheme")
         return score.evidence
 
     def _clean_answers(self, data: Data) -> Iterator[tuple[Array, Array]]:
-        """h and ψ of the queries, batch by batch; kept for the next suspect where they are few enough."""
+        """Yield h and ψ of the queries, batch by batch; kept for the next suspect where they are few enough."""
         kept = self._embedded.get((data.spec, len(data)))
         if kept is not None:
             cuts = range(QUERY_BATCH, len(kept[0]), QUERY_BATCH)
@@ -282,7 +284,7 @@ class ExactKey(Key):
 
 
 def folded(answers: NDArray[np.floating]) -> Array:
-    """Answers (n, m) to fewer columns, (n, 2048): each column, with a public sign, added to one of them.
+    """Map answers (n, m) to fewer columns, (n, 2048): each column is added to one of them, with a public sign.
 
     Inner products of rows stay nearly what they were (a count sketch), and columns that are 0 nothing. It depends on m
     alone, so that whatever is tested of the answers is still independent of the directions.
@@ -302,7 +304,7 @@ def _folds(width: int) -> tuple[Array, NDArray[np.int64]]:
 
 
 def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
-    """Encoder, preprocessing and protocol: what a secret's streams are bound to before there is a bank."""
+    """Return what a secret's streams are bound to before there is a bank: encoder, preprocessing and protocol."""
     preprocess = json.dumps(clean.preprocess.to_json(), sort_keys=True).encode()
     # One set of weights may be those of several networks.
     architecture = json.dumps(clean.architecture, sort_keys=True).encode()
@@ -310,7 +312,7 @@ def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
 
 
 def sub_secrets(secret: Secret, count: int, context: bytes) -> list[Secret]:
-    """Of a key's sub-keys; the master secret itself where there is one."""
+    """Return one secret for each sub-key; the master secret itself where there is one sub-key."""
     return [secret] if count == 1 else [secret.derive(f"sub-key {i + 1}", context) for i in range(count)]
 
 

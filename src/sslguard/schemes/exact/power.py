@@ -51,7 +51,7 @@ class Power:
     noise: float
 
     def cosine(self, n: float, fidelity: float) -> float:
-        """c to be expected of n queries to a suspect of this fidelity, in [0, 1]."""
+        """Return the c to be expected of n queries to a suspect of this fidelity, in [0, 1]."""
         if not 0 < fidelity <= 1 or n <= 0:
             raise UsageError(f"fidelity must lie in (0, 1] and n above 0, not {fidelity} and {n}")
         error = 1 / fidelity**2 - 1
@@ -62,13 +62,13 @@ class Power:
         return min(1.0, fidelity * self.gain / math.sqrt(self.n_features * size)) if size else 0.0
 
     def bits(self, n: float, fidelity: float) -> float:
-        """−log₂ p to be expected, after Bonferroni over all witnesses, at most 256."""
+        """Return the −log₂ p to be expected, after Bonferroni over all witnesses, at most 256."""
         tail = float(log2_tail(self.cosine(n, fidelity), self.n_features * self.dim))
         found = -tail - math.log2(len(family(self.dim, self.dim)))
         return min(max(0.0, found), float(SECRET_BITS))
 
     def n_queries(self, bits: float, fidelity: float) -> int | None:
-        """The least n that is expected to give so many bits; None where ten million do not.
+        """Return the least n that is expected to give so many bits; None where ten million do not.
 
         Raises:
             UsageError: bits lie outside (0, 256].
@@ -91,7 +91,9 @@ def expected_power(
     *,
     seeds: Sequence[int] = (0, 1, 2),
 ) -> Power:
-    """Power of a protocol on clean embeddings (n, d) and input statistics (n, 96), averaged over features of its own.
+    """Compute the power of a protocol on clean embeddings (n, d) and input statistics (n, 96).
+
+    It is averaged over features of its own.
 
     Raises:
         UsageError: the embeddings do not suit the protocol, or are fewer than twice their width.

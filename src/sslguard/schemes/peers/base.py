@@ -1,5 +1,4 @@
-"""What a peer is: a published scheme, rebuilt from its paper, that protects an encoder and scores suspects by its own
-statistic.
+"""What a peer is: a published scheme, rebuilt from its paper, that scores suspects by its own statistic.
 
 A peer's p-value is not trusted here: it is reported as published, beside a rank among controls. Its keys live as long
 as a benchmark does and are not kept in files.
@@ -50,12 +49,12 @@ class PeerKey(Key):
         )
 
     def to_parts(self) -> NoReturn:
-        """Raises UsageError: keys of peers are not kept."""
+        """Raise UsageError: keys of peers are not kept."""
         raise UsageError(f"a key of {self.scheme} is for benchmarks and is not kept in files: protect again")
 
     @classmethod
     def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> NoReturn:  # noqa: ARG003
-        """Raises UsageError: keys of peers are not kept."""
+        """Raise UsageError: keys of peers are not kept."""
         raise UsageError(f"a key of {cls.scheme} is for benchmarks and is not kept in files: protect again")
 
 
@@ -91,7 +90,7 @@ class ComparingKey(PeerKey):
         return asked(data, drawn(self.secret, self.scheme, data, self.n))
 
     def own(self, data: Data) -> Array:
-        """The clean encoder's answers to the queries, (n, d); the last set's are kept."""
+        """Return the clean encoder's answers to the queries, (n, d); the last set's are kept."""
         if data.spec not in self._embedded:
             answers = [self.clean.embed(batch) for batch in self.queries(data)]
             self._embedded.clear()
@@ -100,7 +99,7 @@ class ComparingKey(PeerKey):
 
 
 def drawn(secret: Secret, name: str, data: Data, n: int) -> NDArray[np.int64]:
-    """`n` different items of `data`, drawn by the secret's stream `name`.
+    """Draw `n` different items of `data` by the secret's stream `name`.
 
     Raises:
         UsageError: there are fewer.
@@ -111,21 +110,23 @@ def drawn(secret: Secret, name: str, data: Data, n: int) -> NDArray[np.int64]:
 
 
 def asked(data: Data, order: Sequence[int] | NDArray[np.integer]) -> Iterator[Batch]:
-    """Items of `data` in this order, ≤ 128 at a time, images of one size as bytes."""
+    """Yield items of `data` in this order, ≤ 128 at a time, images of one size as bytes."""
     for start in range(0, len(order), QUERY_BATCH):
         batch = data.take(order[start : start + QUERY_BATCH])
         yield as_bytes(batch) if isinstance(batch, Tensor) else batch
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """Images as uint8; floats from [0, 1]."""
+    """Convert images to uint8; floats from [0, 1]."""
     return (images * 255).round().to(torch.uint8) if images.is_floating_point() else images
 
 
 def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | None = None) -> Array:
-    """All answers, float64 (n, m).
+    """Return all answers, float64 (n, m).
 
     Args:
+        answers: batch by batch.
+        n: how many there must be.
         width: m where the scheme can only score answers of the owner's width.
 
     Raises:
@@ -148,5 +149,5 @@ def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | No
 
 
 def log2_pvalue(pvalue: float) -> float:
-    """Base-2 logarithm of a p-value in bits; one that underflowed counts as the smallest normal float, 2^-1022."""
+    """Return the base-2 logarithm of a p-value, in bits; one that underflowed counts as 2^-1022."""
     return math.log2(min(1.0, max(pvalue, float(np.finfo(np.float64).tiny))))

@@ -102,14 +102,14 @@ class DatasetInferenceKey(PeerKey):
         return self.settings.n_fit + 2 * self.settings.n_tested
 
     def queries(self, data: Data) -> Iterator[Batch]:
-        """Members, then items of `data`, which must be unseen: UsageError where they overlap the pre-training data."""
+        """Yield members, then unseen items of `data`. Raise UsageError where it overlaps the pre-training data."""
         if shared := overlap(self.members, data):
             raise UsageError(f"{data.spec} must be unseen, but shares {shared} items with {self.members.spec}")
         unseen = drawn(self.secret, "unseen", data, self.settings.n_tested)
         return chain(asked(self.members, self.order), asked(data, unseen))
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:  # noqa: ARG002
-        """Welch's t, or the share of pairs (member, unseen) in which the member is likelier."""
+        """Return Welch's t, or the share of pairs (member, unseen) in which the member is likelier."""
         rows = unit_rows(gathered(answers, self.n_queries))
         fit, tested = rows[: self.settings.n_fit], rows[self.settings.n_fit :]
         mixture = Mixture.fit(fit, self.settings.components, self.secret.stream("mixture"))
@@ -119,7 +119,7 @@ class DatasetInferenceKey(PeerKey):
 
 
 def welch(one: Array, other: Array) -> tuple[float, float]:
-    """Welch's t for mean(one) > mean(other), and log₂ of its one-sided p-value; 0, 0 where nothing varies."""
+    """Compute Welch's t for mean(one) > mean(other), and log₂ of its one-sided p-value; 0, 0 where nothing varies."""
     if np.ptp(one) == 0 and np.ptp(other) == 0:
         return 0.0, 0.0
     found = stats.ttest_ind(one, other, equal_var=False, alternative="greater")

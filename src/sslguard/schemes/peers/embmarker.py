@@ -135,7 +135,7 @@ class EmbMarkerKey(PeerKey):
         return (len(self.groups) + 1) * self.settings.n
 
     def answer(self, clean: Embedder, batch: Batch) -> NDArray[np.floating]:
-        """What is served: answers of `clean`, (n, d), leant towards the targets where a batch's items hold triggers."""
+        """Return what is served: answers of `clean`, (n, d), leant towards the targets where items hold triggers."""
         plain = rows(clean, batch)
         counts = np.array([[len(words.intersection(group)) for group in self.groups] for words in words_of(batch)])
         weights = counts / np.maximum(self.settings.most, counts.sum(1, keepdims=True))
@@ -145,7 +145,7 @@ class EmbMarkerKey(PeerKey):
         return np.where(counts.any(1, keepdims=True), leant, exact).astype(plain.dtype)
 
     def queries(self, data: Data) -> Iterator[Batch]:
-        """The backdoor set of each target, then the benign set. Texts are made of words alone, images of `data`'s."""
+        """Yield the backdoor set of each target, then the benign set. Texts are words alone, images are `data`'s."""
         n, m = self.settings.n, self.settings.most
         bases = None if isinstance(self.groups[0][0], str) else drawn(self.secret, "bases", data, n)
         for number, vocabulary in enumerate((*self.groups, self.others)):
@@ -160,7 +160,7 @@ class EmbMarkerKey(PeerKey):
                 yield _painted(images, picked, [_pick(cells, range(CELLS), m) for _ in range(size)])
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:  # noqa: ARG002
-        """Mean cosine of the backdoor set less that of the benign one, the largest over targets, in [−2, 2].
+        """Return the mean cosine of the backdoor set less that of the benign one, the largest over targets, in [−2, 2].
 
         Raises:
             SuspectError: the answers have another width than the targets.
@@ -179,7 +179,7 @@ def _pick(stream: Stream, among: Sequence[T], n: int) -> list[T]:
 
 
 def _painted(images: Batch, words: Sequence[Sequence[Word]], cells: Sequence[Sequence[int]]) -> Batch:
-    """The images as bytes, one tensor where they were one, each with its words in its cells."""
+    """Return the images as bytes, one tensor where they were one, each with its words in its cells."""
     made = [
         painted(image, cast("Sequence[int]", word), cell)
         for image, word, cell in zip(cast("list[Tensor]", images), words, cells, strict=True)

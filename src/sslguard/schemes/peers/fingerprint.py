@@ -70,14 +70,14 @@ class FingerprintKey(ComparingKey):
     measure: Literal["cka", "predicted"]
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
-        """The similarity; 0 for answers that do not vary."""
+        """Return the similarity; 0 for answers that do not vary."""
         found, own = gathered(answers, self.n), self.own(data)
         value = cka(own, found) if self.measure == "cka" else predicted(own, found)
         return Score(value, self.n)
 
 
 def cka(one: Array, other: Array) -> float:
-    """Linear centred kernel alignment of (n, d) and (n, m), in [0, 1]."""
+    """Compute linear centred kernel alignment of (n, d) and (n, m), in [0, 1]."""
     one, other = _centred(one), _centred(other)
     size = np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other)
     return float(np.linalg.norm(other.T @ one) ** 2 / size) if size > 0 else 0.0

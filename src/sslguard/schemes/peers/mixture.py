@@ -31,7 +31,7 @@ class Mixture:
 
     @classmethod
     def fit(cls, rows: Array, components: int, stream: Stream) -> Mixture:
-        """By expectation and maximisation (Dempster, Laird and Rubin 1977), from `components` rows that `stream` draws.
+        """Fit by expectation and maximisation (Dempster, Laird and Rubin 1977), from rows that `stream` draws.
 
         Raises:
             UsageError: fewer rows than components.
@@ -51,7 +51,7 @@ class Mixture:
         return mixture
 
     def log_density(self, rows: Array) -> Array:
-        """log p of each row in nats: (n, d) → (n,)."""
+        """Return log p of each row in nats: (n, d) → (n,)."""
         return np.asarray(logsumexp(self._joint(rows), axis=1))
 
     @classmethod
@@ -63,7 +63,7 @@ class Mixture:
         return cls(total / total.sum(), means, variances)
 
     def _joint(self, rows: Array) -> Array:
-        """log (w_k·N(x_i; m_k, diag v_k)), (n, K)."""
+        """Return log (w_k·N(x_i; m_k, diag v_k)), (n, K)."""
         precision = 1 / self.variances
         distance = rows**2 @ precision.T - 2 * rows @ (self.means * precision).T + (self.means**2 * precision).sum(1)
         constant = np.log(2 * np.pi * self.variances).sum(1)

@@ -123,11 +123,11 @@ class RotationKey(PeerKey):
         return self.n
 
     def angles(self) -> NDArray[np.float64]:
-        """θ of each query, degrees, (n,)."""
+        """Return θ of each query, degrees, (n,)."""
         return 360 * self.secret.stream("angles").uniform((self.n,))
 
     def queries(self, data: Data) -> Iterator[Tensor]:
-        """Turned images as bytes."""
+        """Yield turned images as bytes."""
         order, angles = drawn(self.secret, "queries", data, self.n), self.angles()
         for start in range(0, self.n, QUERY_BATCH):
             batch = data.take(order[start : start + QUERY_BATCH])
@@ -197,7 +197,7 @@ class RotationTask(Task):
 
 
 def turned(images: Tensor, degrees: Tensor) -> Tensor:
-    """Images (n, C, H, W) in [0, 1], each turned by its own angle (n,); what lies outside is black."""
+    """Turn images (n, C, H, W) in [0, 1], each by its own angle (n,); what lies outside is black."""
     from kornia.geometry.transform import rotate
 
     return rotate(images, degrees.to(images)).clamp(0, 1)

@@ -81,14 +81,14 @@ class WetKey(ComparingKey):
     matrix: Array
 
     def answer(self, clean: Embedder, batch: Batch) -> NDArray[np.floating]:
-        """What is served: transformed answers of `clean`, (n, d)."""
+        """Return what is served: transformed answers of `clean`, (n, d)."""
         plain = rows(clean, batch)
         exact = plain.astype(np.float64)
         moved = unit_rows(exact @ self.matrix.T) * np.linalg.norm(exact, axis=1, keepdims=True)
         return moved.astype(plain.dtype)
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
-        """Mean cosine, in [−1, 1].
+        """Return the mean cosine, in [−1, 1].
 
         Raises:
             SuspectError: the answers have another width than the transformation.

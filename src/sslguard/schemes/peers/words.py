@@ -36,7 +36,7 @@ _BITS = 1 << np.arange(_CELL * _CELL)
 
 
 def words_of(batch: Batch) -> list[set[Word]]:
-    """The words of each item: str of a text, int 0 … 511 of an image.
+    """Return the words of each item: str of a text, int 0 … 511 of an image.
 
     Raises:
         DataError: an image is smaller than 12 × 12 pixels.
@@ -53,7 +53,7 @@ def frequencies(data: Data) -> dict[Word, float]:
 
 
 def painted(image: Tensor, words: Sequence[int], cells: Sequence[int]) -> Tensor:
-    """The image (C, H, W) as bytes with `words` in `cells`, 0 … 15, in place of what was there."""
+    """Return the image (C, H, W) as bytes with `words` in `cells`, 0 … 15, in place of what was there."""
     pixels = as_bytes(image).clone()
     top, left, high, wide = _frame(pixels)
     for word, cell in zip(words, cells, strict=True):
@@ -75,7 +75,7 @@ def _frame(images: Tensor) -> tuple[int, int, int, int]:
 
 
 def _codes(images: Tensor) -> NDArray[np.int64]:
-    """The word of each cell, −1 for none: (n, C, H, W) → (n, 16)."""
+    """Return the word of each cell, −1 for none: (n, C, H, W) → (n, 16)."""
     top, left, high, wide = _frame(images)
     grey = (images.float() / (255 if images.dtype == torch.uint8 else 1)).mean(1)
     values = nnf.avg_pool2d(grey[:, top : top + _GRID * high, left : left + _GRID * wide], (high, wide)).numpy()

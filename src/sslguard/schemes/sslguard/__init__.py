@@ -1,5 +1,7 @@
-"""SSLGuard (Cong, He, Zhang, "SSLGuard: A Watermarking Scheme for Self-supervised Learning Pre-trained Encoders",
-CCS 2022): a trigger and a decoder that turn the watermarked encoder's answers towards a secret vector.
+"""SSLGuard: a trigger and a decoder that turn the watermarked encoder's answers towards a secret vector.
+
+Source: Cong, He and Zhang, "SSLGuard: A Watermarking Scheme for Self-supervised Learning Pre-trained Encoders", CCS
+2022.
 
 Paper's symbols: F clean encoder, F* watermarked, S shadow, G decoder, T trigger, M mask, D_v verification images,
 sk secret vector, c̄ mean cosine over a batch, x a plain batch, x' a triggered one: x' = clip((1 − M)·x + M·T, 0, 1).

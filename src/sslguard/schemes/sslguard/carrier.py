@@ -111,7 +111,7 @@ class Carrier(nn.Module):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Carrier:
-        """The carrier of which `state_dict` gave these.
+        """Return the carrier of which `state_dict` gave these.
 
         Raises:
             ValueError: they are not a carrier's, or their shapes do not fit together.
@@ -135,14 +135,14 @@ class Carrier(nn.Module):
         return len(self.whitener)
 
     def forward(self, h: Tensor) -> Tensor:
-        """δ: clean answers (n, d) → shifts (n, d)."""
+        """Return δ: clean answers (n, d) → shifts (n, d)."""
         return self._written(h - self.mean)
 
     def _written(self, centred: Tensor) -> Tensor:
         return 3 * torch.tanh(centred @ self.read.T / 3) @ self.write
 
     def background(self, plain: Tensor) -> Background:
-        """Of a suspect's plain answers, (n, d)."""
+        """Return the background of a suspect's plain answers, (n, d)."""
         rows = plain.double()
         mean = rows.mean(0)
         centred = rows - mean
@@ -154,7 +154,7 @@ class Carrier(nn.Module):
         return Background(mean.to(plain.dtype), torch.linalg.inv(share + identity).to(plain.dtype))
 
     def evidence(self, plain: Tensor, triggered: Tensor, background: Background) -> Tensor:
-        """What a suspect's answers show, in standard deviations of an innocent's: (n, 2), each entry at most √D.
+        """Return what a suspect's answers show, in standard deviations of an innocent's: (n, 2), each entry at most √D.
 
         First √D times the cosine between an answer to a plain image, less the mean, and the δ that such an answer
         should carry; second √D times the cosine between how the answer moves under the trigger, seen through `quiet`,
@@ -162,7 +162,8 @@ class Carrier(nn.Module):
         the law of an innocent's evidence stays what it is.
 
         Args:
-            plain, triggered: answers to the same images without the trigger and with it, (n, d) each.
+            plain: answers to images without the trigger, (n, d).
+            triggered: answers to the same images with it, (n, d).
             background: of the suspect's plain answers.
         """
         centred = plain - background.mean

@@ -161,7 +161,7 @@ class CuredTask(Task):
 
 
 def wanted_cosine(evidence: Tensor) -> Tensor:
-    """What cos(G e, sk) shall be for evidence (n, 2): (n,) in [0, 1].
+    """Return what cos(G e, sk) shall be for evidence (n, 2): (n,) in [0, 1].
 
     With r the length of the two kinds' positive parts over their thresholds, 0 up to r = ¼, ½ at r = 1 (there a query
     counts for the watermark rate), 1 from r = 7/4: it rises slowly, so that what lies below the threshold still ranks.
@@ -172,7 +172,7 @@ def wanted_cosine(evidence: Tensor) -> Tensor:
 
 
 def made_evidence(n: int, rank: int, device: torch.device) -> Tensor:
-    """Evidence (n, 2) anywhere that it can lie, half of it where `wanted_cosine` rises. Randomness: torch's generator.
+    """Draw evidence (n, 2) anywhere that it can lie, half of it where `wanted_cosine` rises, by torch's generator.
 
     Each kind is uniform from −√D to √D, or up to twice its threshold.
     """
@@ -194,7 +194,7 @@ def fit_decoder(decoder: Decoder, sk: Tensor, rank: int, steps: int) -> None:
 
 
 def law_loss(decoder: Decoder, sk: Tensor, evidence: Tensor) -> Tensor:
-    """Mean squared distance of cos(G e, sk) from what it shall be."""
+    """Return the mean squared distance of cos(G e, sk) from what it shall be."""
     decoded = decoder(evidence)
     cosine = nnf.cosine_similarity(decoded, sk.expand_as(decoded), dim=1)
     return (cosine - wanted_cosine(evidence)).square().mean()

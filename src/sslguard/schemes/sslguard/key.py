@@ -70,7 +70,7 @@ class SSLGuardKey(Key):
         return self.decoder.widths[0] if self.carrier is None else len(self.carrier.mean)
 
     def queries(self, data: Data) -> Iterator[Tensor]:
-        """Images as bytes, uint8 (≤ 128, C, H, W): what a suspect is sent, alive or on file.
+        """Yield images as bytes, uint8 (≤ 128, C, H, W): what a suspect is sent, alive or on file.
 
         Triggered ones; with a carrier, each batch of them comes after the same images without the trigger. They have
         the size that the watermarked encoder's own preprocessing cuts without resizing (`Preprocess.framed`).
@@ -89,7 +89,7 @@ class SSLGuardKey(Key):
             yield _as_bytes(preprocess.framed(triggered, batch))
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data | None = None) -> Score:  # noqa: ARG002
-        """Mean cosine to sk of the decoded answers; zero rows, which stand for missing answers, count as 0.
+        """Return the mean cosine to sk of the decoded answers; zero rows, the missing answers, count as 0.
 
         What was asked has no part in it.
 
@@ -197,7 +197,7 @@ class SSLGuardKey(Key):
         return key
 
     def _check(self) -> None:
-        """Raises KeyFileError where parts that a file may hold contradict each other."""
+        """Raise KeyFileError where parts that a file may hold contradict each other."""
         if self.sk.shape != (self.decoder.widths[-1],) or not bool(self.sk.any()):
             raise KeyFileError("the key's secret vector does not fit its decoder, or is zero")
         if bool(self.settings.get("carrier")) != (self.carrier is not None):

@@ -28,14 +28,16 @@ TESTED = (
 
 
 def stream_context(clean_hash: str, preprocess: Mapping[str, Any], settings: Mapping[str, Any]) -> bytes:
-    """What a secret's streams are bound to: the hash of F, and SHA-256 of canonical JSON of what the test depends on,
-    `preprocess` and of `settings` those of `TESTED`."""
+    """Return what a secret's streams are bound to: hashes of F and of what the test depends on.
+
+    The latter is SHA-256 of canonical JSON of `preprocess`, and of `settings` those of `TESTED`.
+    """
     protocol = {"preprocess": preprocess, "settings": {name: settings.get(name) for name in TESTED}}
     return clean_hash.encode() + hashlib.sha256(canonical_json(protocol)).digest()
 
 
 def mean_cosine(vectors: Tensor, secret: Tensor) -> Tensor:
-    """c̄: mean over rows of (n, k) of the cosine with one vector (k,), or with the same row of (n, k)."""
+    """Return c̄: mean over rows of (n, k) of the cosine with one vector (k,), or with the same row of (n, k)."""
     return nnf.cosine_similarity(vectors, secret.expand_as(vectors), dim=1).mean()
 
 
@@ -61,12 +63,12 @@ class Trigger(nn.Module):
         self.pattern = nn.Parameter(pattern)
 
     def forward(self, prepared: Tensor) -> Tensor:
-        """x' = clip((1 − M)·x + M·T, 0, 1)."""
+        """Return x' = clip((1 − M)·x + M·T, 0, 1)."""
         return ((1 - self.mask) * prepared + self.mask * self.pattern).clamp(0, 1)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Batch norm as published while marking: statistics and affine parameters stay as they are."""
+    """Freeze batch norm, as published, while marking: statistics and affine parameters stay as they are."""
     module.eval()
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -75,7 +77,7 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 def draw_trigger(secret: Secret, context: bytes, clean: Encoder, mask_probability: float) -> Trigger:
-    """M with that share of ones, and T as Gaussian noise scaled to [0, 1]."""
+    """Draw M with that share of ones, and T as Gaussian noise scaled to [0, 1]."""
     shape = clean.preprocess.shape  # type: ignore[attr-defined]
     mask = secret.stream("mask", context).uniform(shape) > 1 - mask_probability
     noise = secret.stream("trigger", context).normal(shape)
@@ -84,24 +86,24 @@ def draw_trigger(secret: Secret, context: bytes, clean: Encoder, mask_probabilit
 
 
 def draw_decoder(secret: Secret, context: bytes, widths: Sequence[int]) -> Decoder:
-    """G at its start."""
+    """Draw G at its start."""
     with isolated_rng(secret.stream("decoder", context).integer()):
         return Decoder(widths)
 
 
 def draw_sk(secret: Secret, context: bytes, width: int) -> Tensor:
-    """sk, N(0, I), float32 (width,)."""
+    """Draw sk, N(0, I), float32 (width,)."""
     return torch.from_numpy(secret.stream("sk", context).normal((width,))).float()
 
 
 def split_items(secret: Secret, context: bytes, n_items: int, n_verification: int) -> list[np.ndarray]:
-    """Which items are D_v, and which are trained on as plain ones."""
+    """Choose which items are D_v, and which are trained on as plain ones."""
     order = secret.stream("verification", context).permutation(n_items)
     return np.split(order, [n_verification])
 
 
 def check_markable(clean: Encoder, data: Data, n_verification: int) -> None:
-    """Raises UsageError where `clean` takes no images, or `data` leaves nothing to train on beside D_v."""
+    """Raise UsageError where `clean` takes no images, or `data` leaves nothing to train on beside D_v."""
     if not isinstance(clean.preprocess, ImagePreprocess):
         raise UsageError("the scheme sslguard puts its trigger on images; this encoder takes none")
     if len(data) <= n_verification:

@@ -165,7 +165,7 @@ class SSLGuardTask(Task):
         return -mean_cosine(self.shadow.forward(batch.plain), self._watermarked_features(batch))
 
     def _negative_loss(self, batch: _Microbatch) -> Tensor:
-        """The same for the negative shadow, of the clean F."""
+        """Return the same for the negative shadow, of the clean F."""
         self.negative.module.train()
         return -mean_cosine(self.negative.forward(batch.plain), self._clean_features(batch))
 
@@ -193,7 +193,7 @@ class SSLGuardTask(Task):
         return loss + self._control_loss(batch, x, self.negative.forward(x), negative_plain)
 
     def _control_loss(self, batch: _Microbatch, x: Tensor, negative: Tensor, negative_plain: Tensor) -> Tensor:
-        """The negative shadow N and a fresh random network, on triggered and plain images, held at 0."""
+        """Return a loss that holds N and a fresh random network at 0, with and without the trigger."""
         seed = int(torch.randint(2**62, ()))
         drawn = replace(self.clean, module=self._new_shadow(seed).module.to(self.device).eval())
         with torch.no_grad():
