@@ -1,4 +1,7 @@
-"""Imports only go down: every module may use what stands before it in `LAYERS`, and its own package."""
+"""Imports only go down, and never in a circle.
+
+Every module may use what stands before it in `LAYERS`, and its own package.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,28 @@ def violations(package: Path) -> list[str]:
     return found
 
 
+def circles(package: Path) -> list[list[str]]:
+    """Modules that import each other, directly or through others: strongly connected components of more than one."""
+    modules = {_name(package, path): path for path in sorted(package.rglob("*.py"))}
+    below = {
+        module: {target for _, target in _imports(module, path, modules) if target in modules}
+        for module, path in modules.items()
+    }
+    reached = {module: _reached(module, below) for module in below}
+    found = {tuple(sorted({m} | {n for n in reached[m] if m in reached[n]})) for m in below}
+    return sorted(list(circle) for circle in found if len(circle) > 1)
+
+
+def _reached(start: str, below: dict[str, set[str]]) -> set[str]:
+    reached: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for target in below[waiting.pop()] - reached:
+            reached.add(target)
+            waiting.append(target)
+    return reached
+
+
 def _name(package: Path, path: Path) -> str:
     parts = path.relative_to(package).with_suffix("").parts
     return ".".join((package.name, *(parts[:-1] if parts[-1] == "__init__" else parts)))
@@ -99,6 +124,10 @@ def test_every_layer_but_planned_ones_exists() -> None:
     assert {"errors", "data", "encoders", "training", "schemes", "verification", "cli"} <= present
 
 
+def test_no_modules_import_each_other() -> None:
+    assert circles(PACKAGE) == []
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A package with the right imports and nothing else."""
@@ -108,8 +137,8 @@ def tree(tmp_path: Path) -> Path:
         "errors": "import math",
         "training": "from sslguard.errors import UsageError\nfrom sslguard import errors",
         "schemes/__init__": "",
-        "schemes/base": "from . import sslguard\nfrom ..training import run",
-        "schemes/sslguard": "from sslguard.schemes.base import Key",
+        "schemes/base": "from ..training import run",
+        "schemes/sslguard": "from . import base\nfrom sslguard.schemes.base import Key",
         "cli/__init__": "from sslguard import __version__",
     }.items():
         path = package / f"{name}.py"
@@ -152,3 +181,18 @@ def test_equal_layers_do_not_import_each_other(tree: Path) -> None:
     (tree / "crypto.py").write_text("import sslguard.stats")
     (tree / "stats.py").write_text("")
     assert violations(tree) == ["sslguard.crypto:1 imports sslguard.stats"]
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from sslguard.schemes.sslguard import Task",
+        "def f():\n    from . import sslguard",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .sslguard import Task",
+    ],
+)
+def test_a_planted_circle_is_found(tree: Path, back: str) -> None:
+    assert circles(tree) == []
+    (tree / "schemes" / "keys.py").write_text(back)
+    (tree / "schemes" / "base.py").write_text("from sslguard.schemes.keys import Key")
+    assert circles(tree) == [["sslguard.schemes.base", "sslguard.schemes.keys", "sslguard.schemes.sslguard"]]
