@@ -15,6 +15,7 @@ from sslguard.errors import UsageError
 from sslguard.probes import accuracy_kept
 from sslguard.schemes.base import Score
 from sslguard.stats.significance import rejects, supports
+from sslguard.verification.nulls import null_of
 
 ABSENT = "–"
 
@@ -116,7 +117,7 @@ def _judged(run: Run, marked: Item, found: dict[str, Any] | None, controls: Sequ
         return ABSENT, ABSENT
     score = Score(found["cosine"], found["n_queries"], found["watermark_rate"], np.empty(0))
     alpha = run.recipe.verify.alpha
-    significance = run.key(marked).score_value(score, controls=controls)
+    significance = null_of(run.key(marked), len(controls), controls).significance(score)
     shown = f"{significance.pvalue:.3g}"
     if not supports(significance, alpha):
         return shown, "null too small"

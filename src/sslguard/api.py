@@ -27,8 +27,9 @@ from sslguard.suspects import Complete, RemoteSuspect, open_suspect
 from sslguard.training import shared
 from sslguard.training.augmentation import MILD
 from sslguard.training.recipes import Distillation
+from sslguard.verification.nulls import null_of
 from sslguard.verification.scores import ControlScores, control_scores
-from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict, check_null
+from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict
 from sslguard.verification.verdict import verify as verify_key
 
 DEFAULT_QUERIES = 12_000
@@ -185,8 +186,8 @@ def verify(
     loaded, folder = _with_folder(key)
     opened = as_data(data)
     if controls is None:
-        controls = ("shipped",) if loaded.null == "controls" else ()
-    check_null(count_controls(controls), alpha, n_claims, null=loaded.null)
+        controls = ("shipped",) if loaded.needs_controls else ()
+    null_of(loaded, count_controls(controls)).check(alpha, n_claims)
     target = open_suspect(suspect) if isinstance(suspect, str) else suspect
     null = ControlScores({}, stored=False, kept=False)
     if controls:

@@ -22,7 +22,6 @@ from helpers.timestamp_authority import Authority
 from sslguard.claims.bundle import ANSWERS, CLAIM, COMMITMENT, TIMESTAMP, npy, read_bundle
 from sslguard.claims.commitment import publish, timestamp_file
 from sslguard.claims.documents import sign_document
-from sslguard.claims.outcome import DATED_TRIES
 from sslguard.claims.queries import ExaminerData
 from sslguard.claims.refitting import refitted_controls
 from sslguard.crypto.secrets import Secret
@@ -40,6 +39,7 @@ from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
 from sslguard.schemes.sslguard.parts import Trigger, draw_decoder, draw_sk, draw_trigger, mean_cosine, stream_context
 from sslguard.stats.moments import unit_rows
 from sslguard.stats.significance import control_rank_test
+from sslguard.verification.nulls import DATED_TRIES
 from sslguard.verification.verdict import score_controls, score_suspect, verify
 
 N = 200

@@ -14,7 +14,8 @@ from sslguard import api
 from sslguard.controls import Control
 from sslguard.errors import DataError, RefusedError, SuspectError, UsageError
 from sslguard.suspects import LoggedAnswers
-from sslguard.verification.verdict import ask, check_null, score_controls, score_suspect, verify
+from sslguard.verification.nulls import RankNull
+from sslguard.verification.verdict import ask, score_controls, score_suspect, verify
 
 
 class Says:
@@ -68,25 +69,25 @@ class TestFloor:
     def test_is_exact_and_the_number_that_is_named_suffices(self, alpha, n_claims):
         level = Fraction(alpha) / n_claims
         enough = math.ceil(1 / level) - 1
-        check_null(enough, float(alpha), n_claims)
-        check_null(enough + 1, float(alpha), n_claims)
+        RankNull(enough).check(float(alpha), n_claims)
+        RankNull(enough + 1).check(float(alpha), n_claims)
         if enough > 1:
             with pytest.raises(RefusedError, match=f"at least {enough} controls"):
-                check_null(enough - 1, float(alpha), n_claims)
+                RankNull(enough - 1).check(float(alpha), n_claims)
 
     @pytest.mark.parametrize("alpha", [0.5, 0.999999])
     def test_without_controls_there_is_none(self, alpha):
         with pytest.raises(RefusedError, match="name known innocents with --control"):
-            check_null(0, alpha)
+            RankNull(0).check(alpha)
 
     @pytest.mark.parametrize("alpha", [0, 1, -0.1, 2, float("nan"), float("inf")])
     def test_alpha_lies_between_0_and_1(self, alpha):
         with pytest.raises(UsageError, match=r"alpha must (lie strictly between 0 and 1|be a finite number)"):
-            check_null(1000, alpha)
+            RankNull(1000).check(alpha)
 
     def test_claims_are_counted_from_one(self):
         with pytest.raises(UsageError, match="n_claims must be at least 1, not 0"):
-            check_null(1000, 0.05, 0)
+            RankNull(1000).check(0.05, 0)
 
     @pytest.mark.parametrize(("n", "n_claims"), [(98, 1), (198, 2), (0, 1)])
     def test_nothing_is_asked_when_it_lies_above_alpha(self, key, data, n, n_claims):

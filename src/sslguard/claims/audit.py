@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sslguard.claims.bundle import Bundle, check_answers, read_bundle
 from sslguard.claims.claim import Recorded, versions
 from sslguard.claims.derivation import undue_freedom
-from sslguard.claims.outcome import DATED_TRIES, UNDATED_TRIES, Audit, Check, Status, Terms, charged_bits
+from sslguard.claims.outcome import Audit, Check, Status, Terms
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import claimed_time, verified_time
 from sslguard.controls import count_controls
@@ -28,8 +28,9 @@ from sslguard.errors import ClaimError, EncoderError, KeyFileError, RefusedError
 from sslguard.schemes.base import Key
 from sslguard.stats.direction import SECRET_BITS
 from sslguard.suspects import LoggedAnswers
+from sslguard.verification.nulls import DATED_TRIES, UNDATED_TRIES, null_of
 from sslguard.verification.scores import control_scores
-from sslguard.verification.verdict import Verdict, check_null, verify
+from sslguard.verification.verdict import Verdict, verify
 
 # Relative; another machine rounds otherwise.
 _TOLERANCE = 1e-3
@@ -61,14 +62,14 @@ def audit(
     dated = log.date()
     log.openings()
     key = log.key(clean)
-    verdict, n_tries = None, terms.n_claims * len(bundle.commitment.keys)
-    n_tries <<= log.tried(dated)
+    shared = terms.n_claims * len(bundle.commitment.keys)
+    verdict, n_tries = None, shared * log.null.charge(dated=dated)
     if key is not None:
         chosen = log.queries(key, data)
         n_zero = None if chosen is None else log.answers(key)
         if chosen is not None and n_zero is not None:
             if suspect is None:
-                n_tries *= _choices(key.n_queries, n_zero)
+                n_tries = shared * log.null.charge(dated=dated, n_queries=key.n_queries, n_zero=n_zero)
             verdict = log.decide(key, chosen, suspect, n_tries, dated=dated, progress=progress)
     log.assumptions(data, suspect)
     return Audit(tuple(log.checks), verdict, n_tries, terms, {**_facts(bundle, data), "committed": log.committed})
@@ -79,6 +80,7 @@ class _Log:
 
     def __init__(self, bundle: Bundle, terms: Terms) -> None:
         self.bundle, self.terms = bundle, terms
+        self.null = null_of(bundle.opened.kind, count_controls(terms.controls))
         self.checks: list[Check] = []
         self.committed: str | None = None
 
@@ -106,13 +108,9 @@ class _Log:
             self.add("commitment", "passed", words)
 
     @property
-    def of_ranks(self) -> bool:
-        """Whether the opened key ranks suspects among controls: no number of controls could bear a charge of bits."""
-        return self.bundle.opened.scheme != "exact"
-
-    def tried(self, dated: bool) -> int:
-        """Bits that are charged for keys that may have been tried before this one was shown."""
-        return charged_bits("controls" if self.of_ranks else "exact", dated=dated)
+    def charged(self) -> bool:
+        """Whether a dated key is charged for others that its owner may have dated; ranks could not bear that."""
+        return self.null.charge(dated=True) > 1
 
     def date(self) -> bool:
         """Whether the commitment is shown to be older than the suspect."""
@@ -141,7 +139,7 @@ class _Log:
             self.add("date", "against", words)
             return False
         words += f"; the suspect could first be asked on {_day(wanted)}, not earlier."
-        if not self.of_ranks:
+        if self.charged:
             words += f" The key is taken for the best of 2^{DATED_TRIES} that its owner may have dated."
         self.add("date", "passed", words)
         return True
@@ -184,7 +182,7 @@ class _Log:
             self.add("derivation", "failed", f"The key was not drawn as a key is: {freedom}.")
             return None
         words = "What a key draws from its secret is what this secret gives with this F."
-        if key.null == "controls":
+        if key.needs_controls:
             words += " Its trained parts are bound by the commitment's date alone."
         self.add("derivation", "passed", words)
         return key
@@ -239,11 +237,9 @@ class _Log:
         progress: bool,
     ) -> Verdict | None:
         """The verdict on the answers in the bundle, or on the suspect's own where it was asked again."""
-        if key.null == "controls" and not dated:
-            words = (
-                "Trigger and decoder were trained. Unless they are older than the suspect, they may be fitted to it."
-            )
-            self.add("verdict", "not checkable", words)
+        objection = self.null.objection(dated=dated)
+        if objection is not None:
+            self.add("verdict", "not checkable", objection)
             return None
         if math.log2(n_tries) > SECRET_BITS:
             words = f"The level would be shared among {_tries(n_tries)}, more than there are secrets."
@@ -256,8 +252,8 @@ class _Log:
             return replace(found, suspect=self.bundle["suspect"][:200])
 
         try:
-            check_null(count_controls(terms.controls), terms.alpha, n_tries, null=key.null)
-            if key.null == "controls":
+            self.null.check(terms.alpha, n_tries)
+            if key.needs_controls:
                 scores.update(control_scores(key, terms.controls, chosen, progress=progress).values)
             found = decided(LoggedAnswers(self.bundle.answers, name="the answers in the bundle"))
             self._compare(found)
@@ -309,14 +305,9 @@ class _Log:
         return own
 
     def _conclude(self, found: Verdict, n_tries: int) -> None:
-        significance = found.significance
         shared = f", shared among {_tries(n_tries)}" if n_tries > 1 else ""
-        null = (
-            ", by a theorem that holds whoever the suspect is"
-            if significance.null == "exact"
-            else f", by rank among {significance.n_controls} known innocents and no better than their choice"
-        )
-        what = f"{abs(significance.log2_pvalue):.1f} bits of evidence{null}; alpha {self.terms.alpha:g}{shared}."
+        bits = f"{abs(found.significance.log2_pvalue):.1f} bits of evidence, {found.null.explain()}"
+        what = f"{bits}; alpha {self.terms.alpha:g}{shared}."
         if found.decision == "derived":
             self.add("verdict", "passed", f"Derived: {what}")
         else:
@@ -331,7 +322,7 @@ class _Log:
         self.add(
             "seed", "assumed", f"The seed was drawn by the examiner after seeing {this} commitment, and by chance."
         )
-        if self.of_ranks:
+        if not self.charged:
             words = "The claimant dated no other commitment that this one was chosen from: each would be another try."
             self.add("other commitments", "assumed", words)
         self.add("data", "assumed", f"No item of {data.spec} took part in marking.")
@@ -362,12 +353,6 @@ def _differing(one: NDArray[np.floating], other: NDArray[np.floating]) -> int:
     """Rows that differ by more than rounding."""
     lengths = np.maximum(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
     return int((np.linalg.norm(one - other, axis=1) > _TOLERANCE * lengths).sum())
-
-
-def _choices(n: int, k: int) -> int:
-    """In how many ways k of n can be left out; numbers without end are cut off where no level reaches any more."""
-    bits = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
-    return math.comb(n, k) if bits < 2 * SECRET_BITS else 1 << 2 * SECRET_BITS
 
 
 def _tries(n: int) -> str:

@@ -32,7 +32,7 @@ from sslguard.claims.documents import MAX_DOCUMENT, Document, hex_bytes, moment,
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.errors import ClaimError, KeyFileError
 from sslguard.files import write_atomic
-from sslguard.schemes.keyfile import MAX_TENSOR_BYTES, parse_tensors, serialise_tensors
+from sslguard.schemes.keyfile import MAX_TENSOR_BYTES, kind_of, parse_tensors, serialise_tensors
 from sslguard.suspects.base import MAX_WIDTH
 
 FORMAT, VERSION = "sslguard-claim", 1
@@ -171,8 +171,10 @@ def check_answers(bundle: Bundle, n: int) -> int:
 def _opened(folder: Path, found: Mapping[str, Any]) -> tuple[OpenedKey, bytes]:
     if found.keys() != {"fields", "salt", "scheme", "tensors"} or not isinstance(found["fields"], dict):
         raise ClaimError("the claim opens no key")
-    if found["scheme"] not in ("exact", "sslguard"):
-        raise ClaimError(f"there is no scheme {found['scheme']!r:.80} here")
+    try:
+        kind_of(found["scheme"])
+    except KeyFileError as error:
+        raise ClaimError(str(error)) from None
     content = read_file(folder / TENSORS, MAX_TENSOR_BYTES)
     if hashlib.sha256(content).hexdigest() != found["tensors"]:
         raise ClaimError("the tensors of the opened key are not those that were signed: the file was changed")

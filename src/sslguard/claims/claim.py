@@ -22,24 +22,27 @@ from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.controls import count_controls
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder
+from sslguard.encoders.wrapped import as_suspect
 from sslguard.errors import ClaimError
 from sslguard.files import atomic_folder
 from sslguard.schemes.keyfile import StoredKey, serialise_tensors
+from sslguard.verification.nulls import null_of
 from sslguard.verification.scores import control_scores
-from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict, check_null, verify
+from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict, verify
 
 
 class Recorded:
     """A suspect whose answers are kept, in the order in which they were asked for."""
 
     def __init__(self, suspect: Embedder) -> None:
-        self.suspect = suspect
-        self.name = str(getattr(suspect, "name", getattr(suspect, "source", type(suspect).__name__)))
+        self.suspect = as_suspect(suspect)
+        self.name = self.suspect.name
         self._parts: list[NDArray[np.floating]] = []
 
     @property
     def n_missing(self) -> int:
-        return int(getattr(self.suspect, "n_missing", 0))
+        """Return how many queries so far went unanswered."""
+        return self.suspect.n_missing
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
         answers = self.suspect.embed(batch)
@@ -47,9 +50,8 @@ class Recorded:
         return answers
 
     def finish(self) -> None:
-        finish = getattr(self.suspect, "finish", None)
-        if callable(finish):
-            finish()
+        """Tell the suspect that no query will follow."""
+        self.suspect.finish()
 
     def answers(self) -> NDArray[np.floating]:
         """(n, m), float32, or float64 where some came so."""
@@ -91,7 +93,7 @@ def claim(
     owner, key = stored.owner, stored.key
     committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))
     n_claims *= len(committed.keys)
-    check_null(count_controls(controls), alpha, n_claims, null=key.null)
+    null_of(key, count_controls(controls)).check(alpha, n_claims)
     opened, salt = OpenedKey.of(key), key_salt(owner, stored.number)
     if committed.document.owner != owner.public or opened.digest(salt) not in committed.keys:
         raise ClaimError(f"{commitment} does not commit to this key: give the file that sslguard commit wrote for it")
@@ -103,7 +105,7 @@ def claim(
     # The place is taken before anybody is asked.
     with atomic_folder(out) as partial:
         scores: Mapping[str, float] = {}
-        if key.null == "controls":
+        if key.needs_controls:
             scores = control_scores(key, controls, chosen, progress=progress).values
         recorded = Recorded(suspect)
         verdict = verify(key, recorded, chosen, control_scores=scores, alpha=alpha, n_claims=n_claims)

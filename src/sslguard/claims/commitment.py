@@ -45,7 +45,7 @@ from sslguard.errors import ClaimError, OutputError, UsageError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact import ExactKey
-from sslguard.schemes.keyfile import Owner, StoredKey, key_of, tensor_bytes
+from sslguard.schemes.keyfile import Owner, StoredKey, kind_of, tensor_bytes
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -93,6 +93,11 @@ class OpenedKey:
         return hashlib.sha256(salt + canonical_json(description)).hexdigest()
 
     @property
+    def kind(self) -> type[Key]:
+        """Class of the key."""
+        return kind_of(self.scheme)
+
+    @property
     def clean_hash(self) -> str:
         """SHA-256 of the weights of the F that it was made for, as it says, hex."""
         return str(self.fields.get("clean_hash"))
@@ -107,13 +112,15 @@ class OpenedKey:
         preprocess = clean.preprocess.to_json()
         ours = {"architecture": clean.architecture, "preprocess": preprocess, "dim": clean.dim}
         described, wanted = (
-            (self.fields.get("clean"), ours) if self.scheme == "exact" else (self.fields.get("preprocess"), preprocess)
+            (self.fields.get("clean"), ours)
+            if issubclass(self.kind, ExactKey)
+            else (self.fields.get("preprocess"), preprocess)
         )
         # As it was committed to: tuples as lists.
         if described != json.loads(canonical_json(wanted)):
             raise ClaimError("the committed key's F has another architecture or preprocessing than this one")
-        if self.scheme != "exact":
-            return key_of(self.scheme, dict(self.fields), dict(self.tensors))
+        if not issubclass(self.kind, ExactKey):
+            return self.kind.from_parts(dict(self.fields), dict(self.tensors))
         fields = {**self.fields, "clean": {**ours, "source": "", "record": {}}}
         weights = {f"clean.{name}": tensor for name, tensor in clean.module.state_dict().items()}
         files = {
@@ -122,7 +129,7 @@ class OpenedKey:
         }
         if any(name.startswith(_OF_CLEAN) for name in self.tensors):
             raise ClaimError("the opened key brings weights of F along: F comes from the examiner alone")
-        return key_of(self.scheme, fields, {**self.tensors, **weights, **files})
+        return self.kind.from_parts(fields, {**self.tensors, **weights, **files})
 
 
 @dataclass(frozen=True)

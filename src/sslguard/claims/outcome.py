@@ -27,28 +27,17 @@ if TYPE_CHECKING:
 
 Status = Literal["passed", "against", "not checkable", "failed", "assumed"]
 Decision = Literal["derived", "not shown", "forged", "not checkable"]
-UNDATED_TRIES = 64
-"""Bits: a key that is not shown to be older than the suspect is taken for the best of 2^64 that were tried."""
-DATED_TRIES = 20
-"""Bits: one that is, for the best of 2^20 that its owner dated. A key of ranks cannot afford that: it is assumed."""
-Null = Literal["exact", "controls"]
 _EXIT = {"derived": 0, "not shown": 1, "forged": 3, "not checkable": 4}
 
 
-def charged_bits(null: Null, *, dated: bool) -> int:
-    """What an audit charges for keys that may have been tried before this one was shown."""
-    if not dated:
-        return UNDATED_TRIES
-    return DATED_TRIES if null == "exact" else 0
-
-
 def foretold(verdict: Verdict, *, dated: bool) -> Decision:
-    """What an audit will make of a claim's verdict, all else being as the claimant says: every answer not zero, and the
-    commitment shown to be older than the suspect, or not."""
-    null = verdict.significance.null
-    if null == "controls" and not dated:
+    """Return what an audit will make of a claim's verdict, if all else is as the claimant says.
+
+    Every answer is then not zero, and the commitment shown to be older than the suspect, or not (`dated`).
+    """
+    if verdict.null.objection(dated=dated) is not None:
         return "not checkable"
-    spent = charged_bits(null, dated=dated) + math.log2(verdict.n_claims / verdict.alpha)
+    spent = math.log2(verdict.null.charge(dated=dated)) + math.log2(verdict.n_claims / verdict.alpha)
     return "derived" if verdict.significance.log2_pvalue <= -spent else "not shown"
 
 

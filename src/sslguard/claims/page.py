@@ -16,6 +16,7 @@ from sslguard.claims.outcome import Audit, Decision
 from sslguard.errors import OutputError
 from sslguard.files import write_atomic
 from sslguard.report.html import is_page, render
+from sslguard.schemes.keyfile import kind_of
 
 _ANSWERS: dict[Decision, str] = {
     "derived": "It is shown, if what was assumed below is true.",
@@ -93,7 +94,7 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
             ("facts", "What was examined", "To repeat this audit: the same bundle, F, data and seed.", _facts(facts)),
         ],
         "terms": audit.terms,
-        "exact": facts["scheme"] == "exact",
+        "exact": not kind_of(facts["scheme"]).needs_controls,
         "significance": significance,
         "bits": f"{bits:.0f}",
         "odds": round(bits * math.log10(2)) if bits > 10 else None,

@@ -132,11 +132,7 @@ def verify(
 def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
     found = verdict.significance
     scored = "stored in the key's folder" if verdict.stored_controls else "scored now"
-    null = (
-        f"rank among {found.n_controls} controls, {scored}"
-        if found.null == "controls"
-        else "exact: uniform secret directions, whoever the suspect is"
-    )
+    null = verdict.null.describe() + (f", {scored}" if found.n_controls else "")
     shared = f", shared among {verdict.n_claims} claims" if verdict.n_claims > 1 else ""
     return [
         ("decision", verdict.decision),

@@ -32,7 +32,8 @@ from sslguard.stats.direction import SECRET_BITS
 from sslguard.training import History
 from sslguard.training.distillation import distil
 from sslguard.training.recipes import Distillation
-from sslguard.verification.verdict import check_null, score_suspect, verify
+from sslguard.verification.nulls import ExactNull, RankNull, null_of
+from sslguard.verification.verdict import score_suspect, verify
 
 N_PICTURES = 5
 Probed = tuple[str, Literal["marked", "stolen"], Encoder]
@@ -77,7 +78,7 @@ def shared_claims(n_controls: int, alpha: float, n_suspects: int) -> tuple[int, 
     refusal = None
     for n_claims in (n_suspects, 1):
         try:
-            check_null(n_controls, alpha, n_claims)
+            RankNull(n_controls).check(alpha, n_claims)
         except RefusedError as error:
             refusal = str(error)
         else:
@@ -145,7 +146,7 @@ def examine_exactly(
             marked.key, encoder, inputs.verify, control_scores={}, alpha=settings.exact_alpha, n_claims=len(tested)
         )
         rows.append(ExactRow(name, story, derived, verdict.decision, verdict.significance.log2_pvalue, kept.get(name)))
-    others = {name: marked.key.score_value(score).log2_pvalue for name, score in controls.items()}
+    others = {name: ExactNull().significance(score).log2_pvalue for name, score in controls.items()}
     return ExactReport(tuple(rows), others, marked.key.n_queries, settings.exact_alpha, SECRET_BITS)
 
 
@@ -165,7 +166,7 @@ def _examine(
 def _pvalue(key: Key, score: Score, controls: Mapping[str, Score]) -> float | None:
     if not controls:
         return None
-    return key.score_value(score, controls=[control.value for control in controls.values()]).pvalue
+    return null_of(key, len(controls), [control.value for control in controls.values()]).significance(score).pvalue
 
 
 def _scores(score: Score) -> Scores:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,10 +23,33 @@ TEXT_BATCH = 32
 
 
 class Embedder(Protocol):
-    """All that a suspect has to be."""
+    """All that a suspect has to be: `wrapped.as_suspect` adds the rest."""
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
-        """Return the embeddings of a batch, (n, m), finite."""
+        """Return the embeddings of a batch, shape (n, m), finite."""
+        ...
+
+
+@runtime_checkable
+class Suspect(Embedder, Protocol):
+    """An Embedder with a name, which is told when no more queries follow."""
+
+    @property
+    def name(self) -> str:
+        """Name of the suspect in reports."""
+        ...
+
+    @property
+    def n_missing(self) -> int:
+        """Number of queries so far without an answer. The answer to each was a zero vector."""
+        ...
+
+    def finish(self) -> None:
+        """Note that no more queries follow.
+
+        Raises:
+            SuspectError: The answers are unusable because the queries ended here.
+        """
         ...
 
 
@@ -49,6 +72,16 @@ class Encoder:
     architecture: dict[str, Any]
     source: str
     record: dict[str, Any] = field(default_factory=dict)
+
+    n_missing = 0  # as a suspect, it answers every query
+
+    @property
+    def name(self) -> str:
+        """Name of the encoder in reports: where it came from."""
+        return self.source
+
+    def finish(self) -> None:
+        """Do nothing: no query is left over."""
 
     def prepare(self, batch: Batch, /) -> Tensor:
         """Return items as a float tensor in [0, 1] on the module's device, where a trigger may be put on."""

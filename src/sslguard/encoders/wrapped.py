@@ -3,14 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
-from sslguard.encoders.base import Embedder
+from sslguard.encoders.base import Embedder, Suspect
 from sslguard.errors import EncoderError
+
+
+@runtime_checkable
+class _Named(Protocol):
+    name: str
+
+
+@runtime_checkable
+class _FromSource(Protocol):
+    source: str
+
+
+class _Plain:
+    """An object that only embeds, as a suspect: it answers every query or fails, and need not be told the end."""
+
+    n_missing = 0
+
+    def __init__(self, embedder: Embedder, name: str) -> None:
+        self.embedder, self.name = embedder, name
+
+    def embed(self, batch: Batch, /) -> NDArray[np.floating]:
+        return self.embedder.embed(batch)
+
+    def finish(self) -> None:
+        pass
+
+
+def as_suspect(embedder: Embedder) -> Suspect:
+    """Return `embedder` itself if it is a suspect, else a suspect around it.
+
+    It is then called by its `name`, its `source` or its type, whichever it has first.
+    """
+    if isinstance(embedder, Suspect):
+        return embedder
+    if isinstance(embedder, _Named):
+        return _Plain(embedder, str(embedder.name))
+    return _Plain(embedder, str(embedder.source) if isinstance(embedder, _FromSource) else type(embedder).__name__)
 
 
 class Wrapped:
@@ -32,12 +69,12 @@ class Wrapped:
         width: int | None = None,
     ) -> None:
         self.victim, self._answer, self._width = victim, answer, width
-        name, source = (getattr(victim, attribute, None) for attribute in ("name", "source"))
-        kind = type(victim).__name__
+        self._suspect = as_suspect(victim)
+        source = victim.source if isinstance(victim, _FromSource) else self._suspect.name
         said = said or f"{title} {recipe['std']:g} (seed {recipe['seed']})"
-        self.source = f"{source or name or kind}, {said}"
-        self.name = f"{name or source or kind}, {said}"
-        self.record = {"made_by": title, "from": source or name or kind, "recipe": recipe}
+        self.source = f"{source}, {said}"
+        self.name = f"{self._suspect.name}, {said}"
+        self.record = {"made_by": title, "from": source, "recipe": recipe}
 
     @property
     def dim(self) -> int:
@@ -47,17 +84,15 @@ class Wrapped:
     @property
     def n_missing(self) -> int:
         """Queries so far that the victim left unanswered."""
-        return int(getattr(self.victim, "n_missing", 0))
+        return self._suspect.n_missing
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
         """Return the answers to a batch, (n, m)."""
         return self._answer(batch)
 
     def finish(self) -> None:
-        """Tell a victim that wants to know that no query will follow."""
-        finish = getattr(self.victim, "finish", None)
-        if callable(finish):
-            finish()
+        """Tell the victim that no query will follow."""
+        self._suspect.finish()
 
 
 def rows(victim: Embedder, batch: Batch) -> NDArray[np.floating]:

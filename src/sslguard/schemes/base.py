@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sslguard.errors import UsageError
 from sslguard.lazy import found_at
@@ -28,11 +28,14 @@ class Key(ABC):
 
     Attributes:
         scheme: its scheme's name.
-        null: where p-values come from: "controls" ranks a suspect among known innocents, "exact" needs none.
+        needs_controls: whether a score is ranked among those of known innocents; else it brings its p-value along
+            (`Score.evidence`). `verification.nulls.null_of` makes the null of it.
+        statistic_name: what `Score.value` is, for people.
     """
 
     scheme: ClassVar[str]
-    null: ClassVar[Literal["exact", "controls"]] = "controls"
+    needs_controls: ClassVar[bool] = True
+    statistic_name: ClassVar[str] = "statistic"
 
     @property
     @abstractmethod
@@ -51,16 +54,6 @@ class Key(ABC):
             answers: (n, m), batch by batch in the order of the queries.
             data: what the queries were drawn from.
         """
-
-    @abstractmethod
-    def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
-        """Return a statistic with its p-value under this scheme's null."""
-
-    def score(
-        self, answers: Iterable[NDArray[np.floating]], data: Data, *, controls: Sequence[float] = ()
-    ) -> Significance:
-        """Return the statistic of `answers` with its p-value under this scheme's null."""
-        return self.score_value(self.statistic(answers, data), controls=controls)
 
     @abstractmethod
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -169,9 +169,7 @@ def open_key(folder: Path) -> StoredKey:
     header = read_header(folder)
     sealed = header.get("protection") == "age"
     body = _open_body(folder) if sealed else header
-    kind = key_class(body.get("scheme"))
-    if kind is None:
-        raise KeyFileError(f"{folder} is a key of the scheme {body.get('scheme')!r:.80}, which is not known here")
+    kind = kind_of(body.get("scheme"))
     fields = body.get("fields")
     if not isinstance(fields, dict):
         raise KeyFileError(f"{folder}/{HEADER} has no fields")
@@ -210,12 +208,16 @@ def is_key_folder(folder: Path) -> bool:
         return False
 
 
-def key_of(scheme: object, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Key:
-    """Return the key of parts that came from somewhere else. Raise KeyFileError where they do not fit."""
+def kind_of(scheme: object) -> type[Key]:
+    """Return the class of the keys of a scheme.
+
+    Raises:
+        KeyFileError: there is no scheme of this name, or its keys are not kept in files.
+    """
     kind = key_class(scheme)
     if kind is None:
-        raise KeyFileError(f"there is no scheme {scheme!r:.80} here")
-    return kind.from_parts(fields, tensors)
+        raise KeyFileError(f"the scheme {scheme!r:.80} is not known here")
+    return kind
 
 
 def read_header(folder: Path) -> dict[str, Any]:

@@ -29,6 +29,8 @@ __all__ = [
     "supports",
 ]
 
+# The kinds of null by the word that JSON has for them, and whether each is made of controls.
+_OF_CONTROLS = {"exact": False, "controls": True}
 # Slack for the last bits of a quotient of two floats; far below any difference between two ranks.
 _RELATIVE_SLACK = 4 * float(np.finfo(np.float64).eps)
 
@@ -79,9 +81,9 @@ class Significance:
         object.__setattr__(self, "statistic", finite("statistic", self.statistic))
         object.__setattr__(self, "n_queries", count("n_queries", self.n_queries, minimum=1))
         object.__setattr__(self, "n_controls", count("n_controls", self.n_controls, minimum=0))
-        if self.null not in ("exact", "controls"):
+        if self.null not in _OF_CONTROLS:
             raise UsageError(f"null must be 'exact' or 'controls', not {self.null!r}")
-        if (self.null == "controls") != (self.n_controls > 0):
+        if _OF_CONTROLS[self.null] != (self.n_controls > 0):
             raise UsageError(f"a null of kind {self.null!r} does not go with n_controls = {self.n_controls}")
         if not 0 < self.floor <= 1:
             raise UsageError(f"floor must lie in (0, 1], not {self.floor}")
@@ -337,11 +339,11 @@ def rejects(significance: Significance, alpha: float, *, n_claims: int = 1) -> b
     True
     """
     level = _level(alpha, n_claims)
-    check_floor(significance.floor, alpha, n_claims=n_claims, null=significance.null)
+    check_floor(significance.floor, alpha, n_claims=n_claims, n_controls=significance.n_controls)
     return significance.log2_pvalue <= math.log2(level * (1 + _RELATIVE_SLACK))
 
 
-def check_floor(floor: float, alpha: float, *, n_claims: int = 1, null: str = "controls") -> None:
+def check_floor(floor: float, alpha: float, *, n_claims: int = 1, n_controls: int = 0) -> None:
     """Refuse a level that no outcome under this null could reach: `rejects` before anything is asked.
 
     Parameters
@@ -350,8 +352,8 @@ def check_floor(floor: float, alpha: float, *, n_claims: int = 1, null: str = "c
         The smallest p-value that the null can give; 1/(n + 1) for n controls.
     alpha, n_claims
         As in `supports`.
-    null : str
-        Its name in `Significance`; under "controls" the message says how many are needed.
+    n_controls : int
+        How many controls the null is made of, 0 for an exact one; the message says how many are needed.
 
     Raises
     ------
@@ -370,8 +372,8 @@ def check_floor(floor: float, alpha: float, *, n_claims: int = 1, null: str = "c
         return
     need = math.ceil(n_claims / alpha * (1 - _RELATIVE_SLACK)) - 1
     remedy = ""
-    if null == "controls":
-        remedy = f" with {round(1 / floor) - 1} controls: give at least {need} controls, or a larger alpha"
+    if n_controls:
+        remedy = f" with {n_controls} controls: give at least {need} controls, or a larger alpha"
     raise RefusedError(
         f"alpha = {alpha:g} over {n_claims} claim(s) asks for p <= {level:.3g}, below the smallest "
         f"p-value that this null can give, {floor:.3g}{remedy}"

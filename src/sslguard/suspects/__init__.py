@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from sslguard.lazy import exports
 
 if TYPE_CHECKING:
-    from sslguard.suspects.base import MAX_WIDTH, Counted, Suspect, checked
+    from sslguard.encoders.base import Suspect
+    from sslguard.suspects.base import MAX_WIDTH, Counted, checked
     from sslguard.suspects.local import LocalSuspect, load_local
     from sslguard.suspects.logged import LoggedAnswers
     from sslguard.suspects.names import PREFIXES

@@ -7,13 +7,12 @@ not numbers. All answers are checked here before anything computes with them.
 from __future__ import annotations
 
 import threading
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
-from sslguard.encoders.base import Embedder
+from sslguard.encoders.base import Suspect
 from sslguard.errors import SuspectError, UsageError
 
 MAX_WIDTH = 65_536
@@ -32,28 +31,6 @@ class UnansweredError(SuspectError):
     def __init__(self, message: str, *, again: bool, after: float | None = None, smaller: bool = False) -> None:
         super().__init__(message)
         self.again, self.after, self.smaller = again, after, smaller
-
-
-class Suspect(Embedder, Protocol):
-    """An Embedder with a name, which is told when no more queries follow."""
-
-    @property
-    def name(self) -> str:
-        """Name of the suspect in reports."""
-        ...
-
-    @property
-    def n_missing(self) -> int:
-        """Number of queries so far without an answer. The answer to each was a zero vector."""
-        ...
-
-    def finish(self) -> None:
-        """Note that no more queries follow.
-
-        Raises:
-            SuspectError: The answers are unusable because the queries ended here.
-        """
-        ...
 
 
 def checked(answers: object, n: int, *, width: int | None = None, name: str = "the suspect") -> NDArray[np.floating]:

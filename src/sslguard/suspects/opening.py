@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sslguard.encoders.base import Suspect
 from sslguard.errors import UsageError
-from sslguard.suspects.base import Suspect
 from sslguard.suspects.local import load_local
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.suspects.names import LOGGED, ONNX, PREFIXES

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
-from sslguard.encoders.base import Embedder
+from sslguard.encoders.base import Embedder, Suspect
 from sslguard.errors import SuspectError, UsageError
-from sslguard.suspects.base import Suspect, UnansweredError
+from sslguard.suspects.base import UnansweredError
 from sslguard.suspects.clock import Clock
 
 Answers = NDArray[np.floating]

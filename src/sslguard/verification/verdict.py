@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder
-from sslguard.errors import RefusedError, SslguardError, SuspectError, UsageError
+from sslguard.encoders.wrapped import as_suspect
+from sslguard.errors import SslguardError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
-from sslguard.stats.direction import SECRET_BITS
-from sslguard.stats.significance import Significance, check_floor, rejects
+from sslguard.stats.significance import Significance, rejects
 from sslguard.suspects.base import checked
+from sslguard.verification.nulls import Null, null_of
 
 DEFAULT_ALPHA = 0.01
 
@@ -27,7 +28,8 @@ class Verdict:
     Attributes:
         suspect: its name.
         decision: "derived" when the p-value, corrected for `n_claims`, is at most alpha; else "not shown".
-        significance: statistic, p-value, null, floor, number of queries.
+        significance: statistic, p-value, kind of null, floor, number of queries.
+        null: what the score was judged by.
         alpha: the level that was asked for.
         n_claims: how many claims (suspects, keys, looks) the level is shared among, by Bonferroni.
         watermark_rate: the paper's WR on the same answers; None in a scheme that has none.
@@ -40,6 +42,7 @@ class Verdict:
     suspect: str
     decision: Literal["derived", "not shown"]
     significance: Significance
+    null: Null
     alpha: float
     n_claims: int
     watermark_rate: float | None
@@ -85,9 +88,7 @@ def ask(key: Key, suspect: Embedder, data: Data) -> Iterator[NDArray[np.floating
 def score_suspect(key: Key, suspect: Embedder, data: Data) -> Score:
     """The statistic of one suspect, before any null; what a suspect and a control have in common."""
     score = key.statistic(ask(key, suspect, data), data)
-    finish = getattr(suspect, "finish", None)
-    if callable(finish):
-        finish()
+    as_suspect(suspect).finish()
     return score
 
 
@@ -125,26 +126,6 @@ def score_controls(key: Key, controls: Iterable[tuple[str, Embedder]], data: Dat
     return scores
 
 
-def check_null(
-    n_controls: int, alpha: float, n_claims: int = 1, *, null: Literal["exact", "controls"] = "controls"
-) -> None:
-    """Refuse before anything is asked when no outcome could support the claim.
-
-    Raises:
-        RefusedError: the null is of controls, and there are none or 1/(n + 1) lies above alpha / n_claims.
-        UsageError: alpha or n_claims out of range.
-    """
-    if null == "exact":
-        check_floor(2.0**-SECRET_BITS, alpha, n_claims=n_claims, null=null)
-        return
-    check_floor(1 / (n_controls + 1) if n_controls else 0, alpha, n_claims=n_claims)
-    if n_controls == 0:
-        raise RefusedError(
-            "without controls there is no null distribution and no p-value: name known innocents with "
-            "--control ENCODER ..., or take the test bed's with --control shipped"
-        )
-
-
 def verify(
     key: Key,
     suspect: Embedder,
@@ -167,17 +148,20 @@ def verify(
         RefusedError: the controls cannot support alpha; nothing was asked then.
         SuspectError: the suspect gave no usable answers.
     """
-    check_null(len(control_scores), alpha, n_claims, null=key.null)
-    score = score_suspect(key, suspect, data)
-    significance = key.score_value(score, controls=list(control_scores.values()))
+    null = null_of(key, len(control_scores), list(control_scores.values()))
+    null.check(alpha, n_claims)
+    asked = as_suspect(suspect)
+    score = score_suspect(key, asked, data)
+    significance = null.significance(score)
     return Verdict(
-        suspect=name or str(getattr(suspect, "name", getattr(suspect, "source", type(suspect).__name__))),
+        suspect=name or asked.name,
         decision="derived" if rejects(significance, alpha, n_claims=n_claims) else "not shown",
         significance=significance,
+        null=null,
         alpha=alpha,
         n_claims=n_claims,
         watermark_rate=score.watermark_rate,
         cosines=score.cosines,
         control_scores=dict(control_scores),
-        n_missing=int(getattr(suspect, "n_missing", 0)),
+        n_missing=asked.n_missing,
     )

@@ -27,6 +27,7 @@ from sslguard.schemes.peers.wet import Wet
 from sslguard.schemes.peers.words import frequencies, painted, words_of
 from sslguard.schemes.registry import SCHEMES, build_scheme
 from sslguard.stats.moments import unit_rows
+from sslguard.verification.nulls import null_of
 from sslguard.verification.verdict import ask, score_suspect
 
 ANY_WORD = {"rarest": 0.0, "commonest": 1.0}
@@ -108,14 +109,14 @@ class TestContract:
         score = score_suspect(key, embedder, asked)
         assert np.isfinite(score.value)
         assert score.n_queries == key.n_queries
-        found = key.score_value(score, controls=[score.value - 1, score.value + 1])
+        found = null_of(key, 2, [score.value - 1, score.value + 1]).significance(score)
         assert found.pvalue == pytest.approx(2 / 3)
         if key.scheme in (Wet.name, Fingerprint.name):
             assert score.published_log2_pvalue is None
         else:
             assert found.details["published_log2_pvalue"] == score.published_log2_pvalue <= 0
         with pytest.raises(RefusedError):
-            key.score_value(score)
+            null_of(key).significance(score)
 
     def test_keys_stay_secret_and_are_not_kept(self, name, protected):
         key = protected(name).key

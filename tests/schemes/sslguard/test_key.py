@@ -14,6 +14,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardKey
 from sslguard.schemes.sslguard.parts import stream_context
+from sslguard.verification.nulls import null_of
 
 
 class TestStatistic:
@@ -51,14 +52,14 @@ class TestStatistic:
         with pytest.raises(SuspectError, match=message), np.errstate(over="ignore"):
             key_of().statistic(answers)
 
-    def test_ranks_among_controls_and_refuses_without(self, key_of, images):
+    def test_ranks_among_controls_and_refuses_without(self, key_of):
         answers = [np.array([[1.0, 0.0]] * 4)]
         key = key_of()
-        significance = key.score(answers, images(9), controls=[0.1, 0.2, 1.0])
+        significance = null_of(key, 3, [0.1, 0.2, 1.0]).significance(key.statistic(answers))
         assert significance.pvalue == pytest.approx(2 / 4)  # the tie counts against the claim
         assert significance.details["watermark_rate"] == 1
         with pytest.raises(RefusedError):
-            key.score(answers, images(9))
+            null_of(key).significance(key.statistic(answers))
 
 
 class TestQueries:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class ExactKey(Key):
     """
 
     scheme: ClassVar[str] = "exact"
-    null: ClassVar[Literal["exact", "controls"]] = "exact"
+    needs_controls: ClassVar[bool] = False
 
     secret: Secret
     protocol: Protocol
@@ -202,12 +202,6 @@ class ExactKey(Key):
             statistic_name=f"z of the witness {best}",
             details={**each, "n_witnesses": len(found), "log2_pvalue_uncapped": uncapped},
         )
-
-    def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:  # noqa: ARG002
-        """Return the p-value of the direction test; controls have no part in it."""
-        if score.evidence is None:
-            raise UsageError("this score is not of a key of the exact scheme")
-        return score.evidence
 
     def _clean_answers(self, data: Data) -> Iterator[tuple[Array, Array]]:
         """Yield h and ψ of the queries, batch by batch; kept for the next suspect where they are few enough."""

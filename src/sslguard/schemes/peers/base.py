@@ -20,8 +20,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Encoder
 from sslguard.errors import SuspectError, UsageError
-from sslguard.schemes.base import Key, Scheme, Score
-from sslguard.stats.significance import Significance, control_rank_test
+from sslguard.schemes.base import Key, Scheme
 
 Array = NDArray[np.float64]
 
@@ -29,24 +28,7 @@ QUERY_BATCH = 128
 
 
 class PeerKey(Key):
-    """A key of a peer. Subclasses are frozen dataclasses; their answers' rows of zeros are answers like others.
-
-    Attributes:
-        statistic_name: what `Score.value` is, for people.
-    """
-
-    statistic_name: ClassVar[str]
-
-    def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
-        """Rank among controls; the published p-value in `details`. Raises RefusedError without controls."""
-        published = score.published_log2_pvalue
-        return control_rank_test(
-            score.value,
-            controls,
-            n_queries=score.n_queries,
-            statistic_name=self.statistic_name,
-            details={} if published is None else {"published_log2_pvalue": published},
-        )
+    """A key of a peer. Subclasses are frozen dataclasses; their answers' rows of zeros are answers like others."""
 
     def to_parts(self) -> NoReturn:
         """Raise UsageError: keys of peers are not kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -21,7 +21,6 @@ from sslguard.errors import KeyFileError, SuspectError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.sslguard.carrier import N_KINDS, Carrier
 from sslguard.schemes.sslguard.parts import Decoder, Trigger, stream_context
-from sslguard.stats.significance import Significance, control_rank_test
 
 WATERMARK_THRESHOLD = 0.5
 QUERY_BATCH = 128
@@ -43,6 +42,7 @@ class SSLGuardKey(Key):
     """
 
     scheme: ClassVar[str] = "sslguard"
+    statistic_name: ClassVar[str] = "mean cosine to the secret vector"
 
     secret: Secret
     decoder: Decoder
@@ -134,16 +134,6 @@ class SSLGuardKey(Key):
         background = carrier.background(plain[present] if bool(present.any()) else plain)
         evidence = carrier.evidence(plain, moved, background)
         return evidence, present & given[triggered]
-
-    def score_value(self, score: Score, *, controls: Sequence[float] = ()) -> Significance:
-        """Rank among controls' mean cosines. Raises RefusedError without controls: there is no null then."""
-        return control_rank_test(
-            score.value,
-            controls,
-            n_queries=score.n_queries,
-            statistic_name="mean cosine to the secret vector",
-            details={} if score.watermark_rate is None else {"watermark_rate": score.watermark_rate},
-        )
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         fields = {
