@@ -15,10 +15,10 @@ import numpy as np
 from common import save, table
 from scipy import stats
 
+from sslguard.stats import witness
 from sslguard.stats.corrections import holm
 from sslguard.stats.direction import log2_tail
 from sslguard.stats.moments import Moments
-from sslguard.stats.witness import WITNESSES, family, fit_range
 
 Array = np.ndarray
 N, D, K, DRAWS, CHUNK, SEED = 2000, 64, 16, 100_000, 2000, 20_261_125
@@ -86,10 +86,8 @@ def witnesses(rng: np.random.Generator) -> dict[Cell, list[tuple[Array, Array | 
         clean = low if name.startswith("n =") else h
         moments = Moments(D, K, g.shape[1])
         moments.update(clean[rows], phi[rows], g)
-        for witness in family(D, g.shape[1]):
-            basis = fit_range(witness, moments, spread)
-            v = WITNESSES[witness](moments, spread)
-            found[name, witness] = [(v, None)] + ([(v, basis)] if basis is not None else [])
+        for asked, (v, basis) in witness.witnesses(moments, spread).items():
+            found[name, asked] = [(v, None)] + ([(v, basis)] if basis is not None else [])
     return found
 
 

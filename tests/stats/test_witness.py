@@ -18,9 +18,9 @@ from sslguard.stats.decomposition import row_space, thin_svd
 from sslguard.stats.direction import direction_test, log2_tail
 from sslguard.stats.moments import Moments
 from sslguard.stats.significance import holm
-from sslguard.stats.witness import WITNESSES, family, fit_range
+from sslguard.stats.witness import family
 
-NAMES = tuple(WITNESSES)
+NAMES = module.WITNESSES
 OWN = ("own_space", "difference", "own_whitened")
 
 
@@ -34,9 +34,8 @@ def moments_of(b: Bed, g: np.ndarray) -> Moments:
 def score(name: str, b: Bed, g: np.ndarray, *, within: bool = False) -> tuple[float, float]:
     """z of the direction test, and bits before the cap; `within` the range of the fit."""
     moments = moments_of(b, g)
-    basis = fit_range(name, moments, b.spread) if within else None
-    v = WITNESSES[name](moments, b.spread)
-    result = direction_test(v, b.directions, n_queries=len(g), basis=basis)
+    v, basis = module.witness(name, moments, b.spread)
+    result = direction_test(v, b.directions, n_queries=len(g), basis=basis if within else None)
     return result.statistic, -result.details["log2_tail"]
 
 
@@ -96,9 +95,8 @@ def test_examples_of_the_docstrings_hold() -> None:
 
 
 def test_no_argument_exists_through_which_directions_could_come_in() -> None:
-    for function in WITNESSES.values():
-        assert list(inspect.signature(function).parameters) == ["moments", "spread"]
-    assert list(inspect.signature(fit_range).parameters) == ["name", "moments", "spread"]
+    assert list(inspect.signature(module.witness).parameters) == ["name", "moments", "spread"]
+    assert list(inspect.signature(module.witnesses).parameters) == ["moments", "spread"]
     assert list(inspect.signature(Moments.update).parameters) == ["self", "h", "phi", "g"]
     assert "direction" not in "".join(vars(module)).lower()
 
@@ -331,9 +329,11 @@ def test_procrustes_is_unchanged_by_rotations_and_by_padding(plain: Bed) -> None
 @pytest.mark.parametrize("name", NAMES)
 def test_scale_of_answers_and_of_the_spread_do_not_count(name: str, plain: Bed) -> None:
     g = noisy(plain)
-    reference = direction_test(WITNESSES[name](moments_of(plain, g), plain.spread), plain.directions, n_queries=1)
+    reference = direction_test(
+        module.witness(name, moments_of(plain, g), plain.spread)[0], plain.directions, n_queries=1
+    )
     for factor, size in ((1e300, 1.0), (1e-300, 1.0), (-1.0, 1.0), (1.0, 1e200), (1.0, 1e-200)):
-        v = WITNESSES[name](moments_of(plain, factor * g), size * plain.spread)
+        v = module.witness(name, moments_of(plain, factor * g), size * plain.spread)[0]
         again = direction_test(v, plain.directions, n_queries=1)
         sign = -1 if factor < 0 and name in OWN else 1
         assert again.statistic == pytest.approx(sign * reference.statistic, abs=1e-6)
@@ -374,10 +374,10 @@ def test_what_carries_nothing_gives_a_witness_of_zero(name: str, suspect: str, p
         "few queries": np.tanh(b.h @ gaussian(24, 24)),
     }[suspect]
     moments = moments_of(b, g)
-    v = WITNESSES[name](moments, b.spread)
+    v, basis = module.witness(name, moments, b.spread)
     assert v.shape == (8, 24)
     assert not v.any()
-    assert fit_range(name, moments, b.spread) is None
+    assert basis is None
     assert direction_test(v, b.directions, n_queries=len(g)).pvalue == 1
 
 
@@ -386,9 +386,10 @@ def test_answers_that_fit_h_exactly_predict_nothing_of_the_features(plain: Bed) 
     h = plain.h[:20, :6] @ gaussian(6, 24)
     b = Bed(h, plain.phi[:20], plain.directions, plain.spread)
     moments = moments_of(b, np.tanh(h @ gaussian(24, 24)))
-    assert not WITNESSES["predicted"](moments, b.spread).any()
-    assert fit_range("predicted", moments, b.spread) is None
-    assert WITNESSES["own_space"](moments, b.spread).any()
+    v, basis = module.witness("predicted", moments, b.spread)
+    assert not v.any()
+    assert basis is None
+    assert module.witness("own_space", moments, b.spread)[0].any()
 
 
 def test_an_outlier_costs_predicted_one_answer_and_not_the_mark(plain: Bed) -> None:
@@ -412,8 +413,7 @@ def test_leading_is_aligned_where_the_rotation_is_told() -> None:
     b = bed(4, d=48)
     g = np.maximum(noisy(b, noise=0.1) @ rotation(48), 0)
     moments = moments_of(b, g)
-    whole, part = (WITNESSES[name](moments, b.spread) for name in ("aligned", "leading"))
-    basis = fit_range("leading", moments, b.spread)
+    (whole, _), (part, basis) = (module.witness(name, moments, b.spread) for name in ("aligned", "leading"))
     assert basis is not None
     assert basis.shape == (48, 24)
     np.testing.assert_allclose(whole @ basis @ basis.T, part, atol=1e-9 * np.abs(whole).max())
@@ -441,11 +441,10 @@ def test_a_known_range_gives_more_bits_for_the_same_answers(suspect: str, plain:
     g = DERIVED[suspect](plain)
     for name in family(24, g.shape[1]):
         moments = moments_of(plain, g)
-        basis = fit_range(name, moments, plain.spread)
+        v, basis = module.witness(name, moments, plain.spread)
         assert basis is not None
         assert basis.shape == (24, g.shape[1])
         np.testing.assert_allclose(basis.T @ basis, np.eye(g.shape[1]), atol=1e-12)
-        v = WITNESSES[name](moments, plain.spread)
         np.testing.assert_allclose(v @ basis @ basis.T, v, atol=1e-9 * np.abs(v).max())
         assert score(name, plain, g, within=True)[1] > 1.1 * score(name, plain, g)[1]
 
@@ -455,11 +454,12 @@ def test_a_suspect_of_full_rank_has_no_range_of_its_own(suspect: str, plain: Bed
     # `head` differs from a linear map of h by the mark alone: the residual's few directions must not become the range.
     g = DERIVED[suspect](plain)
     moments = moments_of(plain, g)
-    assert [fit_range(name, moments, plain.spread) for name in family(24, g.shape[1])].count(None) >= 3
+    ranges = [module.witness(name, moments, plain.spread)[1] for name in family(24, g.shape[1])]
+    assert ranges.count(None) >= 3
 
 
 def test_range_of_a_collinear_encoder_leaves_its_constant_direction_out(flat: Bed) -> None:
-    basis = fit_range("predicted", moments_of(flat, noisy(flat)), flat.spread)
+    basis = module.witness("predicted", moments_of(flat, noisy(flat)), flat.spread)[1]
     assert basis is not None
     assert basis.shape == (24, 23)
     np.testing.assert_allclose(np.ones(24) @ basis, 0, atol=1e-6)
@@ -481,7 +481,7 @@ def test_range_of_a_collinear_encoder_leaves_its_constant_direction_out(flat: Be
 @pytest.mark.parametrize("name", NAMES)
 def test_spreads_that_are_refused(name: str, spread: object, complaint: str, plain: Bed) -> None:
     moments = moments_of(plain, plain.h)
-    for call in (lambda: WITNESSES[name](moments, spread), lambda: fit_range(name, moments, spread)):  # type: ignore[arg-type]
+    for call in (lambda: module.witness(name, moments, spread), lambda: module.witnesses(moments, spread)):  # type: ignore[arg-type]
         with pytest.raises(UsageError, match=complaint):
             call()
 
@@ -492,30 +492,31 @@ def test_all_at_once_is_each_alone_to_the_bit(plain: Bed) -> None:
         found = module.witnesses(moments, plain.spread)
         assert tuple(found) == family(24, moments.width)
         for name, (v, basis) in found.items():
-            assert np.array_equal(v, WITNESSES[name](moments, plain.spread))
-            alone = fit_range(name, moments, plain.spread)
-            assert (basis is None) == (alone is None)
-            assert basis is None or np.array_equal(basis, alone)
+            alone, range_alone = module.witness(name, moments, plain.spread)
+            assert np.array_equal(v, alone)
+            assert (basis is None) == (range_alone is None)
+            assert basis is None or np.array_equal(basis, range_alone)
 
 
 def test_what_else_is_refused(plain: Bed) -> None:
     with pytest.raises(UsageError, match="of 24 columns, not 8: ask"):
-        module.own_space(moments_of(plain, plain.h[:, :8]), plain.spread)
+        module.witness("own_space", moments_of(plain, plain.h[:, :8]), plain.spread)
     with pytest.raises(
         UsageError,
         match=f"one of {', '.join(NAMES)}, not 'best'",
     ):
-        fit_range("best", moments_of(plain, plain.h), plain.spread)
-    for function in WITNESSES.values():
+        module.witness("best", moments_of(plain, plain.h), plain.spread)
+    for name in NAMES:
         with pytest.raises(UsageError, match="no queries"):
-            function(Moments(24, 8, 24), plain.spread)
+            module.witness(name, Moments(24, 8, 24), plain.spread)
 
 
 def test_moments_and_spread_are_left_alone_and_the_answer_repeats(plain: Bed) -> None:
     moments, spread = moments_of(plain, noisy(plain)), plain.spread.copy()
     before = moments.to_arrays()
-    for function in WITNESSES.values():
-        np.testing.assert_array_equal(function(moments, spread), function(moments, spread))
+    for name in NAMES:
+        (one, _), (again, _) = (module.witness(name, moments, spread) for _ in range(2))
+        np.testing.assert_array_equal(one, again)
     np.testing.assert_array_equal(spread, plain.spread)
     for key, array in moments.to_arrays().items():
         np.testing.assert_array_equal(array, before[key])
@@ -567,8 +568,8 @@ def test_pvalues_of_innocents_are_uniform_over_redrawn_directions(redrawn: np.nd
     for suspect, (b, g) in innocents().items():
         moments = moments_of(b, g)
         for name in family(16, g.shape[1]):
-            v = WITNESSES[name](moments, b.spread)
-            for basis in {None: None, "basis": fit_range(name, moments, b.spread)}.values():
+            v, known = module.witness(name, moments, b.spread)
+            for basis in {None: None, "basis": known}.values():
                 if not v.any():
                     continue
                 values = log2_pvalues(v, redrawn, basis)
@@ -584,7 +585,7 @@ def test_pvalues_of_innocents_are_uniform_over_redrawn_directions(redrawn: np.nd
 
 def test_a_witness_that_has_seen_its_directions_would_not_pass(redrawn: np.ndarray) -> None:
     b, g = innocents()["independent"]
-    v = WITNESSES["own_space"](moments_of(b, g), b.spread)
+    v = module.witness("own_space", moments_of(b, g), b.spread)[0]
     v /= np.linalg.norm(v)
     peeked = np.stack([v + 0.02 * u for u in redrawn])
     lengths = np.linalg.norm(peeked, axis=(1, 2)) * np.linalg.norm(redrawn, axis=(1, 2))

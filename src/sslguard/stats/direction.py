@@ -79,14 +79,14 @@ def direction_test(
     Parameters
     ----------
     witness : array_like of float, shape (K, d)
-        V, computed from a suspect's answers by a rule that cannot see the directions; see `witness.WITNESSES`.
+        V, computed from a suspect's answers by a rule that cannot see the directions; see `witness.witness`.
         Finite, of any scale. All 0 is a suspect that carries nothing.
     directions : array_like of float, shape (K, d)
         U, the secret directions: one uniform point on a sphere of R^(K·d). Finite, not 0; its length is not used.
     n_queries : int
         Queries that the suspect was asked, those without an answer included, at least 1.
     basis : array_like of float, shape (d, r), optional
-        Orthonormal columns of a subspace that holds the rows of V and was found without U; see `witness.fit_range`.
+        Orthonormal columns of a subspace that holds the rows of V and was found without U; see `witness.witness`.
         Both are projected onto it, and the test is of dimension K·r.
 
     Returns

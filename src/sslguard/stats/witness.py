@@ -12,14 +12,28 @@ M, M⁻     spread of the mark, (d, d); (M + 0.3·mean(diag M)·I)⁻¹, so that
 ========  ==========================================================================================
 
 The mark is h + ε·K^(-1/2)·Σ_k φ_k·M u_k, so φ̃ᵀh* M⁻ is near U, and φ̃ᵀh = 0. The witnesses differ in how they bring g
-back to h's space, and in what of it they take for the suspect's own. None wins everywhere: `family` is what is asked of
-a suspect of m columns, fixed before its answers.
+back to h's space, and in what of it they take for the suspect's own:
+
+============  ==========================================  =======================================================
+own_space     φ̃ᵀ(g/|g|) M⁻                                answers in h's own space
+difference    G_λ⁻¹φᵀ(g/|g| − a·h) M⁻                     the same, and what of the mark is linear in h
+own_whitened  φ̃ᵀ(g/|g|) C_λ⁻¹ M                           the same, after training on something else
+aligned       φ beside a rotation R and gains             h* rotated; mark and rotation are fitted together
+leading       `aligned` in 24 components of h             the same, where a rotation can be told well
+shifted       `aligned` of g as it is                     the same, with another mean
+procrustes    φ̃ᵀ(g/|g|) R M⁻                              h rotated, or padded
+mapped        `aligned`, most of Cov g undone             h* behind an unknown linear map
+predicted     φ̃ᵀĥ M⁻, ĥ the regression of h on (1, g)     h behind any linear map
+whitened      φ̃ᵀ r W L̂ᵀ M                                 logits, strong maps, noisy answers
+============  ==========================================  =======================================================
+
+None wins everywhere: `family` is what is asked of a suspect of m columns, fixed before its answers. All are unchanged
+by the scale of g and of M. V is 0 where the suspect carries nothing of φ̃ beyond rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,398 +47,104 @@ from sslguard.stats.moments import Moments
 from sslguard.stats.spectra import RANK, Spectra, or_zero
 
 Array = NDArray[np.float64]
+Witness = tuple[Array, Array | None]
 
 # The map from h to g is noise where h hardly moves, and the residual's covariance where the residual hardly does.
 _FIT_RANK, _RESIDUAL_RANK = 1e-3, 1e-4
 _GAIN_FLOOR, _NOISE_FLOOR = 0.3, 0.1
 # Components of h in which a copy's rotation is well told.
 _LEADING = 24
+_OWN = frozenset({"own_space", "difference", "own_whitened"})
 
 
-def own_space(moments: Moments, spread: ArrayLike) -> Array:
-    """Witness of a suspect that answers in the clean encoder's own space: φ̃ᵀ(g/|g|) M⁻.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, with m = d.
-    spread : array_like of float, shape (d, d)
-        M, symmetric and positive semidefinite, not 0. Chosen without the directions, not even through its scale.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        V, of arbitrary scale; 0 where the suspect carries nothing of φ̃ beyond rounding.
-
-    Raises
-    ------
-    UsageError
-        The moments hold no query, m differs from d, or the spread is not as described.
-    """
-    return _found("own_space", moments, spread)[0]
-
-
-def difference(moments: Moments, spread: ArrayLike) -> Array:
-    """Witness of a suspect that answers in the clean encoder's own space and scale: G_λ⁻¹φᵀ(g/|g| − a·h) M⁻.
-
-    What of the mark is linear in h counts here, which `own_space` gives up: a surrogate learns that part best. In
-    exchange everything linear that a suspect does to h, beyond its overall gain a (least squares), is noise.
-    G_λ = Cov φ + 0.3·mean(diag Cov φ)·I undoes the correlation of the features.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, with rows of length 1, φ and the suspect's answers g, with m = d.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `own_space`.
-
-    Raises
-    ------
-    UsageError
-        As in `own_space`.
-    """
-    return _found("difference", moments, spread)[0]
-
-
-def own_whitened(moments: Moments, spread: ArrayLike) -> Array:
-    """Witness of a suspect in the clean encoder's own space that has learned something else: φ̃ᵀ(g/|g|) C_λ⁻¹ M.
-
-    C_λ = Cov(g/|g|) + 0.1·mean(diag Cov)·I. Fine-tuning moves an encoder most where its new task lies, and there the
-    mark is drowned; each direction counts here by what the answers' own variance leaves of it. On an untouched copy,
-    where nothing drowns it, `own_space` and `difference` see more.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, with m = d.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `own_space`.
-
-    Raises
-    ------
-    UsageError
-        As in `own_space`.
-    """
-    return _found("own_whitened", moments, spread)[0]
-
-
-def procrustes(moments: Moments, spread: ArrayLike) -> Array:
-    """Witness of a suspect whose space is a rotation of the clean encoder's: φ̃ᵀ(g/|g|) R M⁻.
-
-    R (m, d) is the orthogonal map that brings g/|g| nearest to h, the polar factor of their covariance. For m ≠ d it
-    is the rotation after the narrower one is padded with columns of 0. Directions that the covariance does not
-    determine are left out of R.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, any m.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `own_space`. Unchanged by rotations of g about 0, and by its scale.
-
-    Raises
-    ------
-    UsageError
-        The moments hold no query, or the spread is not as described.
-    """
-    return _found("procrustes", moments, spread)[0]
-
-
-def predicted(moments: Moments, spread: ArrayLike) -> Array:
-    """Witness that undoes any linear map: φ̃ᵀĥ M⁻ with ĥ the regression of h on (1, g).
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, any m.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `own_space`. Unchanged by every invertible affine map of g that rounding survives.
-
-    Raises
-    ------
-    UsageError
-        As in `procrustes`.
-    """
-    return _found("predicted", moments, spread)[0]
-
-
-def whitened(moments: Moments, spread: ArrayLike) -> Array:
-    """Witness for logits, strong maps and noisy answers: φ̃ᵀ r W L̂ᵀ M, where g ≈ h L̂ + r is the regression on (1, h).
-
-    W = (Cov r + λI)⁻¹ gives each direction of g the weight that its noise leaves it; λ is a tenth of r's mean
-    variance.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, any m.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `own_space`.
-
-    Raises
-    ------
-    UsageError
-        As in `procrustes`.
-    """
-    return _found("whitened", moments, spread)[0]
-
-
-def aligned(moments: Moments, spread: ArrayLike) -> Array:
-    """Witness of a suspect whose space is a rotation of the marked encoder's: what φ adds once R and gains are fitted.
-
-    As `procrustes`, but rotation and mark are fitted together (`alignment.rotated`), so that the part of the mark that
-    is linear in h counts as far as no rotation could make it.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, any m.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`; checked, and not used.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `own_space`. Unchanged by rotations of g about 0, and by its scale.
-
-    Raises
-    ------
-    UsageError
-        As in `procrustes`.
-    """
-    return _found("aligned", moments, spread)[0]
-
-
-def shifted(moments: Moments, spread: ArrayLike) -> Array:
-    """As `aligned`, of answers that are not scaled to length 1: where a thief has moved their mean.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, any m.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`; checked, and not used.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `own_space`. Unchanged by rotations and shifts of g, and by its scale.
-
-    Raises
-    ------
-    UsageError
-        As in `procrustes`.
-    """
-    return _found("shifted", moments, spread)[0]
-
-
-def leading(moments: Moments, spread: ArrayLike) -> Array:
-    """What `aligned` shows in the 24 leading principal components of h, which is also its `fit_range`.
-
-    Of a copy's rotation against h little more can be told: in smaller components the copy's own errors turn it. What
-    is left out there is mostly noise, and the fewer dimensions make the same evidence stronger.
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, any m.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`; checked, and not used.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `aligned`.
-
-    Raises
-    ------
-    UsageError
-        As in `procrustes`.
-    """
-    return _found("leading", moments, spread)[0]
-
-
-def mapped(moments: Moments, spread: ArrayLike) -> Array:
-    """Witness of a suspect behind an unknown linear map: as `aligned`, once most of g's covariance is undone.
-
-    `predicted` finds the map that gives h back best, and to that map the mark is noise. Here what of the answers is to
-    be h and what is to be the mark are told together (`alignment.mapped`).
-
-    Parameters
-    ----------
-    moments : Moments
-        Of h, φ and the suspect's answers g, any m.
-    spread : array_like of float, shape (d, d)
-        As in `own_space`; checked, and not used.
-
-    Returns
-    -------
-    ndarray of float64, shape (K, d)
-        As in `own_space`.
-
-    Raises
-    ------
-    UsageError
-        As in `procrustes`.
-    """
-    return _found("mapped", moments, spread)[0]
-
-
-WITNESSES: Mapping[str, Callable[[Moments, ArrayLike], Array]] = MappingProxyType(
-    {
-        "own_space": own_space,
-        "difference": difference,
-        "own_whitened": own_whitened,
-        "aligned": aligned,
-        "leading": leading,
-        "shifted": shifted,
-        "procrustes": procrustes,
-        "mapped": mapped,
-        "predicted": predicted,
-        "whitened": whitened,
-    }
-)
-_OWN = ("own_space", "difference", "own_whitened")
-
-
-def family(dim: int, width: int) -> tuple[str, ...]:
-    """Names in `WITNESSES` of what is asked of a suspect: all that applies, and all that Bonferroni charges for.
-
-    Parameters
-    ----------
-    dim : int
-        d, columns of the clean embedding.
-    width : int
-        m, columns of the suspect's answers: known before the first query that counts.
-
-    Returns
-    -------
-    tuple of str
-        Every member where m = d; without "own_space", "difference" and "own_whitened" elsewhere.
-
-    Raises
-    ------
-    UsageError
-        A size is not a whole number of at least 1.
-
-    Examples
-    --------
-    >>> from sslguard.stats.witness import family
-    >>> len(family(64, 64))
-    10
-    >>> family(64, 10)
-    ('aligned', 'leading', 'shifted', 'procrustes', 'mapped', 'predicted', 'whitened')
-    """
-    same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
-    return tuple(name for name in WITNESSES if same or name not in _OWN)
-
-
-def fit_range(name: str, moments: Moments, spread: ArrayLike) -> Array | None:
-    """The subspace that a witness's rows can lie in, where that is not all of R^d: `basis` of `direction_test`.
+def witness(name: str, moments: Moments, spread: ArrayLike) -> Witness:
+    """Return the witness of this name, and the subspace that its rows can lie in.
 
     A suspect of m < d columns, or of lower rank, shows the directions only through the range of the fit between its
     space and h's. Within it the same evidence stands against fewer dimensions. The subspace depends on h and g, not
     on φ̃ᵀg: the row space of V itself would be a worse choice.
 
-    Parameters
-    ----------
-    name : str
-        A name in `WITNESSES`.
-    moments, spread
-        As given to that witness.
+    Args:
+        name: One of `WITNESSES`.
+        moments: Of h with rows of length 1, φ and the suspect's answers g, any m; m = d for "own_space", "difference"
+            and "own_whitened".
+        spread: M, (d, d), symmetric and positive semidefinite, not 0. Chosen without the directions, not even through
+            its scale.
 
-    Returns
-    -------
-    ndarray of float64, shape (d, r), or None
-        Orthonormal columns, 0 < r < d; None where the range is R^d, or the witness is 0.
+    Returns:
+        V, float64 (K, d), of arbitrary scale; and orthonormal columns, float64 (d, r), 0 < r < d, the `basis` of
+        `direction_test`: None where the range is R^d, or V is 0.
 
-    Raises
-    ------
-    UsageError
-        There is no witness of this name, or as the witness itself.
+    Raises:
+        UsageError: There is no witness of this name; the moments hold no query, or their m is not d where it must be;
+            or the spread is not as described.
     """
     if name not in _FACTORS:
-        raise UsageError(f"witness must be one of {', '.join(_FACTORS)}, not {name!r}")
-    return _found(name, moments, spread)[1]
-
-
-def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, tuple[Array, Array | None]]:
-    """Every witness of the suspect's `family` with its `fit_range`, what they share computed once.
-
-    Parameters
-    ----------
-    moments, spread
-        As in `procrustes`.
-
-    Returns
-    -------
-    dict of str to (ndarray, ndarray or None)
-        Name to what `WITNESSES[name]` and `fit_range` give, bit for bit.
-
-    Raises
-    ------
-    UsageError
-        As in `procrustes`.
-    """
-    shared, checked = Spectra(moments), _Spread(spread, moments.dim)
-    names = family(moments.dim, moments.width)
-    return {name: _with_range(_FACTORS[name](shared, checked)) for name in names}
-
-
-def _found(name: str, moments: Moments, spread: ArrayLike) -> tuple[Array, Array | None]:
+        raise UsageError(f"witness must be one of {', '.join(WITNESSES)}, not {name!r}")
     return _with_range(_FACTORS[name](Spectra(moments), _Spread(spread, moments.dim)))
 
 
-def _with_range(factors: _Factors) -> tuple[Array, Array | None]:
-    left, right, whole = factors
-    v = or_zero(left @ right, np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=0))
-    return v, None if whole or not v.any() else row_space(right, RANK)
+def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, Witness]:
+    """Return every witness of the suspect's `family`, what they share computed once.
+
+    Args:
+        moments: As in `witness`.
+        spread: As in `witness`.
+
+    Returns:
+        Name to what `witness` gives, bit for bit.
+
+    Raises:
+        UsageError: As in `witness`.
+    """
+    shared, checked = Spectra(moments), _Spread(spread, moments.dim)
+    return {name: _with_range(_FACTORS[name](shared, checked)) for name in family(moments.dim, moments.width)}
+
+
+def family(dim: int, width: int) -> tuple[str, ...]:
+    """Return the names of what is asked of a suspect: all that applies, and all that Bonferroni charges for.
+
+    Args:
+        dim: d, columns of the clean embedding.
+        width: m, columns of the suspect's answers: known before the first query that counts.
+
+    Returns:
+        `WITNESSES` where m = d; without "own_space", "difference" and "own_whitened" elsewhere.
+
+    Raises:
+        UsageError: A size is not a whole number of at least 1.
+
+    Examples:
+        >>> from sslguard.stats.witness import family
+        >>> len(family(64, 64))
+        10
+        >>> family(64, 10)
+        ('aligned', 'leading', 'shifted', 'procrustes', 'mapped', 'predicted', 'whitened')
+    """
+    same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
+    return tuple(name for name in WITNESSES if same or name not in _OWN)
 
 
 def equal_gain(spread: ArrayLike) -> Array:
-    """M⁻ = (M + 0.3·mean(diag M)·I)⁻¹: brings every direction of the mark back with nearly equal gain.
+    """Return M⁻ = (M + 0.3·mean(diag M)·I)⁻¹, which brings every direction of the mark back with nearly equal gain.
 
-    Parameters
-    ----------
-    spread : array_like of float, shape (d, d)
-        As in `own_space`.
+    Args:
+        spread: M, as in `witness`.
 
-    Returns
-    -------
-    ndarray of float64, shape (d, d)
+    Returns:
+        M⁻, float64 (d, d).
 
-    Raises
-    ------
-    UsageError
-        The spread is not as described.
+    Raises:
+        UsageError: The spread is not as described.
     """
     matrix = finite_matrix("spread", spread, columns=np.shape(spread)[-1])
     return _Spread(matrix, matrix.shape[1]).inverse / float(np.abs(matrix).max())
+
+
+def _with_range(factors: _Factors) -> Witness:
+    left, right, whole = factors
+    v = or_zero(left @ right, np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=0))
+    return v, None if whole or not v.any() else row_space(right, RANK)
 
 
 class _Spread:
@@ -462,11 +182,18 @@ _Factors = tuple[Array, Array, bool]
 
 
 def _own_space(shared: Spectra, spread: _Spread) -> _Factors:
+    """φ̃ᵀ(g/|g|) M⁻, of answers in the clean encoder's own space."""
     _check_own_space("own_space", shared.moments)
     return shared.beyond_linear("unit"), spread.inverse, True
 
 
 def _difference(shared: Spectra, spread: _Spread) -> _Factors:
+    """G_λ⁻¹φᵀ(g/|g| − a·h) M⁻, of answers in the clean encoder's own space and scale.
+
+    What of the mark is linear in h counts here, which `own_space` gives up: a surrogate learns that part best. In
+    exchange everything linear that a suspect does to h, beyond its overall gain a (least squares), is noise.
+    G_λ = Cov φ + 0.3·mean(diag Cov φ)·I undoes the correlation of the features.
+    """
     _check_own_space("difference", shared.moments)
     # Both in units of 1; φ's own unit is common to them.
     unit, clean = shared.natural("phi", "unit"), shared.natural("phi", "h")
@@ -479,6 +206,12 @@ def _difference(shared: Spectra, spread: _Spread) -> _Factors:
 
 
 def _own_whitened(shared: Spectra, spread: _Spread) -> _Factors:
+    """φ̃ᵀ(g/|g|) C_λ⁻¹ M with C_λ = Cov(g/|g|) + 0.1·mean(diag Cov)·I, of a suspect that has learned something else.
+
+    Fine-tuning moves an encoder most where its new task lies, and there the mark is drowned; each direction counts
+    here by what the answers' own variance leaves of it. On an untouched copy, where nothing drowns it, `own_space` and
+    `difference` see more.
+    """
     _check_own_space("own_whitened", shared.moments)
     answers = shared.covariance("unit", "unit")
     floor = _NOISE_FLOOR * np.diag(answers).mean() or 1.0
@@ -495,6 +228,12 @@ def _check_own_space(name: str, moments: Moments) -> None:
 
 
 def _procrustes(shared: Spectra, spread: _Spread) -> _Factors:
+    """φ̃ᵀ(g/|g|) R M⁻ with R (m, d) the orthogonal map that brings g/|g| nearest to h.
+
+    R is the polar factor of their covariance. For m ≠ d it is the rotation after the narrower one is padded with
+    columns of 0. Directions that the covariance does not determine are left out of R. Unchanged by rotations of g
+    about 0.
+    """
     left, sizes, right = thin_svd(shared.covariance("unit", "h"))
     # Squared, for these are the product of two spreads.
     keep = sizes > RANK**2 * sizes[0]
@@ -503,10 +242,20 @@ def _procrustes(shared: Spectra, spread: _Spread) -> _Factors:
 
 
 def _aligned(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
+    """What φ adds once R and gains are fitted with it (`alignment.rotated`).
+
+    So the part of the mark that is linear in h counts as far as no rotation could make it. Unchanged by rotations of g
+    about 0.
+    """
     return *_rotated(shared), False
 
 
 def _leading(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
+    """What `aligned` shows in the 24 leading principal components of h, which is also its range.
+
+    Of a copy's rotation against h little more can be told: in smaller components the copy's own errors turn it. What
+    is left out there is mostly noise, and the fewer dimensions make the same evidence stronger.
+    """
     mark, axes = _rotated(shared)
     return mark[:, :_LEADING], axes[:_LEADING], False
 
@@ -516,20 +265,34 @@ def _rotated(shared: Spectra) -> tuple[Array, Array]:
 
 
 def _shifted(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
+    """As `aligned`, of answers that are not scaled to length 1: where a thief has moved their mean.
+
+    Unchanged by rotations and shifts of g.
+    """
     return *alignment.rotated(shared, "g"), False
 
 
 def _mapped(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
+    """As `aligned`, once most of g's covariance is undone: for a suspect behind an unknown linear map.
+
+    `predicted` finds the map that gives h back best, and to that map the mark is noise. Here what of the answers is to
+    be h and what is to be the mark are told together (`alignment.mapped`).
+    """
     return *alignment.mapped(shared), False
 
 
 def _predicted(shared: Spectra, spread: _Spread) -> _Factors:
+    """φ̃ᵀĥ M⁻ with ĥ the regression of h on (1, g): unchanged by every affine map of g that rounding survives."""
     axes = shared.whitener("standard", RANK)
     right = axes.T @ shared.covariance("standard", "h") @ spread.inverse
     return shared.beyond_linear("standard") @ axes, right, False
 
 
 def _whitened(shared: Spectra, spread: _Spread) -> _Factors:
+    """φ̃ᵀ r W L̂ᵀ M, where g ≈ h L̂ + r is the regression on (1, h): for logits, strong maps and noisy answers.
+
+    W = (Cov r + λI)⁻¹ gives each direction of g the weight that its noise leaves it; λ is a tenth of r's mean variance.
+    """
     answers, axes = shared.covariance("g", "g"), shared.whitener("h", _FIT_RANK)
     fit = axes.T @ shared.covariance("h", "g")
     noise, directions = symmetric(answers - fit.T @ fit)
@@ -553,3 +316,5 @@ _FACTORS: Mapping[str, Callable[[Spectra, _Spread], _Factors]] = {
     "predicted": _predicted,
     "whitened": _whitened,
 }
+WITNESSES = tuple(_FACTORS)
+"""Their names, in the order in which they are asked."""

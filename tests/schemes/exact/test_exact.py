@@ -24,7 +24,7 @@ from sslguard.schemes.exact.power import expected_power
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.stats.direction import direction_test, log2_tail
 from sslguard.stats.moments import Moments, unit_rows
-from sslguard.stats.witness import WITNESSES, fit_range
+from sslguard.stats.witness import witness
 from sslguard.verification.verdict import score_suspect, verify
 
 D, K = 64, 18
@@ -52,7 +52,7 @@ def remembered(suspect, data):
 def one_witness(key, moments):
     """What `key.witnesses` gives for "predicted", without the others."""
     spread = key.bank.geometry.spread
-    return {"predicted": (WITNESSES["predicted"](moments, spread), fit_range("predicted", moments, spread))}
+    return {"predicted": witness("predicted", moments, spread)}
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +402,7 @@ class TestPower:
                 g += np.sqrt(1 / fidelity**2 - 1) * noise
                 moments = Moments(24, 8, 24)
                 moments.update(rows, phi, g)
-                v = WITNESSES["own_space"](moments, bank.geometry.spread)
+                v = witness("own_space", moments, bank.geometry.spread)[0]
                 z.append(direction_test(v, u, n_queries=n).statistic)
             assert np.mean(z) == pytest.approx(power.cosine(n, fidelity) * np.sqrt(8 * 24), rel=0.125, abs=0.8)
 

@@ -21,7 +21,7 @@ from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
 from sslguard.schemes.exact import Exact, ExactKey, Protocol
 from sslguard.schemes.exact.marking import headed
 from sslguard.schemes.keyfile import OPENINGS, StoredKey, load_key, open_key, save_key, serialise_tensors
-from sslguard.stats.witness import WITNESSES, fit_range
+from sslguard.stats.witness import witness
 from sslguard.verification.verdict import score_suspect
 
 S = 3
@@ -82,7 +82,7 @@ class TestMark:
             planted = headed(clean, one.bank, one.directions(), 0.3)
             moments = two.moments((planted.embed(batch) for batch in two.queries(asked)), asked)
             spread = two.bank.geometry.spread
-            chosen = {"predicted": (WITNESSES["predicted"](moments, spread), fit_range("predicted", moments, spread))}
+            chosen = {"predicted": witness("predicted", moments, spread)}
             found.append(two.test(chosen, n_queries=moments.n).pvalue)
         assert bits(one, planted, asked) > 100
         assert stats.kstest(found, "uniform").pvalue > 0.01
