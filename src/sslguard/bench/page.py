@@ -1,4 +1,4 @@
-"""The results of a benchmark for reading: Markdown, and one HTML file without script or network."""
+"""The results of a benchmark for reading: Markdown, and one HTML file that loads nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Run:
         return (*self.config.notes, *(f"Left out: {one.why}" for one in self.config.without))
 
     def facts(self) -> dict[str, str]:
-        """What a table rests on."""
+        """Return what a table rests on, as texts by name."""
         config = self.config
         return {
             "run": f"{self.dates}; {self.done} of {self.total} cells",
@@ -54,7 +54,7 @@ class Run:
 
 
 def render_markdown(run: Run, command: str) -> str:
-    """All tables. `command` is what writes them."""
+    """Return all tables as Markdown. `command` is what writes them."""
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts().items())
     head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}\n\n{facts}"
     notes = ["\n".join(f"- {note}" for note in run.notes)] if run.notes else []
@@ -62,7 +62,7 @@ def render_markdown(run: Run, command: str) -> str:
 
 
 def render_html(run: Run) -> str:
-    """The whole page, HTML5, all pictures as data URIs."""
+    """Return the whole page, HTML5, all pictures inside."""
     return render(
         "bench/page.html.j2", run=run, facts=run.facts(), tables=all_tables(run.config, run.rows), charts=_charts(run)
     )

@@ -15,7 +15,7 @@ _LEAST = (KEPT, 0.75, 0.5, 0.25)
 
 
 def all_tables(config: Config, rows: Sequence[Row]) -> list[Table]:
-    """Every table of the page, in its order."""
+    """Return every table of the page, in its order."""
     found = outcomes(rows, config.rates)
     tables = [_hardest(config, rows), _false_claims(config, rows), _separations(rows), _costs(rows)]
     tables += [_grid(config, found, group) for group in ("held-out", "development")]
@@ -151,7 +151,7 @@ def _intervals(found: Iterable[Outcome]) -> str:
 
 
 def rate_name(log2_rate: float) -> str:
-    """A false-claim rate for reading: 0.01, or 2^-64."""
+    """Return a false-claim rate for reading: 0.01, or 2^-64."""
     rate = 2.0**log2_rate
     return f"{rate:g}" if rate >= 1e-6 else f"2^{log2_rate:.4g}"
 

@@ -42,10 +42,11 @@ _LABELS = {"against": "speaks against", "failed": "failed"}
 
 
 def render_page(audit: Audit, *, when: datetime | None = None) -> str:
-    """The page, HTML5. No address is loaded from anywhere.
+    """Return the page, HTML5. No address is loaded from anywhere.
 
     Args:
-        when: the audit was made; the page bears no date without it.
+        audit: What the examiner found.
+        when: The time of the audit; the page bears no date without it.
     """
     return render("claims/page.html.j2", **_context(audit, when))
 
@@ -61,7 +62,11 @@ def write_page(audit: Audit, path: Path) -> None:
 
 
 def check_page(path: Path) -> None:
-    """Raises OutputError where a page must not be written to `path`: before the work, not after it."""
+    """Check that a page may be written to `path`: before the work, not after it.
+
+    Raises:
+        OutputError: something else stands there.
+    """
     if not os.path.lexists(path):
         return
     ours = False
