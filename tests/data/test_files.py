@@ -22,6 +22,7 @@ from PIL import Image
 from helpers.data_on_disk import everything, idx, noise, root, write_image
 from sslguard.data import cache as cache_module
 from sslguard.data import open_data, overlap
+from sslguard.data.base import without_unreadable
 from sslguard.data.folders import EXTENSIONS, decode
 from sslguard.errors import DataError
 
@@ -127,6 +128,77 @@ def test_a_picture_that_cannot_be_decoded_is_named_when_it_is_taken(
     with pytest.raises(DataError, match=message) as caught:
         data.take([0, 1])
     assert str(tmp_path / "photos" / "b.png") in str(caught.value)
+
+
+def test_formats_of_today_are_read_as_pillow_reads_them(tmp_path: Path) -> None:
+    folder, pictures = tmp_path / "photos", [noise(8, 9, 3, seed=k) for k in range(4)]
+    for name, pixels in zip(("a.gif", "b.avif", "c.JFIF", "d.PNG"), pictures, strict=True):
+        write_image(folder / name, pixels)
+    expected = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
+    np.testing.assert_array_equal(open_data(str(folder)).take(range(4)).numpy().transpose(0, 2, 3, 1), expected)
+
+
+def test_grey_of_sixteen_bits_is_scaled_in_every_format(tmp_path: Path) -> None:
+    grey = noise(5, 6)
+    wide = Image.fromarray(grey.astype(np.uint16) * 257)
+    for name in ("a.png", "a.tiff"):
+        wide.save(tmp_path / name)
+    (tmp_path / "a.pgm").write_bytes(b"P5 6 5 65535\n" + (grey.astype(">u2") * 257).tobytes())
+    for path in sorted(tmp_path.iterdir()):
+        np.testing.assert_array_equal(decode(path)[0].numpy(), grey)
+
+
+def test_pictures_of_a_kind_that_is_not_read_are_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "photos" / "a.png", noise(4, 4))
+    (tmp_path / "photos" / "b.HEIC").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"b\.HEIC is a picture of a kind that is not read: convert it"):
+        open_data(str(tmp_path / "photos"))
+
+
+def test_unreadable_items_are_left_out_and_named(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for name in "abdef":
+        write_image(folder / f"{name}.png", noise(4, 4, seed=ord(name)))
+    (folder / "c.png").write_bytes(b"no picture")
+    data, bad = without_unreadable(open_data(str(folder)))
+    assert len(data) == 5
+    assert len(bad) == 1
+    assert "c.png cannot be read" in bad[0]
+    np.testing.assert_array_equal(data.take([2]), decode(folder / "d.png")[None])
+    assert overlap(data.slice(2, 3), open_data(str(folder)).slice(3, 4)) == 1
+    assert overlap(data.slice(2, 3), open_data(str(folder)).slice(4, 6)) == 0
+    whole = open_data(str(folder)).slice(3, 5)
+    assert without_unreadable(whole) == (whole, [])
+    with pytest.raises(DataError, match="none of the 1 items"):
+        without_unreadable(open_data(str(folder)).slice(2, 3))
+
+
+def test_a_description_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        file.write(b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little"))
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="its description has"):
+        open_data(str(tmp_path / "a.npy"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_arrays_of_any_name(tmp_path: Path) -> None:
+    images = noise(3, 4, 5)[:, None]
+    np.savez(tmp_path / "a.npz", images, np.arange(3))
+    data = open_data(str(tmp_path / "a.npz"))
+    assert np.array_equal(data.take(range(3)), images)
+    assert data.labels is not None
+    np.savez(tmp_path / "b.npz", faces=images)
+    assert np.array_equal(open_data(str(tmp_path / "b.npz")).take(range(3)), images)
+    np.savez(tmp_path / "c.npz", faces=images, houses=images[::-1])
+    with pytest.raises(DataError, match=r"FILE\.npz#NAME"):
+        open_data(str(tmp_path / "c.npz"))
+    assert np.array_equal(open_data(f"{tmp_path}/c.npz#houses").take(range(3)), images[::-1])
+    with pytest.raises(DataError, match="has no array 'dogs'; it holds faces, houses"):
+        open_data(f"{tmp_path}/c.npz#dogs")
 
 
 def test_every_mode_becomes_one_or_three_channels(tmp_path: Path) -> None:

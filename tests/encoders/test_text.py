@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -144,7 +145,12 @@ def test_labels_that_are_names_become_classes_in_sorted_order(tmp_path: Path) ->
         ("a.txt", b"good\n" + b"x" * (MAX_ITEM + 1), "line 2: an item must stay below"),
         ("a.csv", b"", "holds no texts"),
         ("a.csv", b"text\n", "holds no texts"),
-        ("a.csv", b"body,label\na,1\n", "line 1: the first record must name"),
+        (
+            "a.csv",
+            b"body,title\na,b\n",
+            "has no column 'text', and not one other column of texts",
+        ),
+        ("a.jsonl", b'{"body": "a", "title": "b"}\n', "has no column 'text', and not one other column of texts"),
         ("a.csv", b"text,text\na,b\n", "line 1: the first record must name"),
         ("a.csv", b"text,label\na\n", "line 2: a record must have 2 fields, as many as columns, not 1"),
         ("a.csv", b"text,label\na,\n", "line 2: a label must be"),
@@ -159,7 +165,9 @@ def test_labels_that_are_names_become_classes_in_sorted_order(tmp_path: Path) ->
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2: either all lines have a label"),
         ("a.jsonl", b'{"text": "a", "label": 0.5}\n', "line 1: a label must be"),
         ("a.jsonl", b'{"text": "a", "label": null}\n', "line 1: a label must be"),
-        ("a.parquet", b"PAR1", "texts are read from .txt, .csv, .tsv, .jsonl, not from 'a.parquet'"),
+        ("a.parquet", b"PAR1", "cannot be read as Parquet"),
+        ("a.csv.gz", b"text\na\n", "cannot be unpacked"),
+        ("a.xlsx", b"", "texts are read from .txt, .csv, .tsv, .jsonl, .ndjson, .parquet, not from 'a.xlsx'"),
     ],
 )
 def test_a_file_that_is_no_set_of_texts_is_refused_with_its_line(
@@ -170,6 +178,48 @@ def test_a_file_that_is_no_set_of_texts_is_refused_with_its_line(
     with pytest.raises(DataError) as caught:
         open_data(f"text:{path}")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("a.csv", b"id,sentence,label\n7,one,0\n8,two,1\n", ["one", "two"]),
+        ("a.csv", b"text,title\none,x\ntwo,y\n", ["one", "two"]),
+        ("a.csv#title", b"text,title\none,x\ntwo,y\n", ["x", "y"]),
+        ("a.data", b"title\tscore\nx\t1\ny\t2\n", ["x", "y"]),
+        ("a.jsonl", b'{"id": 1, "content": "one"}\n{"id": 2, "content": "two"}\n', ["one", "two"]),
+        ("a.ndjson#b", b'{"a": "1", "b": "one"}\n{"a": "2", "b": "two"}\n', ["one", "two"]),
+        ("a.TXT.gz", gzip.compress(b"one\ntwo\n"), ["one", "two"]),
+        ("a.csv.gz", gzip.compress(b"sentence,label\none,0\ntwo,1\n"), ["one", "two"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_column_of_texts_is_found_or_named(
+    tmp_path: Path, name: str, content: bytes, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSLGUARD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / name.partition("#")[0]).write_bytes(content)
+    prefix = "tsv:" if name == "a.data" else "text:"
+    assert open_data(f"{prefix}{tmp_path / name}").take([1, 0]) == texts[::-1]
+
+
+def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setenv("SSLGUARD_CACHE", str(tmp_path / "cache"))
+    columns = {"id": [1, 2], "body": ["one", "two\nlines"], "label": [3, 4], "other": ["x", "y"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="has no column 'text', and not one other column of texts"):
+        open_data(f"text:{tmp_path / 'a.parquet'}")
+    data = open_data(f"parquet:{tmp_path / 'a.parquet'}#body")
+    assert data.take([0, 1]) == ["one", "two\nlines"]
+    assert data.labels is not None
+    assert data.labels.tolist() == [3, 4]
+    parquet.write_table(pyarrow.table({"text": ["new"]}), tmp_path / "a.parquet")
+    assert open_data(f"text:{tmp_path / 'a.parquet'}").take([0]) == ["new"]
+    parquet.write_table(pyarrow.table({"text": ["new", None]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="line 2: a line must be"):
+        open_data(f"text:{tmp_path / 'b.parquet'}")
 
 
 @pytest.mark.parametrize("spec", ["text:", "text:nowhere.txt", "text:.", "text:a\0b.txt", f"text:{'x' * 5000}.txt"])

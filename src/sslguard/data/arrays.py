@@ -18,11 +18,13 @@ from sslguard.errors import DataError, first_line
 
 _CHANNELS = (1, 3)
 _CHUNK = 1 << 20
+_MAX_HEADER = 1 << 16  # bytes of the description in a .npy file
 _DEFLATE_RATIO = 1032
 
 # split → names of the picture array, each with the names that its labels may have
 _MEMBERS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
-    "": (("images", ("labels", "y")), ("x", ("y", "labels"))),
+    # arr_0 and arr_1 are numpy.savez's own names.
+    "": (("images", ("labels", "y")), ("x", ("y", "labels")), ("arr_0", ("arr_1",))),
     **{split: ((f"x_{split}", (f"y_{split}",)), (f"{split}_images", (f"{split}_labels",))) for split in NPZ_SPLITS},
 }
 
@@ -34,18 +36,36 @@ def open_npy(spec: str, path: Path) -> ArrayData:
         DataError: it is not an array of pictures.
     """
     try:
+        with path.open("rb") as file:
+            check_header(file)
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a hostile header may fail in any step of numpy's parser
         raise DataError(f"{path} cannot be read as a .npy array: {first_line(error)}") from error
     return ArrayData(spec, as_pictures(array, str(path)), None, origin=str(path.resolve()))
 
 
-def open_npz(spec: str, path: Path, split: str = "") -> ArrayData:
+def check_header(file: IO[bytes]) -> None:
+    """Refuse a .npy file whose description is too long to be one: numpy reads it whole before it looks at it.
+
+    Args:
+        file: the open file; it is left at its begin.
+
+    Raises:
+        ValueError: the description is too long, or the file is no .npy file.
+    """
+    version = np.lib.format.read_magic(file)
+    length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    file.seek(0)
+    if length > _MAX_HEADER:
+        raise ValueError(f"its description has {length:,} bytes, more than the {_MAX_HEADER:,} that are read")
+
+
+def open_npz(spec: str, path: Path, split: str = "", name: str = "") -> ArrayData:
     """Open the picture array of an `.npz` file, and its labels where it has some.
 
-    Names: `images` or `x` with `labels` or `y`; `x_train` with `y_train` or `train_images` with
+    Names: `images` or `x` with `labels` or `y`; `arr_0` with `arr_1`; `x_train` with `y_train` or `train_images` with
     `train_labels`, and likewise for val and test. An archive with several of them is opened by its split:
-    `FILE.npz:train`.
+    `FILE.npz:train`. Of other names one array of pictures is enough, or `FILE.npz#NAME` says which.
     The pictures are unpacked into the cache once and mapped from there.
 
     Raises:
@@ -53,7 +73,7 @@ def open_npz(spec: str, path: Path, split: str = "") -> ArrayData:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            pictures, labels = _chosen(path, archive, split)
+            pictures, labels = _chosen(path, archive, split, name)
             shape, dtype = _checked_header(path, archive, pictures)
             # Before anything is unpacked: what is no picture, or has labels that do not fit, costs nothing.
             _channel_axis(shape, dtype, what := f"{path}, array {pictures}")
@@ -98,18 +118,26 @@ def _channel_axis(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> in
     return 1 if first else 3
 
 
-def _chosen(path: Path, archive: zipfile.ZipFile, split: str) -> tuple[str, str | None]:
+def _chosen(path: Path, archive: zipfile.ZipFile, split: str, name: str) -> tuple[str, str | None]:
     """Return the names of the picture array and of its labels (None where it has none)."""
-    present = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    present = [member.removesuffix(".npy") for member in archive.namelist() if member.endswith(".npy")]
+    listed = ", ".join(sorted(present)[:12]) or "no arrays"
+    if name:
+        if name not in present:
+            raise DataError(f"{path} has no array {name!r:.80}; it holds {listed}")
+        return name, None
     wanted = [entry for key, entries in _MEMBERS.items() if split in ("", key) for entry in entries]
     found = [(pictures, labels) for pictures, labels in wanted if pictures in present]
     if len(found) == 1:
         pictures, labels = found[0]
-        return pictures, next((name for name in labels if name in present), None)
-    listed = ", ".join(sorted(present)[:12]) or "no arrays"
+        return pictures, next((label for label in labels if label in present), None)
+    if not found and not split and len(present) == 1:
+        return present[0], None
     if not found:
         names = ", ".join(pictures for pictures, _ in wanted)
-        raise DataError(f"{path} must hold pictures as one of the arrays {names}; it holds {listed}")
+        raise DataError(
+            f"{path} must hold pictures as one of the arrays {names}, or FILE.npz#NAME must name one; it holds {listed}"
+        )
     raise DataError(
         f"{path} holds several arrays of pictures ({', '.join(pictures for pictures, _ in found)}): "
         f"name one as FILE.npz:SPLIT, SPLIT one of {', '.join(NPZ_SPLITS)}, or keep one"
@@ -154,6 +182,7 @@ def _checked_header(path: Path, archive: zipfile.ZipFile, name: str) -> tuple[tu
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    check_header(file)
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:

@@ -160,6 +160,59 @@ class Slice(Data):
         return self.whole.extent_of(self.start + start, self.start + stop)
 
 
+class Chosen(Data):
+    """Some items of another data set, in the order of that set."""
+
+    def __init__(self, whole: Data, indices: Sequence[int]) -> None:
+        """Keep the set and the indices of its items, in increasing order."""
+        self.whole, self.indices = whole, np.asarray(indices, np.int64)
+        self.spec = whole.spec
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(self.indices)
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """Return the items at `indices`, as one batch."""
+        return self.whole.take(self.indices[self.positions(indices)])
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Return the class of each item, or None."""
+        labels = self.whole.labels
+        return None if labels is None else labels[self.indices]
+
+    def extent(self) -> Extent:
+        """Return which items of which origin this set is made from: all between the first and the last."""
+        return self.extent_of(0, len(self))
+
+    def extent_of(self, start: int, stop: int) -> Extent:
+        """Return which items of that origin the items start ≤ i < stop are made from."""
+        return self.whole.extent_of(int(self.indices[start]), int(self.indices[stop - 1]) + 1)
+
+
+def without_unreadable(data: Data) -> tuple[Data, list[str]]:
+    """Return the items that can be read, and one message for each that cannot.
+
+    Every item is read once.
+
+    Raises:
+        DataError: no item can be read.
+    """
+    good: list[int] = []
+    bad: list[str] = []
+    for index in range(len(data)):
+        try:
+            data.take([index])
+        except DataError as error:
+            bad.append(str(error))
+        else:
+            good.append(index)
+    if not good:
+        raise DataError(f"none of the {len(data)} items of {data.spec} can be read; the first: {bad[0]}")
+    return (Chosen(data, good) if bad else data), bad
+
+
 def overlap(one: Data, other: Data) -> int:
     """Return how many items of their common origin both sets may be made from (0 for different origins).
 

@@ -78,6 +78,29 @@ def unpacked(sources: Sequence[Path], part: str, stream: Callable[[], NpyStream]
     return np.load(io.BytesIO(b"".join(_exactly(size, pieces, sources[0]))), allow_pickle=False)
 
 
+def unpacked_file(source: Path, part: str, pieces: Callable[[], Iterator[bytes]]) -> Path:
+    """Return a file of the cache that holds what `pieces` yields, written once for each state of its source.
+
+    Args:
+        source: the file that it is made from.
+        part: what is made of it; its end is the end of the file's name.
+        pieces: called when the file is not in the cache yet. Reading errors are raised as DataError.
+
+    Raises:
+        DataError: the source cannot be read, or the cache cannot hold the file.
+    """
+    target = cache_dir() / "unpacked" / f"{_name([source], part)}{Path(part).suffix}"
+    if not target.exists():
+        try:
+            _store(target, 0, pieces())
+        except _CannotStoreError as error:
+            raise DataError(
+                f"{source} must be unpacked, and the cache folder {target.parent} cannot hold it ({error}): set "
+                "SSLGUARD_CACHE to a folder with room"
+            ) from error
+    return target
+
+
 def npy_stream(array: NDArray[Any]) -> NpyStream:
     """Return `array` (n, …) as a .npy file, C order, a block of items at a time."""
     header = npy_header(array.shape, array.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -15,10 +16,16 @@ from torch import Tensor
 from sslguard.data.base import Data, Extent
 from sslguard.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif"),
+    *(".bmp", ".ppm", ".pgm", ".pnm", ".tif", ".tiff"),
+)
+_UNREAD = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dng", ".cr2", ".nef", ".raw")
+"""Endings of pictures that are not read: leaving them out without a word would mislead."""
 MAX_PIXELS = 1 << 26  # of one picture: 200 MB in colour
 # Pillow guesses by content, and some of its formats run other programs: only these may be guessed.
-_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "PPM", "BMP", "TIFF")
+_SIXTEEN_BITS = ("PNG", "PPM")  # where Pillow opens grey of 16 bits as 32-bit numbers
 _GREY_MODES = ("1", "L", "LA", "La")
 
 
@@ -59,10 +66,13 @@ class ImageFiles(Data):
         Raises:
             DataError: a file is missing or damaged; the message names it.
         """
-        pictures = [decode(self.folder / self.names[i]) for i in self.positions(indices)]
+        pictures = [self._picture(int(i)) for i in self.positions(indices)]
         if len({picture.shape for picture in pictures}) == 1:
             return torch.stack(pictures)
         return pictures
+
+    def _picture(self, index: int) -> Tensor:
+        return decode(self.folder / self.names[index])
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
@@ -87,7 +97,8 @@ def open_folder(
     are left out; links to folders are followed for the classes themselves and not below them.
 
     Raises:
-        DataError: there is nothing to read, pictures lie beside class folders, or a class is empty.
+        DataError: there is nothing to read, pictures lie beside class folders, a class is empty, or pictures are of a
+            kind that is not read.
     """
     try:
         entries = sorted((entry for entry in os.scandir(folder) if entry.name[0] != "."), key=lambda e: e.name)
@@ -100,6 +111,8 @@ def open_folder(
             )
         if not names and not classes:
             raise DataError(f"{folder} holds no pictures ({', '.join(extensions)}) and no folders of them")
+        if unread := [entry.name for entry in entries if _is_picture(entry.name, _UNREAD)]:
+            raise _unread_error(folder / unread[0])
         if names:
             return ImageFiles(spec, folder, names, None, origin=origin)
         files = [_class_files(folder, name, extensions) for name in classes]
@@ -110,31 +123,36 @@ def open_folder(
     return ImageFiles(spec, folder, names, labels, classes=classes, origin=origin)
 
 
-def decode(path: Path) -> Tensor:
+def decode(path: Path | IO[bytes], name: str | None = None) -> Tensor:
     """Read a picture file as uint8 (C, H, W): one channel for grey files, three for all others.
 
     Transparency is dropped, 16-bit grey is scaled to 8 bits, of several frames the first counts, and a
     camera's orientation tag is ignored, as torchvision ignores it.
 
+    Args:
+        path: the file, or its open content.
+        name: what to call it in messages; the path by default.
+
     Raises:
         DataError: not a picture, damaged, of more than `MAX_PIXELS`, or of a depth that has no scale.
     """
+    shown = name or str(path)
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
-                    f"{path} has {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS} in all"
+                    f"{shown} has {image.width}×{image.height} pixels, above the limit of {MAX_PIXELS} in all"
                 )
-            return _pixels(path, image)
+            return _pixels(shown, image)
     except DataError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         reason = "damaged, or not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise DataError(f"{path} cannot be read as a picture: {reason}") from error
+        raise DataError(f"{shown} cannot be read as a picture: {reason}") from error
 
 
-def _pixels(path: Path, image: Image.Image) -> Tensor:
-    if image.mode.startswith("I;16"):
+def _pixels(path: str, image: Image.Image) -> Tensor:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS):
         wide = np.asarray(image).astype(np.uint32)
         return torch.from_numpy(((wide * 255 + 32767) // 65535).astype(np.uint8))[None]
     if image.mode in ("I", "F"):
@@ -153,10 +171,16 @@ def _class_files(folder: Path, name: str, extensions: tuple[str, ...]) -> list[s
     found: list[str] = []
     for parent, _, files in sorted(os.walk(folder / name, onerror=_raise)):
         at = Path(parent).relative_to(folder)
+        if unread := [file for file in files if file[0] != "." and _is_picture(file, _UNREAD)]:
+            raise _unread_error(folder / at / min(unread))
         found += [str(at / file) for file in sorted(files) if file[0] != "." and _is_picture(file, extensions)]
     if not found:
         raise DataError(f"{folder / name} is a class folder without pictures ({', '.join(extensions)})")
     return found
+
+
+def _unread_error(path: Path) -> DataError:
+    return DataError(f"{path} is a picture of a kind that is not read: convert it to one of {', '.join(EXTENSIONS)}")
 
 
 def _raise(error: OSError) -> None:

@@ -25,14 +25,18 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 CLUTTERABLE = ("fashion-mnist", "mnist", "mnist-5k")
 NPZ_SPLITS = ("train", "val", "test")
 VADER_ROLES = ("mark", "thief", "verify", "probe_train", "probe_test")
-TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
+TEXT_FORMS = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Endings of files that texts are read from."""
+MAX_SHARDS = 1 << 16
 # Eighteen digits fit an int64, and stay far from the length at which int() refuses.
 _SLICE = re.compile(r"\[([0-9]{0,18}):([0-9]{0,18})\]")
-_NPZ_SPLIT = re.compile(rf"(?P<path>.*\.npz):(?P<split>{'|'.join(NPZ_SPLITS)})", re.DOTALL)
+_NPZ_PART = re.compile(rf"(?P<path>.*\.npz)(:(?P<split>{'|'.join(NPZ_SPLITS)})|#(?P<name>[^#]+))", re.DOTALL)
+_NUMBERED = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _CLUTTERED = "cluttered-"
-_TEXT = "text:"
+_TEXTS = {"text:": "", **{f"{form[1:]}:": form for form in TEXT_FORMS if form != ".txt"}}
+_SHARDS = "wds:"
 _VADER = "vader:"
-_ELSEWHERE = "vader:ROLE, text:FILE, or a path that exists"
+_ELSEWHERE = "vader:ROLE, text:FILE, wds:SHARDS.tar, or a path that exists"
 
 
 @dataclass(frozen=True)
@@ -40,18 +44,23 @@ class DataName:
     """A specification, taken apart and checked.
 
     Attributes:
-        kind: What `name` is: a file of texts, a role of vader's texts, a folder, an array file, or a known set.
+        kind: What `name` is: a file of texts, a role of vader's texts, a folder, an array file, a pattern of tar
+            shards, or a known set.
         whole: The text without its slices.
         name: Path, role or name of a set.
         split: Split of a set or of an archive; empty for none.
+        part: Column of a table, or array of an archive; empty where none is named.
+        form: How a file of texts is read, an ending of `TEXT_FORMS`; empty for its own ending.
         cluttered: Whether the set is the test bed made from `name`.
         slices: Start and stop of each slice, in the order in which they apply; None for an end left out.
     """
 
-    kind: Literal["text", "vader", "folder", "npz", "npy", "set"]
+    kind: Literal["text", "vader", "folder", "npz", "npy", "shards", "set"]
     whole: str
     name: str
     split: str = ""
+    part: str = ""
+    form: str = ""
     cluttered: bool = False
     slices: tuple[tuple[int | None, int | None], ...] = ()
 
@@ -86,8 +95,11 @@ def _without_slices(spec: str) -> tuple[str, tuple[tuple[int | None, int | None]
 
 
 def _parse_whole(spec: str) -> DataName:
-    if spec.startswith(_TEXT) and not _exists(spec):
-        return DataName("text", spec, _file_of_texts(spec.removeprefix(_TEXT)))
+    prefix = next((prefix for prefix in _TEXTS if spec.startswith(prefix)), None)
+    if prefix is not None and not _exists(spec):
+        return _file_of_texts(spec, spec.removeprefix(prefix), _TEXTS[prefix])
+    if spec.startswith(_SHARDS):
+        return _shards(spec, spec.removeprefix(_SHARDS))
     if spec.startswith(_VADER):
         if (role := spec.removeprefix(_VADER)) not in VADER_ROLES:
             raise UsageError(f"texts are there for {', '.join(VADER_ROLES)}, not for {role!r:.80}")
@@ -105,10 +117,13 @@ def _parse_whole(spec: str) -> DataName:
     if split not in splits:
         came = f"not {split!r}" if colon else f"and one must be named, such as {name}:{splits[0]}"
         raise DataError(f"{name} has the splits {', '.join(splits)}, {came}")
-    return DataName("set", spec, name, split, cluttered)
+    return DataName("set", spec, name, split, cluttered=cluttered)
 
 
-def _file_of_texts(name: str) -> str:
+def _file_of_texts(spec: str, name: str, form: str) -> DataName:
+    column = ""
+    if not _exists(name) and "#" in name:
+        name, _, column = name.rpartition("#")
     path = Path(name)
     try:
         there = path.is_file()
@@ -116,19 +131,49 @@ def _file_of_texts(name: str) -> str:
         there = False
     if not there:
         raise DataError(f"there is no file {name!r:.200}: give text:FILE, such as text:reviews.csv")
-    if path.suffix.lower() not in TEXT_SUFFIXES:
-        raise DataError(f"texts are read from {', '.join(TEXT_SUFFIXES)}, not from {path.name!r:.200}")
-    return name
+    if not form and text_form(path) not in TEXT_FORMS:
+        raise DataError(f"texts are read from {', '.join(TEXT_FORMS)}, not from {path.name!r:.200}")
+    return DataName("text", spec, name, part=column, form=form)
 
 
-def _path_and_split(spec: str) -> tuple[str, str] | None:
-    """Return the path that `spec` is, and the split of an archive (empty for none); None for a named set."""
-    if not _exists(spec) and (match := _NPZ_SPLIT.fullmatch(spec)) and _is_path(match["path"]):
-        return match["path"], match["split"]
-    return (spec, "") if _is_path(spec) else None
+def text_form(path: Path) -> str:
+    """Return the ending that tells how a file of texts is read, in lower case, without a .gz behind it."""
+    packed = path.suffix.lower() == ".gz"
+    return Path(path.stem if packed else path.name).suffix.lower()
 
 
-def _parse_path(spec: str, text: str, split: str) -> DataName:
+def _shards(spec: str, pattern: str) -> DataName:
+    names = expanded(pattern)
+    if missing := [name for name in names if not _exists(name)]:
+        raise DataError(f"{len(missing)} of {len(names)} shards are missing; the first is {missing[0]!r:.200}")
+    return DataName("shards", spec, pattern)
+
+
+def expanded(pattern: str) -> list[str]:
+    """Return the names that a pattern such as `shards-{000..099}.tar` stands for.
+
+    Raises:
+        DataError: a range counts down, or over more than `MAX_SHARDS` numbers.
+    """
+    match = _NUMBERED.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = int(match[1]), int(match[2])
+    if not first <= last < first + MAX_SHARDS:
+        raise DataError(f"{match[0]} must count up, over at most {MAX_SHARDS} shards")
+    width = len(match[1]) if match[1].startswith("0") else 0
+    heads = [f"{pattern[: match.start()]}{number:0{width}d}" for number in range(first, last + 1)]
+    return [head + tail for head in heads for tail in expanded(pattern[match.end() :])]
+
+
+def _path_and_split(spec: str) -> tuple[str, str, str] | None:
+    """Return the path that `spec` is, and split and array of an archive (empty for none); None for a named set."""
+    if not _exists(spec) and (match := _NPZ_PART.fullmatch(spec)) and _is_path(match["path"]):
+        return match["path"], match["split"] or "", match["name"] or ""
+    return (spec, "", "") if _is_path(spec) else None
+
+
+def _parse_path(spec: str, text: str, split: str, part: str) -> DataName:
     if not _exists(text):
         raise DataError(f"{text!r} does not exist: give a folder of pictures, a .npy or .npz file, or NAME:SPLIT")
     path = Path(text)
@@ -136,9 +181,11 @@ def _parse_path(spec: str, text: str, split: str) -> DataName:
         return DataName("folder", spec, text)
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return DataName("npz", spec, text, split)
+        return DataName("npz", spec, text, split, part)
     if suffix == ".npy":
         return DataName("npy", spec, text)
+    if suffix == ".tar":
+        return DataName("shards", spec, text)
     raise DataError(f"{text!r} is neither a folder of pictures nor a .npy or .npz file; texts are opened by text:FILE")
 
 

@@ -9,7 +9,8 @@ from sslguard.data import sources, vision
 from sslguard.data.arrays import open_npy, open_npz
 from sslguard.data.base import Data
 from sslguard.data.folders import open_folder
-from sslguard.data.names import DataName, parse_data
+from sslguard.data.names import DataName, expanded, parse_data
+from sslguard.data.shards import Shards
 from sslguard.data.testbed import Cluttered
 from sslguard.data.texts import TextFile
 from sslguard.data.vader import texts_file
@@ -33,9 +34,11 @@ def open_data(spec: str) -> Data:
     `fashion-mnist:train[0:20000]`        a known set, a split, and items 0 ≤ i < 20000 of it
     `cluttered-fashion-mnist:train`       the test bed made from it (also of mnist and mnist-5k)
     `photos/`                             a folder of pictures, or of one folder a class
-    `x.npy`, `x.npz`, `x.npz:train`       arrays of pictures, see `sslguard.data.arrays`
+    `x.npy`, `x.npz`, `x.npz:train`       arrays of pictures, see `sslguard.data.arrays`; also `x.npz#NAME`
+    `wds:shards-{000..099}.tar`           tar shards as WebDataset has them, see `sslguard.data.shards`
     `vader:thief`                         real sentences by role, see `sslguard.data.vader`
-    `text:reviews.csv`                    texts of a .txt, .csv, .tsv or .jsonl, see `sslguard.data.texts`
+    `text:reviews.csv`                    texts of a .txt, .csv, .tsv, .jsonl or .parquet, see `sslguard.data.texts`
+    `text:reviews.csv#review`             the column of that name; `csv:`, `parquet:` … for files of other endings
     ====================================  =========================================================
 
     A text that contains a path separator, starts with a dot or names something that exists is a path. Either
@@ -55,13 +58,15 @@ def open_data(spec: str) -> Data:
 def _open_whole(named: DataName) -> Data:
     spec, path = named.whole, Path(named.name)
     if named.kind == "text":
-        return TextFile(spec, path)
+        return TextFile(spec, path, column=named.part or None, form=named.form or None)
+    if named.kind == "shards":
+        return Shards(spec, [Path(name) for name in expanded(named.name)])
     if named.kind == "vader":
         return TextFile(spec, texts_file(named.name))
     if named.kind == "folder":
         return open_folder(spec, path)
     if named.kind == "npz":
-        return open_npz(spec, path, named.split)
+        return open_npz(spec, path, named.split, named.part)
     if named.kind == "npy":
         return open_npy(spec, path)
     data = SETS[named.name](named.split)

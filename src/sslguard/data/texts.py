@@ -1,10 +1,14 @@
-"""Texts in files: one a line, or the column `text` of a table. Read from the file when a batch is taken.
+"""Texts in files: one a line, or one column of a table. Read from the file when a batch is taken.
 
-============  ===============================================================================================
-.txt          one text a line
-.csv, .tsv    a table whose first record names the columns, one of them `text`; quoted as the csv module does
-.jsonl        one JSON object a line, with a string `text`
-============  ===============================================================================================
+================  ===========================================================================================
+.txt              one text a line
+.csv, .tsv        a table whose first record names the columns; quoted as the csv module does
+.jsonl, .ndjson   one JSON object a line
+.parquet          a table of Apache Parquet
+================  ===========================================================================================
+
+Any of them but Parquet may be packed by gzip, as in reviews.csv.gz. The column is the one that the spec names, else
+`text`, else the only column of texts. Packed files and Parquet are unpacked into the cache once.
 
 Files are UTF-8; blank lines are left out. Tables and objects may carry a `label`. Where all labels of a file are
 whole numbers they are the classes; else each name is a class, in the order of the sorted names, so that files that
@@ -14,23 +18,29 @@ are used together must hold the same names.
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
+import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.data.base import Data, Extent
-from sslguard.errors import DataError
+from sslguard.data.cache import unpacked_file
+from sslguard.data.names import TEXT_FORMS, text_form
+from sslguard.errors import DataError, MissingExtraError, first_line
 
 MAX_ITEM = 1 << 17  # bytes of one item in its file; the csv module allows as many characters a field
 MAX_CLASSES = 1 << 16  # of labels that are names
+MAX_UNPACKED = 1 << 36  # bytes
+_NUMBER = re.compile(r"\s*[-+]?[0-9][0-9.,eE+-]*\s*|\s*")
 _WHOLE = re.compile(r"-?[0-9]{1,18}")  # fits an int64
 
 
@@ -39,21 +49,31 @@ class TextFile(Data):
 
     Attributes:
         path: the file.
+        column: the column that is read; None for plain texts.
         classes: name of each class where labels are names, in the order of the labels; else empty.
     """
 
-    def __init__(self, spec: str, path: Path) -> None:
+    def __init__(self, spec: str, path: Path, *, column: str | None = None, form: str | None = None) -> None:
         """Read the file once, from end to end.
+
+        Args:
+            spec: the text that opens it again.
+            path: the file.
+            column: the column to read; by default `text`, or the only one of texts.
+            form: how the file is read, an ending such as ".csv"; by default the file's own.
 
         Raises:
             DataError: it is of another kind, holds no texts, or an item cannot be read; the message names the line.
+            MissingExtraError: Parquet cannot be read without pyarrow.
         """
         self.spec, self.path = spec, path
-        self._read = _reader(path)
+        self._file, form = _plain_file(path, form, column)
+        self.column = None if form == ".txt" else _column(path, self._file, form, column)
+        self._read = _READERS[form](self.column or "")
         places, labels = array("q"), _Labels()
         try:
-            self._state = _state(path)
-            with path.open("rb") as file:
+            self._state = _state(self._file)
+            with self._file.open("rb") as file:
                 lines = _Lines(path, file)
                 for item in self._read(lines):
                     places.extend((item.start, item.stop))
@@ -80,9 +100,9 @@ class TextFile(Data):
         """
         places = self._places[self.positions(indices)].tolist()
         try:
-            if _state(self.path) != self._state:
+            if _state(self._file) != self._state:
                 raise DataError(f"{self.path} was changed while it was in use: open it again")
-            with self.path.open("rb") as file:
+            with self._file.open("rb") as file:
                 return [self._text(file, start, stop) for start, stop in places]
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
@@ -153,6 +173,9 @@ class _Lines(Iterator[str]):
         return DataError(f"{self._path}, line {self.number}: {reason}")
 
 
+_Reader: TypeAlias = Callable[[_Lines], Iterator[_Item]]
+
+
 @dataclass
 class _Labels:
     """Labels as they are met: each name once, and one code an item."""
@@ -177,29 +200,44 @@ class _Labels:
         return np.array([rank[name] for name in self.names], np.int64)[codes], classes
 
 
-def _plain(lines: _Lines) -> Iterator[_Item]:
-    for line in lines:
-        if line.strip():
-            yield _Item(line.rstrip("\r\n"), None, lines.start, lines.stop)
-        lines.begin()
+def _plain(column: str) -> _Reader:
+    del column
+
+    def read(lines: _Lines) -> Iterator[_Item]:
+        for line in lines:
+            if line.strip():
+                yield _Item(line.rstrip("\r\n"), None, lines.start, lines.stop)
+            lines.begin()
+
+    return read
 
 
-def _objects(lines: _Lines) -> Iterator[_Item]:
-    labelled: bool | None = None
-    for line in lines:
-        if line.strip():
-            try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise lines.error(f"not JSON: {error}") from error
-            if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
-                raise lines.error("a line must be a JSON object with a string 'text'")
-            if labelled not in (None, "label" in fields):
-                raise lines.error("either all lines have a label or none has")
-            labelled = "label" in fields
-            label = _json_label(lines, fields["label"]) if labelled else None
-            yield _Item(fields["text"], label, lines.start, lines.stop)
-        lines.begin()
+def _objects(column: str) -> _Reader:
+    def read(lines: _Lines) -> Iterator[_Item]:
+        labelled: bool | None = None
+        for line in lines:
+            if line.strip():
+                fields = _object(lines, line)
+                if not isinstance(fields.get(column), str):
+                    raise lines.error(f"a line must be a JSON object with a string {column!r}")
+                if labelled not in (None, "label" in fields):
+                    raise lines.error("either all lines have a label or none has")
+                labelled = "label" in fields
+                label = _json_label(lines, fields["label"]) if labelled else None
+                yield _Item(fields[column], label, lines.start, lines.stop)
+            lines.begin()
+
+    return read
+
+
+def _object(lines: _Lines, line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise lines.error(f"not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise lines.error("a line must be a JSON object, with a string 'text'")
+    return fields
 
 
 def _json_label(lines: _Lines, label: object) -> str:
@@ -208,18 +246,21 @@ def _json_label(lines: _Lines, label: object) -> str:
     return str(label)
 
 
-def _table(delimiter: str) -> Callable[[_Lines], Iterator[_Item]]:
-    def read(lines: _Lines) -> Iterator[_Item]:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        columns: dict[str, int] | None = None
-        while (row := _record(lines, reader)) is not None:
-            if row and columns is None:
-                columns, lines.head = _columns(lines, row), lines.stop
-            elif row and columns is not None:
-                yield _row(lines, columns, row)
-            lines.begin()
+def _table(delimiter: str) -> Callable[[str], _Reader]:
+    def reading(column: str) -> _Reader:
+        def read(lines: _Lines) -> Iterator[_Item]:
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            columns: dict[str, int] | None = None
+            while (row := _record(lines, reader)) is not None:
+                if row and columns is None:
+                    columns, lines.head = _columns(lines, row), lines.stop
+                elif row and columns is not None:
+                    yield _row(lines, columns, row, column)
+                lines.begin()
 
-    return read
+        return read
+
+    return reading
 
 
 def _record(lines: _Lines, reader: Any) -> list[str] | None:
@@ -231,39 +272,115 @@ def _record(lines: _Lines, reader: Any) -> list[str] | None:
 
 def _columns(lines: _Lines, names: list[str]) -> dict[str, int]:
     columns = {name: k for k, name in enumerate(names)}
-    if "text" not in columns or len(columns) != len(names):
-        raise lines.error(f"the first record must name each column once, one of them 'text', not {names!r:.200}")
+    if len(columns) != len(names):
+        raise lines.error(f"the first record must name each column once, not {names!r:.200}")
     return columns
 
 
-def _row(lines: _Lines, columns: Mapping[str, int], row: list[str]) -> _Item:
+def _row(lines: _Lines, columns: Mapping[str, int], row: list[str], column: str) -> _Item:
     if len(row) != len(columns):
         raise lines.error(f"a record must have {len(columns)} fields, as many as columns, not {len(row)}")
     label = row[columns["label"]] if "label" in columns else None
     if label == "":
         raise lines.error("a label must be a whole number or a name; this one is empty")
-    return _Item(row[columns["text"]], label, lines.start, lines.stop)
+    return _Item(row[columns[column]], label, lines.start, lines.stop)
 
 
-_READERS: Mapping[str, Callable[[_Lines], Iterator[_Item]]] = {
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_READERS: Mapping[str, Callable[[str], _Reader]] = {
     ".txt": _plain,
-    ".csv": _table(","),
-    ".tsv": _table("\t"),
+    **{kind: _table(delimiter) for kind, delimiter in _DELIMITERS.items()},
     ".jsonl": _objects,
+    ".ndjson": _objects,
 }
 
 
-def _reader(path: Path) -> Callable[[_Lines], Iterator[_Item]]:
+def _plain_file(path: Path, form: str | None, column: str | None) -> tuple[Path, str]:
+    """Return a file that can be read from any place in it, and its form: the file itself, or what was unpacked."""
+    packed = path.suffix.lower() == ".gz"
+    form = form or text_form(path)
+    if form == ".parquet" and not packed:
+        return unpacked_file(path, f"{column or ''}.jsonl", lambda: _of_parquet(path, column)), ".jsonl"
+    if form not in _READERS:
+        raise DataError(f"texts are read from {', '.join(TEXT_FORMS)}, not from {path.name!r:.200}")
+    return (unpacked_file(path, form, lambda: _of_gzip(path)), form) if packed else (path, form)
+
+
+def _of_gzip(path: Path) -> Iterator[bytes]:
+    size = 0
     try:
-        there = path.is_file()
-    except (OSError, ValueError):  # too long, or a null byte
-        there = False
-    if not there:
-        raise DataError(f"there is no file {str(path)!r:.200}: give text:FILE, such as text:reviews.csv")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"texts are read from {', '.join(_READERS)}, not from {path.name!r:.200}")
-    return reader
+        with gzip.open(path) as file:
+            while piece := file.read(1 << 20):
+                size += len(piece)
+                if size > MAX_UNPACKED:
+                    raise DataError(f"{path} unpacks to more than the {MAX_UNPACKED:,} bytes that are read")
+                yield piece
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be unpacked: {first_line(error)}") from error
+
+
+def _of_parquet(path: Path, column: str | None) -> Iterator[bytes]:
+    """Yield the texts and labels of a table as lines of JSON."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError("reading Parquet", "data") from error
+    try:
+        with parquet.ParquetFile(path) as table:
+            schema = table.schema_arrow
+            strings = (pyarrow.types.is_string, pyarrow.types.is_large_string)
+            texts = [one.name for one in schema if any(is_string(one.type) for is_string in strings)]
+            chosen = _chosen_column(path, schema.names, texts, column)
+            wanted = [chosen, *(["label"] if "label" in schema.names and chosen != "label" else [])]
+            for batch in table.iter_batches(columns=wanted, batch_size=1024):
+                for row in batch.to_pylist():
+                    line = {"text": row[chosen], **{name: row[name] for name in wanted[1:]}}
+                    yield json.dumps(line).encode() + b"\n"
+    except DataError:
+        raise
+    except Exception as error:  # pyarrow's errors on a damaged file have no common class but this
+        raise DataError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+
+
+def _column(path: Path, file: Path, form: str, wanted: str | None) -> str:
+    """Return the name of the column that holds the texts, by the first records of a file."""
+    if file != path and form == ".jsonl" and path.suffix.lower() != ".gz":
+        return "text"  # what `_of_parquet` wrote
+    try:
+        with file.open("rb") as content:
+            lines = _Lines(path, content)
+            if form in _DELIMITERS:
+                reader = csv.reader(lines, delimiter=_DELIMITERS[form], strict=True)
+                names = next(iter(filter(None, iter(lambda: _record(lines, reader), None))), [])
+                first = _record(lines, reader) or []
+                _columns(lines, names)
+                texts = [name for name, value in zip(names, first, strict=False) if not _NUMBER.fullmatch(value)]
+            else:
+                line = next((line for line in lines if line.strip()), "{}")
+                fields = _object(lines, line)
+                names, texts = list(fields), [name for name, value in fields.items() if isinstance(value, str)]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return _chosen_column(path, names, texts or names, wanted) if names else "text"
+
+
+def _chosen_column(path: Path, names: Sequence[str], texts: Sequence[str], wanted: str | None) -> str:
+    """Return the column that is wanted, else `text`, else the only one of `texts`."""
+    listed = f"{', '.join(map(repr, names))!s:.200}"
+    if wanted is not None:
+        if wanted not in names:
+            raise DataError(f"{path} has no column {wanted!r:.80}; it has {listed}")
+        return wanted
+    if "text" in names:
+        return "text"
+    found = [name for name in texts if name != "label"]
+    if len(found) != 1:
+        raise DataError(
+            f"{path} has no column 'text', and not one other column of texts among {listed}: name one, as in "
+            f"text:{path.name}#COLUMN"
+        )
+    return found[0]
 
 
 def _state(path: Path) -> tuple[int, int]:

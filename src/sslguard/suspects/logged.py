@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslguard.data.arrays import check_header
 from sslguard.data.base import Batch
 from sslguard.errors import SuspectError
 from sslguard.suspects.base import MAX_WIDTH, checked
@@ -109,6 +110,8 @@ def _open_array(path: Path) -> NDArray[Any]:
         if not path.is_file():
             raise SuspectError(f"there is no file of logged answers {path!s:.200}")
         # Unlike numpy.load, this opens .npy files only and never unpickles. A shape that overflows is refused below.
+        with path.open("rb") as file:
+            check_header(file)
         with np.errstate(over="ignore"):
             rows = np.lib.format.open_memmap(path, mode="r")
         promised, size = rows.offset + rows.nbytes, path.stat().st_size

@@ -154,7 +154,7 @@ class Splitting:
         found: list[Answers | None] = []
         for part in parts:
             try:
-                found.append(self._whole(part))
+                found.append(self.embed(part))
             except UnansweredError:
                 found.append(None)
         width = next((answers.shape[1] for answers in found if answers is not None), None)
