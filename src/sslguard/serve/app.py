@@ -25,10 +25,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from torch import Tensor
 
 from sslguard import __version__
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import DataError, SslguardError, UsageError
 from sslguard.serve import wire
 from sslguard.serve.batching import Answers, Batcher, OverloadedError
@@ -136,19 +138,36 @@ class _Service:
         if name != self.settings.name:
             raise _RefusedError(404, f"unknown model; this server has the model {self.settings.name}")
 
+    def texts(self, items: list[str] | list[list[int]] | list[Tensor]) -> list[str]:
+        """Return texts, decoded by the encoder's own tokenizer if they came as token ids.
+
+        Raises:
+            _RefusedError: The encoder has no tokenizer, or it does not know an id.
+        """
+        texts = [item for item in items if isinstance(item, str)]
+        if texts:
+            return texts
+        if not isinstance(self.encoder.preprocess, TextPreprocess):
+            raise _RefusedError(400, "this encoder takes texts, not token ids: it has no tokenizer")
+        try:
+            return [self.encoder.preprocess.decoded(ids) for ids in items if isinstance(ids, list)]
+        except DataError as error:
+            raise _RefusedError(400, str(error)) from error
+
     async def embedded(self, ask: wire.Ask) -> Answers:
         """Return the answers to a decoded request.
 
         Raises:
             _RefusedError: The encoder does not take these items, fails, or has too much to do.
         """
-        is_text = isinstance(ask.items[0], str)
+        is_text = not isinstance(ask.items[0], Tensor)
         if is_text == self.takes_images:
             raise _RefusedError(400, f"this encoder takes {'images' if self.takes_images else 'texts'}")
+        items = self.texts(ask.items) if is_text else ask.items
         if self.batcher is None:
             raise _RefusedError(503, "this server is stopping")
         try:
-            return await self.batcher.embed(ask.items)
+            return await self.batcher.embed(items)
         except OverloadedError as error:
             raise _RefusedError(503, str(error), {"Retry-After": "1"}) from error
         except DataError as error:
@@ -228,7 +247,8 @@ def _add_texts(app: FastAPI, service: _Service) -> None:
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         ask = wire.openai_ask(await service.body(request), most)
-        return _response(wire.openai_answer(ask, await service.embedded(ask), name))
+        answers = wire.first_numbers(await service.embedded(ask), ask.dimensions)
+        return _response(wire.openai_answer(ask, answers, name))
 
     @app.post("/embed")
     async def embed(request: Request) -> Response:

@@ -37,14 +37,16 @@ class Ask:
     """A decoded request.
 
     Attributes:
-        items: Images (C, H, W), or texts.
+        items: Images (C, H, W), texts, or texts as ids of the encoder's own tokenizer.
+        dimensions: How many of the first numbers of an answer the caller wants (OpenAI); None for all.
         coded: Whether the caller wants numbers as base64 (OpenAI) or as bytes (OIP).
         request_id: The caller's name for the request (OIP).
     """
 
-    items: list[Tensor] | list[str]
+    items: list[Tensor] | list[str] | list[list[int]]
     coded: bool = False
     request_id: str | None = None
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def picture(coded: str, most: int = MAX_PIXELS) -> Tensor:
 
 
 def openai_ask(body: bytes, most: int) -> Ask:
-    """Decode a request to /v1/embeddings, `{"input", "encoding_format"}`.
+    """Decode a request to /v1/embeddings, `{"input", "encoding_format", "dimensions"}`.
 
     Raises:
         BadRequestError: The body is not such a request, or asks for more than `most` texts.
@@ -153,9 +155,43 @@ def openai_ask(body: bytes, most: int) -> Ask:
     encoding = fields.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise BadRequestError(f"'encoding_format' must be float or base64, not {str(encoding)[:80]!r}")
-    if fields.get("dimensions") is not None:
-        raise BadRequestError("'dimensions' is not supported: embeddings have one width")
-    return Ask(texts_of(fields.get("input"), "input", most), encoding == "base64")
+    dimensions = fields.get("dimensions")
+    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        raise BadRequestError(f"'dimensions' must be a whole number from 1 up, not {str(dimensions)[:80]!r}")
+    items = ids_of(fields.get("input"), most) or texts_of(fields.get("input"), "input", most)
+    return Ask(items, encoding == "base64", dimensions=dimensions)
+
+
+def ids_of(value: object, most: int) -> list[list[int]] | None:
+    """Return one text or several as lists of token ids, or None if the value is something else.
+
+    Raises:
+        BadRequestError: There are more than `most` texts, or an id is none.
+    """
+    if not isinstance(value, list) or not value or not isinstance(value[0], int | list):
+        return None
+    found = [value] if isinstance(value[0], int) else value
+    _check_number(len(found), most)
+    for ids in found:
+        if not isinstance(ids, list) or not ids or not all(type(one) is int and 0 <= one < 1 << 31 for one in ids):
+            raise BadRequestError("'input' must be texts, or lists of token ids")
+    return found
+
+
+def first_numbers(answers: Answers, dimensions: int | None) -> Answers:
+    """Return the first `dimensions` numbers of each answer (n, m); of length 1 if the answers have length 1.
+
+    Raises:
+        BadRequestError: Answers have fewer numbers.
+    """
+    if dimensions is None:
+        return answers
+    if dimensions > answers.shape[1]:
+        raise BadRequestError(f"'dimensions' must be at most {answers.shape[1]}, not {dimensions}")
+    cut = answers[:, :dimensions]
+    if not np.allclose(np.linalg.norm(answers, axis=1), 1, atol=1e-3):
+        return cut
+    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
 def openai_answer(ask: Ask, answers: Answers, model: str) -> Content:
