@@ -23,8 +23,11 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.texts import described, tokenizer_json
 from sslguard.encoders import Encoder, load_encoder
 from sslguard.encoders.load import new_text_encoder
+from sslguard.encoders.rebuild import build
+from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import DataError, SuspectError, UsageError
 from sslguard.suspects import Remote, open_remote, open_suspect
 from sslguard.suspects.protocols.oip import LENGTH_HEADER, packed_texts
@@ -712,3 +715,37 @@ def test_picture_modes() -> None:
         content = io.BytesIO()
         Image.new(mode, (6, 5)).save(content, "PNG")
         assert wire.picture(base64.b64encode(content.getvalue()).decode()).shape == (channels, 5, 6)
+
+
+class TestTokensAndDimensions:
+    @pytest.fixture(scope="class")
+    def bert(self) -> Encoder:
+        pytest.importorskip("transformers")
+        preprocess = TextPreprocess(tokenizer_json(), 12, 0)
+        module, dim = build(described("bert", unit=True), seed=0)
+        return Encoder(module.eval(), preprocess, dim, described("bert", unit=True), "a transformer")
+
+    def test_token_ids_are_the_texts_that_they_stand_for(self, bert: Encoder) -> None:
+        texts = ["the cat sat", "a dog"]
+        ids = [bert.preprocess._tokenizer.encode(text).ids for text in texts]  # type: ignore[attr-defined]
+        app = create_app(bert)
+        found = answered(
+            app,
+            {"path": OPENAI, "json": {"input": texts}},
+            {"path": OPENAI, "json": {"input": ids}},
+            {"path": OPENAI, "json": {"input": ids[0]}},
+            {"path": OPENAI, "json": {"input": [[10**6]]}},
+        )
+        rows = [[entry["embedding"] for entry in response.json()["data"]] for response in found[:3]]
+        assert rows[0] == rows[1]
+        assert rows[2] == rows[0][:1]
+        assert found[3].status_code == 400
+        assert "no token 1000000" in found[3].text
+
+    def test_dimensions_are_the_first_numbers_of_length_1(self, bert: Encoder, words: Encoder) -> None:
+        for encoder, unit in ((bert, True), (words, False)):
+            ask = {"path": OPENAI, "json": {"input": "the cat"}}
+            found = answered(create_app(encoder), ask, {**ask, "json": {"input": "the cat", "dimensions": 5}})
+            whole, cut = (np.array(response.json()["data"][0]["embedding"]) for response in found)
+            expected = whole[:5] / np.linalg.norm(whole[:5]) if unit else whole[:5]
+            np.testing.assert_allclose(cut, expected, rtol=1e-5)

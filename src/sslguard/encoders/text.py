@@ -7,7 +7,7 @@ description, which holds its SHA-256, because it may be larger than a descriptio
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,11 +61,19 @@ class TextPreprocess:
             DataError: the items are not texts, or one is not valid Unicode.
         """
         texts = texts_of(batch)
-        try:
-            encodings = self._tokenizer.encode_batch_fast(texts)
-        except (UnicodeError, TypeError, ValueError) as error:
-            raise DataError(f"a text cannot be encoded: {first_line(error)}") from error
+        encodings = _asked(lambda: self._tokenizer.encode_batch_fast(texts), "a text cannot be encoded")
         return stacked([encoding.ids for encoding in encodings], self.pad_id)
+
+    def decoded(self, ids: list[int]) -> str:
+        """Return the text of token ids, without special tokens.
+
+        Raises:
+            DataError: an id is not in the vocabulary.
+        """
+        size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        if unknown := [one for one in ids if one >= size]:
+            raise DataError(f"the tokenizer has {size} tokens: there is no token {unknown[0]}")
+        return str(_asked(lambda: self._tokenizer.decode(ids), "token ids cannot be decoded"))
 
     def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
         """Raise UsageError: no text leads back to given ids."""
@@ -118,6 +126,20 @@ class TextPreprocess:
         except Exception as error:  # tokenizers raises nothing more special
             raise UsageError(f"the tokenizer cannot cut texts at {self.max_length} tokens: {error}") from error
         return tokenizer
+
+
+def _asked(call: Callable[[], Any], failure: str) -> Any:
+    """Return what a call of the tokenizers' library gives.
+
+    Raises:
+        DataError: it fails; a panic of the library, which is no Exception, is a failure like others.
+    """
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise DataError(f"{failure}: {first_line(error)}") from error
 
 
 def parse_tokenizer(content: str) -> Any:

@@ -142,17 +142,15 @@ class _Service:
         """Return texts, decoded by the encoder's own tokenizer if they came as token ids.
 
         Raises:
-            _RefusedError: The encoder has no tokenizer, or it does not know an id.
+            _RefusedError: The encoder has no tokenizer.
+            DataError: It does not know an id.
         """
         texts = [item for item in items if isinstance(item, str)]
         if texts:
             return texts
         if not isinstance(self.encoder.preprocess, TextPreprocess):
             raise _RefusedError(400, "this encoder takes texts, not token ids: it has no tokenizer")
-        try:
-            return [self.encoder.preprocess.decoded(ids) for ids in items if isinstance(ids, list)]
-        except DataError as error:
-            raise _RefusedError(400, str(error)) from error
+        return [self.encoder.preprocess.decoded(ids) for ids in items if isinstance(ids, list)]
 
     async def embedded(self, ask: wire.Ask) -> Answers:
         """Return the answers to a decoded request.
@@ -160,14 +158,13 @@ class _Service:
         Raises:
             _RefusedError: The encoder does not take these items, fails, or has too much to do.
         """
-        is_text = not isinstance(ask.items[0], Tensor)
-        if is_text == self.takes_images:
+        images = [item for item in ask.items if isinstance(item, Tensor)]
+        if bool(images) != self.takes_images:
             raise _RefusedError(400, f"this encoder takes {'images' if self.takes_images else 'texts'}")
-        items = self.texts(ask.items) if is_text else ask.items
         if self.batcher is None:
             raise _RefusedError(503, "this server is stopping")
         try:
-            return await self.batcher.embed(items)
+            return await self.batcher.embed(images or self.texts(ask.items))
         except OverloadedError as error:
             raise _RefusedError(503, str(error), {"Retry-After": "1"}) from error
         except DataError as error:
