@@ -140,11 +140,12 @@ def test_formats_of_today_are_read_as_pillow_reads_them(tmp_path: Path) -> None:
 
 def test_grey_of_sixteen_bits_is_scaled_in_every_format(tmp_path: Path) -> None:
     grey = noise(5, 6)
-    wide = Image.fromarray(grey.astype(np.uint16) * 257)
+    wide, folder = Image.fromarray(grey.astype(np.uint16) * 257), tmp_path / "photos"
+    folder.mkdir()
     for name in ("a.png", "a.tiff"):
-        wide.save(tmp_path / name)
-    (tmp_path / "a.pgm").write_bytes(b"P5 6 5 65535\n" + (grey.astype(">u2") * 257).tobytes())
-    for path in sorted(tmp_path.iterdir()):
+        wide.save(folder / name)
+    (folder / "a.pgm").write_bytes(b"P5 6 5 65535\n" + (grey.astype(">u2") * 257).tobytes())
+    for path in sorted(folder.iterdir()):
         np.testing.assert_array_equal(decode(path)[0].numpy(), grey)
 
 

@@ -353,8 +353,8 @@ def _column(path: Path, file: Path, form: str, wanted: str | None) -> str:
             if form in _DELIMITERS:
                 reader = csv.reader(lines, delimiter=_DELIMITERS[form], strict=True)
                 names = next(iter(filter(None, iter(lambda: _record(lines, reader), None))), [])
-                first = _record(lines, reader) or []
                 _columns(lines, names)
+                first = _record(lines, reader) or []
                 texts = [name for name, value in zip(names, first, strict=False) if not _NUMBER.fullmatch(value)]
             else:
                 line = next((line for line in lines if line.strip()), "{}")
