@@ -136,7 +136,8 @@ def _chosen(path: Path, archive: zipfile.ZipFile, split: str, name: str) -> tupl
     if not found:
         names = ", ".join(pictures for pictures, _ in wanted)
         raise DataError(
-            f"{path} must hold pictures as one of the arrays {names}; it holds {listed}. FILE.npz#NAME names another one"
+            f"{path} must hold pictures as one of the arrays {names}; it holds {listed}. "
+            "FILE.npz#NAME names another one"
         )
     raise DataError(
         f"{path} holds several arrays of pictures ({', '.join(pictures for pictures, _ in found)}): "
