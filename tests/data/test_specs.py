@@ -18,7 +18,7 @@ import torch
 from helpers.data_on_disk import accept_any_checksum, everything, idx, noise, root, write_image, write_mnist
 from sslguard.data import cache as cache_module
 from sslguard.data import open_data, overlap, sources, texts, vader
-from sslguard.data.names import SPLITS, TEXT_SUFFIXES, VADER_ROLES
+from sslguard.data.names import SPLITS, TEXT_FORMS, VADER_ROLES
 from sslguard.data.specs import SETS
 from sslguard.errors import DataError, UsageError
 
@@ -356,4 +356,4 @@ def test_imagenet_is_a_folder_of_class_folders_and_never_downloaded(root: Path) 
 def test_what_is_checked_early_is_what_can_be_opened() -> None:
     assert SPLITS.keys() == SETS.keys()
     assert tuple(vader.FILES) == VADER_ROLES
-    assert tuple(texts._READERS) == TEXT_SUFFIXES
+    assert (*texts._READERS, ".parquet") == TEXT_FORMS

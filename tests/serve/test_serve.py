@@ -717,14 +717,15 @@ def test_picture_modes() -> None:
         assert wire.picture(base64.b64encode(content.getvalue()).decode()).shape == (channels, 5, 6)
 
 
-class TestTokensAndDimensions:
-    @pytest.fixture(scope="class")
-    def bert(self) -> Encoder:
-        pytest.importorskip("transformers")
-        preprocess = TextPreprocess(tokenizer_json(), 12, 0)
-        module, dim = build(described("bert", unit=True), seed=0)
-        return Encoder(module.eval(), preprocess, dim, described("bert", unit=True), "a transformer")
+@pytest.fixture(scope="module")
+def bert() -> Encoder:
+    pytest.importorskip("transformers")
+    preprocess = TextPreprocess(tokenizer_json(), 12, 0)
+    module, dim = build(described("bert", unit=True), seed=0)
+    return Encoder(module.eval(), preprocess, dim, described("bert", unit=True), "a transformer")
 
+
+class TestTokensAndDimensions:
     def test_token_ids_are_the_texts_that_they_stand_for(self, bert: Encoder) -> None:
         texts = ["the cat sat", "a dog"]
         ids = [bert.preprocess._tokenizer.encode(text).ids for text in texts]  # type: ignore[attr-defined]
@@ -736,6 +737,7 @@ class TestTokensAndDimensions:
             {"path": OPENAI, "json": {"input": ids[0]}},
             {"path": OPENAI, "json": {"input": [[10**6]]}},
         )
+        assert found[0].status_code == 200, found[0].text
         rows = [[entry["embedding"] for entry in response.json()["data"]] for response in found[:3]]
         assert rows[0] == rows[1]
         assert rows[2] == rows[0][:1]

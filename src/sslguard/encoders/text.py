@@ -32,6 +32,8 @@ TOKENIZER = "tokenizer.json"
 MAX_TOKENIZER = 1 << 26  # bytes; multilingual vocabularies take 20 MB
 _MAX_ID = 1 << 24
 
+_FAILURE = "a text cannot be encoded"
+
 
 @dataclass(frozen=True)
 class TextPreprocess:
@@ -61,11 +63,11 @@ class TextPreprocess:
             DataError: the items are not texts, or one is not valid Unicode.
         """
         texts = texts_of(batch)
-        encodings = _asked(lambda: self._tokenizer.encode_batch_fast(texts), "a text cannot be encoded")
+        encodings = _asked(lambda: self._tokenizer.encode_batch_fast(texts), _FAILURE)
         return stacked([encoding.ids for encoding in encodings], self.pad_id)
 
     def decoded(self, ids: list[int]) -> str:
-        """Return the text of token ids, without special tokens.
+        """Return the text of token ids, without what the tokenizer puts before and behind every text.
 
         Raises:
             DataError: an id is not in the vocabulary.
@@ -73,7 +75,18 @@ class TextPreprocess:
         size = self._tokenizer.get_vocab_size(with_added_tokens=True)
         if unknown := [one for one in ids if one >= size]:
             raise DataError(f"the tokenizer has {size} tokens: there is no token {unknown[0]}")
-        return str(_asked(lambda: self._tokenizer.decode(ids), "token ids cannot be decoded"))
+        before, behind = self._frame
+        start = len(before) if ids[: len(before)] == before else 0
+        stop = len(ids) - (len(behind) if behind and ids[-len(behind) :] == behind else 0)
+        return str(_asked(lambda: self._tokenizer.decode(ids[start:stop]), "token ids cannot be decoded"))
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Ids that the tokenizer puts before and behind every text."""
+        whole = list(_asked(lambda: self._tokenizer.encode("a").ids, _FAILURE))
+        bare = list(_asked(lambda: self._tokenizer.encode("a", add_special_tokens=False).ids, _FAILURE))
+        start = next((k for k in range(len(whole) + 1) if whole[k : k + len(bare)] == bare), 0)
+        return whole[:start], whole[start + len(bare) :]
 
     def framed(self, prepared: Tensor, batch: Batch, /) -> Tensor:
         """Raise UsageError: no text leads back to given ids."""
