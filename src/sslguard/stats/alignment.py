@@ -1,9 +1,9 @@
-"""Unknown maps undone: what a suspect's answers say of the mark once they are brought back to the clean space.
+"""Estimates of the mark from answers that an unknown map has moved out of the clean encoder's space.
 
-Two estimates of X, the mark's directions in the clean space, from moments alone: after the best rotation, and after the
-best rotation of answers whose own covariance is mostly undone, as it must be where a linear map stands before them. Map
-and mark are fitted together. Fitted on h alone, a map would take the part of the mark that is linear in h for its own,
-and a marked encoder would be turned the wrong way.
+Two functions estimate X, the mark's directions in the clean space, from moments alone. `rotated` finds the best
+rotation. `mapped` first undoes most of the answers' own covariance, as is needed if a linear map was applied to them.
+Both fit map and mark together. A map that is fitted to h alone would absorb the part of the mark that is linear in h,
+and would turn a marked encoder the wrong way.
 """
 
 from __future__ import annotations
@@ -19,28 +19,26 @@ from sslguard.stats.spectra import CARRIED, RANK, Spectra
 
 Array = NDArray[np.float64]
 
-# Components of h beyond these are too small for a rotation to be told by them, or a map.
+# Components of h used to find a rotation, or a map. Later ones are too small for that.
 _ROTATED, _MAPPED = 128, 64
 _ROUNDS = 12
 _RIDGE = 0.3  # of the fit of X, in mean variances of φ
-# Answers times (Cov g + …)^-0.4: all of it, -0.5, would raise noise as high as what they say.
+# Answers are multiplied by (Cov g + …)^-0.4. Full whitening, -0.5, would raise noise to the level of the signal.
 _WHITENING, _NOISE_FLOOR = 0.4, 0.03
 
 
 def rotated(spectra: Spectra, block: Literal["unit", "g"] = "unit") -> tuple[Array, Array]:
-    """X with g/|g|·R ≈ h·D + φ·X, R a rotation and D a gain of each principal component of h: least squares in turns.
+    """Estimate X with g/|g|·R ≈ h·D + φ·X, by alternating least squares.
 
-    Parameters
-    ----------
-    spectra : Spectra
-        Of the moments of h, φ and g.
-    block
-        "unit" as above; "g" takes g itself in place of g/|g|.
+    R is a rotation and D holds a gain for each principal component of h.
 
-    Returns
-    -------
-    X, axes : ndarray of float64, shapes (K, r) and (r, d)
-        X in the leading principal components of h, r ≤ 128 and no more than g has columns, and these.
+    Args:
+        spectra: Of the moments of h, φ and g.
+        block: "unit" as above; "g" takes g itself in place of g/|g|.
+
+    Returns:
+        X, float64 (K, r), in the r leading principal components of h; and these components, float64 (r, d). r is at
+        most 128, and at most the number of columns of g.
     """
     axes, variances = _components(spectra, _ROTATED)
     answers, features = spectra.natural(block, "h") @ axes.T, spectra.natural(block, "phi")
@@ -49,12 +47,16 @@ def rotated(spectra: Spectra, block: Literal["unit", "g"] = "unit") -> tuple[Arr
 
 
 def mapped(spectra: Spectra) -> tuple[Array, Array]:
-    """As `rotated`, of standardised answers times (Cov g)^-0.4, and of r ≤ 64 leading components of h at variance 1.
+    """Estimate X as `rotated` does, from standardised answers times (Cov g)^-0.4.
 
-    Returns
-    -------
-    X, axes : ndarray of float64, shapes (K, r) and (r, d)
-        X times the components' standard deviations to the power ½, and the components.
+    It uses the r ≤ 64 leading components of h, scaled to variance 1.
+
+    Args:
+        spectra: Of the moments of h, φ and g.
+
+    Returns:
+        X, float64 (K, r), times the components' standard deviations to the power ½; and the components, float64
+        (r, d).
     """
     axes, variances = _components(spectra, _MAPPED)
     values, vectors = spectra.eigen("standard")
@@ -70,16 +72,16 @@ def mapped(spectra: Spectra) -> tuple[Array, Array]:
 
 
 def _in_turns(spectra: Spectra, answers: Array, features: Array, clean: Array, variances: Array, size: float) -> Array:
-    """X (K, r) of g·R ≈ h·D + φ·X, from covariances of g with h (m, r) and φ (m, K), and of h with φ (r, K).
+    """Return X (K, r) of g·R ≈ h·D + φ·X, from covariances of g with h (m, r) and φ (m, K), and of h with φ (r, K).
 
-    0 where g shows nothing of φ beyond rounding. `size` is the spread of g.
+    X is 0 if g shows nothing of φ beyond rounding. `size` is the spread of g.
     """
     gram = spectra.covariance("phi", "phi")
     factor = cho_factor(gram + (_RIDGE * np.diag(gram).mean() or 1.0) * np.eye(len(gram)))
     least = CARRIED * np.sqrt(np.diag(gram))[:, None] * size
     r, k = answers.shape[1], len(gram)
     if len(answers) > r + k:
-        # R turns nothing but the span of these columns: an orthonormal basis of it does as well as all of g's.
+        # R turns only the span of these columns, so an orthonormal basis of that span serves as well as all columns.
         triangle: Array = np.linalg.qr(np.hstack((answers, features)), mode="r")  # type: ignore[assignment]
         answers, features = triangle[:, :r], triangle[:, r:]
     gains, mark = np.ones(r), np.zeros((k, r))
@@ -96,7 +98,10 @@ def _in_turns(spectra: Spectra, answers: Array, features: Array, clean: Array, v
 
 
 def _components(spectra: Spectra, most: int) -> tuple[Array, Array]:
-    """Leading principal components of h in rows, no more than g has columns, and their variances; at least one."""
+    """Return leading principal components of h, in rows, and their variances.
+
+    There is at least one, and there are no more than g has columns.
+    """
     most = min(most, spectra.moments.width)
     values, vectors = spectra.eigen("h")
     values, vectors = np.ldexp(values[::-1][:most], 2 * spectra.moments.exponent("h")), vectors[:, ::-1][:, :most]

@@ -1,5 +1,8 @@
-"""Arguments of the statistical functions, checked: each function returns what it was given as a plain number or
-float64 array, or says which argument broke which rule."""
+"""Checks of the arguments of statistical functions.
+
+Each check returns its value as a plain number or a float64 array, or raises a UsageError that names the argument and
+the rule.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,15 @@ from sslguard.errors import UsageError
 
 
 def finite(name: str, value: float) -> float:
+    """Return a number as a float.
+
+    Args:
+        name: Name of the argument, for error messages.
+        value: Number to check.
+
+    Raises:
+        UsageError: It is not a finite number.
+    """
     try:
         number = float(value)
     except (TypeError, ValueError) as error:
@@ -23,6 +35,15 @@ def finite(name: str, value: float) -> float:
 
 
 def finite_vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Return numbers as a float64 array (n,).
+
+    Args:
+        name: Name of the argument, for error messages.
+        values: Shape (n,). Numbers to check.
+
+    Raises:
+        UsageError: They are not finite numbers, or not one-dimensional.
+    """
     try:
         vector = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -36,6 +57,16 @@ def finite_vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
 
 
 def count(name: str, value: int, *, minimum: int) -> int:
+    """Return a whole number as an int.
+
+    Args:
+        name: Name of the argument, for error messages.
+        value: Number to check.
+        minimum: The smallest number allowed.
+
+    Raises:
+        UsageError: It is not a whole number, or it is below `minimum`.
+    """
     try:
         number = operator.index(value)
     except TypeError as error:
@@ -46,11 +77,21 @@ def count(name: str, value: int, *, minimum: int) -> int:
 
 
 def finite_matrix(name: str, values: ArrayLike, *, columns: int, remedy: str = "") -> NDArray[np.float64]:
-    """Real finite numbers of shape (any, columns); `remedy` ends the message about one that is not finite."""
+    """Return real numbers as a float64 array (n, columns).
+
+    Args:
+        name: Name of the argument, for error messages.
+        values: Shape (n, columns). Numbers to check.
+        columns: Number of columns required.
+        remedy: End of the error message about a number that is not finite.
+
+    Raises:
+        UsageError: They are not real finite numbers, or have another shape.
+    """
     try:
         matrix = np.asarray(values)
         if matrix.dtype.kind == "c":
-            raise TypeError("complex numbers have no place here")
+            raise TypeError("complex numbers are not allowed")
         matrix = matrix.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} must be a matrix of numbers: {error}") from error

@@ -12,83 +12,68 @@ from sslguard.stats.arguments import count, finite_vector
 
 
 def bonferroni(log2_pvalues: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
-    """Bonferroni's correction: min(1, n·p).
+    """Apply Bonferroni's correction, min(1, n·p).
 
-    Parameters
-    ----------
-    log2_pvalues : array_like of float, shape (m,)
-        Base-2 logarithms of p-values, each finite and ≤ 0.
-    n : int, optional
-        How many claims were made in all, n ≥ m, those included whose p-values are not given. Default m.
+    Args:
+        log2_pvalues: Shape (m,). Base-2 logarithms of p-values, each finite and ≤ 0.
+        n: How many claims were made in all, n ≥ m, those included whose p-values are not given. Default m.
 
-    Returns
-    -------
-    ndarray of float64, shape (m,)
-        Base-2 logarithms of the adjusted p-values, in the order of the input. Comparing each with log2(alpha)
-        bounds the probability of any false claim by alpha.
+    Returns:
+        float64 (m,). Base-2 logarithms of the adjusted p-values, in the order of the input. Comparing each with
+        log2(alpha) bounds the probability of any false claim by alpha.
 
-    Raises
-    ------
-    UsageError
-        A value is not the logarithm of a p-value, or n < m.
+    Raises:
+        UsageError: A value is not the logarithm of a p-value, or n < m.
 
-    Notes
-    -----
-    *Null.* All claims whose suspects are innocent. *Assumptions.* Each p-value is valid by itself; any
-    dependence between them is allowed. *Randomness.* That of the p-values; none is drawn here.
+    Notes:
+        Null hypothesis: All claims whose suspects are innocent.
 
-    References
-    ----------
-    .. [1] O. J. Dunn, "Multiple comparisons among means", Journal of the American Statistical Association
-           56(293), 52-64 (1961).
+        Assumptions: Each p-value is valid by itself; any dependence between them is allowed.
 
-    Examples
-    --------
-    >>> from sslguard.stats.corrections import bonferroni
-    >>> bonferroni([-10.0, -1.0], n=4).tolist()
-    [-8.0, 0.0]
+        Randomness: That of the p-values; none is drawn here.
+
+    References:
+        .. [1] O. J. Dunn, "Multiple comparisons among means", Journal of the American Statistical Association
+               56(293), 52-64 (1961).
+
+    Examples:
+        >>> from sslguard.stats.corrections import bonferroni
+        >>> bonferroni([-10.0, -1.0], n=4).tolist()
+        [-8.0, 0.0]
     """
     values = _log2_pvalues(log2_pvalues)
     return np.minimum(0.0, values + math.log2(_claims(n, len(values))))
 
 
 def holm(log2_pvalues: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
-    """Holm's step-down correction: never larger than Bonferroni's, under the same assumptions.
+    """Apply Holm's step-down correction: never larger than Bonferroni's, under the same assumptions.
 
-    Parameters
-    ----------
-    log2_pvalues : array_like of float, shape (m,)
-        Base-2 logarithms of p-values, each finite and ≤ 0.
-    n : int, optional
-        How many claims were made in all, n ≥ m; those not given are taken to have larger p-values.
-        Default m.
+    Args:
+        log2_pvalues: Shape (m,). Base-2 logarithms of p-values, each finite and ≤ 0.
+        n: How many claims were made in all, n ≥ m; those not given are taken to have larger p-values. Default m.
 
-    Returns
-    -------
-    ndarray of float64, shape (m,)
-        Base-2 logarithms of the adjusted p-values, in the order of the input: the running maximum of
-        (n + 1 − i)·p_(i) over p_(1) ≤ … ≤ p_(m), at most 1. Equal to R's `p.adjust(p, "holm", n)`.
+    Returns:
+        float64 (m,). Base-2 logarithms of the adjusted p-values, in the order of the input: the running maximum of (n +
+        1 − i)·p_(i) over p_(1) ≤ … ≤ p_(m), at most 1. Equal to R's `p.adjust(p, "holm", n)`.
 
-    Raises
-    ------
-    UsageError
-        A value is not the logarithm of a p-value, or n < m.
+    Raises:
+        UsageError: A value is not the logarithm of a p-value, or n < m.
 
-    Notes
-    -----
-    *Null.* All claims whose suspects are innocent. *Assumptions.* Each p-value is valid by itself; any
-    dependence between them is allowed. *Randomness.* That of the p-values; none is drawn here.
+    Notes:
+        Null hypothesis: All claims whose suspects are innocent.
 
-    References
-    ----------
-    .. [1] S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
-           Statistics 6(2), 65-70 (1979).
+        Assumptions: Each p-value is valid by itself; any dependence between them is allowed.
 
-    Examples
-    --------
-    >>> from sslguard.stats.corrections import holm
-    >>> holm([-1.0, -10.0]).tolist()
-    [-1.0, -9.0]
+        Randomness: That of the p-values; none is drawn here.
+
+    References:
+        .. [1] S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of
+               Statistics 6(2), 65-70 (1979).
+
+    Examples:
+        >>> from sslguard.stats.corrections import holm
+        >>> holm([-1.0, -10.0]).tolist()
+        [-1.0, -9.0]
     """
     values = _log2_pvalues(log2_pvalues)
     if not len(values):

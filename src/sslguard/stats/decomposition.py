@@ -1,4 +1,4 @@
-"""Decompositions: singular values that are found even where LAPACK's fast routine gives up, and what is cheaper."""
+"""Matrix decompositions that also work where LAPACK's fastest routine does not converge."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ Array = NDArray[np.float64]
 
 
 def thin_svd(matrix: Array) -> tuple[Array, Array, Array]:
-    """Left singular vectors (m, r), singular values (r,) and right ones (r, n) of an (m, n) matrix, r = min(m, n).
+    """Compute the thin singular value decomposition of a matrix.
 
     Divide and conquer (gesdd) does not converge on some matrices, such as those of answers that a suspect rounds to
-    two levels; QR iteration (gesvd) is slower and does.
+    two levels. QR iteration (gesvd) is slower and then takes its place.
+
+    Args:
+        matrix: Shape (m, n). Finite numbers.
+
+    Returns:
+        Left singular vectors (m, r), singular values (r,) and right singular vectors (r, n), with r = min(m, n).
     """
     try:
         found = linalg.svd(matrix, full_matrices=False)
@@ -24,22 +30,24 @@ def thin_svd(matrix: Array) -> tuple[Array, Array, Array]:
 
 
 def symmetric(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors in columns, of a symmetric matrix, by divide and conquer."""
+    """Return eigenvalues, ascending, and eigenvectors, in columns, of a symmetric matrix, by divide and conquer."""
     values, vectors = linalg.eigh(matrix, driver="evd")
     return values, vectors
 
 
 def row_space(matrix: Array, tolerance: float) -> Array | None:
-    """Orthonormal columns (n, k) that span the rows of an (r, n) matrix, not 0; None where they span all of R^n.
+    """Return orthonormal columns (n, k) that span the rows of a matrix, or None if the rows span all of R^n.
 
-    Singular values up to `tolerance`, at least 1e-7, of the largest count as 0.
+    Args:
+        matrix: Shape (r, n). Not all 0.
+        tolerance: Singular values up to this share of the largest count as 0; at least 1e-7.
     """
     r, n = matrix.shape
     matrix = matrix / np.abs(matrix).max()
     axes, small = np.linalg.qr(matrix.T) if r < n else (None, matrix.T)
     gram = small @ small.T
-    # Its norm is no less than its largest eigenvalue. Where every eigenvalue is larger than what is taken off, a factor
-    # exists, and the singular value decomposition is saved: nearly always.
+    # The norm is at least the largest eigenvalue. If every eigenvalue exceeds what is subtracted, a Cholesky factor
+    # exists, and no singular value decomposition is needed. That is nearly always so.
     gram[np.diag_indices_from(gram)] -= 4 * tolerance**2 * np.linalg.norm(gram)
     try:
         linalg.cholesky(gram, overwrite_a=True, check_finite=False)

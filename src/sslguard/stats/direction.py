@@ -1,4 +1,4 @@
-"""The exact test: does a witness point along the secret directions more than a direction drawn at random would?
+"""The exact test of whether a witness points along the secret directions more than a random direction would.
 
 The secret directions are one uniform point on a sphere. Whatever a suspect that is independent of them answers, the
 cosine between its witness and them is then the first coordinate of such a point, and its tail is known in closed form.
@@ -16,7 +16,7 @@ from sslguard.errors import UsageError
 from sslguard.stats.arguments import count, finite_matrix
 from sslguard.stats.significance import Significance
 
-# A secret of 32 bytes can be guessed with this probability, so nothing smaller is one.
+# Bits of a secret of 32 bytes. It can be guessed with probability 2^−256, so no p-value is smaller.
 SECRET_BITS = 256
 # Where c² is below both, scipy's `betaincc` is far from underflow and takes c² as it is; elsewhere the continued
 # fraction needs some tens of terms, and takes 1 − c².
@@ -26,44 +26,35 @@ _STIRLING = 30.0
 
 
 def log2_tail(cosine: ArrayLike, dimension: int) -> NDArray[np.float64]:
-    """Base-2 logarithm of P(c' ≥ c) for the first coordinate c' of a uniform point on the unit sphere.
+    """Compute the base-2 logarithm of P(c' ≥ c) for the first coordinate c' of a uniform point on the unit sphere.
 
-    Parameters
-    ----------
-    cosine : array_like of float, any shape
-        c, between −1 and 1.
-    dimension : int
-        D of R^D, at least 1; accurate up to 10⁶ and beyond.
+    Args:
+        cosine: Any shape. c, between −1 and 1.
+        dimension: D of R^D, at least 1; accurate up to 10⁶ and beyond.
 
-    Returns
-    -------
-    ndarray of float64, of the same shape
-        At most 0; −inf at c = 1 (D ≥ 2). The error is below 1e-12 of the value, or 1e-12 for values within 1 of 0.
+    Returns:
+        float64 of the same shape. At most 0; −inf at c = 1 (D ≥ 2). The error is below 1e-12 of the value, or 1e-12 for
+        values within 1 of 0.
 
-    Raises
-    ------
-    UsageError
-        A cosine is not between −1 and 1, or the dimension is not a whole number of at least 1.
+    Raises:
+        UsageError: A cosine is not between −1 and 1, or the dimension is not a whole number of at least 1.
 
-    Notes
-    -----
-    For c ≥ 0 the probability is ½·I_{1−c²}((D−1)/2, ½), and that of −c is 1 less this [1]_. In the tail it comes in
-    logarithms from the continued fraction of the incomplete beta function (8.17.22 of [2]_), which converges faster
-    the deeper the tail; elsewhere from scipy's `betainc`.
+    Notes:
+        For c ≥ 0 the probability is ½·I_{1−c²}((D−1)/2, ½), and that of −c is 1 less this [1]_. In the tail it comes in
+        logarithms from the continued fraction of the incomplete beta function (8.17.22 of [2]_), which converges faster
+        the deeper the tail; elsewhere from scipy's `betainc`.
 
-    References
-    ----------
-    .. [1] K.-T. Fang, S. Kotz, K. W. Ng, "Symmetric Multivariate and Related Distributions", Chapman and Hall,
-           section 3.1 (1990).
-    .. [2] NIST Digital Library of Mathematical Functions, https://dlmf.nist.gov/8.17.
+    References:
+        .. [1] K.-T. Fang, S. Kotz, K. W. Ng, "Symmetric Multivariate and Related Distributions", Chapman and Hall,
+               section 3.1 (1990).
+        .. [2] NIST Digital Library of Mathematical Functions, https://dlmf.nist.gov/8.17.
 
-    Examples
-    --------
-    >>> from sslguard.stats.direction import log2_tail
-    >>> log2_tail([0.0, 0.5, -0.5], 2).round(6).tolist()
-    [-1.0, -1.584963, -0.584963]
-    >>> round(float(log2_tail(0.9, 20480)), 3)
-    -24541.446
+    Examples:
+        >>> from sslguard.stats.direction import log2_tail
+        >>> log2_tail([0.0, 0.5, -0.5], 2).round(6).tolist()
+        [-1.0, -1.584963, -0.584963]
+        >>> round(float(log2_tail(0.9, 20480)), 3)
+        -24541.446
     """
     cosines = np.asarray(cosine, dtype=np.float64)
     if not (np.abs(cosines) <= 1).all():
@@ -76,59 +67,48 @@ def direction_test(
 ) -> Significance:
     """Test whether a witness points along the secret directions, exactly.
 
-    Parameters
-    ----------
-    witness : array_like of float, shape (K, d)
-        V, computed from a suspect's answers by a rule that cannot see the directions; see `witness.witness`.
-        Finite, of any scale. All 0 is a suspect that carries nothing.
-    directions : array_like of float, shape (K, d)
-        U, the secret directions: one uniform point on a sphere of R^(K·d). Finite, not 0; its length is not used.
-    n_queries : int
-        Queries that the suspect was asked, those without an answer included, at least 1.
-    basis : array_like of float, shape (d, r), optional
-        Orthonormal columns of a subspace that holds the rows of V and was found without U; see `witness.witness`.
-        Both are projected onto it, and the test is of dimension K·r.
+    Args:
+        witness: Shape (K, d). V, computed from a suspect's answers by a rule that cannot see the directions; see
+            `witness.witness`. Finite, of any scale. All 0 is a suspect that carries nothing.
+        directions: Shape (K, d). U, the secret directions: one uniform point on a sphere of R^(K·d). Finite, not 0; its
+            length is not used.
+        n_queries: Queries that the suspect was asked, those without an answer included, at least 1.
+        basis: Shape (d, r). Orthonormal columns of a subspace that holds the rows of V and was found without U; see
+            `witness.witness`. Both are projected onto it, and the test is of dimension K·r.
 
-    Returns
-    -------
-    Significance
-        null "exact", floor 2**-256, the entropy of the secret. The statistic is z = c·√D, c = ⟨U, V⟩/(|U||V|), D = K·d
-        or K·r. Its details are `cosine` (c), `dimension` (D) and `log2_tail`, the logarithm of the tail itself: where
-        it lies below −256 it is a score, not a probability. V = 0 gives p = 1.
+    Returns:
+        Result with null "exact", floor 2**-256, the entropy of the secret. The statistic is z = c·√D, c = ⟨U,
+        V⟩/(|U||V|), D = K·d or K·r. Its details are `cosine` (c), `dimension` (D) and `log2_tail`, the logarithm of the
+        tail itself: where it lies below −256 it is a score, not a probability. V = 0 gives p = 1.
 
-    Raises
-    ------
-    UsageError
-        Shapes differ, a number is not finite, U is 0, or the basis is not orthonormal.
+    Raises:
+        UsageError: Shapes differ, a number is not finite, U is 0, or the basis is not orthonormal.
 
-    Notes
-    -----
-    *Null.* The suspect is independent of U. Given everything else, the clean encoder, the features, the queries and
-    the answers, c is then the first coordinate of a uniform point on the unit sphere of R^D, whatever V ≠ 0 is, at
-    any number of queries. So p = P(c' ≥ c) is uniform: exact, not asymptotic.
+    Notes:
+        Null hypothesis: The suspect is independent of U. Given everything else, the clean encoder, the features, the
+        queries and the answers, c is then the first coordinate of a uniform point on the unit sphere of R^D, whatever V
+        ≠ 0 is, at any number of queries. So p = P(c' ≥ c) is uniform: exact, not asymptotic.
 
-    *Assumptions.* U was drawn as one uniform point: a Gaussian matrix normalised as a whole, never row by row. V and
-    the basis were computed without U; and which queries were asked, in which order, which were dropped and when asking
-    stopped was fixed without U. Nothing is assumed about the suspect or the data.
+        Assumptions: U was drawn as one uniform point: a Gaussian matrix normalised as a whole, never row by row. V and
+        the basis were computed without U; and which queries were asked, in which order, which were dropped and when
+        asking stopped was fixed without U. Nothing is assumed about the suspect or the data.
 
-    *Randomness.* None is drawn here. The probability is over the draw of U. One key's p-values on many suspects share
-    U and are dependent; several witnesses of one suspect need a correction, `corrections.bonferroni`.
+        Randomness: None is drawn here. The probability is over the draw of U. One key's p-values on many suspects share
+        U and are dependent; several witnesses of one suspect need a correction, `corrections.bonferroni`.
 
-    References
-    ----------
-    .. [1] R. J. Muirhead, "Aspects of Multivariate Statistical Theory", Wiley, theorem 1.5.7 (1982): a fixed and a
-           uniform direction.
+    References:
+        .. [1] R. J. Muirhead, "Aspects of Multivariate Statistical Theory", Wiley, theorem 1.5.7 (1982): a fixed and a
+               uniform direction.
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sslguard.stats.direction import direction_test
-    >>> directions = np.random.default_rng(7).standard_normal((16, 64))
-    >>> found = direction_test(directions + 3 * np.ones((16, 64)), directions, n_queries=1000)
-    >>> round(found.statistic, 2), round(found.log2_pvalue, 1)
-    (7.37, -44.4)
-    >>> direction_test(np.zeros((16, 64)), directions, n_queries=1000).pvalue
-    1.0
+    Examples:
+        >>> import numpy as np
+        >>> from sslguard.stats.direction import direction_test
+        >>> directions = np.random.default_rng(7).standard_normal((16, 64))
+        >>> found = direction_test(directions + 3 * np.ones((16, 64)), directions, n_queries=1000)
+        >>> round(found.statistic, 2), round(found.log2_pvalue, 1)
+        (7.37, -44.4)
+        >>> direction_test(np.zeros((16, 64)), directions, n_queries=1000).pvalue
+        1.0
     """
     u, v = _matrix("directions", directions), _matrix("witness", witness)
     if u.shape != v.shape:
@@ -153,7 +133,7 @@ def direction_test(
 
 
 def _angle(u: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[float, float]:
-    """Cosine c of two arrays of moderate size, and 1 − c² without cancellation; 0 and 1 where one of them is 0."""
+    """Return the cosine c of two arrays of moderate size, and 1 − c² without cancellation; 0 and 1 if one is 0."""
     lengths = float(np.linalg.norm(u)), float(np.linalg.norm(v))
     if 0.0 in lengths:
         return 0.0, 1.0
@@ -165,7 +145,7 @@ def _angle(u: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[float, float
 
 
 def _log2_tail(cosines: NDArray[np.float64], remainders: NDArray[np.float64], dimension: int) -> NDArray[np.float64]:
-    """`log2_tail` from c and 1 − c²."""
+    """Compute `log2_tail` from c and 1 − c²."""
     if dimension == 1:
         return np.where(cosines > -1, -1.0, 0.0)
     a, square = (dimension - 1) / 2, cosines**2
@@ -182,7 +162,10 @@ def _log2_tail(cosines: NDArray[np.float64], remainders: NDArray[np.float64], di
 
 
 def _log_tail(cosines: NDArray[np.float64], remainders: NDArray[np.float64], a: float) -> NDArray[np.float64]:
-    """log ½·I_x(a, ½), x = 1 − c² < (a + 1)/(a + 5/2), c > 0: x^a·c·Γ(a + ½)/(2·√π·Γ(a)·a) times 1/(1 + d₁/(1 + …))."""
+    """Return log ½·I_x(a, ½) for x = 1 − c² < (a + 1)/(a + 5/2) and c > 0.
+
+    The formula is x^a·c·Γ(a + ½)/(2·√π·Γ(a)·a) times 1/(1 + d₁/(1 + …)).
+    """
     small = cosines < 0.5
     with np.errstate(divide="ignore"):
         log_x = np.where(small, np.log1p(-(np.where(small, cosines, 0.0) ** 2)), np.log(remainders))
@@ -191,7 +174,7 @@ def _log_tail(cosines: NDArray[np.float64], remainders: NDArray[np.float64], a: 
 
 
 def _continued_fraction(x: NDArray[np.float64], a: float) -> NDArray[np.float64]:
-    """1/(1 + d₁/(1 + d₂/(1 + …))) of I_x(a, ½), by Lentz's method; every d is such that no denominator nears 0."""
+    """Return 1/(1 + d₁/(1 + d₂/(1 + …))) of I_x(a, ½), by Lentz's method. No denominator comes near 0 for these d."""
     b = 0.5
     d = 1 / (1 - (a + b) * x / (a + 1))
     c, value = np.ones_like(x), d
@@ -209,7 +192,7 @@ def _continued_fraction(x: NDArray[np.float64], a: float) -> NDArray[np.float64]
 
 
 def _log_gamma_ratio(a: float) -> float:
-    """log Γ(a + ½)/Γ(a), a > 0."""
+    """Return log Γ(a + ½)/Γ(a), a > 0."""
     if a < _STIRLING:
         return float(gammaln(a + 0.5) - gammaln(a))
     return math.log(a) / 2 - (1 / 8 - (1 / 192 - (1 / 640 - 17 / (14336 * a**2)) / a**2) / a**2) / a

@@ -1,7 +1,7 @@
 """Streaming, mergeable second moments of clean embeddings, secret features and a suspect's answers.
 
-All that a linear witness of the exact test needs of the data, in memory that does not grow with the number of
-queries: the answers themselves are dropped. Another set of directions on the same features needs no new query.
+They are all that a linear witness of the exact test needs of the data. The answers themselves are dropped, so memory
+does not grow with the number of queries. Other directions on the same features need no new query.
 """
 
 from __future__ import annotations
@@ -33,53 +33,44 @@ class Moments:
     larger than the spread costs is only the digits that the input itself has lost. A constant column has
     moments of exactly 0.
 
-    Parameters
-    ----------
-    dim : int
-        d, columns of the clean embedding h.
-    n_features : int
-        K, secret features φ.
-    width : int
-        m, columns of the suspect's answers g.
+    Args:
+        dim: d, columns of the clean embedding h.
+        n_features: K, secret features φ.
+        width: m, columns of the suspect's answers g.
 
-    Attributes
-    ----------
-    n : int
-        Queries so far, those without an answer included.
-    dim, n_features, width : int
-        As given.
+    Attributes:
+        n: Queries so far, those without an answer included.
+        dim: As given.
+        n_features: As given.
+        width: As given.
 
-    Raises
-    ------
-    UsageError
-        A size is not a whole number of at least 1.
+    Raises:
+        UsageError: A size is not a whole number of at least 1.
 
-    Notes
-    -----
-    Four blocks of columns have names: "h" (n, d), "phi" (n, K), "g" (n, m) and "unit" (n, m), the rows g/|g|, 0
-    where g = 0. A query that was not answered is a row of zeros in g, and counts.
+    Notes:
+        Four blocks of columns have names: "h" (n, d), "phi" (n, K), "g" (n, m) and "unit" (n, m), the rows g/|g|, 0
+        where g = 0. A query that was not answered is a row of zeros in g, and counts.
 
-    With p = d + K + 2m, an update by n rows costs n·p² multiplications, all in matrix products, and 8·p² bytes
-    stay. Sums depend on the order of the rows and on their split only by rounding.
+        With p = d + K + 2m, an update by n rows costs n·p² multiplications, all in matrix products, and 8·p² bytes
+        stay. Sums depend on the order of the rows and on their split only by rounding.
 
-    References
-    ----------
-    .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance: analysis and
-           recommendations", The American Statistician 37(3), 242-247 (1983).
+    References:
+        .. [1] T. F. Chan, G. H. Golub, R. J. LeVeque, "Algorithms for computing the sample variance: analysis and
+               recommendations", The American Statistician 37(3), 242-247 (1983).
 
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sslguard.stats.moments import Moments
-    >>> first, second = Moments(1, 1, 1), Moments(1, 1, 1)
-    >>> first.update(h=[[1.0], [2.0]], phi=[[0.5], [-0.5]], g=[[3.0], [4.0]])
-    >>> second.update(h=[[3.0]], phi=[[0.0]], g=[[5.0]])
-    >>> both = first + second
-    >>> both.n, both.covariance("h", "g").item() * 2.0 ** (both.exponent("h") + both.exponent("g"))
-    (3, 0.6666666666666666)
+    Examples:
+        >>> import numpy as np
+        >>> from sslguard.stats.moments import Moments
+        >>> first, second = Moments(1, 1, 1), Moments(1, 1, 1)
+        >>> first.update(h=[[1.0], [2.0]], phi=[[0.5], [-0.5]], g=[[3.0], [4.0]])
+        >>> second.update(h=[[3.0]], phi=[[0.0]], g=[[5.0]])
+        >>> both = first + second
+        >>> both.n, both.covariance("h", "g").item() * 2.0 ** (both.exponent("h") + both.exponent("g"))
+        (3, 0.6666666666666666)
     """
 
     def __init__(self, dim: int, n_features: int, width: int) -> None:
+        """Create moments of no queries; see the class for the arguments."""
         self.n = 0
         self.dim = count("dim", dim, minimum=1)
         self.n_features = count("n_features", n_features, minimum=1)
@@ -94,24 +85,20 @@ class Moments:
         self._scatter = np.zeros((columns, columns), order="F")
 
     def __repr__(self) -> str:
+        """Return the sizes and the number of queries."""
         return f"Moments(dim={self.dim}, n_features={self.n_features}, width={self.width}, n={self.n})"
 
     def update(self, h: ArrayLike, phi: ArrayLike, g: ArrayLike) -> None:
-        """Add one batch of queries; nothing is added where an argument is refused.
+        """Add one batch of queries. If an argument is refused, nothing is added.
 
-        Parameters
-        ----------
-        h : array_like of float, shape (n, d)
-            Clean embeddings, finite.
-        phi : array_like of float, shape (n, K)
-            Secret features of the same queries, finite.
-        g : array_like of float, shape (n, m)
-            The suspect's answers, finite, of any size; a row of zeros for a query without an answer.
+        Args:
+            h: Shape (n, d). Clean embeddings, finite.
+            phi: Shape (n, K). Secret features of the same queries, finite.
+            g: Shape (n, m). The suspect's answers, finite, of any size; a row of zeros for a query without an answer.
 
-        Raises
-        ------
-        UsageError
-            An array has another shape, another number of rows than the others, or a value that is not finite.
+        Raises:
+            UsageError: An array has another shape, another number of rows than the others, or a value that is not
+                finite.
         """
         embeddings = finite_matrix("h", h, columns=self.dim)
         features = finite_matrix("phi", phi, columns=self.n_features)
@@ -130,12 +117,10 @@ class Moments:
             self.n += len(batch)
 
     def __add__(self, other: Moments) -> Moments:
-        """Moments of the queries of both.
+        """Return the moments of the queries of both.
 
-        Raises
-        ------
-        UsageError
-            The sizes differ.
+        Raises:
+            UsageError: The sizes differ.
         """
         if not isinstance(other, Moments):
             return NotImplemented
@@ -152,23 +137,20 @@ class Moments:
         return total
 
     def covariance(self, rows: Block, columns: Block) -> NDArray[np.float64]:
-        """Covariance of two blocks of columns, divided by n.
+        """Return the covariance of two blocks of columns, divided by n.
 
-        Parameters
-        ----------
-        rows, columns : {"h", "phi", "g", "unit", "standard"}
-            Names of blocks; "standard" is g with each column divided by its own standard deviation, or 0 if constant.
+        Args:
+            rows: Name of a block. "standard" is g with each column divided by its own standard deviation, or 0 if
+                constant.
+            columns: As `rows`.
 
-        Returns
-        -------
-        ndarray of float64
-            In units of 2**(exponent(rows) + exponent(columns)), so that no answers make it overflow. A column of g
-            that is 1e-300 of the largest comes as 0, but not in "standard".
+        Returns:
+            float64, one row for each column of the first block, one column for each of the second. The unit is
+            2**(exponent(rows) + exponent(columns)), so that no answers make it overflow. A column of g that is 1e-300
+            of the largest comes as 0, but not in "standard".
 
-        Raises
-        ------
-        UsageError
-            There is no query yet, or no block of this name.
+        Raises:
+            UsageError: There is no query yet, or no block of this name.
         """
         first, second = self._span(rows), self._span(columns)
         if self.n == 0:
@@ -182,12 +164,12 @@ class Moments:
         return self._scale(rows)[:, None] * block * self._scale(columns)
 
     def exponent(self, block: Block) -> int:
-        """Base-2 logarithm of the unit in which `covariance` gives a block's columns; 0 for "standard"."""
+        """Return the base-2 logarithm of the unit in which `covariance` gives a block's columns; 0 for "standard"."""
         self._absorb()
         return 0 if block == "standard" else int(self._exponents[self._span(block)].max())
 
     def to_arrays(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64] | NDArray[np.int32]]:
-        """Everything, for storage: `sizes` (n, d, K, m), `exponents` (p,), `mean` (p,), `scatter` (p, p)."""
+        """Return everything for storage: `sizes` (n, d, K, m), `exponents` (p,), `mean` (p,), `scatter` (p, p)."""
         self._absorb()
         return {
             "sizes": np.array([self.n, *self._sizes()], dtype=np.int64),
@@ -198,17 +180,13 @@ class Moments:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Self:
-        """The moments that `to_arrays` came from.
+        """Return the moments that `to_arrays` came from.
 
-        Parameters
-        ----------
-        arrays : mapping of str to array_like
-            What `to_arrays` returned.
+        Args:
+            arrays: What `to_arrays` returned.
 
-        Raises
-        ------
-        UsageError
-            An array is missing, or is not what moments can have.
+        Raises:
+            UsageError: An array is missing, or is not what moments can have.
         """
         missing = {"sizes", "exponents", "mean", "scatter"} - set(arrays)
         if missing:
@@ -234,7 +212,7 @@ class Moments:
         return moments
 
     def _absorb(self) -> None:
-        """Take in what waits."""
+        """Add the batches that wait."""
         if not self._waiting:
             return
         batch = np.concatenate(self._waiting)
@@ -254,8 +232,10 @@ class Moments:
         self._scatter = dsyrk(1.0, scaled.T, beta=1.0, c=self._scatter, overwrite_c=1)
 
     def _join(self, n: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Take in the count and mean of a part, in the same units; returns the vector whose outer product the scatter
-        still lacks."""
+        """Add the count and mean of a part in the same units.
+
+        Return the vector whose outer product must still be added to the scatter.
+        """
         if n == 0:
             return np.zeros_like(mean)
         step = mean - self._mean
@@ -292,7 +272,7 @@ class Moments:
         return slice(int(ends[places[block]]), int(ends[places[block] + 1]))
 
     def _scale(self, block: Block) -> NDArray[np.float64]:
-        """What brings the columns of a block from the units they are kept in to those of `covariance`."""
+        """Return the factors from the units in which a block's columns are kept to those of `covariance`."""
         span = self._span(block)
         if block != "standard":
             return np.ldexp(1.0, self._exponents[span] - self.exponent(block))
@@ -301,7 +281,7 @@ class Moments:
 
 
 def unit_rows(g: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows of (n, m) finite numbers of any size, scaled to Euclidean length 1; rows of zeros stay."""
+    """Return the rows of (n, m) finite numbers of any size, scaled to Euclidean length 1. Rows of zeros stay."""
     largest = np.abs(g).max(axis=1, keepdims=True)
     scaled = g / np.where(largest > 0, largest, 1.0)
     length = np.linalg.norm(scaled, axis=1, keepdims=True)
@@ -309,5 +289,5 @@ def unit_rows(g: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _mirrored(upper: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The symmetric matrix with this upper triangle."""
+    """Return the symmetric matrix with this upper triangle."""
     return np.asarray(np.triu(upper) + np.triu(upper, 1).T)

@@ -1,7 +1,7 @@
-"""What a statistic is worth under a stated null: ranks among controls and among decoys, and levels.
+"""P-values under a stated null hypothesis, from ranks among controls or decoys, and comparison with a level.
 
-P-values travel as base-2 logarithms: they do not underflow, and −log2 p reads as bits of evidence. Every
-result carries its floor, the smallest p-value its null can give, so that a claim never outruns its null.
+P-values are kept as base-2 logarithms: they do not underflow, and −log2 p reads as bits of evidence. Every result
+carries its floor, the smallest p-value that its null can give. A level below the floor is refused.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = [
     "supports",
 ]
 
-# The kinds of null by the word that JSON has for them, and whether each is made of controls.
+# Kinds of null by their names in JSON, and whether each consists of controls.
 _OF_CONTROLS = {"exact": False, "controls": True}
-# Slack for the last bits of a quotient of two floats; far below any difference between two ranks.
+# Tolerance for rounding in a quotient of two floats. It is far below any difference between two ranks.
 _RELATIVE_SLACK = 4 * float(np.finfo(np.float64).eps)
 
 
@@ -39,31 +39,20 @@ _RELATIVE_SLACK = 4 * float(np.finfo(np.float64).eps)
 class Significance:
     """A statistic, its p-value, and the null distribution that the p-value refers to.
 
-    Attributes
-    ----------
-    statistic : float
-        The suspect's value; large values speak for the claim (the test is one-sided).
-    log2_pvalue : float
-        Base-2 logarithm of the p-value, in bits, log2(floor) ≤ log2_pvalue ≤ 0.
-    floor : float
-        The smallest p-value this null can give, 0 < floor ≤ 1: 1/(n+1) for n controls or decoys, 2**-entropy
-        of the secret for a direction test.
-    null : {"exact", "controls"}
-        "exact": the distribution is a theorem about the secret's own randomness. "controls": it is the
-        values of known innocents, and no better than their choice.
-    n_queries : int
-        Queries that the suspect was asked, failed ones included.
-    n_controls : int
-        Controls ranked against; 0 for an exact null.
-    statistic_name : str
-        What the statistic is, for people.
-    details : Mapping[str, float]
-        Further finite numbers for a report; no decision reads them.
+    Attributes:
+        statistic: The suspect's value; large values speak for the claim (the test is one-sided).
+        log2_pvalue: Base-2 logarithm of the p-value, in bits, log2(floor) ≤ log2_pvalue ≤ 0.
+        floor: The smallest p-value this null can give, 0 < floor ≤ 1: 1/(n+1) for n controls or decoys, 2**-entropy of
+            the secret for a direction test.
+        null: Kind of null. "exact": the distribution follows by proof from the secret's own randomness. "controls": the
+            distribution is that of known innocents, and it is no better than their choice.
+        n_queries: Queries that the suspect was asked, failed ones included.
+        n_controls: Controls ranked against; 0 for an exact null.
+        statistic_name: What the statistic is, for people.
+        details: Further finite numbers for a report; no decision reads them.
 
-    Raises
-    ------
-    UsageError
-        A field contradicts another or its own range, such as a p-value below its floor.
+    Raises:
+        UsageError: A field contradicts another or its own range, such as a p-value below its floor.
     """
 
     statistic: float
@@ -76,6 +65,7 @@ class Significance:
     details: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Check every field."""
         details = {str(name): finite(f"details[{name!r}]", value) for name, value in self.details.items()}
         object.__setattr__(self, "details", details)
         object.__setattr__(self, "statistic", finite("statistic", self.statistic))
@@ -97,7 +87,7 @@ class Significance:
         return float(2.0**self.log2_pvalue)
 
     def to_json(self) -> dict[str, Any]:
-        """Every field under its own name, and `pvalue`; JSON values only."""
+        """Return every field under its own name, and `pvalue`. All values are JSON values."""
         return {**asdict(self), "pvalue": self.pvalue}
 
 
@@ -109,73 +99,58 @@ def control_rank_test(
     statistic_name: str = "statistic",
     details: Mapping[str, float] | None = None,
 ) -> Significance:
-    """Rank a suspect among controls: is its statistic larger than an innocent's would be?
+    """Rank a suspect among controls, to test whether its statistic is larger than an innocent's would be.
 
     The p-value is (1 + #{control ≥ statistic}) / (1 + n): the suspect is counted among the values it is
     compared with, and a tie counts against the claim.
 
-    Parameters
-    ----------
-    statistic : float
-        The suspect's value, finite.
-    controls : sequence of float, shape (n,)
-        The same statistic, from the same key and queries, of n known innocents, finite.
-    n_queries : int
-        Queries that each of them was asked, at least 1.
-    statistic_name : str
-        What the statistic is, for people.
-    details : mapping of str to float, optional
-        Further finite numbers to keep with the result.
+    Args:
+        statistic: The suspect's value, finite.
+        controls: Shape (n,). The same statistic, from the same key and queries, of n known innocents, finite.
+        n_queries: Queries that each of them was asked, at least 1.
+        statistic_name: What the statistic is, for people.
+        details: Further finite numbers to keep with the result.
 
-    Returns
-    -------
-    Significance
-        null "controls", floor 1/(n+1). Its details add `controls_at_least` (a count), `controls_median` and
-        `controls_max`.
+    Returns:
+        Result with null "controls", floor 1/(n+1). Its details add `controls_at_least` (a count), `controls_median`
+        and `controls_max`.
 
-    Raises
-    ------
-    RefusedError
-        There are no controls: without a null there is no p-value.
-    UsageError
-        The statistic or a control is not a finite number, or the controls are not one-dimensional.
+    Raises:
+        RefusedError: There are no controls: without a null there is no p-value.
+        UsageError: The statistic or a control is not a finite number, or the controls are not one-dimensional.
 
-    Notes
-    -----
-    *Null.* The suspect was not derived from the marked encoder, and its statistic is exchangeable with the
-    controls': every order of the n + 1 values is equally likely. Then P(p ≤ a) ≤ a for every a, with
-    equality at multiples of 1/(n+1) where there are no ties [1]_, [2]_.
+    Notes:
+        Null hypothesis: The suspect was not derived from the marked encoder, and its statistic is exchangeable with the
+        controls': every order of the n + 1 values is equally likely. Then P(p ≤ a) ≤ a for every a, with equality at
+        multiples of 1/(n+1) where there are no ties [1]_, [2]_.
 
-    *Assumptions.* Exchangeability is what the choice of controls has to earn; the test cannot check it.
-    Controls that the key was trained against, or that differ from a suspect in kind (architecture, data,
-    training), are not exchangeable with it. Key, queries and statistic were fixed before any of the values
-    was seen.
+        Assumptions: Exchangeability is what the choice of controls has to earn; the test cannot check it. Controls that
+        the key was trained against, or that differ from a suspect in kind (architecture, data, training), are not
+        exchangeable with it. Key, queries and statistic were fixed before any of the values was seen.
 
-    *Randomness.* None is drawn here. The probability is over the draw of suspect and controls from one
-    population of innocents; one key's p-values on many suspects share controls and are dependent.
+        Randomness: None is drawn here. The probability is over the draw of suspect and controls from one population of
+        innocents; one key's p-values on many suspects share controls and are dependent.
 
-    References
-    ----------
-    .. [1] M. Dwass, "Modified randomization tests for nonparametric hypotheses", Annals of Mathematical
-           Statistics 28(1), 181-187 (1957).
-    .. [2] B. Phipson and G. K. Smyth, "Permutation p-values should never be zero", Statistical Applications
-           in Genetics and Molecular Biology 9(1), article 39 (2010).
+    References:
+        .. [1] M. Dwass, "Modified randomization tests for nonparametric hypotheses", Annals of Mathematical
+               Statistics 28(1), 181-187 (1957).
+        .. [2] B. Phipson and G. K. Smyth, "Permutation p-values should never be zero", Statistical Applications
+               in Genetics and Molecular Biology 9(1), article 39 (2010).
 
-    Examples
-    --------
-    >>> from sslguard.stats.significance import control_rank_test
-    >>> result = control_rank_test(0.9, [0.1, 0.4, 0.2], n_queries=256, statistic_name="mean cosine")
-    >>> result.pvalue, result.floor
-    (0.25, 0.25)
-    >>> control_rank_test(0.4, [0.1, 0.4, 0.2], n_queries=256).pvalue
-    0.5
+    Examples:
+        >>> from sslguard.stats.significance import control_rank_test
+        >>> result = control_rank_test(0.9, [0.1, 0.4, 0.2], n_queries=256, statistic_name="mean cosine")
+        >>> result.pvalue, result.floor
+        (0.25, 0.25)
+        >>> control_rank_test(0.4, [0.1, 0.4, 0.2], n_queries=256).pvalue
+        0.5
     """
     own = finite("statistic", statistic)
     innocent = finite_vector("controls", controls)
     n = len(innocent)
     if n == 0:
         raise RefusedError(
-            "no controls were given, and without a null there is no p-value: name known innocent encoders as controls"
+            "no controls were given. Without a null there is no p-value: name known innocent encoders as controls"
         )
     log2_pvalue, found = _rank(own, innocent, "controls")
     return Significance(
@@ -198,66 +173,52 @@ def decoy_rank_test(
     statistic_name: str = "statistic",
     details: Mapping[str, float] | None = None,
 ) -> Significance:
-    """Rank the secret features among decoys of the same law: does the suspect favour the secret ones?
+    """Rank the secret features among decoys of the same law, to test whether the suspect favours the secret ones.
 
     The p-value is (1 + #{decoy ≥ statistic}) / (1 + n): the secret features are counted among what they are
     compared with, and a tie counts against the claim.
 
-    Parameters
-    ----------
-    statistic : float
-        The value that the secret features give on the suspect's answers, finite.
-    decoys : sequence of float, shape (n,)
-        The value of n sets of features that marked nothing, on the same answers, finite.
-    n_queries : int
-        Queries that the suspect was asked, at least 1.
-    statistic_name : str
-        What the statistic is, for people.
-    details : mapping of str to float, optional
-        Further finite numbers to keep with the result.
+    Args:
+        statistic: The value that the secret features give on the suspect's answers, finite.
+        decoys: Shape (n,). The value of n sets of features that marked nothing, on the same answers, finite.
+        n_queries: Queries that the suspect was asked, at least 1.
+        statistic_name: What the statistic is, for people.
+        details: Further finite numbers to keep with the result.
 
-    Returns
-    -------
-    Significance
-        null "exact", floor 1/(n+1). Its details add `n_decoys`, `decoys_at_least` (a count), `decoys_median` and
-        `decoys_max`.
+    Returns:
+        Result with null "exact", floor 1/(n+1). Its details add `n_decoys`, `decoys_at_least` (a count),
+        `decoys_median` and `decoys_max`.
 
-    Raises
-    ------
-    RefusedError
-        There are no decoys: without a null there is no p-value.
-    UsageError
-        The statistic or a decoy's is not a finite number, or the decoys are not one-dimensional.
+    Raises:
+        RefusedError: There are no decoys: without a null there is no p-value.
+        UsageError: The statistic or a decoy's is not a finite number, or the decoys are not one-dimensional.
 
-    Notes
-    -----
-    *Null.* The suspect's answers are independent of which of the n + 1 sets of features is the secret one. Then
-    every order of the n + 1 values is equally likely, and P(p ≤ a) ≤ a for every a, with equality at multiples
-    of 1/(n+1) where there are no ties [1]_.
+    Notes:
+        Null hypothesis: The suspect's answers are independent of which of the n + 1 sets of features is the secret one.
+        Then every order of the n + 1 values is equally likely, and P(p ≤ a) ≤ a for every a, with equality at multiples
+        of 1/(n+1) where there are no ties [1]_.
 
-    *Assumptions.* The secret features and the decoys are n + 1 independent draws from one law, each treated
-    alike, its normalisation included; queries and statistic were fixed without knowing which is the secret one.
-    Nothing is assumed about the suspect.
+        Assumptions: The secret features and the decoys are n + 1 independent draws from one law, each treated alike,
+        its normalisation included; queries and statistic were fixed without knowing which is the secret one. Nothing is
+        assumed about the suspect.
 
-    *Randomness.* None is drawn here. The probability is over the draw of the secret among the decoys.
+        Randomness: None is drawn here. The probability is over the draw of the secret among the decoys.
 
-    References
-    ----------
-    .. [1] M. Dwass, "Modified randomization tests for nonparametric hypotheses", Annals of Mathematical
-           Statistics 28(1), 181-187 (1957).
+    References:
+        .. [1] M. Dwass, "Modified randomization tests for nonparametric hypotheses", Annals of Mathematical
+               Statistics 28(1), 181-187 (1957).
 
-    Examples
-    --------
-    >>> from sslguard.stats.significance import decoy_rank_test
-    >>> result = decoy_rank_test(0.31, [0.02, 0.01, 0.04], n_queries=15000)
-    >>> result.pvalue, result.null
-    (0.25, 'exact')
+    Examples:
+        >>> from sslguard.stats.significance import decoy_rank_test
+        >>> result = decoy_rank_test(0.31, [0.02, 0.01, 0.04], n_queries=15000)
+        >>> result.pvalue, result.null
+        (0.25, 'exact')
     """
     own = finite("statistic", statistic)
     others = finite_vector("decoys", decoys)
     n = len(others)
     if n == 0:
-        raise RefusedError("no decoys were given, and without a null there is no p-value: draw decoys of the same law")
+        raise RefusedError("no decoys were given. Without a null there is no p-value: draw decoys of the same law")
     log2_pvalue, found = _rank(own, others, "decoys")
     return Significance(
         statistic=own,
@@ -271,7 +232,7 @@ def decoy_rank_test(
 
 
 def _rank(own: float, others: NDArray[np.float64], name: str) -> tuple[float, dict[str, float]]:
-    """Base-2 logarithm of (1 + #{other ≥ own}) / (1 + n), and what was found among the others."""
+    """Return the base-2 logarithm of (1 + #{other ≥ own}) / (1 + n), and a summary of the others."""
     at_least = int((others >= own).sum())
     found = {
         f"{name}_at_least": at_least,
@@ -282,61 +243,47 @@ def _rank(own: float, others: NDArray[np.float64], name: str) -> tuple[float, di
 
 
 def supports(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
-    """Whether this null can reach the level `alpha` at all, each of `n_claims` claims at alpha / n_claims.
+    """Return whether this null can reach the level `alpha` at all, each of `n_claims` claims at alpha / n_claims.
 
-    Parameters
-    ----------
-    significance : Significance
-    alpha : float
-        Level of the test, 0 < alpha < 1.
-    n_claims : int
-        How many claims share the level (Bonferroni), at least 1.
+    Args:
+        significance: Result of a test.
+        alpha: Level of the test, 0 < alpha < 1.
+        n_claims: How many claims share the level (Bonferroni), at least 1.
 
-    Returns
-    -------
-    bool
-        floor ≤ alpha / n_claims. Where this is false, "not shown" would say nothing about the suspect.
+    Returns:
+        Whether floor ≤ alpha / n_claims. Where this is false, "not shown" would say nothing about the suspect.
 
-    Raises
-    ------
-    UsageError
-        alpha or n_claims is out of range.
+    Raises:
+        UsageError: `alpha` or `n_claims` is out of range.
 
-    Examples
-    --------
-    >>> from sslguard.stats.significance import control_rank_test, supports
-    >>> result = control_rank_test(1.0, [0.0] * 99, n_queries=1)
-    >>> supports(result, 0.01), supports(result, 0.001), supports(result, 0.01, n_claims=2)
-    (True, False, False)
+    Examples:
+        >>> from sslguard.stats.significance import control_rank_test, supports
+        >>> result = control_rank_test(1.0, [0.0] * 99, n_queries=1)
+        >>> supports(result, 0.01), supports(result, 0.001), supports(result, 0.01, n_claims=2)
+        (True, False, False)
     """
     return significance.floor <= _level(alpha, n_claims) * (1 + _RELATIVE_SLACK)
 
 
 def rejects(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
-    """Whether innocence is rejected at level `alpha`, each of `n_claims` claims at alpha / n_claims.
+    """Return whether innocence is rejected at level `alpha`, each of `n_claims` claims at alpha / n_claims.
 
-    Parameters
-    ----------
-    significance, alpha, n_claims
-        As in `supports`.
+    Args:
+        significance: As in `supports`.
+        alpha: As in `supports`.
+        n_claims: As in `supports`.
 
-    Returns
-    -------
-    bool
-        p ≤ alpha / n_claims, decided on logarithms: `pvalue` may be off by its last bit.
+    Returns:
+        Whether p ≤ alpha / n_claims, decided on logarithms: `pvalue` may be off by its last bit.
 
-    Raises
-    ------
-    RefusedError
-        The floor lies above alpha / n_claims: no statistic, however large, could be significant.
-    UsageError
-        alpha or n_claims is out of range.
+    Raises:
+        RefusedError: The floor lies above alpha / n_claims: no statistic, however large, could be significant.
+        UsageError: `alpha` or `n_claims` is out of range.
 
-    Examples
-    --------
-    >>> from sslguard.stats.significance import control_rank_test, rejects
-    >>> rejects(control_rank_test(1.0, [0.0] * 19, n_queries=1), 0.05)
-    True
+    Examples:
+        >>> from sslguard.stats.significance import control_rank_test, rejects
+        >>> rejects(control_rank_test(1.0, [0.0] * 19, n_queries=1), 0.05)
+        True
     """
     level = _level(alpha, n_claims)
     check_floor(significance.floor, alpha, n_claims=n_claims, n_controls=significance.n_controls)
@@ -344,28 +291,21 @@ def rejects(significance: Significance, alpha: float, *, n_claims: int = 1) -> b
 
 
 def check_floor(floor: float, alpha: float, *, n_claims: int = 1, n_controls: int = 0) -> None:
-    """Refuse a level that no outcome under this null could reach: `rejects` before anything is asked.
+    """Refuse a level that no outcome under this null could reach. `rejects` does the same, but after asking.
 
-    Parameters
-    ----------
-    floor : float
-        The smallest p-value that the null can give; 1/(n + 1) for n controls.
-    alpha, n_claims
-        As in `supports`.
-    n_controls : int
-        How many controls the null is made of, 0 for an exact one; the message says how many are needed.
+    Args:
+        floor: The smallest p-value that the null can give; 1/(n + 1) for n controls.
+        alpha: As in `supports`.
+        n_claims: As in `supports`.
+        n_controls: How many controls the null is made of, 0 for an exact one; the message says how many are needed.
 
-    Raises
-    ------
-    RefusedError
-        The floor lies above alpha / n_claims.
-    UsageError
-        alpha or n_claims is out of range.
+    Raises:
+        RefusedError: The floor lies above alpha / n_claims.
+        UsageError: `alpha` or `n_claims` is out of range.
 
-    Examples
-    --------
-    >>> from sslguard.stats.significance import check_floor
-    >>> check_floor(1 / 100, 0.01)
+    Examples:
+        >>> from sslguard.stats.significance import check_floor
+        >>> check_floor(1 / 100, 0.01)
     """
     level = _level(alpha, n_claims)
     if floor <= level * (1 + _RELATIVE_SLACK):

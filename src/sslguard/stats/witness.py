@@ -1,8 +1,8 @@
-"""Witnesses of the exact test: what a suspect's answers say about directions that the witness cannot see.
+"""Witnesses of the exact test: estimates of the secret directions from a suspect's answers, made without the secret.
 
 A witness V (K, d) estimates the secret directions from moments of clean embeddings, secret features and the suspect's
-answers, and from the spread of the mark. **No argument exists through which the directions could come in**: that is
-what makes the p-value of `direction.direction_test` exact, and every choice made here a matter of power alone.
+answers, and from the spread of the mark. **No argument exists through which the directions could come in.** This makes
+the p-value of `direction.direction_test` exact, and every choice made here affects power alone.
 
 ========  ==========================================================================================
 F, h      clean encoder; its embedding of a query, (d,)
@@ -12,7 +12,7 @@ M, M⁻     spread of the mark, (d, d); (M + 0.3·mean(diag M)·I)⁻¹, so that
 ========  ==========================================================================================
 
 The mark is h + ε·K^(-1/2)·Σ_k φ_k·M u_k, so φ̃ᵀh* M⁻ is near U, and φ̃ᵀh = 0. The witnesses differ in how they bring g
-back to h's space, and in what of it they take for the suspect's own:
+back to h's space, and in which part of g they treat as the suspect's own:
 
 ============  ==========================================  =======================================================
 own_space     φ̃ᵀ(g/|g|) M⁻                                answers in h's own space
@@ -27,8 +27,9 @@ predicted     φ̃ᵀĥ M⁻, ĥ the regression of h on (1, g)     h behind any 
 whitened      φ̃ᵀ r W L̂ᵀ M                                 logits, strong maps, noisy answers
 ============  ==========================================  =======================================================
 
-None wins everywhere: `family` is what is asked of a suspect of m columns, fixed before its answers. All are unchanged
-by the scale of g and of M. V is 0 where the suspect carries nothing of φ̃ beyond rounding.
+None is best on every suspect. `family` names those that are computed for a suspect of m columns; it is fixed before the
+suspect answers. No witness depends on the scale of g or of M. V is 0 if the suspect carries nothing of φ̃ beyond
+rounding.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ from sslguard.stats.spectra import RANK, Spectra, or_zero
 Array = NDArray[np.float64]
 Witness = tuple[Array, Array | None]
 
-# The map from h to g is noise where h hardly moves, and the residual's covariance where the residual hardly does.
+# Where h hardly varies, the fitted map from h to g is noise. Where the residual hardly varies, its covariance is noise.
 _FIT_RANK, _RESIDUAL_RANK = 1e-3, 1e-4
 _GAIN_FLOOR, _NOISE_FLOOR = 0.3, 0.1
-# Components of h in which a copy's rotation is well told.
+# Components of h in which a copy's rotation can be estimated well.
 _LEADING = 24
 _OWN = frozenset({"own_space", "difference", "own_whitened"})
 
@@ -148,7 +149,7 @@ def _with_range(factors: _Factors) -> Witness:
 
 
 class _Spread:
-    """M, checked, and M⁻."""
+    """M, after a check, and M⁻."""
 
     def __init__(self, spread: ArrayLike, dim: int) -> None:
         matrix = finite_matrix("spread", spread, columns=dim)
@@ -168,7 +169,7 @@ class _Spread:
 
 
 def _has_factor(matrix: Array, ridge: float) -> bool:
-    """Whether all eigenvalues of a symmetric matrix are larger than −ridge."""
+    """Return whether all eigenvalues of a symmetric matrix are larger than −ridge."""
     try:
         cho_factor(matrix + ridge * np.eye(len(matrix)))
     except LinAlgError:
@@ -190,8 +191,8 @@ def _own_space(shared: Spectra, spread: _Spread) -> _Factors:
 def _difference(shared: Spectra, spread: _Spread) -> _Factors:
     """G_λ⁻¹φᵀ(g/|g| − a·h) M⁻, of answers in the clean encoder's own space and scale.
 
-    What of the mark is linear in h counts here, which `own_space` gives up: a surrogate learns that part best. In
-    exchange everything linear that a suspect does to h, beyond its overall gain a (least squares), is noise.
+    The part of the mark that is linear in h counts here, and a surrogate learns that part best; `own_space` leaves it
+    out. In exchange, every linear change of h by the suspect is noise, beyond its overall gain a (least squares).
     G_λ = Cov φ + 0.3·mean(diag Cov φ)·I undoes the correlation of the features.
     """
     _check_own_space("difference", shared.moments)
@@ -208,9 +209,9 @@ def _difference(shared: Spectra, spread: _Spread) -> _Factors:
 def _own_whitened(shared: Spectra, spread: _Spread) -> _Factors:
     """φ̃ᵀ(g/|g|) C_λ⁻¹ M with C_λ = Cov(g/|g|) + 0.1·mean(diag Cov)·I, of a suspect that has learned something else.
 
-    Fine-tuning moves an encoder most where its new task lies, and there the mark is drowned; each direction counts
-    here by what the answers' own variance leaves of it. On an untouched copy, where nothing drowns it, `own_space` and
-    `difference` see more.
+    Fine-tuning changes an encoder most in the directions of its new task, and hides the mark there. Here each direction
+    is weighted by the inverse of the answers' own variance. On an untouched copy, where nothing hides the mark,
+    `own_space` and `difference` are stronger.
     """
     _check_own_space("own_whitened", shared.moments)
     answers = shared.covariance("unit", "unit")
@@ -242,19 +243,19 @@ def _procrustes(shared: Spectra, spread: _Spread) -> _Factors:
 
 
 def _aligned(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    """What φ adds once R and gains are fitted with it (`alignment.rotated`).
+    """Return what φ adds once R and gains are fitted with it (`alignment.rotated`).
 
-    So the part of the mark that is linear in h counts as far as no rotation could make it. Unchanged by rotations of g
-    about 0.
+    The part of the mark that is linear in h then counts, as far as no rotation could produce it. The result does not
+    change under rotations of g about 0.
     """
     return *_rotated(shared), False
 
 
 def _leading(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    """What `aligned` shows in the 24 leading principal components of h, which is also its range.
+    """Return the part of `aligned` in the 24 leading principal components of h, which are also its range.
 
-    Of a copy's rotation against h little more can be told: in smaller components the copy's own errors turn it. What
-    is left out there is mostly noise, and the fewer dimensions make the same evidence stronger.
+    In smaller components the copy's own errors hide its rotation against h. What is left out is mostly noise, and with
+    fewer dimensions the same evidence is stronger.
     """
     mark, axes = _rotated(shared)
     return mark[:, :_LEADING], axes[:_LEADING], False
@@ -265,18 +266,18 @@ def _rotated(shared: Spectra) -> tuple[Array, Array]:
 
 
 def _shifted(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    """As `aligned`, of answers that are not scaled to length 1: where a thief has moved their mean.
+    """Return what `aligned` gives on answers that are not scaled to length 1, for thieves who moved their mean.
 
-    Unchanged by rotations and shifts of g.
+    The result does not change under rotations and shifts of g.
     """
     return *alignment.rotated(shared, "g"), False
 
 
 def _mapped(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    """As `aligned`, once most of g's covariance is undone: for a suspect behind an unknown linear map.
+    """Return what `aligned` gives once most of g's covariance is undone, for suspects behind an unknown linear map.
 
-    `predicted` finds the map that gives h back best, and to that map the mark is noise. Here what of the answers is to
-    be h and what is to be the mark are told together (`alignment.mapped`).
+    `predicted` finds the map that gives h back best, and treats the mark as noise. Here map and mark are fitted
+    together (`alignment.mapped`).
     """
     return *alignment.mapped(shared), False
 
@@ -317,4 +318,4 @@ _FACTORS: Mapping[str, Callable[[Spectra, _Spread], _Factors]] = {
     "whitened": _whitened,
 }
 WITNESSES = tuple(_FACTORS)
-"""Their names, in the order in which they are asked."""
+"""Names of the witnesses, in the order in which they are computed."""
