@@ -1,7 +1,7 @@
 """Watermarks for pre-trained encoders, and evidence that a suspect was derived from one.
 
-`load_encoder`, `watermark`, `steal` and `verify` are the command line's verbs. Nothing heavy is imported until one
-of them is used.
+`watermark`, `steal`, `verify` and their like are the command line's verbs: see `api`. Nothing heavy is imported until
+one of the names is used.
 """
 
 from __future__ import annotations
@@ -13,17 +13,77 @@ from sslguard.lazy import exports
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from sslguard.api import steal, verify, watermark
+    from sslguard.api import (
+        attack,
+        audit,
+        claim,
+        commit,
+        make_controls,
+        pretrain,
+        score_controls,
+        steal,
+        verify,
+        watermark,
+    )
+    from sslguard.crypto.secrets import Secret
+    from sslguard.data.specs import open_data
+    from sslguard.encoders.folder import save_encoder
     from sslguard.encoders.load import load_encoder
+    from sslguard.errors import SslguardError
+    from sslguard.schemes.exact import Exact, Protocol
     from sslguard.schemes.keyfile import load_key, save_key
+    from sslguard.schemes.sslguard import SSLGuard
+    from sslguard.suspects import Remote, open_suspect
+    from sslguard.training.recipes import Distillation, Pretraining
 else:
     __getattr__ = exports(
         __name__,
         {
-            "api": ("steal", "verify", "watermark"),
+            "api": (
+                *("attack", "audit", "claim", "commit", "make_controls", "pretrain"),
+                *("score_controls", "steal", "verify", "watermark"),
+            ),
+            "crypto.secrets": ("Secret",),
+            "data.specs": ("open_data",),
+            "encoders.folder": ("save_encoder",),
             "encoders.load": ("load_encoder",),
+            "errors": ("SslguardError",),
+            "schemes.exact": ("Exact", "Protocol"),
             "schemes.keyfile": ("load_key", "save_key"),
+            "schemes.sslguard": ("SSLGuard",),
+            "suspects": ("Remote", "open_suspect"),
+            "training.recipes": ("Distillation", "Pretraining"),
         },
     )
 
-__all__ = ["__version__", "load_encoder", "load_key", "save_key", "steal", "verify", "watermark"]
+__all__ = [
+    "Distillation",
+    "Exact",
+    "Pretraining",
+    "Protocol",
+    "Remote",
+    "SSLGuard",
+    "Secret",
+    "SslguardError",
+    "__version__",
+    "attack",
+    "audit",
+    "claim",
+    "commit",
+    "load_encoder",
+    "load_key",
+    "make_controls",
+    "open_data",
+    "open_suspect",
+    "pretrain",
+    "save_encoder",
+    "save_key",
+    "score_controls",
+    "steal",
+    "verify",
+    "watermark",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

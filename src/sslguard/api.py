@@ -1,38 +1,89 @@
 """The command line's verbs as functions: what `import sslguard` offers.
 
-Encoders, keys and data may be given as objects or as the texts that the command line takes.
+One call does what one command does. Encoders, keys and data may be given as objects or as the texts that the command
+line takes. Functions that train take `out`, the folder of the result. The result appears there whole or not at all, and
+after an interruption the same call goes on where it stopped: see `training.unfinished`. Without `out` nothing is
+written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sslguard.attacks.stealing import Distil
-from sslguard.claims.audit import audit as audit_bundle
-from sslguard.claims.claim import claim as make_claim
-from sslguard.claims.outcome import Audit, Terms
 from sslguard.controls import count_controls
 from sslguard.crypto.secrets import Secret
-from sslguard.data.base import Data
+from sslguard.data.base import Data, overlap
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.folder import is_encoder_folder, save_encoder
 from sslguard.encoders.load import load_encoder
+from sslguard.errors import EncoderError, UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
-from sslguard.schemes.keyfile import StoredKey, load_key, open_key
+from sslguard.schemes.keyfile import StoredKey, load_key, open_key, save_key
+from sslguard.schemes.registry import key_class, named_scheme
 from sslguard.schemes.sslguard import SSLGuard
 from sslguard.suspects import Complete, RemoteSuspect, open_suspect
+from sslguard.suspects.names import PREFIXES
 from sslguard.training import shared
 from sslguard.training.augmentation import MILD
-from sslguard.training.recipes import Distillation
+from sslguard.training.recipes import Distillation, Pretraining
+from sslguard.training.unfinished import InterruptedRun, unfinished
 from sslguard.verification.nulls import null_of
-from sslguard.verification.scores import ControlScores, control_scores
+from sslguard.verification.scores import ControlScores, check_controls, control_scores
 from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict
 from sslguard.verification.verdict import verify as verify_key
 
-DEFAULT_QUERIES = 12_000
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sslguard.attacks.base import Removal, Stealing
+    from sslguard.claims.commitment import Commitment
+    from sslguard.claims.outcome import Audit
+    from sslguard.controls import Kind, Member
+    from sslguard.crypto.sealing import Seal
+
+
+@dataclass(frozen=True)
+class Marked(Watermarked):
+    """A watermarked encoder, its key, and where they were saved.
+
+    Attributes:
+        folder: Folder that holds `encoder` and `key`; None if nothing was saved.
+        controls: Scores of known innocents under the key; None if none were asked.
+    """
+
+    folder: Path | None = None
+    controls: ControlScores | None = None
+
+
+class Attacked(NamedTuple):
+    """What an attack leaves.
+
+    Attributes:
+        encoder: Encoder after the attack.
+        probed: Accuracies, each in [0, 1]: "accuracy" of `encoder`, "victim", and if a clean encoder was given "clean",
+            "baseline" and "kept"; beside them the data, "train" and "test". None if no probe was asked for.
+    """
+
+    encoder: Encoder
+    probed: dict[str, Any] | None
+
+
+class Population(NamedTuple):
+    """Known innocents that `make_controls` made.
+
+    Attributes:
+        members: Encoders, by name and kind.
+        width: Dimensions of their embeddings.
+    """
+
+    members: list[Member]
+    width: int
 
 
 def as_data(data: Data | str) -> Data:
@@ -45,50 +96,118 @@ def as_encoder(encoder: Encoder | str | Path) -> Encoder:
     return encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
 
 
+def pretrain(
+    method: Literal["simclr", "moco", "byol"] | Pretraining,
+    data: Data | str,
+    *,
+    out: str | Path | None = None,
+    architecture: str = "resnet-small",
+    size: int | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    **loop: Any,
+) -> Encoder:
+    """Pre-train an encoder of images without labels.
+
+    Args:
+        method: Name of the method, or a recipe.
+        data: Images to learn from.
+        out: Folder of the encoder; an encoder that is there is replaced.
+        architecture: Network, as in `pretraining.new_encoder`.
+        size: Side of the encoder's input in pixels; the images' own unless given.
+        seed: Seed of initialisation, order and views.
+        checkpoint: File from which an interrupted run goes on, without `out`.
+        progress: Whether to show bars on standard error.
+        loop: `devices`, `nodes`, `accelerator`, `precision`, `accumulate`; see `training.Loop`.
+
+    Raises:
+        UsageError: A setting is out of range, or the data cannot be learned from.
+        OutputError: `out` holds something else, or cannot be written.
+    """
+    from sslguard.training import pretraining
+
+    recipe = method if isinstance(method, Pretraining) else Pretraining(method)
+    images = as_data(data)
+    loop |= {"progress": progress}
+
+    def train(kept: Path | None) -> Encoder:
+        return pretraining.pretrain(
+            recipe, images, architecture=architecture, seed=seed, size=size, checkpoint=kept, **loop
+        )[0]
+
+    return _saved(train, out, checkpoint)
+
+
 def watermark(
     encoder: Encoder | str | Path,
     data: Data | str,
     *,
-    scheme: Scheme | None = None,
+    out: str | Path | None = None,
+    scheme: Scheme | str = "sslguard",
+    preset: str = "cured",
+    settings: Mapping[str, Any] | None = None,
     secret: Secret | None = None,
+    seal: Seal | None = None,
+    controls: Sequence[str] = (),
+    verify_data: Data | str | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
     **loop: Any,
-) -> Watermarked:
+) -> Marked:
     """Mark a copy of `encoder` and return it with its secret key.
-
-    For a key that knows its null: `save_key(marked.key, folder)`, then `score_controls(folder, data)`.
 
     Args:
         encoder: Clean encoder. It is left as it is.
         data: Unlabelled items to mark with. SSLGuard sets part of them aside as D_v.
-        scheme: Scheme with its settings; `SSLGuard.cured()` unless given, `SSLGuard()` for the published losses,
-            `Exact()` for evidence with an exact p-value.
+        out: Folder that `encoder` and `key` are written to. Nothing may be there.
+        scheme: Scheme with its settings, or a name: "sslguard", "exact", or another of `schemes.registry`.
+        preset: Settings that "sslguard" starts from: "cured", "small" or "published". Other schemes have none.
+        settings: Settings that replace those of the preset, by field, as in a configuration file.
         secret: Master secret; a fresh one from the operating system unless given.
-        checkpoint: File from which an interrupted run goes on, written on the way.
+        seal: Encryption of the key that is written; None leaves it in the clear.
+        controls: Known innocents to score under the new key, as in `verify`.
+        verify_data: Held-out data for scoring the controls. It must not overlap `data`.
+        checkpoint: File from which an interrupted run goes on, without `out`.
         progress: Whether to show bars on standard error.
         loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
 
     Raises:
-        UsageError: A setting is out of range, or encoder and data do not go together.
+        UsageError: A setting is out of range, or encoder, data and controls do not go together.
         EncoderError: The encoder cannot be loaded.
+        OutputError: `out` is taken, or cannot be written.
     """
-    if secret is None:
-        secret = shared(Secret.generate, **loop)
-    return (scheme or SSLGuard.cured()).watermark(
-        as_encoder(encoder),
-        as_data(data),
-        secret=secret,
-        checkpoint=checkpoint,
-        progress=progress,
-        **loop,
-    )
+    chosen = scheme if isinstance(scheme, Scheme) else named_scheme(scheme, preset, settings or {})
+    if out is not None and key_class(chosen.name) is None:
+        raise UsageError(f"keys of the scheme {chosen.name} are not kept in files: call without `out`")
+    clean, items = as_encoder(encoder), as_data(data)
+    asked = None if verify_data is None else as_data(verify_data)
+    if controls or asked is not None:
+        _check_ranking(chosen, controls, asked, items, clean.dim)
+    loop |= {"progress": progress}
+    with nullcontext() if out is None else unfinished(Path(out)) as work:
+        if work is not None:
+            checkpoint, secret = work.checkpoint, secret or work.secret()
+        elif secret is None:
+            secret = shared(Secret.generate, **loop)
+        marked = chosen.watermark(clean, items, secret=secret, checkpoint=checkpoint, **loop)
+        folder = None if work is None or work.result is None else work.result
+        if folder is not None:
+            save_encoder(marked.encoder, folder / "encoder")
+            save_key(marked.key, folder / "key", seal=seal)
+        scores = None
+        if asked is not None and (out is None or folder is not None):
+            kept = None if folder is None else folder / "key"
+            scores = control_scores(marked.key, controls, asked, folder=kept, progress=progress)
+    parts = {field.name: getattr(marked, field.name) for field in fields(marked)}
+    return Marked(**parts, folder=None if out is None else Path(out), controls=scores)
 
 
 def steal(
     victim: Embedder | str | Path,
     data: Data | str,
     *,
+    out: str | Path | None = None,
     recipe: Distillation | None = None,
     queries: int | None = None,
     augment: bool = False,
@@ -100,30 +219,102 @@ def steal(
     """Train a surrogate on the victim's answers alone.
 
     Args:
-        victim: Encoder, or what `suspects.open_remote` gives for an address, which must answer every query.
+        victim: Encoder, address, or what `suspects.open_remote` gives for an address, which must answer every query.
         data: What the victim is asked.
+        out: Folder of the surrogate; an encoder that is there is replaced.
         recipe: How the surrogate learns; `Distillation()` unless given.
         queries: Number of items of `data`, from the first, that are asked; None for all.
         augment: Whether to ask and learn from random views, each a query of its own.
         seed: Seed of initialisation, order and views.
-        checkpoint: File from which an interrupted run goes on, written on the way.
+        checkpoint: File from which an interrupted run goes on, without `out`.
         progress: Whether to show bars on standard error.
         loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
 
     Raises:
         UsageError: A setting is out of range, or victim and data do not go together.
         SuspectError: The victim gave no usable answer.
+        OutputError: `out` holds something else, or cannot be written.
     """
+    from sslguard.attacks.stealing import Distil
+
     chosen = recipe or Distillation()
     if augment:
         chosen = replace(chosen, augmentation=MILD)
     asked = as_data(data)
     if queries is not None:
         asked = asked.slice(0, queries)
-    target: Embedder = load_encoder(victim) if isinstance(victim, str | Path) else victim
-    if isinstance(target, RemoteSuspect):
-        target = Complete(target)
-    return Distil(chosen)(target, asked, seed=seed, checkpoint=checkpoint, progress=progress, **loop)
+    loop |= {"seed": seed, "progress": progress}
+    with _opened(
+        victim, lambda spec: open_suspect(spec) if spec.startswith(PREFIXES) else load_encoder(spec)
+    ) as target:
+
+        def train(kept: Path | None) -> Encoder:
+            if not isinstance(target, RemoteSuspect):
+                return Distil(chosen)(target, asked, checkpoint=kept, **loop)
+            surrogate = Distil(chosen)(Complete(target), asked, checkpoint=kept, **loop)
+            target.finish()
+            return surrogate
+
+        return _saved(train, out, checkpoint)
+
+
+def attack(
+    victim: Encoder | str | Path,
+    attack: Removal | Stealing | str,
+    data: Data | str | None = None,
+    *,
+    out: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    probe: tuple[Data | str, Data | str] | None = None,
+    clean: Encoder | str | Path | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+    **loop: Any,
+) -> Attacked:
+    """Attack an encoder whose weights the attacker holds, and measure what that leaves of its use.
+
+    Attacks in a row are one call after another.
+
+    Args:
+        victim: Encoder to attack. It is left as it is.
+        attack: Attack with its settings, or its name in `attacks.registry`, such as "fine-tune" or "prune".
+        data: Items of the attacker's own, if the attack needs any.
+        out: Folder of the result; an encoder that is there is replaced.
+        settings: Settings of a named attack, by field, as in a configuration file.
+        seed: Seed of all randomness, at least 0.
+        probe: Labelled data to train and test a linear probe on; None measures nothing.
+        clean: Clean encoder; with it, the probe measures the accuracy kept above the better baseline.
+        checkpoint: File from which an interrupted run goes on, without `out`.
+        progress: Whether to show bars on standard error.
+        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
+
+    Raises:
+        UsageError: A setting is out of range, the attack leaves no weights, or `data` is not what it needs.
+        OutputError: `out` holds something else, or cannot be written.
+    """
+    from sslguard.attacks.base import Removal, Stealing
+    from sslguard.attacks.registry import build
+    from sslguard.attacks.yardstick import Yardstick
+
+    name, chosen = (
+        (attack, build(attack, settings or {})) if isinstance(attack, str) else (type(attack).__name__, attack)
+    )
+    if not isinstance(chosen, Removal | Stealing):
+        raise UsageError(f"{name} leaves no weights to write: it is for Python and for `sslguard bench`")
+    if (data is None) != (chosen.needs == "nothing"):
+        raise UsageError(f"{name} needs {chosen.needs}: {'give --data' if data is None else 'leave --data out'}")
+    items: Any = None if data is None else as_data(data)
+    if chosen.needs == "labels" and items.labels is None:
+        raise UsageError(f"{name} needs labels, and {items.spec} has no labels; self-supervised training needs none")
+    if out is not None and not isinstance(victim, Encoder) and os.path.realpath(out) == os.path.realpath(victim):
+        raise UsageError("--out is the victim, which an attack leaves as it is: choose another folder")
+    loaded = as_encoder(victim)
+    task = None if probe is None else (as_data(probe[0]), as_data(probe[1]))
+    yardstick = Yardstick.of(task, loaded, None if clean is None else as_encoder(clean))
+    loop |= {"seed": seed, "progress": progress}
+    left = _saved(lambda kept: chosen(loaded, items, checkpoint=kept, **loop), out, checkpoint)
+    return Attacked(left, None if yardstick is None else yardstick.measure(left))
 
 
 def score_controls(
@@ -155,12 +346,13 @@ def score_controls(
 
 def verify(
     key: Key | str | Path,
-    suspect: Embedder | str,
+    suspect: Embedder | str | Path,
     data: Data | str,
     *,
     controls: Sequence[str] | None = None,
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
+    sub_key: int | None = None,
     rescore: bool = False,
     progress: bool = False,
 ) -> Verdict:
@@ -174,7 +366,9 @@ def verify(
             of the test bed, which is the default. A key with an exact null needs none, and asks those that are given
             only to show them.
         alpha: Level of the test, in (0, 1), shared among `n_claims`.
-        n_claims: Number of claims (suspects, keys, looks) that share the level.
+        n_claims: Number of claims (suspects, keys, looks) that share the level; with `sub_key`, times the N + 1 keys
+            that there are.
+        sub_key: Number of the sub-key to test by, from 1, in a key that is given by its folder; None for the whole key.
         rescore: Whether to score the controls anew, as an examiner must who does not trust the folder's owner.
         progress: Whether to show bars on standard error.
 
@@ -182,28 +376,132 @@ def verify(
         RefusedError: The controls cannot support alpha. Nothing is asked then.
         SuspectError: The suspect gave no usable answer.
         KeyFileError: The key is damaged, or does not fit what it is asked about.
+        UsageError: A control or an argument cannot be used.
     """
+    if sub_key is not None:
+        stored = _stored(key)
+        key = stored.opened(sub_key).key
+        n_claims *= 1 + stored.sub_keys
     loaded, folder = _with_folder(key)
-    opened = as_data(data)
+    asked = as_data(data)
     if controls is None:
         controls = ("shipped",) if loaded.needs_controls else ()
     null_of(loaded, count_controls(controls)).check(alpha, n_claims)
-    target = open_suspect(suspect) if isinstance(suspect, str) else suspect
-    null = ControlScores({}, stored=False, kept=False)
-    if controls:
-        null = control_scores(loaded, controls, opened, folder=folder, rescore=rescore, progress=progress)
-    verdict = verify_key(loaded, target, opened, control_scores=null.values, alpha=alpha, n_claims=n_claims)
+    with _opened(suspect, open_suspect) as target:
+        null = ControlScores({}, stored=False, kept=False)
+        if controls:
+            try:
+                null = control_scores(loaded, controls, asked, folder=folder, rescore=rescore, progress=progress)
+            except EncoderError as error:
+                raise UsageError(f"a control cannot be used: {error}") from error
+        verdict = verify_key(loaded, target, asked, control_scores=null.values, alpha=alpha, n_claims=n_claims)
     return replace(verdict, stored_controls=null.stored)
+
+
+def make_controls(
+    victims: Mapping[str, str],
+    *,
+    data: str,
+    pretrain_data: str,
+    labelled_data: str,
+    out: str | Path,
+    workers: int = 1,
+    steps: int = 100,
+    thief_steps: int = 600,
+    without: Sequence[Kind] = (),
+    half: bool = True,
+    probe: tuple[str, str] | None = None,
+    progress: bool = False,
+) -> Population:
+    """Make a population of known innocents, for `controls` of `verify`.
+
+    Members that are there are kept, so the same call goes on after an interruption.
+
+    Args:
+        victims: Specifications of the clean encoders by name, all of one width.
+        data: What the innocents who distil the clean encoders ask.
+        pretrain_data: What independent encoders are pre-trained on.
+        labelled_data: Labelled items for supervised training and fine-tuning.
+        out: Folder of the population.
+        workers: Processes that make members side by side.
+        steps: Optimiser steps of the cheap recipes.
+        thief_steps: Optimiser steps of the full-strength surrogates.
+        without: Kinds that are left out.
+        half: Whether to store float16 weights, not float32.
+        probe: Labelled data to train and test a linear probe of every member on.
+        progress: Whether to show bars on standard error.
+
+    Raises:
+        UsageError: No member is left, or encoders and data do not go together. Nothing was trained then.
+        InterruptedRun: In place of a KeyboardInterrupt.
+    """
+    from sslguard.controls import Bed, make_population, population, probe_population, read_population
+
+    folder = Path(out)
+    chosen = [r for r in population(victims, steps=steps, thief_steps=thief_steps) if r.kind not in without]
+    if not chosen:
+        raise UsageError("--without leaves no member of the population")
+    # Everything is opened now rather than after an hour of training.
+    for spec in (data, pretrain_data, labelled_data, *(probe or ())):
+        open_data(spec)
+    for spec in sorted({recipe.parent for recipe in chosen if recipe.parent} - set(victims.values())):
+        load_encoder(spec)
+    (first, width), *others = ((name, load_encoder(spec).dim) for name, spec in victims.items())
+    for name, other in others:
+        if other != width:
+            raise UsageError(
+                f"--victim {name} answers in {other} dimensions and {first} in {width}: one key scores one width, so "
+                "make a population for each"
+            )
+    bed = Bed(pretrain=pretrain_data, thief=data, labelled=labelled_data)
+    try:
+        make_population(chosen, bed, folder, width=width, workers=workers, half=half, progress=progress)
+        if probe is not None:
+            probe_population(folder, *probe, workers=workers, progress=progress)
+    except KeyboardInterrupt:
+        kept = f"interrupted; the members made so far are in {out}, the same command goes on"
+        raise InterruptedRun(kept) from None
+    return Population(read_population(folder), width)
+
+
+def commit(
+    key: StoredKey | str | Path,
+    out: str | Path,
+    *,
+    authority: str | None = None,
+    token: str | Path | None = None,
+    authority_roots: str | Path | None = None,
+) -> tuple[Commitment, datetime | None]:
+    """Write a commitment that hides a key and binds its owner: see `claims.commitment.publish`.
+
+    Args:
+        key: Folder of the key, or what `keyfile.open_key` gave.
+        out: File of the commitment; its timestamp stands beside it as `out` and ".tsr".
+        authority: Address of a timestamp authority (RFC 3161).
+        token: File of a timestamp that was got otherwise.
+        authority_roots: File of the certificates, PEM, that must vouch for the authority; without them its signature
+            is not checked.
+
+    Returns:
+        The commitment, and the time that its timestamp says, if it has one.
+    """
+    from sslguard.claims.commitment import publish
+    from sslguard.claims.timestamps import read_roots
+
+    roots = () if authority_roots is None else read_roots(Path(authority_roots))
+    found = None if token is None else Path(token)
+    return publish(_stored(key), Path(out), authority=authority, token=found, roots=roots)
 
 
 def claim(
     key: StoredKey | str | Path,
-    suspect: Embedder | str,
+    suspect: Embedder | str | Path,
     data: Data | str,
     *,
     seed: str,
     commitment: str | Path,
     out: str | Path,
+    sub_key: int | None = None,
     controls: Sequence[str] = (),
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
@@ -216,35 +514,47 @@ def claim(
         suspect: Suspect, as in `verify`.
         data: What the examiner agreed to draw from.
         seed: Seed of the examiner, given after the commitment was seen.
-        commitment: File that `claims.commitment.publish` wrote.
+        commitment: File that `commit` wrote.
         out: Folder of the bundle.
+        sub_key: Number of the sub-key that is opened, from 1; None opens the whole key.
         controls: Known innocents, as in `verify`.
         alpha: Level of the test, in (0, 1).
         n_claims: Number of claims that share the level.
         progress: Whether to show bars on standard error.
     """
-    stored = open_key(Path(key)) if isinstance(key, str | Path) else key
-    return make_claim(
-        stored,
-        open_suspect(suspect) if isinstance(suspect, str) else suspect,
-        as_data(data),
-        seed=seed,
-        commitment=Path(commitment),
-        out=Path(out),
-        controls=controls,
-        alpha=alpha,
-        n_claims=n_claims,
-        progress=progress,
-    )
+    from sslguard.claims.claim import claim as make_claim
+
+    stored = _stored(key)
+    with _opened(suspect, open_suspect) as target:
+        return make_claim(
+            stored if sub_key is None else stored.opened(sub_key),
+            target,
+            as_data(data),
+            seed=seed,
+            commitment=Path(commitment),
+            out=Path(out),
+            controls=controls,
+            alpha=alpha,
+            n_claims=n_claims,
+            progress=progress,
+        )
 
 
 def audit(
     bundle: str | Path,
     data: Data | str,
-    terms: Terms,
     *,
+    seed: str,
     clean: Encoder | str | Path | None = None,
-    suspect: Embedder | str | None = None,
+    suspect: Embedder | str | Path | None = None,
+    commitment: str | Path | None = None,
+    not_after: datetime | None = None,
+    opened: datetime | None = None,
+    authority_roots: str | Path | None = None,
+    controls: Sequence[str] = (),
+    alpha: float = DEFAULT_ALPHA,
+    n_claims: int = 1,
+    report: str | Path | None = None,
     progress: bool = False,
 ) -> Audit:
     """Check a bundle and decide anew, by an examiner's terms: see `claims.audit`.
@@ -252,21 +562,101 @@ def audit(
     Args:
         bundle: Folder of the bundle.
         data: What the examiner agreed to draw queries from.
-        terms: What the examiner knows and demands.
+        seed: What the examiner gave the claimant after seeing the commitment.
         clean: Clean encoder F; without it there is no verdict.
         suspect: Suspect to ask again, where the examiner can.
+        commitment: File of the commitment that the examiner saw before giving the seed.
+        not_after: When the suspect could first be asked. Without it, the audit assumes that up to 2^64 keys were
+            tried, and subtracts 64 bits.
+        opened: When this key was opened in another claim, or lost.
+        authority_roots: File of the certificates, PEM, that the examiner trusts to vouch for a timestamp.
+        controls: Known innocents, as in `verify`. They are scored anew.
+        alpha: Level of the test, in (0, 1).
+        n_claims: Number of claims that share the level.
+        report: File of a report in plain words, HTML.
         progress: Whether to show bars on standard error.
     """
-    return audit_bundle(
-        Path(bundle),
-        as_data(data),
-        terms,
-        clean=None if clean is None else as_encoder(clean),
-        suspect=open_suspect(suspect) if isinstance(suspect, str) else suspect,
-        progress=progress,
+    from sslguard.claims.audit import audit as audit_bundle
+    from sslguard.claims.commitment import parse_commitment
+    from sslguard.claims.documents import MAX_DOCUMENT, read_file
+    from sslguard.claims.outcome import Terms
+    from sslguard.claims.page import check_page, write_page
+    from sslguard.claims.timestamps import read_roots
+
+    seen = None
+    if commitment is not None:
+        content = read_file(Path(commitment), MAX_DOCUMENT)
+        seen = parse_commitment(content, str(commitment)).document.digest
+    terms = Terms(
+        seed=seed,
+        alpha=alpha,
+        n_claims=n_claims,
+        not_after=not_after,
+        opened=opened,
+        commitment=seen,
+        roots=() if authority_roots is None else tuple(read_roots(Path(authority_roots))),
+        controls=tuple(controls),
     )
+    if report is not None:
+        check_page(Path(report))
+    with nullcontext() if suspect is None else _opened(suspect, open_suspect) as target:
+        found = audit_bundle(
+            *(Path(bundle), as_data(data), terms),
+            clean=None if clean is None else as_encoder(clean),
+            suspect=target,
+            progress=progress,
+        )
+    if report is not None:
+        write_page(found, Path(report))
+    return found
+
+
+def _saved(train: Callable[[Path | None], Encoder], out: str | Path | None, checkpoint: Path | None) -> Encoder:
+    """Return what `train` makes, given the file of its checkpoint; save it in `out`, if that is given."""
+    if out is None:
+        return train(checkpoint)
+    with unfinished(Path(out), replaces=is_encoder_folder) as work:
+        encoder = train(work.checkpoint)
+        if work.result is not None:
+            save_encoder(encoder, work.result)
+    return encoder
+
+
+@contextmanager
+def _opened(embedder: Embedder | str | Path, load: Callable[[str], Embedder]) -> Iterator[Embedder]:
+    """Yield what embeds; what was given as a specification is loaded, and closed afterwards if it is an address."""
+    if not isinstance(embedder, str | Path):
+        yield embedder
+        return
+    found = load(str(embedder))
+    with found if isinstance(found, RemoteSuspect) else nullcontext():
+        yield found
 
 
 def _with_folder(key: Key | str | Path) -> tuple[Key, Path | None]:
     """Return the key, loaded where it is a folder, and that folder."""
     return (load_key(Path(key)), Path(key)) if isinstance(key, str | Path) else (key, None)
+
+
+def _stored(key: StoredKey | Key | str | Path) -> StoredKey:
+    """Return the key in a folder, with its owner."""
+    if isinstance(key, Key):
+        raise UsageError("a key that was never saved has no owner and no sub-keys: give the key's folder")
+    return key if isinstance(key, StoredKey) else open_key(Path(key))
+
+
+def _check_ranking(scheme: Scheme, controls: Sequence[str], asked: Data | None, marking: Data, width: int) -> None:
+    """Raise, before the marking, the error that would stop the controls from being scored after it."""
+    if not isinstance(scheme, SSLGuard):
+        raise UsageError(f"--scheme {scheme.name} needs no controls: leave --control and --verify-data out")
+    if not controls or asked is None:
+        raise UsageError("--control and --verify-data go together: innocents, and what they are asked")
+    if shared_items := overlap(asked, marking):
+        raise UsageError(
+            f"--verify-data and --data share {shared_items} images: verify on images that took no part in marking"
+        )
+    if len(asked) < scheme.n_queries:
+        raise UsageError(
+            f"a verification asks about {scheme.n_queries} images, and --verify-data has only {len(asked)}"
+        )
+    check_controls(controls, width)

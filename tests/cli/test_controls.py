@@ -15,6 +15,7 @@ import pytest
 from helpers.command_line import done, interrupt_at, sslguard, weights
 from sslguard import api
 from sslguard.encoders import save_encoder
+from sslguard.schemes.sslguard import SSLGuard
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification import scores as scorefile
 
@@ -140,7 +141,7 @@ def test_bad_input_is_refused_before_the_marking(
     empty = bed.root / "empty"
     empty.mkdir(exist_ok=True)
     (empty / "population.json").write_text('{"members": []}')
-    monkeypatch.setattr(api, "watermark", lambda *_, **__: pytest.fail("marked all the same"))
+    monkeypatch.setattr(SSLGuard, "watermark", lambda *_, **__: pytest.fail("marked all the same"))
     more = line.format(data=bed.data, innocent=bed.innocents[0], root=bed.root).split()
     ran = sslguard(*marking(bed, tmp_path / "o", *more), "--json")
     assert ran.code == 2

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,18 +13,16 @@ from cyclopts import Group, Parameter
 
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
-from sslguard.cli.make import RECIPE, Preset, is_encoder
+from sslguard.cli.make import RECIPE, Preset
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Machine, Output, Rate, Seed
 from sslguard.cli.output import Result
-from sslguard.cli.unfinished import unfinished
 from sslguard.errors import UsageError
-from sslguard.schemes.registry import PRESETS, build_scheme
+from sslguard.schemes.registry import named_scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.recipes import GENTLE, Supervised
 
 if TYPE_CHECKING:
-    from sslguard.data.base import Data
-    from sslguard.encoders.base import Encoder
+    from sslguard.attacks.base import Removal
 
 HELP = """Try to be rid of a mark, as a thief does who holds the weights; the victim is left as it is.
 
@@ -104,16 +101,8 @@ def fine_tune(
     _check(victim, probing, data)
 
     from sslguard.attacks.removal import FineTune
-    from sslguard.data.specs import open_data
 
-    attack, items = FineTune(chosen, epochs), open_data(data)
-    if items.labels is None:
-        raise UsageError(f"{data} has no labels to fine-tune on; without labels there is `attack self-supervised`")
-
-    def run(encoder: Encoder, checkpoint: Path) -> Encoder:
-        return attack(encoder, items, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
-
-    return _attacked(victim, out, probing, run)
+    return _attacked(victim, FineTune(chosen, epochs), out, probing, output, data, seed, machine)
 
 
 def prune(
@@ -124,7 +113,7 @@ def prune(
     amount: Rate = 0.5,
     scope: Literal["global", "layer"] = "global",
     probing: Probing = UNPROBED,
-    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+    output: Output = PRINTED,
 ) -> Result:
     """Set the smallest weights of an encoder to zero.
 
@@ -138,8 +127,7 @@ def prune(
 
     from sslguard.attacks.removal import Prune
 
-    attack = Prune(amount, scope)
-    return _attacked(victim, out, probing, lambda encoder, _: attack(encoder))
+    return _attacked(victim, Prune(amount, scope), out, probing, output)
 
 
 def self_supervised(
@@ -170,14 +158,8 @@ def self_supervised(
     _check(victim, probing, data)
 
     from sslguard.attacks.removal import SelfSupervised
-    from sslguard.data.specs import open_data
 
-    attack, images = SelfSupervised(chosen), open_data(data)
-
-    def run(encoder: Encoder, checkpoint: Path) -> Encoder:
-        return attack(encoder, images, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
-
-    return _attacked(victim, out, probing, run)
+    return _attacked(victim, SelfSupervised(chosen), out, probing, output, data, seed, machine)
 
 
 def overwrite(
@@ -204,18 +186,12 @@ def overwrite(
         preset: Settings to start from, as for `watermark`; the help shows the defaults of small.
         seed: Of the thief's secret, which is none that --secret-seed draws.
     """
-    chosen = build_scheme(PRESETS["sslguard"][preset], settings.table())
+    chosen = named_scheme("sslguard", preset, settings.table())
     _check(victim, probing, data)
 
     from sslguard.attacks.removal import Overwrite
-    from sslguard.data.specs import open_data
 
-    attack, images = Overwrite(chosen), open_data(data)
-
-    def run(encoder: Encoder, checkpoint: Path) -> Encoder:
-        return attack(encoder, images, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
-
-    return _attacked(victim, out, probing, run)
+    return _attacked(victim, Overwrite(chosen), out, probing, output, data, seed, machine)
 
 
 def apply(
@@ -247,34 +223,22 @@ def apply(
     tables = _tables(settings or [])
     _check(victim, probing, data)
 
-    from sslguard.attacks.base import Removal, Stealing
-    from sslguard.attacks.registry import build
-    from sslguard.data.specs import open_data
-
-    chosen = build(attack, tables)
-    if not isinstance(chosen, Removal | Stealing):
-        raise UsageError(f"{attack} leaves no weights to write: it is for Python and for `sslguard bench`")
-    if (data is None) != (chosen.needs == "nothing"):
-        raise UsageError(f"{attack} needs {chosen.needs}: {'leave --data out' if data else 'give --data'}")
-    items: Any = None if data is None else open_data(data)
-    if chosen.needs == "labels" and items.labels is None:
-        raise UsageError(f"{attack} needs labels, and {data} has none")
-
-    def run(encoder: Encoder, checkpoint: Path) -> Encoder:
-        return chosen(encoder, items, seed=seed, checkpoint=checkpoint, progress=output.progress, **machine.loop())
-
-    return _attacked(victim, out, probing, run)
+    return _attacked(victim, attack, out, probing, output, data, seed, machine, tables)
 
 
 COMMANDS: tuple[Callable[..., Result], ...] = (fine_tune, prune, self_supervised, overwrite, apply)
 
 
 def _check(victim: str, probing: Probing, data: str | None = None) -> None:
+    if (probing.probe_train is None) != (probing.probe_test is None):
+        raise UsageError("--probe-train and --probe-test go together")
+    if probing.probe_train is None and probing.clean is not None:
+        raise UsageError("--clean is what a probe compares with: give --probe-train and --probe-test too")
     check(encoders=[victim, probing.clean], data=[data, probing.probe_train, probing.probe_test])
 
 
 def _tables(settings: list[str]) -> dict[str, Any]:
-    """KEY=VALUE lines as TOML reads them; a value that is none of TOML's is a text."""
+    """Return lines KEY=VALUE as TOML reads them; a value that is none of TOML's is a text."""
     lines = []
     for line in settings:
         key, equals, value = line.partition("=")
@@ -291,81 +255,39 @@ def _tables(settings: list[str]) -> dict[str, Any]:
         raise UsageError(f"--set cannot be read: {error}") from error
 
 
-def _attacked(victim: str, out: Path, probing: Probing, run: Callable[[Encoder, Path], Encoder]) -> Result:
-    """Load the victim, `run` the attack with its checkpoint, keep what is left of it, and say what that is worth."""
-    from sslguard.encoders.folder import save_encoder
-    from sslguard.encoders.load import load_encoder
+def _attacked(
+    victim: str,
+    attack: Removal | str,
+    out: Path,
+    probing: Probing,
+    output: Output,
+    data: str | None = None,
+    seed: int = 0,
+    machine: Machine = ONE_MACHINE,
+    settings: Mapping[str, Any] | None = None,
+) -> Result:
+    """Run the attack and say what is left of the victim."""
+    from sslguard import api
 
-    if os.path.realpath(out) == os.path.realpath(victim):
-        raise UsageError("--out is the victim, which an attack leaves as it is: choose another folder")
-    encoder = load_encoder(victim)
-    yardstick = _Yardstick.of(probing, encoder)
-    with unfinished(out, replaces=is_encoder) as work:
-        left = run(encoder, work.checkpoint)
-        if work.result is not None:
-            save_encoder(left, work.result)
+    train, test = probing.probe_train, probing.probe_test
+    left, probed = api.attack(
+        *(victim, attack, data),
+        out=out,
+        settings=settings,
+        seed=seed,
+        probe=None if train is None or test is None else (train, test),
+        clean=probing.clean,
+        progress=output.progress,
+        **machine.loop(),
+    )
     fields: dict[str, Any] = {"encoder": str(out), "dim": left.dim, "n_parameters": left.n_parameters, **left.record}
     rows = [("encoder", str(out)), ("width", str(left.dim)), ("seconds", f"{left.record['seconds']:.1f}")]
     if "final_loss" in left.record:
         rows.insert(2, ("final loss", f"{left.record['final_loss']:.4f}"))
-    if yardstick is not None:
-        found, lines = yardstick.measure(left)
-        fields["probe"] = found
-        rows += lines
+    if probed is not None:
+        fields["probe"] = probed
+        rows.append(("accuracy", f"{probed['accuracy']:.4f}, of the victim {probed['victim']:.4f}"))
+        if "kept" in probed:
+            floor = f"of the clean encoder's {probed['clean']:.4f} above the baseline's {probed['baseline']:.4f}"
+            rows.append(("accuracy kept", f"{100 * probed['kept']:.1f} % {floor}"))
     return Result(fields, rows)
-
-
-@dataclass(frozen=True)
-class _Yardstick:
-    """A probe's task, the victim's accuracy on it and, with a clean encoder, its A_F and the better baseline's A₀."""
-
-    train: Data
-    test: Data
-    victim: float
-    clean: float | None = None
-    baseline: float | None = None
-
-    @classmethod
-    def of(cls, probing: Probing, victim: Encoder) -> _Yardstick | None:
-        """None where no probe is asked for, and in all processes but the first.
-
-        Raises:
-            UsageError: options are missing, the data cannot be probed on, or the clean encoder is no better than the
-                baseline: all before any training.
-        """
-        from sslguard import probes
-        from sslguard.data.specs import open_data
-        from sslguard.encoders.load import load_encoder
-        from sslguard.training import is_first_process
-
-        if (probing.probe_train is None) != (probing.probe_test is None):
-            raise UsageError("--probe-train and --probe-test go together")
-        if probing.probe_train is None or probing.probe_test is None:
-            if probing.clean is not None:
-                raise UsageError("--clean is what a probe compares with: give --probe-train and --probe-test too")
-            return None
-        if not is_first_process():
-            return None
-        train, test = open_data(probing.probe_train), open_data(probing.probe_test)
-        task = cls(train, test, probes.probe_encoder(victim, train, test).accuracy)
-        if probing.clean is None:
-            return task
-        clean = load_encoder(probing.clean)
-        accuracy = probes.probe_encoder(clean, train, test).accuracy
-        floor = probes.baseline(clean, train, test).accuracy
-        probes.accuracy_kept(accuracy, accuracy, floor)
-        return replace(task, clean=accuracy, baseline=floor)
-
-    def measure(self, encoder: Encoder) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Fields and rows on an encoder's accuracy and, with a clean one, on how much of that one's is kept."""
-        from sslguard import probes
-
-        accuracy = probes.probe_encoder(encoder, self.train, self.test).accuracy
-        fields = {"train": self.train.spec, "test": self.test.spec, "accuracy": accuracy, "victim": self.victim}
-        rows = [("accuracy", f"{accuracy:.4f}, of the victim {self.victim:.4f}")]
-        if self.clean is not None and self.baseline is not None:
-            kept = probes.accuracy_kept(accuracy, self.clean, self.baseline)
-            fields |= {"clean": self.clean, "baseline": self.baseline, "kept": kept}
-            of_clean = f"of the clean encoder's {self.clean:.4f} above the baseline's {self.baseline:.4f}"
-            rows.append(("accuracy kept", f"{100 * kept:.1f} % {of_clean}"))
-        return fields, rows

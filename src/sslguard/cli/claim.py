@@ -80,12 +80,10 @@ def commit(
     """
     check(key=key)
 
-    from sslguard.claims.commitment import publish, timestamp_file
-    from sslguard.claims.timestamps import read_roots
-    from sslguard.schemes.keyfile import open_key
+    from sslguard import api
+    from sslguard.claims.commitment import timestamp_file
 
-    roots = () if authority_roots is None else read_roots(authority_roots)
-    made, when = publish(open_key(key), out, authority=authority, token=token, roots=roots)
+    made, when = api.commit(key, out, authority=authority, token=token, authority_roots=authority_roots)
     if when is None:
         say("the commitment has no timestamp: without one it proves no date. See --authority and --token")
     stamped = None if when is None else when.isoformat()
@@ -97,7 +95,7 @@ def commit(
         "timestamp_file": None if when is None else str(timestamp_file(out)),
     }
     rows = [("commitment", str(out)), ("SHA-256", made.document.digest), ("owner", made.document.owner)]
-    checked = "" if roots else " (by an authority that was not checked)"
+    checked = "" if authority_roots else " (by an authority that was not checked)"
     return Result(fields, [*rows, ("timestamp", "none" if stamped is None else f"{stamped}{checked}")])
 
 
@@ -141,20 +139,20 @@ def claim(
 
     from sslguard import api
     from sslguard.claims.outcome import foretold
-    from sslguard.schemes.exact import ExactKey
     from sslguard.schemes.keyfile import open_key
 
     set_threads(threads)
-    stored = open_key(key) if sub_key is None else open_key(key).opened(sub_key)
+    stored = open_key(key)
     say_opened(key, sub_key)
-    if isinstance(stored.key, ExactKey) and stored.key.sub_keys > 1:
-        say(f"this opens the whole key, all of its {stored.key.sub_keys} sub-keys: --sub-key 1 opens the first alone")
+    if sub_key is None and stored.sub_keys > 1:
+        say(f"this opens the whole key, all of its {stored.sub_keys} sub-keys: --sub-key 1 opens the first alone")
     with asking(suspect, remote) as target:
         verdict = api.claim(
             *(stored, target, data),
             seed=seed,
             commitment=commitment,
             out=out,
+            sub_key=sub_key,
             controls=control or (),
             alpha=alpha,
             n_claims=claims,
@@ -206,7 +204,8 @@ def audit(
         commitment: File of the commitment that you saw before giving the seed: the bundle's must be the same.
         not_after: When the suspect could first be asked, as 2026-01-31 (its beginning, UTC) or 2026-01-31T12:00+01:00.
             A later commitment shows nothing, and one whose date cannot be verified, as without --authority-roots, makes
-            the claim not checkable. Without --not-after the key is taken for the best of 2^64.
+            the claim not checkable. Without --not-after, the audit assumes that up to 2^64 keys were tried, and
+            subtracts 64 bits.
         opened: When this key was opened in another claim, or lost: it does not count against suspects dated later.
         authority_roots: Certificates, PEM, that you trust to vouch for the timestamp's authority.
         control: Known innocents, for a key of the scheme sslguard. They are scored anew.
@@ -220,34 +219,27 @@ def audit(
     check(data=[data], encoders=[clean], suspect=suspect, controls=control)
     if suspect is not None:
         remote.check(suspect)
-    times = {"not_after": _moment("--not-after", not_after), "opened": _moment("--opened", opened)}
+    first_asked, first_opened = _moment("--not-after", not_after), _moment("--opened", opened)
 
     from sslguard import api
-    from sslguard.claims.commitment import parse_commitment
-    from sslguard.claims.documents import MAX_DOCUMENT, read_file
-    from sslguard.claims.outcome import Terms
-    from sslguard.claims.page import check_page, write_page
-    from sslguard.claims.timestamps import read_roots
 
     set_threads(threads)
-    seen = None
-    if commitment is not None:
-        seen = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment)).document.digest
-    terms = Terms(
-        seed=seed,
-        alpha=alpha,
-        n_claims=claims,
-        **times,
-        commitment=seen,
-        roots=() if authority_roots is None else tuple(read_roots(authority_roots)),
-        controls=tuple(control or ()),
-    )
-    if report is not None:
-        check_page(report)
     with nullcontext() if suspect is None else asking(suspect, remote) as target:
-        found = api.audit(bundle, data, terms, clean=clean, suspect=target, progress=output.progress)
-    if report is not None:
-        write_page(found, report)
+        found = api.audit(
+            *(bundle, data),
+            seed=seed,
+            clean=clean,
+            suspect=target,
+            commitment=commitment,
+            not_after=first_asked,
+            opened=first_opened,
+            authority_roots=authority_roots,
+            controls=control or (),
+            alpha=alpha,
+            n_claims=claims,
+            report=report,
+            progress=output.progress,
+        )
     rows = [("decision", found.decision), *((c.name, f"{c.status}: {c.words}") for c in found.checks)]
     return Result(found.to_json(), rows, found.exit_code)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,19 +13,16 @@ from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Seed
 from sslguard.cli.output import Result, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
-from sslguard.cli.unfinished import unfinished
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.scheme import Exact
-from sslguard.schemes.registry import PRESETS, build_scheme
+from sslguard.schemes.registry import PRESETS, named_scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.suspects.names import PREFIXES
 from sslguard.training.recipes import Distillation, Pretraining
 
 if TYPE_CHECKING:
-    from sslguard.crypto.sealing import Seal
-    from sslguard.crypto.secrets import Secret
-    from sslguard.data.base import Data
-    from sslguard.schemes.base import Scheme, Watermarked
+    from sslguard.api import Marked
+    from sslguard.encoders.base import Encoder
     from sslguard.verification.scores import ControlScores
 
 RECIPE = Group("Recipe", sort_key=1)
@@ -85,26 +81,19 @@ def pretrain(
     chosen = Pretraining(method, **recipe.table())
     check(data=[data])
 
-    from sslguard.data.specs import open_data
-    from sslguard.encoders.folder import save_encoder
-    from sslguard.training import pretraining
+    from sslguard import api
 
-    images = open_data(data)
-    with unfinished(out, replaces=is_encoder) as work:
-        encoder, _ = pretraining.pretrain(
-            chosen,
-            images,
-            architecture=arch,
-            seed=seed,
-            size=size,
-            checkpoint=work.checkpoint,
-            progress=output.progress,
-            accumulate=accumulate,
-            **machine.loop(),
-        )
-        if work.result is not None:
-            save_encoder(encoder, work.result)
-    return _trained(out, encoder.dim, encoder.n_parameters, encoder.record)
+    encoder = api.pretrain(
+        *(chosen, data),
+        out=out,
+        architecture=arch,
+        seed=seed,
+        size=size,
+        progress=output.progress,
+        accumulate=accumulate,
+        **machine.loop(),
+    )
+    return _trained(out, encoder)
 
 
 def watermark(
@@ -139,53 +128,38 @@ def watermark(
             losses at a size for small encoders, published has the paper's own size too.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
-        verify_data: What they are asked, with --control: the --data of verifications to come, no image of --data.
+        verify_data: Held-out data for scoring the controls. It must not overlap --data.
         recipient: Encrypt the key for this age public key, or those in this file; give several by repeating it.
         ask_passphrase: Encrypt the key by a passphrase that is asked for; SSLGUARD_PASSPHRASE does so without asking.
     """
-    chosen = scheme_of(scheme, preset, settings)
-    ranked = bool(control or verify_data)
-    if ranked and isinstance(chosen, Exact):
+    chosen = named_scheme(scheme, preset, settings.table(scheme))
+    if (control or verify_data) and isinstance(chosen, Exact):
         raise UsageError("--scheme exact needs no controls: its null is exact. Leave --control and --verify-data out")
     check(encoders=[encoder], data=[data, verify_data], controls=control)
 
     from sslguard import api
     from sslguard.cli.claim import chosen_seal
     from sslguard.crypto.secrets import Secret
-    from sslguard.data.specs import open_data
-    from sslguard.encoders.load import load_encoder
+    from sslguard.training import is_first_process
 
-    seal = chosen_seal(recipient, ask_passphrase)
-    clean, images = load_encoder(encoder), open_data(data)
-    if isinstance(chosen, SSLGuard) and ranked:
-        _check_null(control, verify_data, images, clean.dim, chosen.n_queries)
-    null: ControlScores | None = None
-    known: Secret | None = None
+    seal, secret = chosen_seal(recipient, ask_passphrase), None
     if secret_seed is not None:
         say("warning: anybody can derive the key of --secret-seed, so it proves nothing; leave it out for a real one")
-        known = Secret.from_seed(secret_seed)
-    with unfinished(out) as work:
-        marked = api.watermark(
-            clean,
-            images,
-            scheme=chosen,
-            secret=known or work.secret(),
-            checkpoint=work.checkpoint,
-            progress=output.progress,
-            **machine.loop(),
-        )
-        if work.result is not None:
-            _save_marked(marked, work.result, seal)
-            if control and verify_data:
-                null = api.score_controls(
-                    *(marked.key, verify_data),
-                    controls=control,
-                    folder=work.result / "key",
-                    progress=output.progress,
-                )
-            if seal is None:
-                say(f"the key is in the clear: whoever reads {out / 'key'} has it; sslguard protect encrypts it")
-    return _marked(out, marked, null)
+        secret = Secret.from_seed(secret_seed)
+    marked = api.watermark(
+        *(encoder, data),
+        out=out,
+        scheme=chosen,
+        secret=secret,
+        seal=seal,
+        controls=control or (),
+        verify_data=verify_data,
+        progress=output.progress,
+        **machine.loop(),
+    )
+    if seal is None and is_first_process():
+        say(f"the key is in the clear: whoever reads {out / 'key'} has it; sslguard protect encrypts it")
+    return _marked(out, marked)
 
 
 def steal(
@@ -222,100 +196,41 @@ def steal(
     check(encoders=[] if encoder.startswith(PREFIXES) else [encoder], data=[data])
 
     from sslguard import api
-    from sslguard.data.specs import open_data
-    from sslguard.encoders.folder import save_encoder
-    from sslguard.encoders.load import load_encoder
 
-    asked = open_data(data)
-    with opened(encoder, remote) as target:
-        victim = load_encoder(target) if isinstance(target, str) else target
-        with unfinished(out, replaces=is_encoder) as work:
-            surrogate = api.steal(
-                victim,
-                asked,
-                recipe=thief,
-                queries=queries,
-                augment=augment,
-                seed=seed,
-                checkpoint=work.checkpoint,
-                progress=output.progress,
-                **machine.loop(),
-            )
-            if not isinstance(target, str):
-                target.finish()
-            if work.result is not None:
-                save_encoder(surrogate, work.result)
-    result = _trained(out, surrogate.dim, surrogate.n_parameters, surrogate.record)
+    with opened(encoder, remote) as victim:
+        surrogate = api.steal(
+            *(victim, data),
+            out=out,
+            recipe=thief,
+            queries=queries,
+            augment=augment,
+            seed=seed,
+            progress=output.progress,
+            **machine.loop(),
+        )
+    result = _trained(out, surrogate)
     rows = [*result.rows, ("queries", str(surrogate.record["queries"]))]
-    if isinstance(target, str):
+    if isinstance(victim, str):
         return replace(result, rows=rows)
-    return replace(
-        result, fields={**result.fields, "remote": target.report()}, rows=rows + remote_rows(target.report())
-    )
+    asked = victim.report()
+    return replace(result, fields={**result.fields, "remote": asked}, rows=rows + remote_rows(asked))
 
 
-def scheme_of(scheme: str, preset: str, settings: Chosen) -> Scheme:
-    """Return the scheme with the preset's settings and what the user chose instead.
-
-    Args:
-        scheme: one of `PRESETS`.
-        preset: of the scheme; of no account where it has none.
-        settings: what the user chose.
-
-    Raises:
-        UsageError: an option is of another scheme, or the scheme refuses a value.
-    """
-    return build_scheme(PRESETS[scheme].get(preset, scheme), settings.table(scheme))
-
-
-def is_encoder(folder: Path) -> bool:
-    """Return whether a folder holds an encoder of ours and nothing else."""
-    from sslguard.encoders.folder import FILES, WEIGHTS
-    from sslguard.encoders.names import DESCRIPTION
-
-    return {DESCRIPTION, WEIGHTS} <= {entry.name for entry in folder.iterdir()} <= set(FILES)
-
-
-def _trained(out: Path, dim: int, n_parameters: int, record: Mapping[str, Any]) -> Result:
-    fields = {"encoder": str(out), "dim": dim, "n_parameters": n_parameters, **record}
+def _trained(out: Path, encoder: Encoder) -> Result:
+    record = encoder.record
+    fields = {"encoder": str(out), "dim": encoder.dim, "n_parameters": encoder.n_parameters, **record}
     rows = [
         ("encoder", str(out)),
-        ("width", str(dim)),
-        ("parameters", f"{n_parameters:,}"),
+        ("width", str(encoder.dim)),
+        ("parameters", f"{encoder.n_parameters:,}"),
         ("final loss", f"{record['final_loss']:.4f}"),
         ("seconds", f"{record['seconds']:.1f}"),
     ]
     return Result(fields, rows)
 
 
-def _save_marked(marked: Watermarked, folder: Path, seal: Seal | None) -> None:
-    from sslguard.encoders.folder import save_encoder
-    from sslguard.schemes.keyfile import save_key
-
-    save_encoder(marked.encoder, folder / "encoder")
-    save_key(marked.key, folder / "key", seal=seal)
-
-
-def _check_null(control: list[str] | None, spec: str | None, marking: Data, width: int, n_images: int) -> None:
-    """Check before the marking what would stop the controls from being scored after it."""
-    from sslguard.data.base import overlap
-    from sslguard.data.specs import open_data
-    from sslguard.verification.scores import check_controls
-
-    if not (control and spec):
-        raise UsageError("--control and --verify-data go together: innocents, and what they are asked")
-    asked = open_data(spec)
-    if shared := overlap(asked, marking):
-        raise UsageError(
-            f"--verify-data and --data share {shared} images: verify on images that took no part in marking"
-        )
-    if len(asked) < n_images:
-        raise UsageError(f"a verification asks about {n_images} images, and --verify-data has only {len(asked)}")
-    check_controls(control, width)
-
-
 def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Fields and rows on how innocents score under a new key."""
+    """Return fields and rows on how innocents score under a new key."""
     n, highest = len(null.scores), null.highest
     above, largest = null.n_above(NOTABLE_RATE), null.scores[highest].value
     fields = {"n_controls": n, "n_above": above, "above": NOTABLE_RATE, "largest": largest, "largest_name": highest}
@@ -326,7 +241,7 @@ def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]
     return {"controls": fields}, rows
 
 
-def _marked(out: Path, marked: Watermarked, null: ControlScores | None) -> Result:
+def _marked(out: Path, marked: Marked) -> Result:
     final = {name: losses[-1] for name, losses in marked.history.losses.items()}
     fields = {
         "encoder": str(out / "encoder"),
@@ -342,5 +257,5 @@ def _marked(out: Path, marked: Watermarked, null: ControlScores | None) -> Resul
         *([("final losses", ", ".join(f"{name} {loss:.4f}" for name, loss in final.items()))] if final else []),
         ("seconds", f"{marked.history.seconds:.1f}"),
     ]
-    more, more_rows = _null_of(null) if null is not None else ({}, [])
+    more, more_rows = ({}, []) if marked.controls is None else _null_of(marked.controls)
     return Result({**fields, **more}, [*rows, *more_rows])

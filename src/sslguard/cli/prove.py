@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,12 +15,10 @@ from sslguard.cli.checks import check
 from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
 from sslguard.cli.output import Result
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
-from sslguard.cli.unfinished import InterruptedRun
-from sslguard.errors import EncoderError, UsageError
+from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
-    from sslguard.controls import Bed, Member, Recipe
-    from sslguard.schemes.base import Key
+    from sslguard.controls import Member
     from sslguard.verification.verdict import Verdict
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -98,30 +97,19 @@ def verify(
 
     from sslguard import api
     from sslguard.cli.claim import say_opened
-    from sslguard.schemes.exact import ExactKey
-    from sslguard.schemes.keyfile import open_key
 
     set_threads(threads)
-    tested: Path | Key = key
-    if sub_key is not None:
-        stored = open_key(key)
-        tested = stored.opened(sub_key).key
-        assert isinstance(stored.key, ExactKey)  # no other has sub-keys
-        claims *= 1 + stored.key.sub_keys
     say_opened(key, sub_key)
     with opened(suspect, remote) as target:
-        try:
-            verdict = api.verify(
-                *(tested, target, data),
-                controls=control or (),
-                alpha=alpha,
-                n_claims=claims,
-                rescore=rescore,
-                progress=output.progress,
-            )
-        except EncoderError as error:
-            # The suspect's own failures are SuspectErrors.
-            raise UsageError(f"a control cannot be used: {error}") from error
+        verdict = api.verify(
+            *(key, target, data),
+            controls=control or (),
+            alpha=alpha,
+            n_claims=claims,
+            sub_key=sub_key,
+            rescore=rescore,
+            progress=output.progress,
+        )
     fields, rows = verdict.to_json(), _verdict_rows(verdict)
     if not isinstance(target, str):
         fields["remote"] = target.report()
@@ -191,40 +179,36 @@ def controls(
     victims = _named(victim)
     check(data=[data, pretrain_data, labelled_data, probe_train, probe_test], encoders=victims.values())
 
-    from sslguard.controls import Bed, make_population, population, probe_population, read_population
-    from sslguard.data.specs import open_data
+    from sslguard import api
 
     set_threads(threads)
-    for spec in (probe_train, probe_test):
-        if spec is not None:
-            open_data(spec)
-    chosen = [r for r in population(victims, steps=steps, thief_steps=thief_steps) if r.kind not in (without or ())]
-    if not chosen:
-        raise UsageError("--without leaves no member of the population")
-    bed = Bed(pretrain=pretrain_data, thief=data, labelled=labelled_data)
-    width = _checked_width(bed, chosen, victims)
-    try:
-        make_population(
-            chosen, bed, out, width=width, workers=workers, half=not full_precision, progress=output.progress
-        )
-        if probe_train is not None and probe_test is not None:
-            probe_population(out, probe_train, probe_test, workers=workers, progress=output.progress)
-    except KeyboardInterrupt:
-        raise InterruptedRun(f"interrupted; the members made so far are in {out}, the same command goes on") from None
-    kinds = {kind: sum(recipe.kind == kind for recipe in chosen) for kind in dict.fromkeys(r.kind for r in chosen)}
-    members = read_population(out)
+    members, width = api.make_controls(
+        victims,
+        data=data,
+        pretrain_data=pretrain_data,
+        labelled_data=labelled_data,
+        out=out,
+        workers=workers,
+        steps=steps,
+        thief_steps=thief_steps,
+        without=without or (),
+        half=not full_precision,
+        probe=None if probe_train is None or probe_test is None else (probe_train, probe_test),
+        progress=output.progress,
+    )
+    kinds = Counter(member.kind for member in members)
     fields = {
         "out": str(out),
-        "n_controls": len(chosen),
+        "n_controls": len(members),
         "width": width,
-        "floor": 1 / (len(chosen) + 1),
-        "kinds": kinds,
+        "floor": 1 / (len(members) + 1),
+        "kinds": dict(kinds),
         "accuracy": {member.name: member.accuracy for member in members},
     }
     rows = [
         ("population", str(out)),
-        ("controls", str(len(chosen))),
-        ("floor", f"{1 / (len(chosen) + 1):.3g}"),
+        ("controls", str(len(members))),
+        ("floor", f"{1 / (len(members) + 1):.3g}"),
         ("kinds", ", ".join(f"{n} {kind}" for kind, n in kinds.items())),
     ]
     if probe_train is not None:
@@ -233,7 +217,7 @@ def controls(
 
 
 def _medians(members: Sequence[Member]) -> dict[str, float]:
-    """Kind → median accuracy of its members' probes."""
+    """Return the median accuracy of the probes of each kind's members."""
     from statistics import median
 
     found: dict[str, list[float]] = {}
@@ -244,7 +228,7 @@ def _medians(members: Sequence[Member]) -> dict[str, float]:
 
 
 def _named(victims: Sequence[str]) -> dict[str, str]:
-    """NAME=ENCODER, …; names become parts of folder names."""
+    """Return encoders by name, read from texts NAME=ENCODER; names become parts of folder names."""
     named: dict[str, str] = {}
     for text in victims:
         name, equals, spec = text.partition("=")
@@ -256,26 +240,6 @@ def _named(victims: Sequence[str]) -> dict[str, str]:
     if not named:
         raise UsageError("--victim must name at least one clean encoder")
     return named
-
-
-def _checked_width(bed: Bed, chosen: Sequence[Recipe], victims: dict[str, str]) -> int:
-    """Return the victims' common width, and open all that training will need: better now than after an hour of it."""
-    from sslguard.data.specs import open_data
-    from sslguard.encoders.load import load_encoder
-
-    for spec in (bed.thief, bed.pretrain, bed.labelled):
-        open_data(spec)
-    for spec in sorted({recipe.parent for recipe in chosen if recipe.parent} - set(victims.values())):
-        load_encoder(spec)
-    widths = {name: load_encoder(spec).dim for name, spec in victims.items()}
-    (first, width), *others = widths.items()
-    for name, other in others:
-        if other != width:
-            raise UsageError(
-                f"--victim {name} answers in {other} dimensions and {first} in {width}: one key scores one width, so "
-                "make a population for each"
-            )
-    return width
 
 
 def demo(*, out: Path | None = None, api: bool = False, output: Output = PRINTED) -> Result:

@@ -6,13 +6,12 @@ import secrets
 import shutil
 from pathlib import Path
 
-from sslguard.claims.audit import audit
+from sslguard import api
 from sslguard.claims.bundle import read_bundle
-from sslguard.claims.claim import claim
-from sslguard.claims.commitment import parse_commitment, publish, timestamp_file
+from sslguard.claims.commitment import parse_commitment, timestamp_file
 from sslguard.claims.documents import MAX_DOCUMENT, read_file
-from sslguard.claims.outcome import Audit, Terms
-from sslguard.claims.page import check_page, write_page
+from sslguard.claims.outcome import Audit
+from sslguard.claims.page import check_page
 from sslguard.data.base import Data
 from sslguard.demo.result import AuditReport
 from sslguard.encoders.base import Encoder
@@ -63,11 +62,10 @@ def claim_and_audit(
         old.unlink(missing_ok=True)
     if bundle.exists():
         shutil.rmtree(bundle)
-    stored, drawn = open_key(key), secrets.token_hex(16) if seed is None else f"demonstration {seed}"
-    publish(stored, commitment)
-    claim(stored, suspect, data, seed=drawn, commitment=commitment, out=bundle, alpha=alpha)
-    found = audit(bundle, data, Terms(seed=drawn, alpha=alpha), clean=clean, suspect=suspect)
-    write_page(found, page)
+    drawn = secrets.token_hex(16) if seed is None else f"demonstration {seed}"
+    api.commit(key, commitment)
+    api.claim(key, suspect, data, seed=drawn, commitment=commitment, out=bundle, alpha=alpha)
+    found = api.audit(bundle, data, seed=drawn, clean=clean, suspect=suspect, alpha=alpha, report=page)
     return _report(found, page)
 
 

@@ -22,7 +22,6 @@ from sslguard.demo.output import PAGE, RESULT
 from sslguard.demo.result import FORMAT
 from sslguard.demo.serving import served
 from sslguard.demo.stage import Clock, check_folders
-from sslguard.encoders.folder import save_encoder
 from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 from sslguard.report.html import render
@@ -215,10 +214,13 @@ def _stolen(settings: ApiSettings, files: Mapping[str, Path], progress: bool) ->
     """Write the surrogate; returns its record and what asking took."""
     with served(settings.encoder, "--head", str(files[KEY])) as address, _opened(address) as victim:
         surrogate = api.steal(
-            victim, settings.thief, recipe=settings.recipe, seed=settings.seed or 0, progress=progress
+            *(victim, settings.thief),
+            out=files[SURROGATE],
+            recipe=settings.recipe,
+            seed=settings.seed or 0,
+            progress=progress,
         )
         report = victim.report()
-    save_encoder(surrogate, files[SURROGATE])
     return {**surrogate.record, "n_parameters": surrogate.n_parameters, "remote": report}
 
 

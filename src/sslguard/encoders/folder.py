@@ -82,7 +82,7 @@ def save_encoder(encoder: Encoder, folder: Path, *, half: bool = False) -> None:
         check_weights(_rebuilt(description), tensors, description["dtype"])
     except EncoderError as error:
         raise UsageError(f"this encoder could not be loaded again: {error}") from error
-    with atomic_folder(folder, replaces=_is_encoder_folder) as partial:
+    with atomic_folder(folder, replaces=is_encoder_folder) as partial:
         (partial / DESCRIPTION).write_bytes(text)
         # Not safetensors' own writer: it reports a full disk as an error of the format.
         (partial / WEIGHTS).write_bytes(save(tensors))
@@ -163,7 +163,7 @@ def _stored(encoder: Encoder, *, half: bool) -> dict[str, Tensor]:
     return tensors
 
 
-def _is_encoder_folder(folder: Path) -> bool:
+def is_encoder_folder(folder: Path) -> bool:
     """Return whether a folder holds an encoder and nothing else. Anything more is the user's, not ours to remove."""
     if not {entry.name for entry in folder.iterdir()} <= FILES:
         return False

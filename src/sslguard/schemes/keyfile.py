@@ -112,6 +112,11 @@ class StoredKey:
     number: int = 0
     folder: Path | None = None
 
+    @property
+    def sub_keys(self) -> int:
+        """Return the number of sub-keys of the whole key; 0 if its scheme has none."""
+        return self.key.sub_keys if isinstance(self.key, ExactKey) else 0
+
     def opened(self, number: int) -> StoredKey:
         """Return the sub-key of this number, for a claim that opens no other.
 

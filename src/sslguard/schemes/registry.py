@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sslguard.lazy import found_at
-from sslguard.settings import Choices, read_named
+from sslguard.settings import Choices, chosen, read_named
 
 if TYPE_CHECKING:
     from sslguard.schemes.base import Key, Scheme
@@ -51,6 +51,21 @@ def build_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
     """
     scheme: Scheme = read_named(CHOICES, name, settings)
     return scheme
+
+
+def named_scheme(scheme: str, preset: str, settings: Mapping[str, Any]) -> Scheme:
+    """Return the scheme of a name and a preset, with these settings in place of the preset's.
+
+    Args:
+        scheme: one of `PRESETS`, or of `SCHEMES`.
+        preset: one of the scheme's presets; of no account where it has none.
+        settings: plain values by field, as TOML or JSON has them.
+
+    Raises:
+        UsageError: there is no such scheme, preset or setting, or the scheme refuses a value.
+    """
+    presets = PRESETS.get(scheme)
+    return build_scheme(chosen(presets, preset, "preset") if presets else scheme, settings)
 
 
 def key_class(scheme: object) -> type[Key] | None:

@@ -1,7 +1,7 @@
-"""What a long command keeps beside its result until that stands: so that the same command goes on after ^C.
+"""What a long run keeps beside its result until that stands, so that the same command goes on after an interruption.
 
-For `--out DIR` it is the folder `DIR.unfinished`, readable by its owner alone: `checkpoint.pt`, and for a marking
-`secret`, because a resumed marking must draw the same key. It is removed when the result is in place.
+For a result in the folder `DIR` it is the folder `DIR.unfinished`, readable by its owner alone: `checkpoint.pt`, and
+for a marking `secret`, because a resumed marking must draw the same key. It is removed when the result is in place.
 """
 
 from __future__ import annotations
@@ -13,24 +13,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sslguard.crypto.secrets import Secret
 from sslguard.errors import OutputError
 from sslguard.files import atomic_folder, write_atomic
-
-if TYPE_CHECKING:
-    from sslguard.crypto.secrets import Secret
+from sslguard.training.processes import is_first_process
 
 SECRET_WAIT = 60.0  # seconds that other processes wait for the first one's secret
 
 
 class InterruptedRun(KeyboardInterrupt):
-    """^C, with a sentence on what can be resumed."""
+    """Interruption by the user, with a sentence on what can be resumed."""
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Where a command works.
+    """Where a run works.
 
     Attributes:
         folder: what is kept until the result stands.
@@ -42,7 +40,7 @@ class Unfinished:
 
     @property
     def checkpoint(self) -> Path:
-        """The file that training saves to and resumes from."""
+        """Return the file that training saves to and resumes from."""
         return self.folder / "checkpoint.pt"
 
     def secret(self) -> Secret:
@@ -52,8 +50,6 @@ class Unfinished:
             KeyFileError: the file that keeps it is damaged.
             OutputError: it cannot be written, or the first process did not write it in time.
         """
-        from sslguard.crypto.secrets import Secret
-
         path = self.folder / "secret"
         _check_own(path, 0o077)
         if self.result is not None and not path.exists():
@@ -80,8 +76,6 @@ def unfinished(out: Path, *, replaces: Callable[[Path], bool] | None = None) -> 
         OutputError: `out` is taken or cannot be written. Before the block where that can be known.
         InterruptedRun: in place of a KeyboardInterrupt.
     """
-    from sslguard.training import is_first_process
-
     target = Path(os.path.realpath(out))
     folder = target.with_name(f"{target.name}.unfinished") if target.name else target
     if not is_first_process():
