@@ -48,12 +48,12 @@ def audit(
     """Check a bundle and decide anew.
 
     Args:
-        data: what the examiner and the claimant agreed to draw queries from.
+        data: What the examiner and the claimant agreed to draw queries from.
         clean: F, as the claimant handed it over; the test is recomputed by running it. None: no verdict.
-        suspect: asked again, where the examiner can: the decision is then taken on these answers alone.
+        suspect: Asked again, where the examiner can: the decision is then taken on these answers alone.
 
     Raises:
-        ClaimError: the bundle cannot be read, or a signature in it is not good.
+        ClaimError: The bundle cannot be read, or a signature in it is not good.
         UsageError: `data` holds what the key cannot ask about.
     """
     bundle = read_bundle(folder)

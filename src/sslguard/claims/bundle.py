@@ -60,12 +60,12 @@ class Bundle:
     """A bundle as it was read: what its owner says, none of it believed yet.
 
     Attributes:
-        folder: where it lies.
-        claim: its document, of a good signature.
-        commitment: of a good signature, too.
-        token: the timestamp's bytes; None where there is none.
-        opened: the opened key.
-        salt: what it is said to be committed with.
+        folder: Where it lies.
+        claim: Its document, of a good signature.
+        commitment: Of a good signature, too.
+        token: The timestamp's bytes; None where there is none.
+        opened: The opened key.
+        salt: What it is said to be committed with.
     """
 
     folder: Path
@@ -122,7 +122,7 @@ def read_bundle(folder: Path) -> Bundle:
     """A bundle's parts, each well formed; whether they fit together is the audit's business.
 
     Raises:
-        ClaimError: a file is missing, damaged, oversized, a link, or something that a bundle does not hold.
+        ClaimError: A file is missing, damaged, oversized, a link, or something that a bundle does not hold.
     """
     names = _names(folder)
     if strange := sorted(names - FILES):
@@ -141,7 +141,7 @@ def check_answers(bundle: Bundle, n: int) -> int:
     """How many rows are zero, once the file is the one that was signed and holds `n` rows of finite numbers.
 
     Raises:
-        ClaimError: it is not.
+        ClaimError: It is not.
     """
     path = bundle.answers
     wanted = hex_bytes(bundle["answers"].get("sha256"), 32, "the hash of the answers").hex()

@@ -77,18 +77,18 @@ def claim(
     It opens the key, or the sub-key that `stored` is (`StoredKey.opened`), and records that in the key's folder.
 
     Args:
-        data: what the examiner agreed to; the seed draws from it. None of it may have taken part in marking.
-        seed: the examiner's, given after the commitment was seen.
-        commitment: its file; its timestamp is taken from beside it.
-        out: folder of the bundle.
-        controls: known innocents, by specification, for a key whose null they are.
-        alpha, n_claims: level of the test, and how many claims share it. Every key of the commitment takes part.
+        data: What the examiner agreed to; the seed draws from it. None of it may have taken part in marking.
+        seed: The examiner's, given after the commitment was seen.
+        commitment: Its file; its timestamp is taken from beside it.
+        out: Folder of the bundle.
+        controls: Known innocents, by specification, for a key whose null they are.
+        alpha, n_claims: Level of the test, and how many claims share it. Every key of the commitment takes part.
 
     Raises:
-        ClaimError: the commitment is not to this key, or it or the record of openings is damaged. Nothing is asked
+        ClaimError: The commitment is not to this key, or it or the record of openings is damaged. Nothing is asked
             then.
-        RefusedError: the controls cannot support alpha. Nothing is asked then.
-        OutputError: the bundle cannot be written.
+        RefusedError: The controls cannot support alpha. Nothing is asked then.
+        OutputError: The bundle cannot be written.
     """
     owner, key = stored.owner, stored.key
     committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))

@@ -64,7 +64,7 @@ class OpenedKey:
 
     Attributes:
         fields: JSON values, the secret among them.
-        tensors: all but those of F.
+        tensors: All but those of F.
     """
 
     scheme: str
@@ -107,7 +107,7 @@ class OpenedKey:
 
         Raises:
             ClaimError: `clean` is described otherwise than the key's F.
-            KeyFileError: the parts do not fit together.
+            KeyFileError: The parts do not fit together.
         """
         preprocess = clean.preprocess.to_json()
         ours = {"architecture": clean.architecture, "preprocess": preprocess, "dim": clean.dim}
@@ -163,17 +163,17 @@ def publish(
     commitment.
 
     Args:
-        authority: address of an RFC 3161 authority that is asked for a token.
-        token: a file with a token over the commitment that was got otherwise.
-        roots: whom the authority must be vouched for by; none means that its signature is not checked now.
+        authority: Address of an RFC 3161 authority that is asked for a token.
+        token: A file with a token over the commitment that was got otherwise.
+        roots: Whom the authority must be vouched for by; none means that its signature is not checked now.
 
     Returns:
         The commitment, and the time that its timestamp says, where it has one.
 
     Raises:
-        OutputError: something else stands there.
-        ClaimError: the authority gave no timestamp, or what stands there is of something else.
-        UsageError: both kinds of token are given.
+        OutputError: Something else stands there.
+        ClaimError: The authority gave no timestamp, or what stands there is of something else.
+        UsageError: Both kinds of token are given.
     """
     if authority is not None and token is not None:
         raise UsageError("a timestamp comes from an authority or from a file, not from both")
@@ -217,7 +217,7 @@ def parse_commitment(content: bytes, what: str) -> Commitment:
     """A commitment from the bytes of its file.
 
     Raises:
-        ClaimError: they are anything else.
+        ClaimError: They are anything else.
     """
     document = parse_document(content, what, format_=FORMAT, version=VERSION)
     keys = document.signed.get("keys")

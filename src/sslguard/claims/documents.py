@@ -34,8 +34,8 @@ class Document:
     """A document whose signature is good.
 
     Attributes:
-        signed: what the owner says.
-        content: the bytes of the file.
+        signed: What the owner says.
+        content: The bytes of the file.
     """
 
     signed: Mapping[str, Any]
@@ -63,7 +63,7 @@ def parse_document(content: bytes, what: str, *, format_: str, version: int) -> 
     """A document with a good signature, in its one spelling.
 
     Raises:
-        ClaimError: it is anything else.
+        ClaimError: It is anything else.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -87,7 +87,7 @@ def parse_line(content: bytes, what: str) -> dict[str, Any]:
     """A JSON object in its canonical spelling and one newline.
 
     Raises:
-        ClaimError: it is anything else.
+        ClaimError: It is anything else.
     """
     if len(content) > MAX_DOCUMENT:
         raise ClaimError(f"{what} is larger than {MAX_DOCUMENT} bytes")
@@ -123,7 +123,7 @@ def read_file(path: Path, most: int) -> bytes:
     """A plain file of at most `most` bytes, no link and nothing that blocks.
 
     Raises:
-        ClaimError: it is anything else.
+        ClaimError: It is anything else.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

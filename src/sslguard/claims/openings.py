@@ -28,7 +28,7 @@ def read_openings(folder: Path) -> dict[int, datetime]:
     """Number → when it was opened first; empty where nothing was.
 
     Raises:
-        ClaimError: the record is damaged.
+        ClaimError: The record is damaged.
     """
     path = folder / OPENINGS
     if not os.path.lexists(path):
@@ -46,7 +46,7 @@ def opened_at(folder: Path | None, number: int) -> datetime | None:
     """Since when somebody else may know the sub-key of this number, or at 0 a part of the whole key.
 
     Args:
-        folder: the key's; None where it has none.
+        folder: The key's; None where it has none.
 
     Returns:
         The time, None where nobody does.
@@ -65,7 +65,7 @@ def record_opening(stored: StoredKey) -> None:
     """Note in the key's folder, where it has one, that it is opened now. An earlier time stays.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: The folder cannot be written.
     """
     if stored.folder is None:
         return

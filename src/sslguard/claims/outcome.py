@@ -46,8 +46,8 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        name: of a word or two.
-        words: what was found, for people.
+        name: Of a word or two.
+        words: What was found, for people.
     """
 
     name: str
@@ -60,14 +60,14 @@ class Terms:
     """What the examiner decides by.
 
     Attributes:
-        alpha: level of the test.
-        n_claims: how many claims (suspects, keys, looks) share it.
-        seed: what the examiner gave the claimant.
-        not_after: when the suspect could first be asked; a later commitment shows nothing. None: not known.
-        opened: when this key was opened or lost; it does not count against suspects dated later.
-        commitment: digest, hex, of the one that the examiner saw before giving the seed. None: not compared.
-        roots: certificates that the timestamp's authority must be vouched for by.
-        controls: known innocents, by specification, for a key whose null they are.
+        alpha: Level of the test.
+        n_claims: How many claims (suspects, keys, looks) share it.
+        seed: What the examiner gave the claimant.
+        not_after: When the suspect could first be asked; a later commitment shows nothing. None: not known.
+        opened: When this key was opened or lost; it does not count against suspects dated later.
+        commitment: Digest, hex, of the one that the examiner saw before giving the seed. None: not compared.
+        roots: Certificates that the timestamp's authority must be vouched for by.
+        controls: Known innocents, by specification, for a key whose null they are.
     """
 
     seed: str
@@ -93,11 +93,11 @@ class Audit:
     """What an examiner found.
 
     Attributes:
-        checks: in the order in which they were made.
-        verdict: recomputed; None where it could not be.
-        n_tries: how many claims alpha was shared among: the terms', one for every key in the commitment, and what
+        checks: In the order in which they were made.
+        verdict: Recomputed; None where it could not be.
+        n_tries: How many claims alpha was shared among: the terms', one for every key in the commitment, and what
             is charged for keys that may have been tried, dated or not, and for answers left out.
-        facts: of the bundle, for a report: owner, suspect, seed, hashes, versions.
+        facts: Of the bundle, for a report: owner, suspect, seed, hashes, versions.
     """
 
     checks: tuple[Check, ...]

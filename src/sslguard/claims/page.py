@@ -55,7 +55,7 @@ def write_page(audit: Audit, path: Path) -> None:
     """Write the page, dated now, to `path`; only a page of sslguard's is replaced.
 
     Raises:
-        OutputError: something else stands there, or it cannot be written.
+        OutputError: Something else stands there, or it cannot be written.
     """
     check_page(path)
     write_atomic(path, render_page(audit, when=datetime.now(UTC)).encode())
@@ -65,7 +65,7 @@ def check_page(path: Path) -> None:
     """Check that a page may be written to `path`: before the work, not after it.
 
     Raises:
-        OutputError: something else stands there.
+        OutputError: Something else stands there.
     """
     if not os.path.lexists(path):
         return

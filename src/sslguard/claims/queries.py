@@ -31,9 +31,9 @@ class ExaminerData(Data):
     """The items of `whole` that the examiner's seed draws, in the order in which it draws them.
 
     Args:
-        whole: what there is to choose from.
-        n: how many are drawn.
-        seed: the examiner's, 1 to 256 characters.
+        whole: What there is to choose from.
+        n: How many are drawn.
+        seed: The examiner's, 1 to 256 characters.
         commitment: SHA-256 of the commitment's file, hex.
 
     Raises:

@@ -59,18 +59,18 @@ def refitted_controls(
     to a third of the time of a marking by the published losses, and one verification.
 
     Args:
-        controls: name and encoder, each as wide as `clean`.
+        controls: Name and encoder, each as wide as `clean`.
         clean: F of the claimed key, by which mask, secret vector and the first trigger and decoder are drawn.
-        data: what is fitted with: like what the claimant may have had, and no less.
-        asked: what the claimed key asked about; nothing in it is in `data`.
-        scheme: recipe and budget. A claimed key's `settings` are what its owner says.
-        seed: the examiner's, at least 0; each control's secret follows from it and the control's name.
+        data: What is fitted with: like what the claimant may have had, and no less.
+        asked: What the claimed key asked about; nothing in it is in `data`.
+        scheme: Recipe and budget. A claimed key's `settings` are what its owner says.
+        seed: The examiner's, at least 0; each control's secret follows from it and the control's name.
 
     Returns:
         Name → mean cosine to the secret vector, in [−1, 1].
 
     Raises:
-        UsageError: there is no control, one is named twice or is not as wide as `clean`; or `scheme` has a carrier.
+        UsageError: There is no control, one is named twice or is not as wide as `clean`; or `scheme` has a carrier.
     """
     scores: dict[str, float] = {}
     for name, control in controls:

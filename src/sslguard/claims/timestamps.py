@@ -34,7 +34,7 @@ def request_token(url: str, content: bytes) -> bytes:
 
     Raises:
         UsageError: `url` is no address of http or https, or holds a password.
-        ClaimError: it gives no token over these bytes.
+        ClaimError: It gives no token over these bytes.
     """
     from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
 
@@ -52,7 +52,7 @@ def claimed_time(token: bytes, content: bytes, what: str) -> datetime:
     """When the token says that `content` existed. Nobody's signature is checked.
 
     Raises:
-        ClaimError: it is no granted token over these bytes.
+        ClaimError: It is no granted token over these bytes.
     """
     response = parse_token(token, what)
     _check_imprint(response, content, what)
@@ -65,7 +65,7 @@ def verified_time(token: bytes, content: bytes, roots: Sequence[Certificate], wh
     Certificates count at that time, so that a token outlives them.
 
     Raises:
-        ClaimError: no such authority says so.
+        ClaimError: No such authority says so.
     """
     from rfc3161_client import VerifierBuilder
 
@@ -85,7 +85,7 @@ def read_roots(path: Path) -> list[Certificate]:
     """Certificates of authorities, PEM.
 
     Raises:
-        UsageError: the file holds none.
+        UsageError: The file holds none.
     """
     from cryptography.x509 import load_pem_x509_certificates
 

@@ -1,13 +1,13 @@
-"""Content encrypted with age, by a passphrase or to recipients: any program that reads age (age-encryption.org/v1)
-opens it.
+"""Encryption of files with age, by a passphrase or to recipients.
 
-What opens a sealed file never stands on a command line. It is looked for in
+Any program that reads age files (age-encryption.org/v1) can open the result. Passphrases and identities are never
+given on a command line. They are taken from
 
-- `SSLGUARD_IDENTITY`, the name of an age identity file as `age-keygen` writes it, for what is sealed to recipients;
-- `SSLGUARD_PASSPHRASE`, for what is sealed by a passphrase, and without it at a prompt, where there is a terminal.
+- `SSLGUARD_IDENTITY`, the name of an age identity file as `age-keygen` writes it, for files sealed to recipients;
+- `SSLGUARD_PASSPHRASE`, or else a prompt if there is a terminal, for files sealed by a passphrase.
 
-What it does not protect against: whoever reads this process's memory or environment, and weak passphrases (opening one
-takes some seconds and a gigabyte by scrypt, no more).
+What it does not protect against: a program that reads this process's memory or environment, and weak passphrases (one
+trial takes scrypt some seconds and a gigabyte of memory, no more).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sslguard.errors import KeyFileError, UsageError
 
 PASSPHRASE, IDENTITY = "SSLGUARD_PASSPHRASE", "SSLGUARD_IDENTITY"
 MAX_WORK_FACTOR = 22
-"""log₂ N of scrypt that is still tried: 4 GiB of memory. age itself refuses more."""
+"""Largest log₂ N of scrypt that is accepted; it takes 4 GiB of memory. age itself refuses more."""
 MAX_RECIPIENTS = 64
 _MAX_TEXT = 1 << 16  # bytes of a file of identities or recipients
 _MAGIC = b"age-encryption.org/v1\n"
@@ -33,17 +33,18 @@ _SCRYPT = re.compile(rb"-> scrypt [A-Za-z0-9+/]{22} ([1-9][0-9]?)\n")
 
 @dataclass(frozen=True, repr=False)
 class Seal:
-    """For whom content is encrypted: whoever knows the passphrase, or holds the identity of one of the recipients.
+    """Who can open encrypted content: holders of a passphrase, or of the identity of one of the recipients.
 
     Attributes:
-        passphrase: not empty; None where there are recipients.
-        recipients: X25519 public keys, "age1…", at most 64.
+        passphrase: Not empty; None if there are recipients.
+        recipients: X25519 public keys, "age1…", at most 64; empty if there is a passphrase.
     """
 
     passphrase: str | None = None
     recipients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        """Check passphrase and recipients."""
         if (self.passphrase is None) == (not self.recipients):
             raise UsageError("a seal takes a passphrase or recipients, and not both")
         if self.passphrase is not None and not self.passphrase.strip():
@@ -60,13 +61,13 @@ class Seal:
             try:
                 keys.append(pyrage.x25519.Recipient.from_str(text))
             except pyrage.RecipientError:
-                # Whoever mistakes an identity for a recipient must not find it in a log.
+                # A user may give an identity by mistake. It must not appear in a log.
                 shown = "an identity, which is secret" if text.upper().startswith("AGE-SECRET") else f"{text!r:.80}"
                 raise UsageError(f"a recipient is an age public key (age1...), not {shown}") from None
         return keys
 
     def close(self, content: bytes) -> bytes:
-        """`content` as a binary age file."""
+        """Encrypt `content` and return it as a binary age file."""
         import pyrage
 
         if self.passphrase is not None:
@@ -74,14 +75,18 @@ class Seal:
         return bytes(pyrage.encrypt(content, self._keys()))
 
     def __repr__(self) -> str:
+        """Return a text without the passphrase."""
         return "Seal(passphrase hidden)" if self.recipients == () else f"Seal(recipients={len(self.recipients)})"
 
 
 def read_recipients(texts: Sequence[str]) -> tuple[str, ...]:
-    """Public keys as they are; whatever else a text is, it names a file of them, one a line, # before comments.
+    """Return the public keys of recipients.
+
+    Args:
+        texts: Public keys ("age1…"), or names of files with one public key a line and comments after #.
 
     Raises:
-        UsageError: a file cannot be read or holds none.
+        UsageError: A file cannot be read, or holds no public key.
     """
     found: list[str] = []
     for text in texts:
@@ -96,16 +101,16 @@ def read_recipients(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def seal_from_environment() -> Seal | None:
-    """By the passphrase in `SSLGUARD_PASSPHRASE`, where there is one."""
+    """Return a seal by the passphrase in `SSLGUARD_PASSPHRASE`, or None if it is not set."""
     passphrase = os.environ.get(PASSPHRASE)
     return Seal(passphrase) if passphrase else None
 
 
 def seal_from_prompt() -> Seal:
-    """By a passphrase that is asked for twice on the terminal.
+    """Ask for a passphrase twice on the terminal and return a seal by it.
 
     Raises:
-        UsageError: there is no terminal, or the two differ.
+        UsageError: There is no terminal, the passphrase is empty, or the two answers differ.
     """
     if not _has_terminal():
         raise UsageError(f"there is no terminal to ask for a passphrase on: set {PASSPHRASE}, or name recipients")
@@ -116,14 +121,14 @@ def seal_from_prompt() -> Seal:
 
 
 def unseal(content: bytes, what: str) -> bytes:
-    """What `Seal.close` was given, opened by the environment or at a prompt.
+    """Decrypt what `Seal.close` encrypted, with an identity or passphrase from the environment or a prompt.
 
     Args:
-        content: an age file.
-        what: its name, for messages.
+        content: Content of an age file.
+        what: Its name, for error messages.
 
     Raises:
-        KeyFileError: nothing opens it, or it is damaged.
+        KeyFileError: No identity or passphrase opens it, or it is damaged.
     """
     if not content.startswith(_MAGIC):
         raise KeyFileError(f"{what} is damaged: not an age file")
@@ -138,16 +143,21 @@ def unseal(content: bytes, what: str) -> bytes:
 
 
 def open_with(identity: str, content: bytes, what: str) -> bytes:
-    """What was sealed to the public key of `identity` ("AGE-SECRET-KEY-1…").
+    """Decrypt what was sealed to the public key of an identity.
+
+    Args:
+        identity: An age identity, "AGE-SECRET-KEY-1…".
+        content: Content of an age file.
+        what: Its name, for error messages.
 
     Raises:
-        KeyFileError: it does not open it, is no identity, or the content is damaged.
+        KeyFileError: `identity` is no identity or does not open the content, or the content is damaged.
     """
     return _decrypt(content, _identities([identity], what), what)
 
 
 def new_identity() -> tuple[str, Seal]:
-    """A fresh identity and the seal that it alone opens."""
+    """Generate an identity and return it with a seal that only this identity opens."""
     import pyrage
 
     identity = pyrage.x25519.Identity.generate()
@@ -184,7 +194,7 @@ def _identities(texts: Sequence[str], where: str) -> list[Any]:
     try:
         return [pyrage.x25519.Identity.from_str(text) for text in texts]
     except pyrage.IdentityError:
-        raise KeyFileError(f"{where} holds something else than age identities (AGE-SECRET-KEY-1...)") from None
+        raise KeyFileError(f"{where} must hold only age identities (AGE-SECRET-KEY-1...)") from None
 
 
 def _decrypt(content: bytes, identities: list[Any], what: str) -> bytes:
@@ -197,10 +207,10 @@ def _decrypt(content: bytes, identities: list[Any], what: str) -> bytes:
 
 
 def _lines(path: Path, rule: str, kind: type[UsageError] | type[KeyFileError]) -> list[str]:
-    """The lines of a small text file without comments and empty ones. Their content is in no message."""
+    """Return the lines of a small text file, without comments and empty lines. No message shows their content."""
     text = ""
     try:
-        # A pipe or a device would block or never end.
+        # Reading a pipe or a device could block or never end.
         problem = None if path.is_file() else "is no file"
         if problem is None:
             with path.open("rb") as file:

@@ -54,8 +54,8 @@ def claim_and_audit(
     64 bits for it.
 
     Args:
-        out: where commitment, bundle and the examiner's page are written; former ones are replaced.
-        seed: of the examiner; None draws it.
+        out: Where commitment, bundle and the examiner's page are written; former ones are replaced.
+        seed: Of the examiner; None draws it.
     """
     commitment, bundle, page = out / COMMITMENT, out / BUNDLE, out / PAGE
     for old in (commitment, timestamp_file(commitment)):

@@ -44,11 +44,11 @@ class Inputs:
 
     Attributes:
         clean: F.
-        innocents: suspect's name → the innocent.
-        controls: the population without those held out.
-        kinds: control's name → the family it is reported under.
-        mark, thief, verify: data by role.
-        tasks: what encoders are probed on.
+        innocents: Suspect's name → the innocent.
+        controls: The population without those held out.
+        kinds: Control's name → the family it is reported under.
+        mark, thief, verify: Data by role.
+        tasks: What encoders are probed on.
     """
 
     clean: Encoder
@@ -91,8 +91,8 @@ def open_inputs(settings: DemoSettings) -> Inputs:
     """Open and check everything.
 
     Raises:
-        UsageError: encoders, controls and data do not go together, or one of them cannot be opened.
-        EncoderError: the files of an encoder are damaged.
+        UsageError: Encoders, controls and data do not go together, or one of them cannot be opened.
+        EncoderError: The files of an encoder are damaged.
     """
     clean = _encoder(settings.encoder)
     members = read_population(settings.population or shipped_population())

@@ -21,7 +21,7 @@ def check_report_folder(folder: Path) -> None:
     """Make `folder` and find out, before any work, whether a report can be written there.
 
     Raises:
-        OutputError: it is no folder, cannot be written, or holds a file of a report's name that no report is.
+        OutputError: It is no folder, cannot be written, or holds a file of a report's name that no report is.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_report(data: ReportData, folder: Path, *, extra: dict[str, Any] | None
         "page", "result" and "picture" → where it stands.
 
     Raises:
-        OutputError: a file cannot be written; those of an earlier report are left as they were.
+        OutputError: A file cannot be written; those of an earlier report are left as they were.
     """
     result = json.dumps({**data.to_json(), **(extra or {})}, indent=1, sort_keys=True, allow_nan=False)
     contents = {

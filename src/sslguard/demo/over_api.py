@@ -47,12 +47,12 @@ class ApiSettings:
     """What the demonstration does.
 
     Attributes:
-        encoder: the owner's, which innocents have too; an encoder of texts.
-        mark, thief, verify: texts of the owner, of the thief, and those that suspects are asked.
-        recipe: how the thief learns.
-        n_queries: that the key asks.
-        alpha: of the test, shared between both suspects.
-        seed: makes the key public and the run repeatable; None takes the secret from the operating system.
+        encoder: The owner's, which innocents have too; an encoder of texts.
+        mark, thief, verify: Texts of the owner, of the thief, and those that suspects are asked.
+        recipe: How the thief learns.
+        n_queries: That the key asks.
+        alpha: Of the test, shared between both suspects.
+        seed: Makes the key public and the run repeatable; None takes the secret from the operating system.
     """
 
     encoder: str = "package:all-minilm-l6-v2"
@@ -92,10 +92,10 @@ class ApiResult:
     """What the demonstration found.
 
     Attributes:
-        settings: of the run.
-        theft: the surrogate's record, and what asking for it took (`remote`).
-        suspects: those that were verified.
-        seconds: by stage.
+        settings: Of the run.
+        theft: The surrogate's record, and what asking for it took (`remote`).
+        suspects: Those that were verified.
+        seconds: By stage.
         files: "key", "surrogate", "page", "result" → path.
     """
 
@@ -159,13 +159,13 @@ def run_api_demo(out: Path, *, settings: ApiSettings | None = None, progress: bo
     """Serve, steal, serve what was stolen, verify; write key, surrogate, `report.html` and `result.json` to `out`.
 
     Args:
-        out: folder, made where missing. A former demonstration in it is replaced; other files are left alone.
-        progress: say on standard error what is going on.
+        out: Folder, made where missing. A former demonstration in it is replaced; other files are left alone.
+        progress: Say on standard error what is going on.
 
     Raises:
         OutputError: `out` cannot be written, or holds other things under the names that are needed.
-        UsageError: encoder and data do not go together.
-        SuspectError: a server does not start or does not answer.
+        UsageError: Encoder and data do not go together.
+        SuspectError: A server does not start or does not answer.
     """
     chosen, out, clock = settings or ApiSettings(), Path(out), Clock(progress)
     check_folders(out, encoders=(SURROGATE,), keys=(KEY,))

@@ -33,9 +33,9 @@ class Scores:
     """One encoder's answers under one key.
 
     Attributes:
-        statistic: the number that is ranked; the mean of `cosines`.
-        watermark_rate: share of `cosines` above ½, in [0, 1].
-        cosines: of each answer to the secret vector, float (n_images,), in [-1, 1]; one may be asked twice.
+        statistic: The number that is ranked; the mean of `cosines`.
+        watermark_rate: Share of `cosines` above ½, in [0, 1].
+        cosines: Of each answer to the secret vector, float (n_images,), in [-1, 1]; one may be asked twice.
     """
 
     statistic: float
@@ -52,11 +52,11 @@ class Suspect:
     """Who was tested, and what came out.
 
     Attributes:
-        name: unique in the report.
-        story: how it came about, one sentence.
-        derived: the truth where it is known, as in a demonstration; None in the field.
+        name: Unique in the report.
+        story: How it came about, one sentence.
+        derived: The truth where it is known, as in a demonstration; None in the field.
         decision: "derived", "not shown", or "refused" where the null supports no decision.
-        pvalue: in (0, 1]; None where there is no null at all.
+        pvalue: In (0, 1]; None where there is no null at all.
     """
 
     name: str
@@ -71,11 +71,11 @@ class KeyReport:
     """One key: what it scored, and how it was made.
 
     Attributes:
-        name: what to call the key, a few words.
-        suspects: suspect's name → its scores. A watermarked encoder stands under the same name for every key,
+        name: What to call the key, a few words.
+        suspects: Suspect's name → its scores. A watermarked encoder stands under the same name for every key,
             and is each key's own.
-        controls: control's name → its scores.
-        own_pvalue: of the key's own watermarked encoder, ranked among the controls; None without controls.
+        controls: Control's name → its scores.
+        own_pvalue: Of the key's own watermarked encoder, ranked among the controls; None without controls.
     """
 
     name: str
@@ -89,10 +89,10 @@ class ExactRow:
     """One suspect under a key whose null is exact.
 
     Attributes:
-        name, story, derived: as in `Suspect`.
-        decision: at alpha shared among all rows, by Bonferroni.
-        log2_pvalue: of this suspect alone, in bits below 0.
-        kept: accuracy kept on the first task, where it was measured.
+        name, story, derived: As in `Suspect`.
+        decision: At alpha shared among all rows, by Bonferroni.
+        log2_pvalue: Of this suspect alone, in bits below 0.
+        kept: Accuracy kept on the first task, where it was measured.
     """
 
     name: str
@@ -110,9 +110,9 @@ class AuditReport:
     Attributes:
         decision: "derived", "not shown", "forged" or "not checkable".
         bits: -log2 of the recomputed p-value; None where there is none.
-        n_tries: how many claims alpha was shared among, what is charged for a key without a date included.
-        checks: name, status and words of each.
-        page: name of the examiner's own page, beside this one.
+        n_tries: How many claims alpha was shared among, what is charged for a key without a date included.
+        checks: Name, status and words of each.
+        page: Name of the examiner's own page, beside this one.
     """
 
     decision: str
@@ -127,12 +127,12 @@ class ExactReport:
     """A second scheme beside the first, on the same clean encoder.
 
     Attributes:
-        rows: suspects, in the order in which they are shown.
-        controls: control's name → log2 of its p-value. None of them is needed: they show what the theorem says.
-        n_queries: of each verification.
-        alpha: shared among the rows.
-        most_bits: where evidence ends, the entropy of the secret.
-        audit: of a claim on the surrogate; None where none was made.
+        rows: Suspects, in the order in which they are shown.
+        controls: Control's name → log2 of its p-value. None of them is needed: they show what the theorem says.
+        n_queries: Of each verification.
+        alpha: Shared among the rows.
+        most_bits: Where evidence ends, the entropy of the secret.
+        audit: Of a claim on the surrogate; None where none was made.
     """
 
     rows: tuple[ExactRow, ...]
@@ -232,18 +232,18 @@ class ReportData:
     """Everything that the page, the pictures and the tables are made from.
 
     Attributes:
-        suspects: in the order in which they are shown.
-        keys: the first one is the key that the decisions are about; others are shown beside it.
-        kinds: control's name → the family it is reported under.
-        probes: control's name → linear-probe accuracy, where it is known.
-        alpha, n_claims: level of the test and how many claims share it by Bonferroni.
-        refusal: why no decision is made; None where decisions are made.
-        settings: heading → name → value.
-        seconds: stage → wall-clock seconds.
-        public_seed: the seed that the secret was made from; None for a secret of the operating system.
-        commands: what to run next.
-        limits: sentences about this run in particular that nobody should overlook.
-        exact: the same encoder under the scheme whose null is exact; None where it was not run.
+        suspects: In the order in which they are shown.
+        keys: The first one is the key that the decisions are about; others are shown beside it.
+        kinds: Control's name → the family it is reported under.
+        probes: Control's name → linear-probe accuracy, where it is known.
+        alpha, n_claims: Level of the test and how many claims share it by Bonferroni.
+        refusal: Why no decision is made; None where decisions are made.
+        settings: Heading → name → value.
+        seconds: Stage → wall-clock seconds.
+        public_seed: The seed that the secret was made from; None for a secret of the operating system.
+        commands: What to run next.
+        limits: Sentences about this run in particular that nobody should overlook.
+        exact: The same encoder under the scheme whose null is exact; None where it was not run.
     """
 
     created: str

@@ -40,7 +40,7 @@ class DemoResult:
     """What the demonstration found, and where it stands.
 
     Attributes:
-        data: every figure.
+        data: Every figure.
         files: "encoder", "key", "surrogate", "page", "result", "picture" → path; "exact-encoder", "exact-key",
             "exact-surrogate", "commitment", "claim" and "audit" where that scheme was run.
     """
@@ -61,13 +61,13 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
     """Mark, steal, verify, probe; write encoders, key, `report.html`, `result.json` and `result.png` to `out`.
 
     Args:
-        out: folder, made where missing. A former demonstration in it is replaced; other files are left alone.
-        progress: say on standard error what is going on.
+        out: Folder, made where missing. A former demonstration in it is replaced; other files are left alone.
+        progress: Say on standard error what is going on.
 
     Raises:
         OutputError: `out` cannot be written, or holds other things under the names that are needed. Nothing was
             computed then.
-        UsageError: encoders, controls and data do not go together. Nothing was computed then either.
+        UsageError: Encoders, controls and data do not go together. Nothing was computed then either.
     """
     out = Path(out)
     check_folders(out, encoders=_ENCODERS, keys=_KEYS)

@@ -30,7 +30,7 @@ def served(*arguments: str) -> Iterator[str]:
     outright, the server ends by itself.
 
     Raises:
-        SuspectError: it does not start; the message is its own.
+        SuspectError: It does not start; the message is its own.
     """
     command = [sys.executable, "-P", str(TETHERED), "serve", *arguments, "--port", "0"]
     with tempfile.TemporaryFile() as said:

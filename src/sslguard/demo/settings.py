@@ -23,20 +23,20 @@ class DemoSettings:
     """What the demonstration does. The defaults are the shipped encoder and controls.
 
     Attributes:
-        encoder: the clean encoder F.
-        population: folder of the controls; None means the shipped ones.
-        scheme: how F* is marked.
-        published: the same with the published losses; its encoder is scored, not kept.
-        exact: the scheme whose null is exact, on the same encoder; None leaves it out.
-        thief, exact_thief: how F* is stolen, and how the exact scheme's F* is.
-        innocents: further innocent suspects beside F.
-        held_out: members of the population that are taken out of the controls and tested instead. Named before
+        encoder: The clean encoder F.
+        population: Folder of the controls; None means the shipped ones.
+        scheme: How F* is marked.
+        published: The same with the published losses; its encoder is scored, not kept.
+        exact: The scheme whose null is exact, on the same encoder; None leaves it out.
+        thief, exact_thief: How F* is stolen, and how the exact scheme's F* is.
+        innocents: Further innocent suspects beside F.
+        held_out: Members of the population that are taken out of the controls and tested instead. Named before
             anything is scored: members chosen by their scores would be no test.
-        alpha, exact_alpha: levels of the tests. An exact null is not bound by a number of controls: at 1e-6 it claims
+        alpha, exact_alpha: Levels of the tests. An exact null is not bound by a number of controls: at 1e-6 it claims
             an innocent in one demonstration of a million.
-        roles: who sees which data.
-        few_labels: labels a class of a second, harder task; None leaves it out.
-        seed: makes the run repeatable and its key public; None takes the secret from the operating system.
+        roles: Who sees which data.
+        few_labels: Labels a class of a second, harder task; None leaves it out.
+        seed: Makes the run repeatable and its key public; None takes the secret from the operating system.
     """
 
     encoder: Encoder | str = "shipped:simclr"

@@ -35,7 +35,7 @@ def check_folders(out: Path, *, encoders: Sequence[str], keys: Sequence[str]) ->
     """Make `out`, and find out before any work whether a demonstration can be written there.
 
     Raises:
-        OutputError: it cannot be written, or holds something else under a name that is needed.
+        OutputError: It cannot be written, or holds something else under a name that is needed.
     """
     check_report_folder(out)
     for name in (*encoders, *keys):

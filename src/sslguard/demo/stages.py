@@ -57,7 +57,7 @@ def score_controls(
     """Every control under every key: per key, control's name → score. Each network is read once and let go.
 
     Raises:
-        UsageError: a control cannot be scored. Leaving it out would choose the null.
+        UsageError: A control cannot be scored. Leaving it out would choose the null.
     """
     scores: list[dict[str, Score]] = [{} for _ in keys]
     for member in _tracked(controls, progress):
@@ -132,8 +132,8 @@ def examine_exactly(
     """A verdict on every suspect under a key whose null is exact.
 
     Args:
-        controls: what it says of the controls of the other key, of which it needs none.
-        kept: encoder's name → accuracy kept.
+        controls: What it says of the controls of the other key, of which it needs none.
+        kept: Encoder's name → accuracy kept.
     """
     tested: list[tuple[str, str, bool, Encoder]] = [
         (EXACT_MARKED, "the clean encoder with this scheme’s mark on its output", True, marked.encoder),

@@ -1,7 +1,7 @@
-"""What a score is judged by: the distribution of an innocent suspect's score, as an object.
+"""Null distributions of scores: how an innocent suspect would score.
 
-A scheme says with `Key.needs_controls` whether its scores are ranked among known innocents; `null_of` is the only place
-that reads a null off a key. Schemes stand below verification and know no more of it.
+A scheme states with `Key.needs_controls` whether its scores are ranked among known innocents. Only `null_of` derives a
+null from a key. Schemes do not import this package.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from sslguard.stats.direction import SECRET_BITS
 from sslguard.stats.significance import Significance, check_floor, control_rank_test
 
 UNDATED_TRIES = 64
-"""Bits: a key that is not shown to be older than the suspect is taken for the best of 2^64 that were tried."""
+"""Bits charged for a key that is not shown to be older than the suspect: up to 2^64 keys may have been tried."""
 DATED_TRIES = 20
-"""Bits: one that is, for the best of 2^20 that its owner dated. A key of ranks cannot afford that: it is assumed."""
+"""Bits charged for a key that is shown to be older: its owner may have dated up to 2^20 keys.
+
+Ranks among controls could not bear that charge, so for them an audit assumes that no other key was dated.
+"""
 
 
 class Null(ABC):
@@ -27,15 +30,15 @@ class Null(ABC):
 
     @abstractmethod
     def check(self, alpha: float, n_claims: int = 1) -> None:
-        """Refuse, before anything is asked, a level that no score could reach.
+        """Refuse a level that no score could reach, before the suspect is asked anything.
 
         Args:
-            alpha: level of the test, in (0, 1).
-            n_claims: how many claims share the level, at least 1.
+            alpha: Level of the test, in (0, 1).
+            n_claims: How many claims share the level, at least 1.
 
         Raises:
-            RefusedError: no score could be significant at `alpha` / `n_claims`.
-            UsageError: alpha or n_claims is out of range.
+            RefusedError: No score could be significant at `alpha` / `n_claims`.
+            UsageError: `alpha` or `n_claims` is out of range.
         """
 
     @abstractmethod
@@ -43,20 +46,20 @@ class Null(ABC):
         """Return the score with its p-value."""
 
     def charge(self, *, dated: bool, n_queries: int = 0, n_zero: int = 0) -> int:
-        """Return how many claims an audit counts one claim for, at least 1.
+        """Return the number of claims that an audit charges for one claim, at least 1.
 
         Args:
-            dated: whether the key is shown to be older than the suspect; else it may be the best of many.
-            n_queries: how many queries were asked.
-            n_zero: how many answers are zero. Whoever knows the key could leave out those that disagree, so the claim
-                counts as the best of all ways to leave out as many.
+            dated: Whether the key is shown to be older than the suspect. If not, it may be the best of many keys.
+            n_queries: How many queries were asked.
+            n_zero: How many answers are zero. Somebody who knows the key could leave out the answers that disagree, so
+                the charge is the number of ways to leave out that many.
         """
         return _choices(n_queries, n_zero) << (self._dated_tries if dated else UNDATED_TRIES)
 
     @property
     @abstractmethod
     def _dated_tries(self) -> int:
-        """Bits that are charged for keys which the owner may have dated."""
+        """Bits charged for other keys that the owner may have dated."""
 
     @abstractmethod
     def objection(self, *, dated: bool) -> str | None:
@@ -64,16 +67,16 @@ class Null(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """Return what the p-value is, in a few words."""
+        """Describe the p-value in a few words."""
 
     @abstractmethod
     def explain(self) -> str:
-        """Return by what the evidence counts, as the end of a sentence."""
+        """Explain what the evidence rests on, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
 class ExactNull(Null):
-    """The score's distribution is a theorem about the secret's own randomness; the scheme computed the p-value."""
+    """Null whose distribution follows by proof from the secret's own randomness. The scheme computes the p-value."""
 
     _dated_tries = DATED_TRIES
 
@@ -85,7 +88,7 @@ class ExactNull(Null):
         """Return the p-value that came with the score.
 
         Raises:
-            UsageError: the score has none: it is of a key of another scheme.
+            UsageError: The score has none, because its key belongs to another scheme.
         """
         if score.evidence is None:
             raise UsageError("this score has no p-value of its own: rank it among controls")
@@ -96,22 +99,22 @@ class ExactNull(Null):
         return None
 
     def describe(self) -> str:
-        """Return what the p-value is."""
+        """Describe the p-value in a few words."""
         return "exact: uniform secret directions, whoever the suspect is"
 
     def explain(self) -> str:
-        """Return by what the evidence counts."""
+        """Explain what the evidence rests on."""
         return "by a theorem that holds whoever the suspect is"
 
 
 @dataclass(frozen=True)
 class RankNull(Null):
-    """The score is ranked among those of known innocents, and a p-value is no better than their choice.
+    """Null of ranks among the scores of known innocents. A p-value is only as good as their choice.
 
     Attributes:
-        n_controls: how many innocents there are, or will be once they are scored.
-        scores: their scores, (n_controls,); empty before they are asked.
-        statistic_name: what is ranked, for people.
+        n_controls: Number of innocents, also before they are scored.
+        scores: Their scores, (n_controls,); empty before they are scored.
+        statistic_name: What is ranked, for reports.
     """
 
     n_controls: int
@@ -124,8 +127,8 @@ class RankNull(Null):
         """Refuse a level that so few controls cannot support; see `Null.check`.
 
         Raises:
-            RefusedError: there are no controls, or 1/(n + 1) lies above `alpha` / `n_claims`.
-            UsageError: alpha or n_claims is out of range.
+            RefusedError: There are no controls, or 1/(n + 1) lies above `alpha` / `n_claims`.
+            UsageError: `alpha` or `n_claims` is out of range.
         """
         n = self.n_controls
         check_floor(1 / (n + 1) if n else 0, alpha, n_claims=n_claims, n_controls=n)
@@ -136,10 +139,10 @@ class RankNull(Null):
             )
 
     def significance(self, score: Score) -> Significance:
-        """Return the score's rank among the controls; ties count against the claim.
+        """Return the p-value from the score's rank among the controls. Ties count against the claim.
 
         Raises:
-            RefusedError: there are no controls.
+            RefusedError: There are no controls.
         """
         beside = {"watermark_rate": score.watermark_rate, "published_log2_pvalue": score.published_log2_pvalue}
         return control_rank_test(
@@ -151,17 +154,17 @@ class RankNull(Null):
         )
 
     def objection(self, *, dated: bool) -> str | None:
-        """Return why a key that may be younger than the suspect gets no verdict."""
+        """Return why a key that may be younger than the suspect gets no verdict, or None if it is older."""
         if dated:
             return None
         return "Trigger and decoder were trained. Unless they are older than the suspect, they may be fitted to it."
 
     def describe(self) -> str:
-        """Return what the p-value is."""
+        """Describe the p-value in a few words."""
         return f"rank among {self.n_controls} controls"
 
     def explain(self) -> str:
-        """Return by what the evidence counts."""
+        """Explain what the evidence rests on."""
         return f"by rank among {self.n_controls} known innocents and no better than their choice"
 
 
@@ -169,14 +172,14 @@ def null_of(key: Key | type[Key], n_controls: int = 0, scores: Sequence[float] =
     """Return the null of a key's scores.
 
     Args:
-        key: the key, or the class of its scheme.
-        n_controls: how many known innocents there are, where the scheme needs them.
-        scores: their scores, once they were asked.
+        key: The key, or its class.
+        n_controls: Number of known innocents, if the scheme needs them.
+        scores: Their scores, once they are known.
     """
     return RankNull(n_controls, scores, key.statistic_name) if key.needs_controls else ExactNull()
 
 
 def _choices(n: int, k: int) -> int:
-    """In how many ways k of n can be left out; numbers without end are cut off where no level reaches any more."""
+    """Return in how many ways k of n can be left out; at most about 2^512, beyond which no level is reached."""
     bits = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
     return math.comb(n, k) if bits < 2 * SECRET_BITS else 1 << 2 * SECRET_BITS

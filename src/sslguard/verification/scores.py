@@ -1,6 +1,6 @@
-"""A key's controls scored once: their scores are kept in the key's folder and used while nothing has changed.
+"""Scores of a key's controls, kept in the key's folder and used again while nothing has changed.
 
-They stand in `controls.json`, mode 0600: JSON with sorted keys and no white space, UTF-8, one trailing newline.
+The file is `controls.json`, mode 0600: JSON with sorted keys and no white space, UTF-8, one trailing newline.
 
     entries   at most 16, the newest last; each holds
                   controls   name → score (the statistic), watermark_rate (in [0, 1], or null) and weights, the
@@ -11,14 +11,14 @@ They stand in `controls.json`, mode 0600: JSON with sorted keys and no white spa
     format    "sslguard-control-scores"
     version   1
 
-An entry is used where key, queries, torch, and the names and fingerprints of all controls are the ones at hand; else
-all controls are scored anew and kept beside it. Stored scores are the fresh ones bit for bit; on a machine that rounds
-otherwise, fresh ones may differ in their last bits. A folder that cannot be written to verifies as well, and keeps
-nothing. A file that is damaged, of another version, or not a plain file is a KeyFileError: no figure is taken from
-it, and it is not replaced unless the caller asks to score anew.
+An entry is used if key, queries, torch, and the names and fingerprints of all controls are the same. Otherwise all
+controls are scored again, and a new entry is added. Stored scores equal fresh ones bit for bit; on a machine that
+rounds differently, fresh ones may differ in their last bits. If the folder cannot be written to, verification works
+without keeping scores. A file that is damaged, of another version, or not a plain file raises a KeyFileError. Nothing
+is read from it, and it is replaced only if the caller asks to score again.
 
-What it does not protect against: whoever may write to the folder may write any score there. Stored scores spare their
-owner's time and prove nothing to anybody else; an examiner scores the controls anew (`rescore`).
+What it does not protect against: anybody who may write to the folder may write any score there. Stored scores save
+their owner's time and prove nothing to anybody else. An examiner scores the controls again (`rescore`).
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ MAX_BYTES = 1 << 22
 
 @dataclass(frozen=True)
 class ControlScore:
-    """What one known innocent scores.
+    """Score of one known innocent.
 
     Attributes:
-        value: the statistic that suspects are ranked by.
-        watermark_rate: the paper's WR on the same answers, in [0, 1]; None in a scheme that has none.
+        value: Statistic that suspects are ranked by.
+        watermark_rate: The paper's WR on the same answers, in [0, 1]; None in a scheme that has none.
     """
 
     value: float
@@ -64,12 +64,12 @@ class ControlScore:
 
 @dataclass(frozen=True)
 class ControlScores:
-    """What known innocents score under one key on one set of queries.
+    """Scores of known innocents under one key on one set of queries.
 
     Attributes:
-        scores: by control's name.
-        stored: they were found in the key's folder, not measured now.
-        kept: the key's folder holds them now.
+        scores: Score of each control, by name.
+        stored: Whether they were read from the key's folder, not measured now.
+        kept: Whether the key's folder holds them now.
     """
 
     scores: Mapping[str, ControlScore]
@@ -78,7 +78,7 @@ class ControlScores:
 
     @property
     def values(self) -> dict[str, float]:
-        """Control's name → statistic."""
+        """Statistic of each control, by name."""
         return {name: score.value for name, score in self.scores.items()}
 
     @property
@@ -87,13 +87,13 @@ class ControlScores:
         return max(self.scores, key=lambda name: self.scores[name].value)
 
     def n_above(self, rate: float) -> int:
-        """How many controls have a watermark rate above `rate`."""
+        """Return how many controls have a watermark rate above `rate`."""
         return sum((score.watermark_rate or 0) > rate for score in self.scores.values())
 
 
 @dataclass(frozen=True)
 class _Binding:
-    """All that scores depend on; `weights` is control's name → fingerprint."""
+    """Everything that scores depend on. `weights` maps a control's name to its fingerprint."""
 
     key: str
     queries: str
@@ -116,7 +116,11 @@ class _Entry:
 
     @classmethod
     def from_json(cls, found: Any) -> _Entry:
-        """Raises KeyError, TypeError or ValueError for what `to_json` does not write."""
+        """Return the entry that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: `to_json` does not write such content.
+        """
         controls = found["controls"].items()
         weights = {name: _text(c["weights"]) for name, c in controls}
         scores = {name: ControlScore(_number(c["score"]), _rate(c["watermark_rate"])) for name, c in controls}
@@ -125,7 +129,7 @@ class _Entry:
         return cls(_Binding(_text(found["key"]), _text(found["queries"]), _text(found["torch"]), weights), scores)
 
     def supersedes(self, other: _Entry) -> bool:
-        """Whether `other` can be of no use any more, now that this one stands."""
+        """Return whether this entry makes `other` useless."""
         new, old = self.binding, other.binding
         if (new.key, new.torch) != (old.key, old.torch):
             return True
@@ -141,16 +145,20 @@ def control_scores(
     rescore: bool = False,
     progress: bool = False,
 ) -> ControlScores:
-    """What the controls that `specs` names score under `key` on `data`: stored ones where they still hold.
+    """Return the scores of controls under a key; stored scores are used while nothing has changed.
 
     Args:
-        folder: the key's; None stores nothing and looks nowhere.
-        rescore: score anew whatever the folder holds, and keep that.
+        key: Key whose queries are asked.
+        specs: Specifications of the controls.
+        data: Items that the queries are made from.
+        folder: Folder of the key; None neither reads nor stores scores.
+        rescore: Score again, whatever the folder holds, and keep the new scores.
+        progress: Show a progress bar on standard error.
 
     Raises:
-        KeyFileError: the folder's stored scores are damaged; not with `rescore`.
-        UsageError: a control is named twice, has the weights of another, or cannot be scored.
-        EncoderError: a control cannot be loaded.
+        KeyFileError: The folder's stored scores are damaged. Not raised with `rescore`.
+        UsageError: A control is named twice, has the weights of another, or cannot be scored.
+        EncoderError: A control cannot be loaded.
     """
     controls = list_controls(specs)
     check_names(control.name for control in controls)
@@ -162,17 +170,21 @@ def control_scores(
         if entry.binding == binding:
             return ControlScores({c.name: entry.scores[c.name] for c in controls}, stored=True, kept=True)
     entry = _Entry(binding, _scored(key, controls, data, progress))
-    # A control that changed meanwhile may have been read before or after: its score is good for now, not for later.
+    # If a control changed meanwhile, its score may belong to the old or the new weights, so it is not kept.
     kept = _fingerprints(controls) == binding.weights and _keep(folder, entries, entry)
     return ControlScores(entry.scores, stored=False, kept=kept)
 
 
 def check_controls(specs: Sequence[str], width: int) -> None:
-    """Load every control once, before long work that ends in scoring them.
+    """Load every control once, to find errors before long work that ends in scoring the controls.
+
+    Args:
+        specs: Specifications of the controls.
+        width: Width of the encoder that they are compared with.
 
     Raises:
-        UsageError: there is none, or one is named twice, has the weights of another, cannot be loaded, or answers in
-            another width than `width`.
+        UsageError: There is no control, or one is named twice, has the weights of another, cannot be loaded, or answers
+            in another width than `width`.
     """
     controls = list_controls(specs)
     if not controls:
@@ -193,7 +205,7 @@ def check_controls(specs: Sequence[str], width: int) -> None:
 
 
 def queries_hash(key: Key, data: Data) -> str:
-    """SHA-256, hex, of the bytes of every query, batch by batch, in the order in which they are asked."""
+    """Return SHA-256, hex, of the bytes of every query of `key` on `data`, in the order in which they are asked."""
     digest = hashlib.sha256()
     for batch in key.queries(data):
         parts = [batch] if isinstance(batch, Tensor) else batch
@@ -205,10 +217,10 @@ def queries_hash(key: Key, data: Data) -> str:
 
 
 def read_entries(folder: Path) -> list[_Entry]:
-    """What `controls.json` in a key's folder holds; nothing where there is no such file.
+    """Read the entries of `controls.json` in a key's folder; an empty list if there is no such file.
 
     Raises:
-        KeyFileError: it is damaged, oversized, of another version, or no plain file.
+        KeyFileError: The file is damaged, oversized, of another version, or no plain file.
     """
     path = folder / FILE
     remedy = "delete it, or score the controls anew (--rescore)"
@@ -243,7 +255,7 @@ def _read_or_nothing(folder: Path) -> list[_Entry]:
 
 
 def _keep(folder: Path, entries: Iterable[_Entry], new: _Entry) -> bool:
-    """Write `new` beside what of `entries` may still be of use; False where the folder cannot take it."""
+    """Write `new` and those of `entries` that are still useful; return False if the folder cannot take it."""
     path = folder / FILE
     kept = [*(entry for entry in entries if not new.supersedes(entry)), new][-MAX_ENTRIES:]
     while kept:
@@ -251,7 +263,7 @@ def _keep(folder: Path, entries: Iterable[_Entry], new: _Entry) -> bool:
         if len(content) <= MAX_BYTES:
             break
         kept = kept[1:]
-    # A link in a folder from elsewhere could point to any file of the user's.
+    # In a folder that came from elsewhere, a link could point to any file of the user.
     if not kept or path.is_symlink() or (path.exists() and not _is_plain(path)):
         return False
     try:
@@ -275,7 +287,7 @@ def _fingerprints(controls: Sequence[Control]) -> dict[str, str]:
 
 
 def _scored(key: Key, controls: Sequence[Control], data: Data, progress: bool) -> dict[str, ControlScore]:
-    """Each network is read, asked and let go."""
+    """Score the controls one after another, with one network in memory at a time."""
     scores, weights = {}, SeenWeights()
     with progress_bar(len(controls), shown=progress) as advance:
         for control in controls:

@@ -1,4 +1,4 @@
-"""A key, a suspect and data → a verdict: *derived* or *not shown*, and under which null."""
+"""Verification: ask a suspect the queries of a key and decide between *derived* and *not shown* under a stated null."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ DEFAULT_ALPHA = 0.01
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a verification shows.
+    """Result of a verification.
 
     Attributes:
-        suspect: its name.
+        suspect: Name of the suspect.
         decision: "derived" when the p-value, corrected for `n_claims`, is at most alpha; else "not shown".
-        significance: statistic, p-value, kind of null, floor, number of queries.
-        null: what the score was judged by.
-        alpha: the level that was asked for.
-        n_claims: how many claims (suspects, keys, looks) the level is shared among, by Bonferroni.
-        watermark_rate: the paper's WR on the same answers; None in a scheme that has none.
-        cosines: each answer's cosine to the secret vector, for a report; of no length there.
-        control_scores: each control's statistic, by name.
-        n_missing: queries that the suspect left unanswered; they count as zero, against the claim.
-        stored_controls: the controls' scores came from the key's folder, whose owner vouches for them.
+        significance: Statistic, p-value, kind of null, floor, number of queries.
+        null: Null distribution that the score was compared with.
+        alpha: Level of the test.
+        n_claims: How many claims (suspects, keys, looks) the level is shared among, by Bonferroni.
+        watermark_rate: The paper's WR on the same answers; None in a scheme that has none.
+        cosines: Each answer's cosine to the secret vector, for a report; empty in a scheme that has no watermark rate.
+        control_scores: Each control's statistic, by name.
+        n_missing: Number of queries that the suspect left unanswered. They count as zero, against the claim.
+        stored_controls: Whether the controls' scores came from the key's folder. Its owner vouches for them.
     """
 
     suspect: str
@@ -53,11 +53,11 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0 derived, 1 not shown."""
+        """Exit code of the command line: 0 for derived, 1 for not shown."""
         return 0 if self.decision == "derived" else 1
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure of the verdict, JSON values only; single answers are left out."""
+        """Return every figure of the verdict as JSON values. Single answers are left out."""
         return {
             "suspect": self.suspect,
             "decision": self.decision,
@@ -71,14 +71,26 @@ class Verdict:
 
 
 def ask(key: Key, suspect: Embedder, data: Data) -> Iterator[NDArray[np.floating]]:
-    """The suspect's checked answers to the key's queries, batch by batch. Errors become SuspectError."""
+    """Ask a suspect the key's queries and yield its checked answers, batch by batch.
+
+    Args:
+        key: Key whose queries are asked.
+        suspect: Who is asked.
+        data: Items that the queries are made from.
+
+    Yields:
+        Answers to one batch, float (n, m), m the same in every batch.
+
+    Raises:
+        SuspectError: The suspect failed, or gave no usable answers.
+    """
     width: int | None = None
     for batch in key.queries(data):
         try:
             raw = suspect.embed(batch)
         except SslguardError as error:
             raise SuspectError(str(error)) from error
-        except Exception as error:  # whatever a suspect of the caller's own raises
+        except Exception as error:  # a caller's own suspect may raise anything
             raise SuspectError(f"the suspect failed to answer ({type(error).__name__}: {error})") from error
         answers = checked(raw, len(batch), width=width)
         width = answers.shape[1]
@@ -86,17 +98,32 @@ def ask(key: Key, suspect: Embedder, data: Data) -> Iterator[NDArray[np.floating
 
 
 def score_suspect(key: Key, suspect: Embedder, data: Data) -> Score:
-    """The statistic of one suspect, before any null; what a suspect and a control have in common."""
+    """Return the score of a suspect or a control, without a p-value among controls.
+
+    Args:
+        key: Key whose queries are asked.
+        suspect: Who is asked; it is told when no more queries follow.
+        data: Items that the queries are made from.
+
+    Raises:
+        SuspectError: The suspect failed, or gave no usable answers.
+    """
     score = key.statistic(ask(key, suspect, data), data)
     as_suspect(suspect).finish()
     return score
 
 
 def score_control(key: Key, name: str, control: Embedder, data: Data) -> Score:
-    """The statistic of one known innocent.
+    """Return the score of one known innocent.
+
+    Args:
+        key: Key whose queries are asked.
+        name: Name of the control, for the error message.
+        control: Who is asked.
+        data: Items that the queries are made from.
 
     Raises:
-        UsageError: it cannot be scored: dropping it would choose the null.
+        UsageError: It cannot be scored. It is not dropped, because that would change the null after seeing answers.
     """
     try:
         return score_suspect(key, control, data)
@@ -105,7 +132,14 @@ def score_control(key: Key, name: str, control: Embedder, data: Data) -> Score:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """Raises UsageError where two controls have one name."""
+    """Check that no two controls have the same name.
+
+    Args:
+        names: Names of controls.
+
+    Raises:
+        UsageError: A name comes twice.
+    """
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -114,10 +148,15 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def score_controls(key: Key, controls: Iterable[tuple[str, Embedder]], data: Data) -> dict[str, float]:
-    """The statistic of each control on the same queries.
+    """Return the statistic of each control on the same queries, by name.
+
+    Args:
+        key: Key whose queries are asked.
+        controls: Name and encoder of each known innocent.
+        data: Items that the queries are made from.
 
     Raises:
-        UsageError: a name comes twice, or a control cannot be scored.
+        UsageError: A name comes twice, or a control cannot be scored.
     """
     scores: dict[str, float] = {}
     for name, control in controls:
@@ -136,17 +175,21 @@ def verify(
     n_claims: int = 1,
     name: str | None = None,
 ) -> Verdict:
-    """Ask the suspect the key's queries and rank it among controls that were asked the same.
+    """Ask a suspect the key's queries and decide under the key's null.
 
     Args:
-        control_scores: statistics of known innocents for this key and this data; see `score_controls`. None of
-            them may have taken part in marking.
-        alpha: level of the test.
-        n_claims: how many claims share that level.
+        key: Key to verify.
+        suspect: Who is asked.
+        data: Items that the queries are made from. None of them may have taken part in marking.
+        control_scores: Statistics of known innocents for this key and this data, by name; see `score_controls`. None
+            of them may have taken part in marking. A key with an exact null ignores them.
+        alpha: Level of the test, in (0, 1).
+        n_claims: How many claims share that level.
+        name: Name of the suspect in the verdict; None takes the suspect's own.
 
     Raises:
-        RefusedError: the controls cannot support alpha; nothing was asked then.
-        SuspectError: the suspect gave no usable answers.
+        RefusedError: The null cannot support `alpha`. The suspect was not asked then.
+        SuspectError: The suspect gave no usable answers.
     """
     null = null_of(key, len(control_scores), list(control_scores.values()))
     null.check(alpha, n_claims)
