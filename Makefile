@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: bench-small clean data demo docs format help lint lock results results-page results-record results-sslguard setup slow \
+.PHONY: bench-small clean data demo docs format help lint lock results results-page results-record setup slow \
 	test test-fast test-servers type
 
 help:                     ## list what make can do
@@ -45,11 +45,11 @@ docs: setup data          ## check the documents: links, commands, figures
 	$(PYTEST) -n $(WORKERS) --dist=worksteal tests/docs
 
 bench-small: setup data   ## one encoder, three schemes: seven minutes on two cores; a killed run goes on
-	$(BIN)/sslguard bench run recipes/bench/small.toml out/bench-small --workers 2
+	$(BIN)/sslguard bench run benchmarks/small.toml out/bench-small --workers 2
 	$(BIN)/sslguard bench plot out/bench-small
 
 results: setup data       ## every scheme against every attack, hours; a killed run goes on; writes docs/results/results.md and .html
-	$(BIN)/sslguard bench run recipes/bench/page.toml out/results --workers 2
+	$(BIN)/sslguard bench run benchmarks/page.toml out/results --workers 2
 	$(BIN)/sslguard bench plot out/results --into docs/results
 
 RECORDED := benchmarks/results/bench-cells.tar.xz
@@ -61,9 +61,6 @@ results-page: setup       ## the same pages from the cells that are recorded her
 
 results-record: setup     ## keep the results of out/results here, without the weights
 	cd out/results && $(CURDIR)/$(BIN)/python -m tarfile -c $(CURDIR)/$(RECORDED) config.toml cells
-
-results-sslguard: setup data   ## SSLGuard by itself, hours; a killed run goes on; writes docs/results/results-sslguard.md
-	$(BIN)/python benchmarks/whole.py out/results-sslguard --workers 2
 
 SERVERS := tests/servers/.venv
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from contextlib import suppress
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -24,14 +27,22 @@ from sslguard.bench.cluster import cluster_pool
 from sslguard.bench.config import digest_of, log2_rate, parse_config, read_config
 from sslguard.bench.page import Run, render_markdown
 from sslguard.bench.plan import Plan, make_plan
-from sslguard.bench.run import findings, open_run, progress, run_bench, write_results
+from sslguard.bench.run import checked, findings, forecast, open_run, progress, run_bench, write_results
+from sslguard.bench.sweeps import expanded
+from sslguard.bench.targets import results as results_of_targets
 from sslguard.bench.work import Known, Remembering
 from sslguard.cli.entry import main
+from sslguard.data.specs import open_data
+from sslguard.encoders.folder import load_folder
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
+from sslguard.probes import probe_encoder
+from sslguard.report.charts import LIGHT
 from sslguard.schemes.peers.base import as_bytes
 from sslguard.schemes.peers.rotation import RotationTask
 from sslguard.schemes.registry import build_scheme
+from sslguard.schemes.sslguard import SSLGuard
+from sslguard.training.distillation import DistillationTask
 
 
 def silent(_: str) -> None:
@@ -244,7 +255,7 @@ def test_pages_hold_every_scheme_and_attack_and_load_nothing(whole: Path, capsys
     for name in (*config.schemes, *config.attacks, config.digest(), config.attacks_digest()):
         assert name in page
         assert name in text
-    assert "<script" not in page
+    assert page.count("<script") == page.count("sha256-") == 1, "the search alone, bound by its hash"
     assert "http" not in page.replace("http-equiv", "")
     table = pq.read_table(written["rows"])
     assert table.num_rows == len(findings(whole).rows)
@@ -390,7 +401,7 @@ def test_a_price_is_left_open_where_a_part_of_it_was_taken_away(whole: Path, tmp
 def test_labels_of_pictures_are_plain_text(whole: Path) -> None:
     run = findings(whole)
     for draw in (figures.scatter, figures.cost, figures.curves):
-        figure = draw(run.rows, list(run.config.schemes))
+        figure = draw(run.rows, list(run.config.schemes), LIGHT)
         figure.draw_without_rendering()
         (axes,) = figure.axes
         labels = [label.get_text() for label in (*axes.get_xticklabels(), *axes.get_yticklabels())]
@@ -431,6 +442,21 @@ REFUSED = {
         {"encoders": {"e": {"load": 3, "bed": "images"}}},
         "encoders.e.load must be a text, not 3",
     ),
+    "sweep that is no table": (
+        {"attacks": {"a": {"set": "held-out", "sweep": {"x": 3}, "steps": [{"attack": "prune"}]}}},
+        "attacks.a.sweep must give a list or a table",
+    ),
+    "sweep without its name": (
+        {"attacks": {"a": {"set": "held-out", "sweep": {"x": [1, 2]}, "steps": [{"attack": "prune"}]}}},
+        "two entries are called 'a': name {x} in it",
+    ),
+    "target without a bound": ({"targets": [{"aim": "a", "column": "kept"}]}, "either at_least or at_most"),
+    "target of nobody": (
+        {"targets": [{"aim": "a", "column": "kept", "at_least": 1, "schemes": ["x"]}]},
+        "targets.schemes must name s",
+    ),
+    "task of few labels": ({"tasks": {"t": {"per_class": -1}}}, "per_class must be at least 0"),
+    "seeds of a scheme": ({"schemes": {"s": {"scheme": "exact", "seeds": [1, 1]}}}, "different numbers"),
     "text for a number": (
         {"encoders": {"e": {"load": "x", "bed": "images", "random": "many"}}},
         "encoders.e.random must be a whole",
@@ -492,12 +518,206 @@ def test_rates_are_read_as_logarithms(text: object, log2: float) -> None:
     assert log2_rate(text) == pytest.approx(log2, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["small", "page", "full"])
-def test_shipped_configurations_can_be_planned(name: str) -> None:
-    config = read_config(Path(__file__).parents[2] / "recipes" / "bench" / f"{name}.toml")
-    if name != "full":  # page's cells under more seeds
-        done: set[str] = set()
-        for cell in make_plan(config).cells:
-            assert done.issuperset(cell.needs)
-            done.add(cell.name)
-    assert {entry.set for entry in config.attacks.values()} == {"development", "held-out"}
+ROOT = Path(__file__).parents[2]
+SHIPPED = [*(ROOT / "benchmarks").glob("*.toml"), *(ROOT / "recipes" / "paper").glob("*.toml")]
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem != "full"], ids=lambda path: path.stem)
+def test_shipped_configurations_can_be_planned(path: Path) -> None:
+    """All but full.toml, which holds the cells of page.toml under more seeds."""
+    _, plan = checked(path)
+    done: set[str] = set()
+    for cell in plan.cells:
+        assert done.issuperset(cell.needs)
+        done.add(cell.name)
+
+
+def test_configurations_are_listed_checked_and_forecast(
+    whole: Path, grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    total = len(names(make_plan(read_config(grid))))
+    assert main(["bench", "list", str(grid.parent)]) == 0
+    assert f"Miniature ({total} cells)" in capsys.readouterr().out
+    assert main(["bench", "list", str(tmp_path)]) == 2
+    assert main(["bench", "validate", str(grid), "--json"]) == 0
+    assert sum(json.loads(capsys.readouterr().out)["cells"].values()) == total
+    assert main(["bench", "run", str(grid), str(tmp_path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert f"0 of {total} cells, unknown time left" in shown
+    assert not list(tmp_path.iterdir())
+    with tarfile.open(grid.parent / "earlier.tar.xz", "w:xz") as archive:
+        for name in ("config.toml", "cells"):
+            archive.add(whole / name, name)
+    grid.with_name("costs.toml").write_text('base = "grid.toml"\nrecorded = "earlier.tar.xz"')
+    found = forecast(grid.with_name("costs.toml"), tmp_path)
+    spent = {one.group: one.seconds for one in progress(whole)}
+    assert {one.group: one.left for one in found.groups} == pytest.approx(spent)
+    assert found.stored == 2 + sum(cell.group == "make" for cell in make_plan(read_config(grid)).cells)
+    assert found.disk == found.stored * 4 * load_encoder("random:resnet-narrow@16").n_parameters
+    grid.with_name("costs.toml").unlink()
+
+
+def test_further_tasks_and_targets_are_measured_and_shown(whole: Path) -> None:
+    run = findings(whole)
+    rows = [row for row in run.rows if row.kind != "innocent" and row.accuracy is not None]
+    assert {row.kind for row in rows} == {"protected", "attack"}
+    assert all(row.tasks is not None and 0 <= row.tasks["neighbours"] <= 1 for row in rows)
+    reference = run.references["one"]["result"]
+    for task in (reference, reference["tasks"]["neighbours"]):
+        assert task["floor"] == max(task["pixels"], task["untrained"])
+    stolen = next(row for row in rows if row.attack == "stolen" and row.scheme == "exact")
+    load, train, test = (reference_of(whole, name) for name in ("load", "probe_train", "probe_test"))
+    assert load == "random:resnet-narrow@16"
+    ((kind, made),) = open_run(whole)[2][stolen.cell]["args"]["victim"].items()
+    assert kind == "made"
+    surrogate, few = load_folder(whole / "encoders" / made), {"per_class": 10, "seeds": (0, 1)}
+    probed = probe_encoder(surrogate, open_data(train), open_data(test), method="knn", **few)
+    assert stolen.tasks == {"neighbours": pytest.approx(probed.accuracy)}
+    found, unreachable = results_of_targets(run.config, run.rows, run.undone)
+    assert (found.verdict, found.met, found.negatives) == ("met", 1, (1, 1))
+    assert unreachable.verdict == "not met"
+    assert len(unreachable.values) == 4
+    tables = {table.title: table for table in run.tables}
+    assert tables["Targets"].rows[0] == ("Thefts are found", "1 of 1", "1 of 1", "met")
+    beside = tables["Attacks beside the same attacks on the clean encoder"]
+    assert ("exact", "none") in {row[:2] for row in beside.rows}
+    assert [row[:2] for row in tables["The clean encoders"].rows] == [("one", ""), ("one", "neighbours")]
+
+
+def reference_of(out: Path, what: str) -> str:
+    """The spec of the miniature's encoder or of a role."""
+    config = read_config(out / "config.toml")
+    return config.encoders["one"].load if what == "load" else config.beds["noise"][what]
+
+
+def test_a_scheme_may_have_seeds_of_its_own_and_some_keys_are_not_attacked(tmp_path: Path) -> None:
+    more = """
+[schemes.more]
+scheme = "wet"
+terms = 5
+n = 40
+seeds = [3, 4]
+
+[[without]]
+why = "one key is enough"
+schemes = ["mo*"]
+seeds = [4]
+"""
+    plan = make_plan(read_config(write_miniature(tmp_path, extra=more)))
+    found = [about for about in plan.about.values() if about.get("scheme") == "more"]
+    groups = {cell.name.partition("-")[0]: set() for cell in plan.cells}
+    for name, about in plan.about.items():
+        if about.get("scheme") == "more":
+            groups[name.partition("-")[0]].add(about["seed"])
+    assert groups["mark"] == groups["null"] == {3, 4}
+    assert groups["attack"] == groups["twin"] == {3}
+    assert found
+    assert {about["seed"] for about in plan.about.values() if about.get("scheme") == "exact"} == {0}
+
+
+def test_a_training_that_is_killed_goes_on_where_it_stopped(
+    grid: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("cells", "encoders", "keys"):
+        shutil.copytree(whole / kind, tmp_path / kind)
+    attacks = (cell for cell in open_run(whole)[1].cells if cell.name.startswith("attack-one-exact-0-stolen-"))
+    (name,) = {cell.args["victim"]["made"] for cell in attacks}
+    path_of(tmp_path, name).unlink()
+    shutil.rmtree(tmp_path / "encoders" / name)
+    loaded, load = [], DistillationTask.load
+
+    def interrupted(task: DistillationTask, indices: np.ndarray) -> object:
+        loaded.append(len(indices))
+        if len(loaded) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return load(task, indices)
+
+    monkeypatch.setattr(DistillationTask, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(grid, tmp_path, say=silent)
+    assert [path.name for path in (tmp_path / "unfinished").iterdir()] == [f"{name}.pt"]
+    assert run_bench(grid, tmp_path, say=silent).done == [name]
+    assert loaded == [8, 8], "two steps in all"
+    assert not list((tmp_path / "unfinished").iterdir())
+    assert results(tmp_path) == results(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_trainings(grid: Path, whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sslguard.cli.entry", "bench", "run", str(grid), str(tmp_path), "--devices", "2"]
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
+        try:
+            said, _ = program.communicate(timeout=500)
+        finally:
+            with suppress(ProcessLookupError):  # neither of the two outlives the test
+                os.killpg(program.pid, signal.SIGKILL)
+    assert program.returncode == 0
+    assert not json.loads(said)["failed"]
+    assert set(results(tmp_path)) == set(results(whole))
+
+
+def test_devices_share_one_training_at_a_time(grid: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="leave workers at 1"):
+        run_bench(grid, tmp_path, devices=2, workers=2, say=silent)
+
+
+def test_a_folder_of_results_holds_what_its_configuration_rests_on(grid: Path, tmp_path: Path) -> None:
+    grid.with_name("later.toml").write_text('base = "grid.toml"\ntitle = "Later"')
+    run_bench(grid.with_name("later.toml"), tmp_path, only=["reference-*"], say=silent)
+    grid.with_name("later.toml").unlink()
+    assert findings(tmp_path).config.title == "Later"
+
+
+SWEPT = {
+    "a list": ({"amount": [0.1, 0.2]}, ["pruned 0.1", "pruned 0.2"], [0.1, 0.2]),
+    "a table": ({"amount": {"tenth": 0.1}}, ["pruned tenth"], [0.1]),
+}
+
+
+@pytest.mark.parametrize(("sweep", "titles", "amounts"), SWEPT.values(), ids=SWEPT)
+def test_an_entry_with_a_sweep_stands_for_several(
+    sweep: dict[str, object], titles: list[str], amounts: list[float]
+) -> None:
+    entry = {"set": "held-out", "sweep": sweep, "steps": [{"attack": "prune", "amount": "{amount}"}]}
+    config = parse_config({**SOUND, "attacks": {"pruned {amount}": entry}})
+    assert list(config.attacks) == titles
+    assert [attack.steps[0].settings["amount"] for attack in config.attacks.values()] == amounts
+
+
+def test_a_sweep_takes_every_combination_and_fills_texts_and_tables() -> None:
+    entry = {"sweep": {"a": [1, 2], "b": {"x": {"k": "v"}}}, "given": ["{b}", "no {a} of {b}"], "kept": True}
+    assert expanded({"{a}{b}": entry, "plain": {"c": "{a}"}}, "attacks") == {
+        "1x": {"given": [{"k": "v"}, "no 1 of x"], "kept": True},
+        "2x": {"given": [{"k": "v"}, "no 2 of x"], "kept": True},
+        "plain": {"c": "{a}"},
+    }
+
+
+@pytest.mark.parametrize("name", ["moco", "simclr", "byol"])
+def test_recipes_of_the_paper_say_what_it_used(name: str) -> None:
+    """Section "Settings" of docs/explanation/paper.md."""
+    config, plan = checked(ROOT / "recipes" / "paper" / f"{name}.toml")
+    assert ("nopool" in config.encoders["victim"].load) == (name != "byol")
+    assert config.encoders["victim"].load.endswith("raw,whole")
+    assert "224" in config.encoders["victim"].load
+    thieves = [attack.steps[0].settings["recipe"] for title, attack in config.attacks.items() if " " not in title]
+    assert {recipe["architecture"] for recipe in thieves} == {
+        f"torchvision:resnet{depth}@nopool" for depth in (18, 34, 50, 101)
+    }
+    assert len(thieves) == 8
+    assert list(config.tasks) == ["cifar10", "mnist", "fashion-mnist"]
+    assert config.method == "mlp"
+    published = config.schemes["published"]
+    assert build_scheme(published.scheme, published.settings) == SSLGuard.published()
+    assert config.beds["stl10"]["mark"] == f"stl10:unlabeled[0:{50_000 + SSLGuard.published().n_verification}]"
+    (overwriting,) = config.attacks["itself overwritten"].steps
+    assert overwriting.settings["scheme"] == {"scheme": published.scheme}
+    made = [plan.about[cell.name] for cell in plan.cells if cell.group == "make"]
+    assert sum(" " not in about["attack"] for about in made) == 16
+
+
+def test_no_role_that_something_trains_on_is_asked_about_at_the_size_of_the_paper() -> None:
+    roles = read_config(ROOT / "recipes" / "paper" / "moco.toml").beds["stl10"]
+    bounds = {role: re.fullmatch(r"stl10:unlabeled\[(\d+):(\d+)\]", spec) for role, spec in roles.items()}
+    ends = {role: (int(found[1]), int(found[2])) for role, found in bounds.items() if found}
+    assert ends["verify"][0] >= max(ends["mark"][1], ends["thief"][1])

@@ -15,4 +15,4 @@ def test_the_page_is_what_the_recorded_cells_say(tmp_path: Path) -> None:
     with tarfile.open(ROOT / "benchmarks/results/bench-cells.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     assert write_results(tmp_path)["markdown"].read_text() == (ROOT / "docs/results/results.md").read_text()
-    assert read_config(tmp_path / "config.toml") == read_config(ROOT / "recipes/bench/page.toml")
+    assert read_config(tmp_path / "config.toml") == read_config(ROOT / "benchmarks/page.toml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,25 @@ load = "random:resnet-narrow@16"
 bed = "noise"
 null = ["random:plain-small@16", "random:separable-small@16"]
 random = 2
+
+[tasks.neighbours]
+method = "knn"
+per_class = 10
+draws = 2
+
+[[targets]]
+aim = "Thefts are found"
+schemes = ["exact"]
+attacks = ["st*"]
+column = "bits"
+at_least = 0
+
+[[targets]]
+aim = "Marks keep more than there is"
+kind = "protected"
+column = "accuracy"
+mean = true
+at_least = 1.1
 
 [schemes.exact]
 scheme = "exact"
@@ -81,6 +101,15 @@ def nap(cell: Cell) -> dict[str, Any]:
     """Do the work of a cell that takes `seconds`; importable, so that other processes can do it."""
     time.sleep(cell.args["seconds"])
     return {}
+
+
+def toy(cell: Cell) -> dict[str, Any]:
+    """Work that fails, dies, or says who did it."""
+    if cell.args.get("fail"):
+        raise ValueError("no luck")
+    if cell.args.get("die"):
+        os._exit(3)
+    return {"process": os.getpid()}
 
 
 def nothing() -> None:

@@ -23,7 +23,8 @@ from typing import Any
 from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 
-Work = Callable[["Cell"], dict[str, Any]]
+Work = Callable[["Cell"], dict[str, Any] | None]
+"""Does a cell: its result, or None where another process of the same run has it."""
 Prepare = Callable[[], None]
 Pool = Callable[[int, Prepare], Executor]
 
@@ -34,7 +35,7 @@ class Cell:
 
     Attributes:
         name: unique; also the name of its file.
-        group: what `--only` chooses it by.
+        group: what kind of cell it is.
         function: which function does it.
         args: of that function; JSON values.
         needs: names of cells that must be done before.
@@ -92,23 +93,6 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     raise UsageError(f"{path} is damaged: delete it, and the next run does it again")
-
-
-def chosen(plan: Sequence[Cell], groups: Sequence[str]) -> list[Cell]:
-    """The cells of these groups (all where none is named) and what they need, in the plan's order."""
-    by_name = {cell.name: cell for cell in plan}
-    wanted: set[str] = set()
-
-    def add(name: str) -> None:
-        if name not in wanted:
-            wanted.add(name)
-            for need in by_name[name].needs:
-                add(need)
-
-    for cell in plan:
-        if not groups or cell.group in groups:
-            add(cell.name)
-    return [cell for cell in plan if cell.name in wanted]
 
 
 def run_cells(
@@ -253,6 +237,8 @@ def _do(cell: Cell, out: Path, work: Work) -> str | None:
     begun, cpu = time.time(), time.process_time()
     try:
         result = work(cell)
+        if result is None:
+            return None
         content = {
             "name": cell.name,
             "group": cell.group,

@@ -3,10 +3,12 @@
 ::
 
     title = "…"
-    seeds = [0]
+    seeds = [0]                     # of keys and of attacks; a scheme may have seeds of its own
     rates = ["1e-2", "2^-64"]       # false-claim rates that detection is told at
     precision = "bf16"              # of all training, unless an attack says otherwise
+    method = "linear"               # of probes: "linear", "mlp" or "knn"
     notes = ["…"]                   # what a reader of the page must know
+    recorded = "results/….tar.xz"   # cells of an earlier run, beside this file: what a dry run knows costs from
     base = "page.toml"              # beside this file: what it holds, where this one does not say otherwise
 
     [beds.images]                   # data by role; roles that are left out are the preset's, see `beds.PRESETS`
@@ -28,10 +30,22 @@
 
     [[without]]                     # what is left out, whatever else says it is to be done
     why = "…"                       # for a reader of the page
-    attacks = ["mse"]               # these, against these schemes on these encoders; a list that is not given names all
+    attacks = ["mse*"]              # these, against these schemes on these encoders; a list that is not given names all
     schemes = ["exact-distilled"]
     encoders = ["moco"]
+    seeds = [1, 2]
 
+    [tasks.digits]                  # a further downstream task, by roles of the bed; see `Task`
+    train = "digits_probe_train"
+    test = "digits_probe_test"
+
+    [[targets]]                     # what shall be true of rows; see `Target`
+    aim = "Stolen copies that keep 90 % are found"
+    column = "log2_pvalue"
+    at_most = -64
+    kept = 0.9
+
+An encoder, scheme or attack with a `sweep` stands for several: see `sweeps.expanded`. " + " joins specs of data.
 Attacks' names and settings are those of `attacks.registry`. A step's `data` is a role: "thief" unless given, "tune" for
 one that needs labels.
 """
@@ -43,10 +57,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from sslguard.bench.beds import check_bed
+from sslguard.bench.sweeps import expanded
 from sslguard.errors import UsageError
 from sslguard.settings import load_toml, read, rest
 
@@ -69,10 +85,12 @@ class EncoderEntry:
 class SchemeEntry:
     """A scheme by its name in `schemes.registry`, with its settings.
 
-    `beds` limits it to some. `null = false` tests none of its innocents: those of another scheme tell the same.
+    `beds` limits it to some. `null = false` tests none of its innocents: those of another scheme tell the same. `seeds`
+    stand in place of the configuration's: a key each.
     """
 
     scheme: str
+    seeds: tuple[int, ...] = ()
     verify: str = "verify"
     beds: tuple[str, ...] = ()
     null: bool = True
@@ -106,8 +124,12 @@ class AttackEntry:
 
 
 def within(*limits: tuple[Sequence[str], str]) -> bool:
-    """Whether each name stands in its list; an empty list limits nothing."""
-    return all(not names or name in names for names, name in limits)
+    """Return whether each name matches a glob pattern of its list; an empty list limits nothing."""
+    return all(not patterns or _matches(name, patterns) for patterns, name in limits)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 @dataclass(frozen=True)
@@ -118,10 +140,58 @@ class Without:
     attacks: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
-    def meets(self, attack: str, scheme: str, encoder: str) -> bool:
-        """Whether this attack on this scheme and encoder is left out."""
-        return within((self.attacks, attack), (self.schemes, scheme), (self.encoders, encoder))
+    def meets(self, attack: str, scheme: str, encoder: str, seed: int) -> bool:
+        """Return whether this attack on this scheme, encoder and seed is left out."""
+        named = within((self.attacks, attack), (self.schemes, scheme), (self.encoders, encoder))
+        return named and (not self.seeds or seed in self.seeds)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task beside that of the roles probe_train and probe_test.
+
+    Attributes:
+        train, test: roles of the bed.
+        method: of the probe; the configuration's unless given.
+        per_class: labels of each class, drawn anew for each of `draws` probes, whose accuracies are averaged; 0 takes
+            all labels.
+        beds: those that have the task; all unless given.
+    """
+
+    train: str = "probe_train"
+    test: str = "probe_test"
+    method: Literal["", "linear", "mlp", "knn"] = ""
+    per_class: int = 0
+    draws: int = 1
+    beds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """What shall be true of rows of a benchmark.
+
+    Attributes:
+        aim: in words.
+        column: of `rows.Row`, a number, such as "kept", "log2_pvalue" or "watermark_rate".
+        at_least, at_most: bounds; a suspect that cannot be scored meets none.
+        kind: of rows.
+        schemes, encoders, attacks: glob patterns of names; all unless given.
+        mean: bound the mean over keys of each encoder and scheme, in place of every row.
+        kept: only suspects that keep so much accuracy, and cost no more than pre-training where that is known.
+    """
+
+    aim: str
+    column: str
+    at_least: float | None = None
+    at_most: float | None = None
+    kind: Literal["protected", "attack", "innocent"] = "attack"
+    schemes: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    mean: bool = False
+    kept: float | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +206,16 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     rates: tuple[float, ...] = (math.log2(0.01),)
     precision: str = "32"
+    method: Literal["linear", "mlp", "knn"] = "linear"
     notes: tuple[str, ...] = ()
     without: tuple[Without, ...] = ()
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
+    recorded: str = ""
+
+    def seeds_of(self, scheme: str) -> tuple[int, ...]:
+        """Return the seeds of a scheme's keys."""
+        return self.schemes[scheme].seeds or self.seeds
 
     def digest(self) -> str:
         """SHA-256 of everything, hex."""
@@ -183,11 +261,18 @@ def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merged
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return a configuration's file and those that it rests on."""
+    base = load_toml(path).get("base")
+    return [path, *(files_of(path.parent / Path(base).name) if base else [])]
+
+
 def parse_config(found: Mapping[str, Any]) -> Config:
     """Return the benchmark of a table, as `read_config` does of a file."""
     table = dict(found)
     if isinstance(rates := table.get("rates"), list):
         table["rates"] = [log2_rate(rate) for rate in rates]
+    table |= {part: expanded(table[part], part) for part in ("encoders", "schemes", "attacks") if part in table}
     config = read(Config, table)
     for name in (*config.encoders, *config.schemes, *config.attacks):
         if not name.strip() or len(name) > NAME_LENGTH:
@@ -212,11 +297,12 @@ def log2_rate(text: Any) -> float:
 
 def _check(config: Config) -> None:
     """Raises UsageError where one part names what another lacks."""
-    for title, entries in (("encoders", config.encoders), ("schemes", config.schemes), ("seeds", config.seeds)):
+    for title, entries in (("encoders", config.encoders), ("seeds", config.seeds)):
         if not entries:
             raise UsageError(f"{title} must not be empty")
-    if min(config.seeds) < 0 or len(set(config.seeds)) != len(config.seeds):
-        raise UsageError(f"seeds must be different numbers from 0 up, not {list(config.seeds)}")
+    for seeds in (config.seeds, *(scheme.seeds for scheme in config.schemes.values())):
+        if min(seeds, default=0) < 0 or len(set(seeds)) != len(seeds):
+            raise UsageError(f"seeds must be different numbers from 0 up, not {list(seeds)}")
     for where, precision in (("precision", config.precision), *_precisions(config)):
         if precision not in PRECISIONS:
             raise UsageError(f"{where} must be {' or '.join(PRECISIONS)}, not {precision!r:.40}")
@@ -236,8 +322,18 @@ def _check(config: Config) -> None:
         limited.append(("without.attacks", one.attacks, config.attacks))
         limited.append(("without.schemes", one.schemes, config.schemes))
         limited.append(("without.encoders", one.encoders, config.encoders))
+    for name, task in config.tasks.items():
+        limited.append((f"tasks.{name}.beds", task.beds, config.beds))
+        if task.per_class < 0 or task.draws < 1:
+            raise UsageError(f"tasks.{name}: per_class must be at least 0 and draws at least 1")
+    for target in config.targets:
+        limited.append(("targets.schemes", target.schemes, config.schemes))
+        limited.append(("targets.encoders", target.encoders, config.encoders))
+        limited.append(("targets.attacks", target.attacks, config.attacks))
+        if (target.at_least is None) == (target.at_most is None):
+            raise UsageError(f"targets: {target.aim!r:.80} needs either at_least or at_most")
     for where, names, known in limited:
-        if unknown := [name for name in names if name not in known]:
+        if unknown := [pattern for pattern in names if not any(_matches(name, (pattern,)) for name in known)]:
             raise UsageError(f"{where} must name {', '.join(known)}, not {unknown[0]!r:.80}")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sslguard import __version__
@@ -15,6 +15,7 @@ from sslguard.bench.tables import all_tables
 from sslguard.report.charts import Chart, chart
 from sslguard.report.html import render
 from sslguard.report.markdown import section
+from sslguard.report.table import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,12 +23,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a benchmark: rows, and how many of its cells are done."""
+    """What is known of a benchmark.
+
+    Attributes:
+        rows: a row for each suspect.
+        done, total: cells.
+        references: content of each clean encoder's cell, by the encoder's name.
+        undone: `Plan.about` of cells that are not done, with their `group`.
+    """
 
     config: Config
     rows: Sequence[Row]
     done: int
     total: int
+    references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    undone: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def tables(self) -> list[Table]:
+        """Return every table of the page, in its order."""
+        return all_tables(self.config, self.rows, self.references, self.undone)
 
     @property
     def dates(self) -> str:
@@ -58,14 +73,12 @@ def render_markdown(run: Run, command: str) -> str:
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts().items())
     head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}\n\n{facts}"
     notes = ["\n".join(f"- {note}" for note in run.notes)] if run.notes else []
-    return "\n\n".join([head, *notes, *map(section, all_tables(run.config, run.rows))]) + "\n"
+    return "\n\n".join([head, *notes, *map(section, run.tables)]) + "\n"
 
 
 def render_html(run: Run) -> str:
     """Return the whole page, HTML5, all pictures inside."""
-    return render(
-        "bench/page.html.j2", run=run, facts=run.facts(), tables=all_tables(run.config, run.rows), charts=_charts(run)
-    )
+    return render("bench/page.html.j2", run=run, facts=run.facts(), tables=run.tables, charts=_charts(run))
 
 
 def _charts(run: Run) -> list[tuple[str, str, Chart]]:

@@ -109,21 +109,22 @@ class _Planner:
         for twin in (False, True):
             for seed, encoder, scheme in self.grid():
                 for name in names:
-                    if self.takes(name, encoder, scheme) and not (twin and not self.innocents(scheme)):
+                    if self.takes(name, encoder, scheme, seed) and not (twin and not self.innocents(scheme)):
                         self.attack(name, encoder, scheme, seed, twin=twin)
 
     def grid(self) -> Iterator[tuple[int, str, str]]:
-        """Seed, encoder and scheme wherever a scheme takes the encoder's bed."""
-        for seed in self.config.seeds:
+        """Seed, encoder and scheme wherever a scheme has the seed and takes the encoder's bed."""
+        seeds = dict.fromkeys(seed for scheme in self.config.schemes for seed in self.config.seeds_of(scheme))
+        for seed in seeds:
             for name, encoder in self.config.encoders.items():
                 for scheme, entry in self.config.schemes.items():
-                    if not entry.beds or encoder.bed in entry.beds:
+                    if seed in self.config.seeds_of(scheme) and (not entry.beds or encoder.bed in entry.beds):
                         yield seed, name, scheme
 
-    def takes(self, attack: str, encoder: str, scheme: str) -> bool:
+    def takes(self, attack: str, encoder: str, scheme: str, seed: int) -> bool:
         """Whether an attack is for this encoder's bed and this scheme."""
         entry, bed = self.config.attacks[attack], self.config.encoders[encoder].bed
-        left_out = any(one.meets(attack, scheme, encoder) for one in self.config.without)
+        left_out = any(one.meets(attack, scheme, encoder, seed) for one in self.config.without)
         return not left_out and within((entry.beds, bed), (entry.encoders, encoder), (entry.schemes, scheme))
 
     def innocents(self, scheme: str) -> bool:
@@ -247,7 +248,19 @@ class _Planner:
         return roles[role]
 
     def _probe(self, entry: EncoderEntry) -> dict[str, Any]:
-        return {"probe": [self._spec(entry, role) for role in ("probe_train", "probe_test")]}
+        """Return specs of the probe's data, its method unless it is linear, and further tasks where there are any."""
+        method, roles = self.config.method, ("probe_train", "probe_test")
+        probe = [*(self._spec(entry, role) for role in roles), *([] if method == "linear" else [method])]
+        tasks = {
+            name: {
+                "probe": [self._spec(entry, task.train), self._spec(entry, task.test), task.method or method],
+                "per_class": task.per_class or None,
+                "seeds": list(range(task.draws)),
+            }
+            for name, task in self.config.tasks.items()
+            if not task.beds or entry.bed in task.beds
+        }
+        return {"probe": probe, **({"tasks": tasks} if tasks else {})}
 
     def _verify(self, entry: EncoderEntry, scheme: SchemeEntry) -> dict[str, str]:
         return {"verify": self._spec(entry, scheme.verify)}

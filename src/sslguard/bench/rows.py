@@ -16,6 +16,9 @@ uncapped_bits          −log₂ p of an exact null without the secret's entropy
 published_log2_pvalue  what the scheme's own paper would report
 accuracy, kept         of a linear probe, and the share of the clean encoder's above its baselines
 kept_error             standard error of kept from the number of items that the probe was measured on
+tasks                  accuracy in each further task, by name
+share                  CPU seconds of the attack over those that pre-training the clean encoder took
+watermark_rate         share of queries that the scheme's own paper counts as triggered
 asked                  queries of verification
 thief_queries          answers that the first stealing needed
 attack_seconds         CPU seconds of all steps
@@ -27,6 +30,7 @@ cell, date, config     where it comes from
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +50,7 @@ from sslguard.stats.direction import SECRET_BITS
 from sslguard.stats.significance import control_rank_test
 
 Contents = Mapping[str, Mapping[str, Any]]
+_MEASURED = ("statistic", "published_log2_pvalue", "watermark_rate", "asked")
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,15 @@ class Row:
     floor_log2: float | None
     uncapped_bits: float | None
     published_log2_pvalue: float | None
+    watermark_rate: float | None
     accuracy: float | None
+    tasks: Mapping[str, float] | None
     kept: float | None
     kept_error: float | None
     asked: int | None
     thief_queries: int | None
     attack_seconds: float | None
+    share: float | None
     mark_seconds: float | None
     refused: str | None
     cell: str
@@ -101,19 +109,31 @@ class Row:
         return 0.0 if self.refused else None if self.log2_pvalue is None else abs(self.log2_pvalue)
 
 
+def references(plan: Plan, contents: Contents) -> dict[str, Mapping[str, Any]]:
+    """Return the content of the cell of each clean encoder that is done, by the encoder's name."""
+    return {
+        plan.about[cell.name]["encoder"]: contents[cell.name]
+        for cell in plan.cells
+        if cell.group == "reference" and cell.name in contents
+    }
+
+
 def rows_of(config: Config, plan: Plan, contents: Contents) -> list[Row]:
     """A row for every suspect of the cells that are done, ranks included."""
-    made = [row for cell in plan.cells if cell.name in contents for row in _rows(config, plan, contents, cell.name)]
-    return ranked(made)
+    clean = references(plan, contents)
+    done = (cell.name for cell in plan.cells if cell.name in contents)
+    return ranked([row for name in done for row in _rows(config, plan, contents, clean, name)])
 
 
-def _rows(config: Config, plan: Plan, contents: Contents, name: str) -> Iterator[Row]:
+def _rows(
+    config: Config, plan: Plan, contents: Contents, clean: Mapping[str, Mapping[str, Any]], name: str
+) -> Iterator[Row]:
     content, about = contents[name], plan.about[name]
     group, result = content["group"], content["result"]
     if group in ("reference", "make"):
         return
     marked = contents[content["args"].get("mark", name)]
-    attack = about.get("attack", "")
+    attack, reference = about.get("attack", ""), clean.get(about["encoder"], {"result": {}})
     common: dict[str, Any] = {
         "encoder": about["encoder"],
         "scheme": about["scheme"],
@@ -131,11 +151,11 @@ def _rows(config: Config, plan: Plan, contents: Contents, name: str) -> Iterator
             yield _row("innocent", title, found, {**common, "family": pruned.get(title, title)})
         return
     if group == "mark":
-        yield _row("protected", "protected", result, {**common, **_kept(plan, contents, about, result)})
+        yield _row("protected", "protected", result, {**common, **_kept(reference, result)})
         return
-    common |= _price(contents, content)
+    common |= _price(contents, content, reference["result"].get("pretraining_seconds"))
     if group == "attack":
-        yield _row("attack", attack, result, {**common, **_kept(plan, contents, about, result)})
+        yield _row("attack", attack, result, {**common, **_kept(reference, result)})
     elif "refused" not in result:
         victim = content["args"]["victim"]
         ((kind, which),) = victim.items()
@@ -164,7 +184,7 @@ def _row(kind: Any, suspect: str, result: Mapping[str, Any], common: Mapping[str
     pvalue = result.get("log2_pvalue")
     uncapped = result.get("details", {}).get("log2_pvalue_uncapped")
     given: dict[str, Any] = dict.fromkeys(Row.__dataclass_fields__)
-    given |= {name: result[name] for name in ("statistic", "published_log2_pvalue", "asked") if name in result}
+    given |= {name: result[name] for name in _MEASURED if name in result}
     given |= {
         "log2_pvalue": pvalue,
         "floor_log2": None if pvalue is None else -float(SECRET_BITS),
@@ -174,32 +194,30 @@ def _row(kind: Any, suspect: str, result: Mapping[str, Any], common: Mapping[str
     return Row(**{**given, **common, "kind": kind, "suspect": suspect})
 
 
-def _kept(plan: Plan, contents: Contents, about: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(reference: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy, and the share kept of it, where it was measured and the clean encoder's is known."""
-    accuracy = result.get("accuracy")
-    references = (
-        contents[cell.name]
-        for cell in plan.cells
-        if cell.group == "reference" and cell.name in contents and plan.about[cell.name]["encoder"] == about["encoder"]
-    )
-    reference: Mapping[str, Any] = next(references, {"result": {}})
-    clean = reference["result"]
+    accuracy, clean = result.get("accuracy"), reference["result"]
+    found = {"accuracy": accuracy, "tasks": result.get("tasks")}
     # Without anything above the baselines there is nothing to keep.
     if accuracy is None or clean.get("accuracy", 0.0) <= clean.get("floor", 0.0):
-        return {"accuracy": accuracy}
-    error, part = None, re.search(r"\[(\d+):(\d+)\]$", reference["args"]["probe"][-1])
+        return found
+    error, part = None, re.search(r"\[(\d+):(\d+)\]$", reference["args"]["probe"][1])
     if part:
         items = int(part[2]) - int(part[1])
         error = math.sqrt(accuracy * (1 - accuracy) / items) / (clean["accuracy"] - clean["floor"])
     return {
-        "accuracy": accuracy,
+        **found,
         "kept": accuracy_kept(accuracy, clean["accuracy"], clean["floor"]),
         "kept_error": error,
     }
 
 
-def _price(contents: Contents, content: Mapping[str, Any]) -> dict[str, Any]:
-    """CPU seconds of a chain, and queries of the stealing that it begins with; neither where a part is not known."""
+def _price(contents: Contents, content: Mapping[str, Any], pretraining: float | None) -> dict[str, Any]:
+    """CPU seconds of a chain, and queries of the stealing that it begins with; neither where a part is not known.
+
+    Args:
+        pretraining: CPU seconds that pre-training the clean encoder took, where its record says so.
+    """
     seconds, queries, victim = content["result"].get("seconds", 0.0), None, content["args"]["victim"]
     while name := victim.get("made"):
         if name not in contents:  # taken away, to be done again
@@ -207,7 +225,8 @@ def _price(contents: Contents, content: Mapping[str, Any]) -> dict[str, Any]:
         made = contents[name]
         seconds += made["result"].get("seconds", 0.0)
         queries, victim = made["result"].get("queries"), made["args"]["victim"]
-    return {"attack_seconds": seconds, "thief_queries": queries}
+    share = seconds / pretraining if pretraining else None
+    return {"attack_seconds": seconds, "share": share, "thief_queries": queries}
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -257,7 +276,7 @@ def write_parquet(rows: Sequence[Row], path: Path) -> None:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("a Parquet file", "bench") from error
-    kinds = {"int": pa.int64(), "float": pa.float64(), "str": pa.string()}
+    kinds = {"Mapping": pa.string(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
     schema = pa.schema(
         [
             (name, next((kind for word, kind in kinds.items() if word in str(field.type)), pa.string()))
@@ -265,5 +284,6 @@ def write_parquet(rows: Sequence[Row], path: Path) -> None:
         ]
     )
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema=schema), buffer)
+    lines = [{**asdict(row), "tasks": row.tasks and json.dumps(row.tasks)} for row in rows]
+    pq.write_table(pa.Table.from_pylist(lines, schema=schema), buffer)
     write_atomic(path, buffer.getvalue().to_pybytes())

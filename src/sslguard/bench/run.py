@@ -13,22 +13,27 @@ results.*          Parquet, Markdown and HTML
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sslguard.bench.cells import Cell, Outcome, Pool, path_of, read_cells, run_cells
-from sslguard.bench.config import Config, read_config
+from sslguard.bench.config import Config, files_of, read_config
 from sslguard.bench.page import Run, render_html, render_markdown
 from sslguard.bench.plan import Plan, make_plan
-from sslguard.bench.rows import rows_of, write_parquet
-from sslguard.bench.work import Work, is_current, prepare
-from sslguard.errors import UsageError
+from sslguard.bench.rows import references, rows_of, write_parquet
+from sslguard.bench.targets import results as targets
+from sslguard.bench.work import Work, is_current, kinds_of, prepare
+from sslguard.encoders.load import load_encoder
+from sslguard.errors import SslguardError, UsageError
 from sslguard.files import write_atomic
+from sslguard.training import is_first_process
 
 CONFIG, PARQUET = "config.toml", "results.parquet"
 
@@ -51,6 +56,23 @@ class Progress:
     left: float | None
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would do.
+
+    Attributes:
+        groups: cells by group, those of the run alone.
+        stored: encoders that would be kept.
+        disk: bytes of those whose clean encoder can be loaded here; None where none can.
+        unknown: encoders to load that are not here.
+    """
+
+    groups: list[Progress]
+    stored: int
+    disk: int | None
+    unknown: tuple[str, ...]
+
+
 def run_bench(
     config: Path,
     out: Path,
@@ -58,6 +80,7 @@ def run_bench(
     workers: int = 1,
     only: Sequence[str] = (),
     accelerator: str = "cpu",
+    devices: int = 1,
     pool: Pool | None = None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
@@ -72,17 +95,27 @@ def run_bench(
         workers: cells at a time.
         only: glob patterns of cells' names; they bring what they need.
         accelerator: what training runs on.
+        devices: processes that share each training, one device each; every one of them calls this function. Cells that
+            train come first then, and the rest is the first process's alone.
         pool: what runs the cells; see `run_cells`.
         say: called with a line of progress.
 
     Raises:
-        UsageError: the configuration cannot be, or a pattern names nothing.
+        UsageError: the configuration cannot be, a pattern names nothing, or several devices meet several workers.
         OutputError: `out` cannot be written.
     """
-    plan = make_plan(read_config(config))
+    _, plan = checked(config)
     chosen = plan.chosen(tuple(only))
-    if config.resolve() != (out / CONFIG).resolve():
-        write_atomic(out / CONFIG, config.read_bytes())
+    if is_first_process():
+        _keep_config(config, out)
+    if devices > 1:
+        if workers > 1 or pool is not None:
+            raise UsageError("several devices share one training: leave workers at 1, and cluster out")
+        together = Work(out, accelerator, devices)
+        training = [cell for cell in chosen if cell.function in ("mark", "make")]
+        outcome = run_cells(training, out, together, workers=1, prepare=prepare, say=say, kept=together.kept)
+        if not is_first_process() or outcome.failed:
+            return outcome
     work = Work(out, accelerator)
     run = partial(
         run_cells,
@@ -110,6 +143,59 @@ def run_bench(
     return outcome
 
 
+def checked(config: Path) -> tuple[Config, Plan]:
+    """Return the configuration in a file and its plan.
+
+    Raises:
+        UsageError: it cannot be.
+    """
+    found = read_config(config)
+    targets(found, [], [])
+    return found, make_plan(found)
+
+
+def _keep_config(config: Path, out: Path) -> None:
+    """Write the configuration into the folder of its results, and what it rests on beside it."""
+    if config.resolve() != (out / CONFIG).resolve():
+        first, *bases = files_of(config)
+        for file, name in ((first, CONFIG), *((base, base.name) for base in bases)):
+            write_atomic(out / name, file.read_bytes())
+
+
+def forecast(config: Path, out: Path, *, only: Sequence[str] = ()) -> Forecast:
+    """Return what `run_bench` would do, and what that costs by the cells that are done here or recorded.
+
+    Raises:
+        UsageError: the configuration cannot be, or a pattern names nothing.
+    """
+    found, plan = checked(config)
+    chosen = plan.chosen(tuple(only))
+    contents, _ = read_cells(out, plan.cells)
+    spent: dict[tuple[str, ...], list[float]] = {}
+    if found.recorded:
+        with TemporaryDirectory() as folder:
+            with tarfile.open(config.parent / found.recorded) as archive:
+                archive.extractall(folder, filter="data")
+            _, earlier, recorded = open_run(Path(folder))
+            _add_costs(spent, earlier, recorded)
+    _add_costs(spent, plan, contents)
+    kept = [cell for cell in chosen if "encoders" in kinds_of(cell) and cell.name not in contents]
+    sizes, unknown = _sizes(found, {plan.about[cell.name]["encoder"] for cell in kept})
+    known = [sizes[name] for cell in kept if (name := plan.about[cell.name]["encoder"]) in sizes]
+    return Forecast(_groups(plan, chosen, contents, spent), len(kept), sum(known) if known else None, unknown)
+
+
+def _sizes(config: Config, names: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Bytes of each clean encoder's weights, and those that cannot be loaded here."""
+    sizes, unknown = {}, []
+    for name in sorted(names):
+        try:
+            sizes[name] = 4 * load_encoder(config.encoders[name].load).n_parameters
+        except SslguardError:
+            unknown.append(config.encoders[name].load)
+    return sizes, tuple(unknown)
+
+
 def open_run(out: Path) -> tuple[Config, Plan, dict[str, dict[str, Any]]]:
     """Configuration, plan, and the results that are there and come from the marks that are, of a benchmark's folder.
 
@@ -132,20 +218,37 @@ def open_run(out: Path) -> tuple[Config, Plan, dict[str, dict[str, Any]]]:
 def findings(out: Path) -> Run:
     """All that is known so far."""
     config, plan, contents = open_run(out)
-    return Run(config, rows_of(config, plan, contents), len(contents), len(plan.cells))
+    return Run(
+        config,
+        rows_of(config, plan, contents),
+        len(contents),
+        len(plan.cells),
+        references=references(plan, contents),
+        undone=[{**plan.about[c.name], "group": c.group} for c in plan.cells if c.name not in contents],
+    )
 
 
 def progress(out: Path) -> list[Progress]:
     """How far each group is, in the plan's order."""
     _, plan, contents = open_run(out)
     spent: dict[tuple[str, ...], list[float]] = {}
+    _add_costs(spent, plan, contents)
+    return _groups(plan, plan.cells, contents, spent)
+
+
+def _add_costs(spent: dict[tuple[str, ...], list[float]], plan: Plan, contents: Mapping[str, Any]) -> None:
     for cell in plan.cells:
         if cell.name in contents:
             for like in _likes(plan, cell):
                 spent.setdefault(like, []).append(float(contents[cell.name]["cpu_seconds"]))
+
+
+def _groups(
+    plan: Plan, cells: Sequence[Cell], contents: Mapping[str, Any], spent: Mapping[tuple[str, ...], Sequence[float]]
+) -> list[Progress]:
     return [
-        _progress(plan, group, [cell for cell in plan.cells if cell.group == group], contents, spent)
-        for group in dict.fromkeys(cell.group for cell in plan.cells)
+        _progress(plan, group, [cell for cell in cells if cell.group == group], contents, spent)
+        for group in dict.fromkeys(cell.group for cell in cells)
     ]
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 from sslguard.bench.config import Config
+from sslguard.bench.details import beside_header, beside_lines, clean_lines, target_lines
 from sslguard.bench.rows import Row
 from sslguard.bench.summary import KEPT, Interval, Outcome, costs, false_claims, hardest, outcomes, separations
+from sslguard.bench.targets import results
 from sslguard.report.table import Table
 from sslguard.report.text import NONE
 
@@ -14,12 +18,56 @@ from sslguard.report.text import NONE
 _LEAST = (KEPT, 0.75, 0.5, 0.25)
 
 
-def all_tables(config: Config, rows: Sequence[Row]) -> list[Table]:
-    """Return every table of the page, in its order."""
+def all_tables(
+    config: Config,
+    rows: Sequence[Row],
+    references: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    undone: Sequence[Mapping[str, Any]] = (),
+) -> list[Table]:
+    """Return every table of the page, in its order.
+
+    Args:
+        config: what was asked for.
+        rows: what is known.
+        references: content of each clean encoder's cell, by the encoder's name.
+        undone: `Plan.about` of cells that are not done, with their `group`.
+    """
     found = outcomes(rows, config.rates)
-    tables = [_hardest(config, rows), _false_claims(config, rows), _separations(rows), _costs(rows)]
+    tables = [_targets(config, rows, undone), *_details(config, rows, references)]
+    tables += [_hardest(config, rows), _false_claims(config, rows), _separations(rows), _costs(rows)]
     tables += [_grid(config, found, group) for group in ("held-out", "development")]
     return [table for table in tables if table.rows]
+
+
+def _targets(config: Config, rows: Sequence[Row], undone: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(
+        "Targets",
+        "What was aimed at and what came. Of attacks only those count that keep enough and, where its cost is known, "
+        "take no longer than pre-training. Where no mark is: the same attacks on the clean encoder, whatever they "
+        "keep. Brackets: Wilson's 95 % interval.",
+        ("aim", "figure", "where no mark is", ""),
+        target_lines(results(config, rows, undone)),
+    )
+
+
+def _details(config: Config, rows: Sequence[Row], references: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Return what benchmarks with further tasks or targets show beyond the others."""
+    if not (config.tasks or config.targets):
+        return []
+    clean = Table(
+        "The clean encoders",
+        "Accuracy of probes on each task, of raw pixels and of the network untrained; gain over the better of the two.",
+        ("encoder", "task", "accuracy", "raw pixels", "untrained", "gain"),
+        clean_lines(references),
+    )
+    beside = Table(
+        "Attacks beside the same attacks on the clean encoder",
+        "Over encoders and keys: means of accuracy kept, medians of all else. Costs are CPU seconds over those that "
+        "pre-training the clean encoder took.",
+        beside_header(config),
+        beside_lines(config, rows, references),
+    )
+    return [clean, beside]
 
 
 def _hardest(config: Config, rows: Sequence[Row]) -> Table:
@@ -48,7 +96,8 @@ def _hardest(config: Config, rows: Sequence[Row]) -> Table:
 
 def _attacked(one: Row) -> tuple[str, ...]:
     error = "" if one.kept_error is None else f" ± {100 * one.kept_error:.0f}"
-    price = f"{_number(one.attack_seconds)} CPU s, {_queries(one.thief_queries)}"
+    share = "" if one.share is None else f" ({100 * one.share:.0f} % of pre-training)"
+    price = f"{_number(one.attack_seconds)} CPU s{share}, {_queries(one.thief_queries)}"
     bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
     return one.attack, one.encoder, one.set, f"{100 * (one.kept or 0):.0f}{error} %", bits, price
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,6 +46,7 @@ from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.schemes.peers.base import QUERY_BATCH, Peer, as_bytes
 from sslguard.schemes.registry import build_scheme
+from sslguard.training import is_first_process, shared
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification.verdict import score_suspect
 
@@ -50,14 +54,14 @@ INNOCENT_ITEMS = 1000
 """Items that the key of an innocent is made from, of a scheme whose null asks for a fresh secret each."""
 
 Result = dict[str, Any]
+Tasks = Mapping[str, Mapping[str, Any]]
+NO_TASKS: Tasks = MappingProxyType({})
 # What ails this machine, not the cell.
 _NOT_KEPT = (DataError, OutputError, MissingExtraError)
 
 
 def prepare() -> None:
     """A process of one thread that says nothing of its precision."""
-    import torch
-
     torch.set_num_threads(1)
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
@@ -68,18 +72,24 @@ class Work:
 
     Attributes:
         out: the benchmark's folder.
-        accelerator: what training runs on; no part of what a cell is.
+        accelerator, devices: what training runs on; no part of what a cell is. With several devices every process of
+            a run does the same cells in the same order, and the first one alone has results.
     """
 
     out: Path
     accelerator: str = "cpu"
+    devices: int = 1
 
-    def __call__(self, cell: Cell) -> Result:
+    def __call__(self, cell: Cell) -> Result | None:
+        # Nobody begins before what the first process wrote of the cell before is there.
+        shared(lambda: None, **self._place())
         for need in cell.needs:
             if refused := self._content(need)["result"].get("refused"):
                 return {"refused": refused}
         try:
             found: Result = getattr(self, cell.function)(cell.name, **cell.args)
+            if not is_first_process():
+                return None
             rests = rests_on(cell.function, cell.args, self._content)
             return found if rests is None else {**found, "marked": rests}
         except _NOT_KEPT:
@@ -89,15 +99,8 @@ class Work:
 
     def kept(self, cell: Cell) -> bool:
         """Whether what a cell made, an encoder, a key, what a peer trained, lies beside its result."""
-        kinds: tuple[str, ...] = ()
-        if cell.function == "make":
-            kinds = ("encoders",)
-        elif cell.function == "mark":
-            scheme = build_scheme(cell.args["scheme"], cell.args["settings"])
-            trained = ("checkpoints",) if isinstance(scheme, Peer) and scheme.trains else ()
-            kinds = trained if not scheme.key_home else ("encoders", "keys")
         return "refused" in self._content(cell.name)["result"] or all(
-            (self.out / kind / cell.name).exists() for kind in kinds
+            (self.out / kind / cell.name).exists() for kind in kinds_of(cell)
         )
 
     def current(self, cell: Cell) -> bool:
@@ -107,11 +110,16 @@ class Work:
         except FileNotFoundError:
             return True
 
-    def reference(self, name: str, clean: str, probe: Sequence[str]) -> Result:
-        """Accuracy of the clean encoder, and A₀: see `probes.baseline`."""
+    def reference(self, name: str, clean: str, probe: Sequence[str], tasks: Tasks = NO_TASKS) -> Result:
+        """Accuracy of the clean encoder, and A₀: see `probes.baseline`; what its pre-training took."""
         del name
-        encoder, (train, test) = load_encoder(clean), map(opened, probe)
-        return {"accuracy": accuracy(encoder, probe), "floor": baseline(encoder, train, test).accuracy}
+        encoder = self.load(clean)
+        found = {
+            **_referred(encoder, probe),
+            "pretraining_seconds": encoder.record.get("cpu_seconds"),
+            "parameters": encoder.n_parameters,
+        }
+        return {**found, "tasks": {title: _referred(encoder, **task) for title, task in tasks.items()}}
 
     def mark(
         self,
@@ -124,34 +132,44 @@ class Work:
         precision: str,
         probe: Sequence[str],
         verify: str,
+        tasks: Tasks = NO_TASKS,
     ) -> Result:
         """A protected encoder and its key."""
         built, begun = build_scheme(scheme, settings), time.process_time()
-        secret = secret_of(clean, scheme, settings, seed)
-        loop = {"accelerator": self.accelerator, "precision": precision}
-        _checkpoint(self, name).unlink(missing_ok=True)  # what a mark costs is counted whole
-        # Keys that are kept in files need no checkpoint to be there again.
-        checkpoint = _checkpoint(self, name) if not built.key_home else None
-        made = built.watermark(load_encoder(clean), opened(data), secret=secret, checkpoint=checkpoint, **loop)
+        secret, kept = secret_of(clean, scheme, settings, seed), bool(built.key_home)
+        if not kept and not is_first_process():  # peers train in one process
+            return {}
+        # What a mark costs is counted whole. Keys that are kept in files need no checkpoint to be there again.
+        checkpoint = self._unfinished(name) if kept else _checkpoint(self, name)
+        if not kept:
+            checkpoint.unlink(missing_ok=True)
+        loop = {**self._place(), "precision": precision}
+        made = built.watermark(self.load(clean), opened(data), secret=secret, checkpoint=checkpoint, **loop)
+        if not is_first_process():
+            return {}
         spent, weights = time.process_time() - begun, None
         if built.injects and isinstance(made.embedder, Encoder):
             weights = weights_hash(made.embedder.module)
         if built.key_home:
             save_key(made.key, self.out / "keys" / name)
             save_encoder(made.encoder, self.out / "encoders" / name)
+            checkpoint.unlink(missing_ok=True)
         return {
             "seconds": spent,
             "weights": weights,
-            "accuracy": accuracy(made.embedder, probe),
+            **accuracies(made.embedder, probe, tasks),
             **scored(made.key, made.embedder, opened(verify)),
         }
 
     def make(self, name: str, victim: Mapping[str, str], steps: Sequence[Mapping[str, Any]], precision: str) -> Result:
         """An encoder by a chain that ends in training or in a change of weights."""
         attacked, begun = self.victim(victim), time.process_time()
-        made = applied(attacked, steps, accelerator=self.accelerator, precision=precision)
+        made = applied(attacked, steps, **self._place(), precision=precision, checkpoint=self._unfinished(name))
         assert isinstance(made, Encoder)
+        if not is_first_process():
+            return {}
         save_encoder(made, self.out / "encoders" / name)
+        self._unfinished(name).unlink(missing_ok=True)
         return {"seconds": time.process_time() - begun, "queries": made.record.get("queries")}
 
     def measure(
@@ -162,13 +180,14 @@ class Work:
         steps: Sequence[Mapping[str, Any]],
         verify: str,
         probe: Sequence[str] = (),
+        tasks: Tasks = NO_TASKS,
     ) -> Result:
         """A suspect under a key: accuracy where it is asked for, and its score. Without `probe` it is an innocent."""
         attacked, begun = self.victim(victim), time.process_time()
         suspect = applied(attacked, steps)
         spent = time.process_time() - begun
         if probe:
-            found = {"seconds": spent, "accuracy": accuracy(suspect, probe)}
+            found = {"seconds": spent, **accuracies(suspect, probe, tasks)}
             return {**found, **scored(self.protected(mark).key, suspect, opened(verify))}
         return scored(self.key_for(name, mark, verify), suspect, opened(verify))
 
@@ -182,9 +201,9 @@ class Work:
             if title in derived:
                 continue
             if number < len(controls):
-                innocent = controls[number].load()
+                innocent = self.placed(controls[number].load())
             else:
-                innocent = untrained(load_encoder(args["clean"]), opened(verify), number)
+                innocent = self.placed(untrained(load_encoder(args["clean"]), opened(verify), number))
             found[title] = scored(self.key_for(f"{name} {title}", mark, verify), innocent, opened(verify))
         return {"innocents": found}
 
@@ -192,13 +211,32 @@ class Work:
         """What an attack begins from: {"clean": spec}, {"mark": cell} or {"made": cell}."""
         ((kind, which),) = named.items()
         if kind == "clean":
-            return load_encoder(which)
+            return self.load(which)
         if kind == "made":
-            return _made(self.out / "encoders" / which)
+            return self.placed(_made(self.out / "encoders" / which))
         served, args = self.protected(which).embedder, self._content(which)["args"]
         if build_scheme(args["scheme"], args["settings"]).on_answers:
             return Wrapped(served, served.embed, "served", {}, "served")
         return served
+
+    def load(self, spec: str) -> Encoder:
+        """Return the clean encoder that `spec` names, on this process's device."""
+        return self.placed(load_encoder(spec))
+
+    def placed(self, encoder: Encoder) -> Encoder:
+        """Return the encoder, its network moved to this process's device."""
+        if self.accelerator == "mps":
+            encoder.module.to("mps")
+        elif self.accelerator != "cpu" and torch.cuda.is_available():
+            encoder.module.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        return encoder
+
+    def _place(self) -> dict[str, Any]:
+        return {"accelerator": self.accelerator, "devices": self.devices}
+
+    def _unfinished(self, name: str) -> Path:
+        """Return where a training that is killed is gone on with."""
+        return self.out / "unfinished" / f"{name}.pt"
 
     def protected(self, mark: str) -> Watermarked:
         """What a cell of the group mark made."""
@@ -219,6 +257,18 @@ class Work:
     def _content(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path_of(self.out, name).read_bytes())
         return found
+
+
+def kinds_of(cell: Cell) -> tuple[str, ...]:
+    """Return the folders in which a cell leaves something beside its result."""
+    if cell.function == "make":
+        return ("encoders",)
+    if cell.function != "mark":
+        return ()
+    scheme = build_scheme(cell.args["scheme"], cell.args["settings"])
+    if scheme.key_home:
+        return ("encoders", "keys")
+    return ("checkpoints",) if isinstance(scheme, Peer) and scheme.trains else ()
 
 
 def rests_on(function: str, args: Mapping[str, Any], content: Callable[[str], Mapping[str, Any]]) -> str | None:
@@ -330,7 +380,7 @@ def _protected(work: Work, mark: str) -> Watermarked:
     args = work._content(mark)["args"]
     scheme = build_scheme(args["scheme"], args["settings"])
     if scheme.key_home:
-        return Watermarked(load_folder(work.out / "encoders" / mark), load_key(work.out / "keys" / mark))
+        return Watermarked(work.placed(load_folder(work.out / "encoders" / mark)), load_key(work.out / "keys" / mark))
     # Peers' keys are not kept in files; the same secret gives the same key.
     secret = secret_of(args["clean"], args["scheme"], args["settings"], args["seed"])
     return scheme.watermark(
@@ -357,10 +407,34 @@ def applied(victim: Embedder, steps: Sequence[Mapping[str, Any]], **loop: Any) -
     return victim
 
 
-def accuracy(embedder: Embedder, probe: Sequence[str]) -> float:
-    """Of a linear probe, in [0, 1]; `probe` are the specs that it is trained and measured on."""
-    train, test = map(opened, probe)
-    return probe_encoder(embedder, train, test).accuracy
+def accuracies(embedder: Embedder, probe: Sequence[str], tasks: Tasks) -> Result:
+    """Return `accuracy`, and under `tasks` that of further tasks, where there are any."""
+    found = {title: accuracy(embedder, **task) for title, task in tasks.items()}
+    return {"accuracy": accuracy(embedder, probe), **({"tasks": found} if found else {})}
+
+
+def accuracy(embedder: Embedder, probe: Sequence[str], **labels: Any) -> float:
+    """Return the accuracy of a probe, in [0, 1].
+
+    Args:
+        embedder: what is probed.
+        probe: specs that the probe is trained and measured on, and its method unless it is linear.
+        labels: `per_class` and `seeds` of `probe_encoder`.
+    """
+    train, test, *method = probe
+    return probe_encoder(embedder, opened(train), opened(test), method=(*method, "linear")[0], **labels).accuracy
+
+
+def _referred(encoder: Encoder, probe: Sequence[str], **labels: Any) -> Result:
+    """Return what a task gives to a clean encoder, to raw pixels and to its network untrained."""
+    train, test, *method = probe
+    found = baseline(encoder, opened(train), opened(test), method=(*method, "linear")[0], **labels)
+    return {
+        "accuracy": accuracy(encoder, probe, **labels),
+        "floor": found.accuracy,
+        "pixels": None if found.pixels is None else found.pixels.accuracy,
+        "untrained": found.random.accuracy,
+    }
 
 
 def scored(key: Key, suspect: Embedder, data: Data) -> Result:

@@ -213,11 +213,48 @@ def without_unreadable(data: Data) -> tuple[Data, list[str]]:
     return (Chosen(data, good) if bad else data), bad
 
 
+class Joined(Data):
+    """The items of several data sets, one set after the other. Labels are those of the parts, where all have them."""
+
+    def __init__(self, parts: Sequence[Data]) -> None:
+        self.parts = tuple(parts)
+        self.spec = " + ".join(part.spec for part in self.parts)
+        self._ends = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """Return the items at `indices`, each from the set that holds it."""
+        index = self.positions(indices)
+        items: dict[int, Any] = {}
+        which = np.searchsorted(self._ends, index, side="right")
+        for number in np.unique(which):
+            places = np.flatnonzero(which == number)
+            part = self.parts[number]
+            taken = part.take(index[places] - (self._ends[number] - len(part)))
+            items.update(zip(places.tolist(), taken, strict=True))
+        return as_batch([items[place] for place in range(len(index))])
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Return the labels of all parts in a row, None where a part has none."""
+        labels = [part.labels for part in self.parts]
+        return None if any(each is None for each in labels) else np.concatenate([x for x in labels if x is not None])
+
+    def extent(self) -> Extent:
+        """Return all of this set: `overlap` asks its parts."""
+        return Extent(self.spec, 0, len(self))
+
+
 def overlap(one: Data, other: Data) -> int:
     """Return how many items of their common origin both sets may be made from (0 for different origins).
 
     An origin is a named set or a resolved path: copies of the same pictures under two paths are two origins.
     """
+    for joined, single in ((one, other), (other, one)):
+        if isinstance(joined, Joined):
+            return sum(overlap(part, single) for part in joined.parts)
     a, b = one.extent(), other.extent()
     if a.origin != b.origin:
         return 0

@@ -67,7 +67,13 @@ class DataName:
 
 def check_data(spec: str) -> None:
     """Raise an error if `spec` cannot name a data set: see `parse_data`."""
-    parse_data(spec)
+    for part in parts_of(spec):
+        parse_data(part)
+
+
+def parts_of(spec: str) -> list[str]:
+    """Return the specifications that " + " joins in `spec`, itself where it names one set."""
+    return [spec] if _exists(spec) else spec.split(" + ")
 
 
 def parse_data(spec: str) -> DataName:

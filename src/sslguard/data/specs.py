@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sslguard.data import sources, vision
 from sslguard.data.arrays import open_npy, open_npz
-from sslguard.data.base import Data
+from sslguard.data.base import Data, Joined
 from sslguard.data.folders import open_folder
-from sslguard.data.names import DataName, expanded, parse_data
+from sslguard.data.names import DataName, expanded, parse_data, parts_of
 from sslguard.data.shards import Shards
 from sslguard.data.testbed import Cluttered
 from sslguard.data.texts import TextFile
@@ -39,6 +39,7 @@ def open_data(spec: str) -> Data:
     `vader:thief`                         real sentences by role, see `sslguard.data.vader`
     `text:reviews.csv`                    texts of a .txt, .csv, .tsv, .jsonl or .parquet, see `sslguard.data.texts`
     `text:reviews.csv#review`             the column of that name; `csv:`, `parquet:` … for files of other endings
+    `A + B`                               the items of A, then those of B
     ====================================  =========================================================
 
     A text that contains a path separator, starts with a dot or names something that exists is a path. Either
@@ -48,6 +49,8 @@ def open_data(spec: str) -> Data:
         DataError: the text names no data set, or the set cannot be opened; the message says what would do.
         MissingExtraError: the set comes from a package that is not installed.
     """
+    if len(parts := parts_of(spec)) > 1:
+        return Joined([open_data(part) for part in parts])
     named = parse_data(spec)
     data = _open_whole(named)
     for start, stop in named.slices:

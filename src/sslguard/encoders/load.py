@@ -17,6 +17,7 @@ All but folders and shipped encoders take options after an @, such as `moco_v2.p
 
 - a number: height and width of the input in pixels;
 - `raw`: inputs in [0, 1] as they are, not normalised;
+- `whole`: whole images are resized, without a crop;
 - `pool`, `nopool`: keep or leave out the first max-pool, in ResNets that torchvision builds.
 
 Encoders of texts take others, such as `hf:FOLDER@cls,unit,256` or `package:all-minilm-l6-v2@nounit`:
@@ -25,7 +26,7 @@ Encoders of texts take others, such as `hf:FOLDER@cls,unit,256` or `package:all-
 - `mean`, `cls`, `max`: how a transformer's tokens are pooled;
 - `unit`, `nounit`: scale a transformer's embeddings to length 1, or do not.
 
-`@nopool,raw` is how the SSLGuard paper uses the published SimCLR and MoCo encoders, `@raw` BYOL's.
+`@nopool,raw,whole` is how the SSLGuard paper uses the published SimCLR and MoCo encoders, `@raw,whole` BYOL's.
 """
 
 from __future__ import annotations
@@ -105,6 +106,8 @@ def _preprocessed(preprocess: ImagePreprocess, options: Options) -> ImagePreproc
     """Return `preprocess` with the size and the normalising that `options` ask for."""
     if options.size is not None:
         preprocess = replace(preprocess, height=options.size, width=options.size)
+    if options.whole:
+        preprocess = replace(preprocess, crop=None)
     if options.raw:
         channels = preprocess.channels
         preprocess = replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels)

@@ -44,6 +44,7 @@ class Options:
         size: Height and width in pixels, or tokens of a text; None where nothing was said, as below.
         maxpool: Whether the first max-pool is kept.
         raw: Whether inputs stay in [0, 1], not normalised.
+        whole: Whether whole images are resized, without a crop.
         pooling: How a transformer's tokens are pooled.
         unit: Whether embeddings are scaled to length 1.
     """
@@ -51,6 +52,7 @@ class Options:
     size: int | None = None
     maxpool: bool | None = None
     raw: bool = False
+    whole: bool = False
     pooling: Pooling | None = None
     unit: bool | None = None
 
@@ -136,7 +138,7 @@ def _split_options(spec: str) -> tuple[str, Options]:
         return spec, Options()
     size: int | None = None
     maxpool: bool | None = None
-    raw = False
+    raw = whole = False
     pooling: Pooling | None = None
     unit: bool | None = None
     for option in match["options"].split(","):
@@ -146,16 +148,18 @@ def _split_options(spec: str) -> tuple[str, Options]:
             maxpool = option == "pool"
         elif option == "raw":
             raw = True
+        elif option == "whole":
+            whole = True
         elif chosen := [way for way in POOLINGS if way == option]:
             pooling = chosen[0]
         elif option in ("unit", "nounit"):
             unit = option == "unit"
         else:
             raise UsageError(
-                f"encoder {spec!r:.200}: an option is a size in pixels, raw, pool or nopool, for texts a number of "
-                f"tokens, {', '.join(POOLINGS)}, unit or nounit, not {option!r}"
+                f"encoder {spec!r:.200}: an option is a size in pixels, raw, whole, pool or nopool, for texts a number "
+                f"of tokens, {', '.join(POOLINGS)}, unit or nounit, not {option!r}"
             )
-    return match["rest"], Options(size, maxpool, raw, pooling, unit)
+    return match["rest"], Options(size, maxpool, raw, whole, pooling, unit)
 
 
 def _no_options(what: str, options: Options, spec: str) -> None:
@@ -169,8 +173,8 @@ def _no_pool_option(options: Options, spec: str) -> None:
 
 
 def _no_image_option(options: Options, spec: str) -> None:
-    if options.maxpool is not None or options.raw:
-        raise UsageError(f"{spec!r:.200}: raw, pool and nopool are for encoders of images")
+    if options.maxpool is not None or options.raw or options.whole:
+        raise UsageError(f"{spec!r:.200}: raw, whole, pool and nopool are for encoders of images")
 
 
 def _check_shipped(name: str, options: Options) -> None:

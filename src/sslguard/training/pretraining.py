@@ -211,7 +211,8 @@ def new_encoder(
     """Return a freshly initialised encoder for the items of `data`.
 
     Args:
-        architecture: Name of the network; see `encoders.architectures`.
+        architecture: Name of the network; see `encoders.architectures`. "torchvision:resnet18@nopool" leaves out a
+            ResNet's first max-pool.
         data: Images or texts. The encoder takes images at the size and channels of the first one.
         seed: Seed of the initialisation.
         size: For images, height and width in pixels in place of the first image's. For texts, the largest number of
@@ -221,6 +222,9 @@ def new_encoder(
     Raises:
         UsageError: The data does not hold what the architecture takes.
     """
+    architecture, _, option = architecture.partition("@")
+    if option not in ("", "nopool"):
+        raise UsageError(f"a network's only option is nopool, not {option!r:.80}")
     sample = data.take([0])
     item = sample[0]
     if isinstance(item, str):
@@ -235,6 +239,8 @@ def new_encoder(
     description: dict[str, Any] = {"backbone": architecture, "channels": channels}
     if linear is not None:
         description["linear"] = linear
+    if option:
+        description["maxpool"] = False
     module, dim = build(description, seed=seed)
     preprocess = ImagePreprocess(
         height=size or height,

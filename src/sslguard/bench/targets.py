@@ -1,0 +1,121 @@
+"""The targets of a benchmark: what was aimed at, what came, and whether that is met."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from sslguard.bench.config import Config, Target, within
+from sslguard.bench.rows import Row
+from sslguard.bench.summary import Interval, share
+from sslguard.errors import UsageError
+
+_GROUPS = {"protected": ("mark",), "attack": ("attack",), "innocent": ("null", "other", "twin")}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A target beside what came.
+
+    Attributes:
+        values: what is bounded, by a name of what it is of; None of what cannot be scored, which meets no bound.
+        met: how many of them are within the bound.
+        negatives: the same count where no mark is, of the same attacks on the clean encoder, and how many those are.
+        missing: cells that count and are not done.
+    """
+
+    target: Target
+    values: Mapping[str, float | None]
+    met: int
+    negatives: tuple[int, int]
+    missing: int
+
+    @property
+    def verdict(self) -> str:
+        """Return "met" only where nothing is missing; what fails already stays failed."""
+        if self.met < len(self.values):
+            return "not met"
+        if self.missing:
+            return f"open: {self.missing} cells are not done"
+        return "met" if self.values else "nothing counts"
+
+    @property
+    def share(self) -> Interval | None:
+        """Return the share that is within the bound, None where nothing counts."""
+        return share(self.met, len(self.values)) if self.values else None
+
+
+def results(config: Config, rows: Sequence[Row], undone: Iterable[Mapping[str, Any]]) -> list[Result]:
+    """Return every target of a configuration beside what came.
+
+    Args:
+        config: holds the targets.
+        rows: all that is known.
+        undone: `Plan.about` of cells that are not done, with their `group`.
+
+    Raises:
+        UsageError: rows have no such column.
+    """
+    left = list(undone)
+    return [_result(target, rows, left) for target in config.targets]
+
+
+def _result(target: Target, rows: Sequence[Row], undone: Sequence[Mapping[str, Any]]) -> Result:
+    if not isinstance(getattr(Row, target.column, None), property) and target.column not in Row.__dataclass_fields__:
+        raise UsageError(f"targets: rows have no column {target.column!r:.80}; see sslguard.bench.rows")
+    mine = [row for row in rows if row.kind == target.kind and _named(target, row.encoder, row.scheme, row.attack)]
+    counted = [row for row in mine if row.applies and _counts(target, row)]
+    values: dict[str, float | None] = {}
+    if target.mean:
+        for pair in dict.fromkeys((row.scheme, row.encoder) for row in counted):
+            known = [
+                v for row in counted if (row.scheme, row.encoder) == pair and (v := _value(target, row)) is not None
+            ]
+            values[", ".join(pair)] = mean(known) if known else None
+    else:
+        values = {f"{row.cell} {row.suspect}": _value(target, row) for row in counted}
+    twins = [
+        row
+        for row in rows
+        if target.kind == "attack" and row.kind == "innocent" and row.attack
+        if row.suspect.startswith("twin of ") and _named(target, row.encoder, row.scheme, row.attack)
+    ]
+    missing = [
+        about
+        for about in undone
+        if about["group"] in _GROUPS[target.kind]
+        and _named(target, about["encoder"], about["scheme"], about.get("attack", ""))
+    ]
+    return Result(
+        target=target,
+        values=values,
+        met=sum(_within(target, value) for value in values.values()),
+        negatives=(sum(_within(target, _value(target, row)) for row in twins), len(twins)),
+        missing=len(missing),
+    )
+
+
+def _named(target: Target, encoder: str, scheme: str, attack: str) -> bool:
+    return within((target.encoders, encoder), (target.schemes, scheme), (target.attacks, attack))
+
+
+def _counts(target: Target, row: Row) -> bool:
+    """Return whether an attack is one: it keeps enough and costs no more than pre-training."""
+    if target.kept is None:
+        return True
+    return row.kept is not None and row.kept >= target.kept and (row.share is None or row.share <= 1)
+
+
+def _value(target: Target, row: Row) -> float | None:
+    found = getattr(row, target.column)
+    if isinstance(found, str | Mapping):
+        raise UsageError(f"targets: the column {target.column!r:.80} holds no numbers")
+    return None if found is None else float(found)
+
+
+def _within(target: Target, value: float | None) -> bool:
+    if value is None:
+        return False
+    return value <= target.at_most if target.at_most is not None else value >= (target.at_least or 0.0)
