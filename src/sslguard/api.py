@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sslguard.controls import count_controls
 from sslguard.crypto.secrets import Secret
-from sslguard.data.base import Data, overlap
+from sslguard.data.base import Data, overlap, without_unreadable
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import is_encoder_folder, save_encoder
@@ -55,10 +55,12 @@ class Marked(Watermarked):
     Attributes:
         folder: Folder that holds `encoder` and `key`; None if nothing was saved.
         controls: Scores of known innocents under the key; None if none were asked.
+        unreadable: One message for each item that could not be read and was left out.
     """
 
     folder: Path | None = None
     controls: ControlScores | None = None
+    unreadable: tuple[str, ...] = ()
 
 
 class Attacked(NamedTuple):
@@ -151,6 +153,7 @@ def watermark(
     seal: Seal | None = None,
     controls: Sequence[str] = (),
     verify_data: Data | str | None = None,
+    skip_unreadable: bool = False,
     checkpoint: Path | None = None,
     progress: bool = False,
     **loop: Any,
@@ -168,6 +171,8 @@ def watermark(
         seal: Encryption of the key that is written; None leaves it in the clear.
         controls: Known innocents to score under the new key, as in `verify`.
         verify_data: Held-out data for scoring the controls. It must not overlap `data`.
+        skip_unreadable: Whether items of `data` that cannot be read are left out, and counted; else they are an error.
+            Each item is then read once more, beforehand.
         checkpoint: File from which an interrupted run goes on, without `out`.
         progress: Whether to show bars on standard error.
         loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
@@ -180,7 +185,9 @@ def watermark(
     chosen = scheme if isinstance(scheme, Scheme) else named_scheme(scheme, preset, settings or {})
     if out is not None and key_class(chosen.name) is None:
         raise UsageError(f"keys of the scheme {chosen.name} are not kept in files: call without `out`")
-    clean, items = as_encoder(encoder), as_data(data)
+    clean, items, bad = as_encoder(encoder), as_data(data), list[str]()
+    if skip_unreadable:
+        items, bad = without_unreadable(items)
     asked = None if verify_data is None else as_data(verify_data)
     if controls or asked is not None:
         _check_ranking(chosen, controls, asked, items, clean.dim)
@@ -200,7 +207,7 @@ def watermark(
             kept = None if folder is None else folder / "key"
             scores = control_scores(marked.key, controls, asked, folder=kept, progress=progress)
     parts = {field.name: getattr(marked, field.name) for field in fields(marked)}
-    return Marked(**parts, folder=None if out is None else Path(out), controls=scores)
+    return Marked(**parts, folder=None if out is None else Path(out), controls=scores, unreadable=tuple(bad))
 
 
 def steal(

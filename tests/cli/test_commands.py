@@ -22,6 +22,7 @@ from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers.command_line import Ran, done, interrupt_at, sslguard, weights
 from sslguard import api
@@ -672,3 +673,21 @@ def test_two_processes_make_one_result(bed: Bed, tmp_path: Path) -> None:
     key = load_key(tmp_path / "o" / "key")
     assert isinstance(key, SSLGuardKey)
     assert key.watermarked_hash == weights(tmp_path / "o" / "encoder")
+
+
+def test_unreadable_pictures_are_left_out_where_one_says_so(bed: Bed, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    images = np.load(bed.root / "data.npz")["images"]
+    for i in range(60):
+        Image.fromarray(images[i]).save(folder / f"{i:03d}.png")
+    (folder / "020.png").write_bytes(b"no picture")
+    scheme = ("--scheme", "exact", "--mode", "head", "--components", 2, "--n-features", 1, "--n-statistics", 1)
+    command = ("watermark", bed.clean, "--data", folder, *scheme, "--n-queries", 20)
+    refused = sslguard(*command, "--out", tmp_path / "a")
+    assert (refused.code, "020.png cannot be read" in refused.err) == (2, True)
+    ran = sslguard(*command, "--out", tmp_path / "b", "--skip-unreadable", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["n_unreadable"] == 1
+    assert "left out: " in ran.err
+    assert "020.png cannot be read" in ran.err

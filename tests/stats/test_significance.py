@@ -20,7 +20,6 @@ from sslguard.stats.significance import (
     Significance,
     bonferroni,
     control_rank_test,
-    decoy_rank_test,
     holm,
     rejects,
     supports,
@@ -119,45 +118,6 @@ def test_no_controls_is_refused() -> None:
 def test_hostile_input(statistic: object, controls: object, n_queries: object, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         control_rank_test(statistic, controls, n_queries=n_queries)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("statistic", "decoys", "numerator"), [(5.0, [1.0, 2.0], 1), (1.5, [1.0, 2.0], 2), (2.0, [2.0, 2.0, 1.0], 3)]
-)
-def test_decoys_give_an_exact_null_with_a_floor(statistic: float, decoys: list[float], numerator: int) -> None:
-    result = decoy_rank_test(statistic, decoys, n_queries=7, statistic_name="R²", details={"width": 64.0})
-    n = len(decoys)
-    assert result.log2_pvalue == math.log2(numerator / (n + 1))
-    assert result.floor == 1 / (n + 1)
-    assert (result.null, result.n_controls, result.n_queries, result.statistic_name) == ("exact", 0, 7, "R²")
-    assert result.details["n_decoys"] == n
-    assert result.details["decoys_at_least"] == numerator - 1
-    assert result.details["decoys_max"] == max(decoys)
-    assert result.details["width"] == 64
-    with pytest.raises(RefusedError, match="smallest p-value"):
-        rejects(result, 0.9 / (n + 1))
-
-
-def test_secret_features_among_decoys_are_uniform_and_a_copy_of_them_is_found() -> None:
-    # Statistic: share of a feature's variance that three answers explain.
-    rng, n, draws = np.random.default_rng(8), 19, 2000
-    answers = np.linalg.qr(rng.standard_normal((30, 3)))[0]
-    features = rng.standard_normal((draws, n + 1, 30))
-    shares = ((features @ answers) ** 2).sum(-1) / (features**2).sum(-1)
-    ranks = [round(decoy_rank_test(row[0], row[1:], n_queries=30).pvalue * (n + 1)) for row in shares]
-    counts = np.bincount(ranks, minlength=n + 2)[1:]
-    chi2 = ((counts - draws / (n + 1)) ** 2 / (draws / (n + 1))).sum()
-    assert chi2 < 43.8  # the 0.999 quantile of chi² with 19 degrees of freedom
-    assert decoy_rank_test(0.9, shares[0, 1:], n_queries=30).log2_pvalue == math.log2(1 / (n + 1))
-
-
-def test_no_decoys_are_refused_and_bad_ones_too() -> None:
-    with pytest.raises(RefusedError, match="no decoys"):
-        decoy_rank_test(1.0, [], n_queries=1)
-    with pytest.raises(UsageError, match="decoys must be finite numbers; number 1 is nan"):
-        decoy_rank_test(1.0, [0.0, math.nan], n_queries=1)
-    with pytest.raises(UsageError, match="statistic"):
-        decoy_rank_test(math.inf, [0.0], n_queries=1)
 
 
 def test_details_are_kept_copied_and_finite() -> None:

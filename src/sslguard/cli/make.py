@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RECIPE = Group("Recipe", sort_key=1)
 EXACT = Group("Scheme exact", sort_key=2)
+SHOWN = 5  # of the items that cannot be read
 NOTABLE_RATE = 0.1
 
 SchemeName = Annotated[str, Parameter(choices=tuple(PRESETS))]
@@ -107,6 +108,7 @@ def watermark(
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
+    skip_unreadable: bool = False,
     recipient: list[str] | None = None,
     ask_passphrase: bool = False,
     settings: SchemeOptions = AS_PRESET,
@@ -129,6 +131,7 @@ def watermark(
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
         verify_data: Held-out data for scoring the controls. It must not overlap --data.
+        skip_unreadable: Leave out items of --data that cannot be read, and count them. Each is read once beforehand.
         recipient: Encrypt the key for this age public key, or those in this file; give several by repeating it.
         ask_passphrase: Encrypt the key by a passphrase that is asked for; SSLGUARD_PASSPHRASE does so without asking.
     """
@@ -154,9 +157,12 @@ def watermark(
         seal=seal,
         controls=control or (),
         verify_data=verify_data,
+        skip_unreadable=skip_unreadable,
         progress=output.progress,
         **machine.loop(),
     )
+    for reason in marked.unreadable[:SHOWN] if is_first_process() else ():
+        say(f"left out: {reason}")
     if seal is None and is_first_process():
         say(f"the key is in the clear: whoever reads {out / 'key'} has it; sslguard protect encrypts it")
     return _marked(out, marked)
@@ -249,12 +255,14 @@ def _marked(out: Path, marked: Marked) -> Result:
         "dim": marked.encoder.dim,
         "n_queries": marked.key.n_queries,
         "final_losses": final,
+        "n_unreadable": len(marked.unreadable),
         **marked.encoder.record,
     }
     rows = [
         ("encoder", str(out / "encoder")),
         ("key", f"{out / 'key'} (private: keep it as you keep a private key)"),
         *([("final losses", ", ".join(f"{name} {loss:.4f}" for name, loss in final.items()))] if final else []),
+        *([("left out", f"{n} items that cannot be read")] if (n := len(marked.unreadable)) else []),
         ("seconds", f"{marked.history.seconds:.1f}"),
     ]
     more, more_rows = ({}, []) if marked.controls is None else _null_of(marked.controls)

@@ -1,4 +1,4 @@
-"""P-values under a stated null hypothesis, from ranks among controls or decoys, and comparison with a level.
+"""P-values under a stated null hypothesis, from ranks among controls, and comparison with a level.
 
 P-values are kept as base-2 logarithms: they do not underflow, and −log2 p reads as bits of evidence. Every result
 carries its floor, the smallest p-value that its null can give. A level below the floor is refused.
@@ -23,7 +23,6 @@ __all__ = [
     "bonferroni",
     "check_floor",
     "control_rank_test",
-    "decoy_rank_test",
     "holm",
     "rejects",
     "supports",
@@ -42,7 +41,7 @@ class Significance:
     Attributes:
         statistic: The suspect's value; large values speak for the claim (the test is one-sided).
         log2_pvalue: Base-2 logarithm of the p-value, in bits, log2(floor) ≤ log2_pvalue ≤ 0.
-        floor: The smallest p-value this null can give, 0 < floor ≤ 1: 1/(n+1) for n controls or decoys, 2**-entropy of
+        floor: The smallest p-value this null can give, 0 < floor ≤ 1: 1/(n+1) for n controls, 2**-entropy of
             the secret for a direction test.
         null: Kind of null. "exact": the distribution follows by proof from the secret's own randomness. "controls": the
             distribution is that of known innocents, and it is no better than their choice.
@@ -152,10 +151,15 @@ def control_rank_test(
         raise RefusedError(
             "no controls were given. Without a null there is no p-value: name known innocent encoders as controls"
         )
-    log2_pvalue, found = _rank(own, innocent, "controls")
+    at_least = int((innocent >= own).sum())
+    found = {
+        "controls_at_least": at_least,
+        "controls_median": float(np.median(innocent)),
+        "controls_max": float(innocent.max()),
+    }
     return Significance(
         statistic=own,
-        log2_pvalue=log2_pvalue,
+        log2_pvalue=math.log2((1 + at_least) / (1 + n)),
         floor=1 / (1 + n),
         null="controls",
         n_queries=n_queries,
@@ -163,83 +167,6 @@ def control_rank_test(
         statistic_name=statistic_name,
         details={**found, **(details or {})},
     )
-
-
-def decoy_rank_test(
-    statistic: float,
-    decoys: Sequence[float] | NDArray[np.floating],
-    *,
-    n_queries: int,
-    statistic_name: str = "statistic",
-    details: Mapping[str, float] | None = None,
-) -> Significance:
-    """Rank the secret features among decoys of the same law, to test whether the suspect favours the secret ones.
-
-    The p-value is (1 + #{decoy ≥ statistic}) / (1 + n): the secret features are counted among what they are
-    compared with, and a tie counts against the claim.
-
-    Args:
-        statistic: The value that the secret features give on the suspect's answers, finite.
-        decoys: Shape (n,). The value of n sets of features that marked nothing, on the same answers, finite.
-        n_queries: Queries that the suspect was asked, at least 1.
-        statistic_name: What the statistic is, for people.
-        details: Further finite numbers to keep with the result.
-
-    Returns:
-        Result with null "exact", floor 1/(n+1). Its details add `n_decoys`, `decoys_at_least` (a count),
-        `decoys_median` and `decoys_max`.
-
-    Raises:
-        RefusedError: There are no decoys: without a null there is no p-value.
-        UsageError: The statistic or a decoy's is not a finite number, or the decoys are not one-dimensional.
-
-    Notes:
-        Null hypothesis: The suspect's answers are independent of which of the n + 1 sets of features is the secret one.
-        Then every order of the n + 1 values is equally likely, and P(p ≤ a) ≤ a for every a, with equality at multiples
-        of 1/(n+1) where there are no ties [1]_.
-
-        Assumptions: The secret features and the decoys are n + 1 independent draws from one law, each treated alike,
-        its normalisation included; queries and statistic were fixed without knowing which is the secret one. Nothing is
-        assumed about the suspect.
-
-        Randomness: None is drawn here. The probability is over the draw of the secret among the decoys.
-
-    References:
-        .. [1] M. Dwass, "Modified randomization tests for nonparametric hypotheses", Annals of Mathematical
-               Statistics 28(1), 181-187 (1957).
-
-    Examples:
-        >>> from sslguard.stats.significance import decoy_rank_test
-        >>> result = decoy_rank_test(0.31, [0.02, 0.01, 0.04], n_queries=15000)
-        >>> result.pvalue, result.null
-        (0.25, 'exact')
-    """
-    own = finite("statistic", statistic)
-    others = finite_vector("decoys", decoys)
-    n = len(others)
-    if n == 0:
-        raise RefusedError("no decoys were given. Without a null there is no p-value: draw decoys of the same law")
-    log2_pvalue, found = _rank(own, others, "decoys")
-    return Significance(
-        statistic=own,
-        log2_pvalue=log2_pvalue,
-        floor=1 / (1 + n),
-        null="exact",
-        n_queries=n_queries,
-        statistic_name=statistic_name,
-        details={"n_decoys": n, **found, **(details or {})},
-    )
-
-
-def _rank(own: float, others: NDArray[np.float64], name: str) -> tuple[float, dict[str, float]]:
-    """Return the base-2 logarithm of (1 + #{other ≥ own}) / (1 + n), and a summary of the others."""
-    at_least = int((others >= own).sum())
-    found = {
-        f"{name}_at_least": at_least,
-        f"{name}_median": float(np.median(others)),
-        f"{name}_max": float(others.max()),
-    }
-    return math.log2((1 + at_least) / (1 + len(others))), found
 
 
 def supports(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
