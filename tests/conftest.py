@@ -22,7 +22,7 @@ from sslguard.training.pretraining import new_encoder
 TRAINS = (
     *("attacks/test_removal.py", "bench/test_run.py", "benchmarks/", "claims/test_refitting.py"),
     *("cli/test_attack.py", "cli/test_controls.py", "cli/test_killed.py", "demo/test_demo.py", "demo/test_over_api.py"),
-    *("docs/test_verifying_an_api.py", "schemes/sslguard/test_published.py", "training/"),
+    *("docs/test_verifying_an_api.py", "examples/", "schemes/sslguard/test_published.py", "training/"),
 )
 
 

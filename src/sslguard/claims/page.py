@@ -16,7 +16,7 @@ from sslguard.claims.outcome import Audit, Decision
 from sslguard.errors import OutputError
 from sslguard.files import write_atomic
 from sslguard.report.html import is_page, render
-from sslguard.schemes.keyfile import kind_of
+from sslguard.schemes.registry import key_class
 
 _ANSWERS: dict[Decision, str] = {
     "derived": "It is shown, if what was assumed below is true.",
@@ -81,7 +81,7 @@ def check_page(path: Path) -> None:
 
 def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
     facts, significance = audit.facts, None if audit.verdict is None else audit.verdict.significance
-    problems = audit.of("failed", "not checkable", "against")
+    problems, kind = audit.of("failed", "not checkable", "against"), key_class(facts["scheme"])
     bits = 0.0 if significance is None else abs(significance.log2_pvalue)
     stands = "The verdict stands on them." if significance is not None else "A verdict would stand on them."
     return {
@@ -99,7 +99,7 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
             ("facts", "What was examined", "To repeat this audit: the same bundle, F, data and seed.", _facts(facts)),
         ],
         "terms": audit.terms,
-        "exact": not kind_of(facts["scheme"]).needs_controls,
+        "exact": kind is not None and not kind.needs_controls,
         "significance": significance,
         "bits": f"{bits:.0f}",
         "odds": round(bits * math.log10(2)) if bits > 10 else None,
