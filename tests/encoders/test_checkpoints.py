@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import os
 import pickle
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from sslguard.encoders import Encoder, ImagePreprocess, load_checkpoint, load_encoder, load_folder, save_encoder
+from sslguard.encoders import load as loading
 from sslguard.encoders.checkpoint import CIFAR10, IMAGENET
+from sslguard.encoders.files import read_tensors
 from sslguard.encoders.rebuild import build
 from sslguard.errors import EncoderError, UsageError
 
@@ -407,6 +415,222 @@ class TestLibraryNames:
         torch.save(deeper | state, tmp_path / "file.pth")
         with pytest.raises(EncoderError, match="another network"):
             load_encoder(f"timm:test_vit:{tmp_path}/file.pth")
+
+
+class TestTeachers:
+    """Of a teacher and its student the teacher is published: DINO, DINOv2, lightly."""
+
+    LAYOUTS: ClassVar[dict[str, Callable[[State, State], dict[str, Any]]]] = {
+        "dino": lambda t, s: {"student": named("module.backbone.", s), "teacher": named("backbone.", t), "epoch": 1},
+        "dinov2": lambda t, s: {"model": named("student.backbone.", s) | named("teacher.backbone.", t)},
+        "lightly": lambda t, s: {"state_dict": named("student_backbone.", s) | named("teacher_backbone.", t)},
+        "lightly, masked": lambda t, s: {
+            "state_dict": named("student_backbone.vit.", s) | named("teacher_backbone.vit.", t)
+        },
+    }
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_a_vision_transformer(self, layout, tmp_path):
+        teacher, student = (build({"backbone": "timm:test_vit"}, seed=seed)[0].state_dict() for seed in (5, 6))
+        torch.save(self.LAYOUTS[layout](teacher, student), tmp_path / "file.pth")
+        encoder = load_encoder(f"timm:test_vit:{tmp_path}/file.pth")
+        assert all(torch.equal(tensor, teacher[name]) for name, tensor in encoder.module.state_dict().items())
+        assert encoder.record["checkpoint"]["unexpected"] == []
+
+    @pytest.mark.parametrize("layout", ["dino", "dinov2", "lightly"])
+    def test_a_resnet(self, layout, tmp_path):
+        torch.save(self.LAYOUTS[layout](P, MOMENTUM), tmp_path / "file.pth")
+        same_as(at_40_pixels(load_checkpoint(tmp_path / "file.pth")[0]), PLAIN)
+
+    def test_the_prefix_chooses_another(self, tmp_path):
+        teacher, student = (build({"backbone": "timm:test_vit"}, seed=seed)[0].state_dict() for seed in (5, 6))
+        torch.save(self.LAYOUTS["lightly"](teacher, student), tmp_path / "file.pth")
+        encoder = load_encoder(f"timm:test_vit:{tmp_path}/file.pth@prefix=student_backbone")
+        assert all(torch.equal(tensor, student[name]) for name, tensor in encoder.module.state_dict().items())
+        with pytest.raises(EncoderError, match=r"lacks .* first nobody\."):
+            load_encoder(f"timm:test_vit:{tmp_path}/file.pth@prefix=nobody.")
+        torch.save(named("one.", P) | named("two.", MOMENTUM), tmp_path / "two.pth")
+        with pytest.raises(EncoderError, match=r"under 'one\.', 'two\.': name one with @prefix=NAME"):
+            load_encoder(tmp_path / "two.pth")
+        loaded = load_encoder(f"{tmp_path}/two.pth@prefix=two,40").module.state_dict()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in MOMENTUM.items() if name in loaded)
+
+
+class TestTrainingFiles:
+    """What training programs put beside the weights."""
+
+    @pytest.mark.parametrize("key", ["state_dict_ema", "model_ema"])
+    def test_the_average_is_taken_as_timm_does(self, key, tmp_path):
+        average, raw = (build({"backbone": "timm:test_vit"}, seed=seed)[0].state_dict() for seed in (5, 6))
+        torch.save({"epoch": 1, "state_dict": raw, key: average}, tmp_path / "file.pth")
+        loaded = load_encoder(f"timm:test_vit:{tmp_path}/file.pth").module.state_dict()
+        assert all(torch.equal(tensor, average[name]) for name, tensor in loaded.items())
+        torch.save({"epoch": 1, "state_dict": raw, key: None}, tmp_path / "file.pth")
+        loaded = load_encoder(f"timm:test_vit:{tmp_path}/file.pth").module.state_dict()
+        assert all(torch.equal(tensor, raw[name]) for name, tensor in loaded.items())
+
+    @pytest.mark.parametrize(
+        "beside",
+        [
+            {"args": argparse.Namespace(lr=1e-3, betas=(0.9, 0.999), nested=argparse.Namespace(x=None))},
+            {"best": np.float64(71.2), "seen": np.int64(3), "flag": np.bool_(True), "half": np.float16(0.5)},
+            {"best": np.array([1.5], np.float32)[0]},
+        ],
+    )
+    @pytest.mark.parametrize("protocol", [2, 4])
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_options_and_numbers_of_numpy(self, beside, protocol, zipped, tmp_path):
+        path = tmp_path / "file.pth"
+        content = {"state_dict": P, **beside}
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+        same_as(at_40_pixels(load_checkpoint(path)[0]), PLAIN)
+
+    def test_nothing_of_theirs_is_run(self, tmp_path):
+        """Neither the classes themselves nor an attribute that a file sets on them."""
+        torch.save({"state_dict": P, "args": argparse.Namespace(lr=1)}, tmp_path / "file.pth")
+        content = read_tensors(tmp_path / "file.pth")
+        assert type(content["args"]) is not argparse.Namespace
+        assert not vars(content["args"])
+
+    def test_the_file_that_holds_another_class_is_refused(self, tmp_path):
+        torch.save({"state_dict": P, "path": Path("x")}, tmp_path / "file.pth")
+        with pytest.raises(EncoderError, match="more than tensors"):
+            load_checkpoint(tmp_path / "file.pth")
+
+
+class TestVisionTransformers:
+    """Files of vision transformers through timm."""
+
+    def test_moco_v3_gives_the_base_encoder_and_imagenets_normalisation(self, tmp_path):
+        base, other = (build({"backbone": "timm:vit_tiny_patch16_224"}, seed=seed)[0].state_dict() for seed in (5, 6))
+        state = named("module.base_encoder.", base) | named("module.momentum_encoder.", other)
+        torch.save({"state_dict": state | mlp("module.base_encoder.head.", 192)}, tmp_path / "file.pth")
+        spec = f"timm:vit_tiny_patch16_224:{tmp_path}/file.pth"
+        encoder = load_encoder(spec)
+        assert all(torch.equal(tensor, base[name]) for name, tensor in encoder.module.state_dict().items())
+        assert (encoder.preprocess.mean, encoder.preprocess.std) == IMAGENET
+        assert load_encoder(f"{spec}@raw").preprocess.mean == (0.0, 0.0, 0.0)
+
+    def test_another_size_is_timms_set_input_size(self, tmp_path):
+        network = timm.create_model("test_vit", num_classes=0).eval()
+        torch.save(network.state_dict(), tmp_path / "file.pth")
+        network.set_input_size(img_size=(96, 96))
+        encoder = load_encoder(f"timm:test_vit:{tmp_path}/file.pth@96")
+        same_as(encoder, network)
+        save_encoder(encoder, tmp_path / "saved")
+        same_as(load_folder(tmp_path / "saved"), network)
+        # A file of that size already.
+        torch.save(network.state_dict(), tmp_path / "file.pth")
+        same_as(load_encoder(f"timm:test_vit:{tmp_path}/file.pth@96"), network)
+        with pytest.raises(EncoderError, match="does not embed|cannot make"):
+            load_encoder(f"timm:test_vit:{tmp_path}/file.pth@97")
+
+    def test_registers_under_dinov2s_names(self, tmp_path):
+        name = "vit_small_patch14_reg4_dinov2"
+        network = timm.create_model(name, num_classes=0, img_size=56).eval()
+        state = dict(network.state_dict())
+        state["register_tokens"] = state.pop("reg_token")
+        state["pos_embed"] = torch.cat([torch.full((1, 1, 384), 0.01), state["pos_embed"]], 1)
+        state["mask_token"] = torch.zeros(1, 384)
+        network.load_state_dict(checkpoint_filter_fn(dict(state), network))
+        torch.save({"teacher": named("backbone.", state)}, tmp_path / "file.pth")
+        same_as(load_encoder(f"timm:{name}:{tmp_path}/file.pth@56"), network)
+
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_the_image_tower_of_an_openclip_file(self, prefix, tmp_path):
+        name = "vit_xsmall_patch16_clip_224"
+        network = timm.create_model(name, num_classes=0).eval()
+        names = {"blocks": "transformer.resblocks", "norm1": "ln_1", "norm2": "ln_2", "mlp.fc1": "mlp.c_fc"}
+        names |= {"mlp.fc2": "mlp.c_proj", "attn.proj": "attn.out_proj", "attn.qkv.": "attn.in_proj_"}
+        names |= {"norm_pre": "ln_pre", "patch_embed.proj": "conv1"}
+        state = {"logit_scale": torch.tensor(2.6), "token_embedding.weight": torch.zeros(9, 64)}
+        state["visual.proj"] = torch.randn(256, 64)
+        for key, tensor in network.state_dict().items():
+            if key in ("cls_token", "pos_embed"):
+                own = {"cls_token": "class_embedding", "pos_embed": "positional_embedding"}[key]
+                state[f"visual.{own}"] = tensor[0, 0] if key == "cls_token" else tensor[0]
+                continue
+            for ours, theirs in names.items():
+                key = key.replace(ours, theirs)
+            state["visual." + (key.replace("norm.", "ln_post.") if key.startswith("norm.") else key)] = tensor
+        torch.save(named(prefix, state), tmp_path / "file.pth")
+        encoder = load_encoder(f"timm:{name}:{tmp_path}/file.pth")
+        own = network.state_dict()
+        assert all(torch.equal(tensor, own[name]) for name, tensor in encoder.module.state_dict().items())
+
+    def test_a_fine_tuned_mae_pools_by_the_mean(self, tmp_path):
+        network = timm.create_model("test_vit", num_classes=3, global_pool="avg").eval()
+        torch.save({"model": network.state_dict()}, tmp_path / "file.pth")
+        network.reset_classifier(0)
+        encoder = load_encoder(f"timm:test_vit:{tmp_path}/file.pth")
+        same_as(encoder, network)
+        save_encoder(encoder, tmp_path / "saved")
+        same_as(load_folder(tmp_path / "saved"), network)
+
+    def test_a_bare_file_gets_the_hint(self, tmp_path):
+        torch.save(build({"backbone": "timm:test_vit"}, seed=5)[0].state_dict(), tmp_path / "file.pth")
+        with pytest.raises(EncoderError, match=r"timm:NAME:.*file\.pth"):
+            load_encoder(tmp_path / "file.pth")
+
+
+class TestTimmFolders:
+    """Folders that timm writes for a hub."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        network = timm.create_model("test_vit", num_classes=5).eval()
+        timm.models.save_for_hf(
+            network, tmp_path / "hub", model_config={"mean": [0.1, 0.2, 0.3]}, safe_serialization=True
+        )
+        return tmp_path / "hub"
+
+    @pytest.mark.parametrize("kind", ["local-dir:", "timm:local-dir:"])
+    def test_timm_gives_the_same(self, kind, folder):
+        encoder = load_encoder(f"{kind}{folder}")
+        network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+        same_as(encoder, network)
+        config = timm.data.resolve_model_data_config(network)
+        assert (encoder.preprocess.mean, encoder.preprocess.std) == (config["mean"], config["std"])
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"architecture": "no_such_model"}, "timm has no model"),
+            ({"architecture": 3}, "no config.json with an architecture"),
+            ({"model_args": {"depth": 10**6}}, "depth.*cannot be followed"),
+            ({"model_args": {"img_size": 10**9}}, "size of a network's images"),
+            ({"model_args": 3}, "cannot be followed"),
+            ({"pretrained_cfg": {"mean": "grey"}}, "."),
+            ({"pretrained_cfg": {"input_size": [3, 10**6, 10**6]}}, "pixels"),
+        ],
+    )
+    def test_a_hostile_folder_ends_in_one_sentence(self, change, words, folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(EncoderError, match=words) as caught:
+            load_encoder(f"local-dir:{folder}")
+        assert "\n" not in str(caught.value)
+
+    def test_a_folder_that_is_missing_or_empty(self, folder, tmp_path):
+        with pytest.raises(EncoderError, match="there is no folder"):
+            load_encoder(f"local-dir:{tmp_path}/none")
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").unlink(missing_ok=True)
+        with pytest.raises(EncoderError, match="holds no model.safetensors"):
+            load_encoder(f"local-dir:{folder}")
+
+
+def test_weights_that_cannot_be_had_are_not_waited_for(monkeypatch):
+    """An address that never answers: one sentence within five seconds, and no network with random weights."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/weights"
+        monkeypatch.setattr(loading, "_published_at", lambda model: (address, Path("nowhere")))
+        started = time.monotonic()
+        with pytest.raises(EncoderError, match=r"timm:test_vit could not be downloaded.*CHECKPOINT"):
+            load_encoder("timm:test_vit")
+        assert time.monotonic() - started < 5
 
 
 class Harmful:

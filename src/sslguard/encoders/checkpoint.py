@@ -1,5 +1,7 @@
 """State dicts as SimCLR, MoCo v2, BYOL and their kin publish them → an `Encoder`, every key accounted for.
 
+Of a teacher and its student, as DINO, DINOv2 and lightly train them, the teacher is taken.
+
 A backbone is found by its structure, not by its prefix: wherever `conv1.weight` stands beside
 `layer1.0.conv1.weight` (torchvision's naming), or `0.weight` beside `4.0.conv1.weight` (the same layers in an
 `nn.Sequential`, whose numbers also tell whether there is a max-pool between them). Momentum copies are left
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.files import StateDict, read_state_dict
+from sslguard.encoders.files import StateDict, is_plain, read_state_dict
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
 from sslguard.errors import EncoderError, UsageError
@@ -74,7 +77,9 @@ _HEADS = frozenset(
     ]
 )
 _MOMENTUM = re.compile(r"(^|[._])(target|momentum|teacher|ema|key|encoder_k|queue)(_|\.|$)|_(k|ema|m)(\.|$)")
+_MOCO = re.compile(r"(^|\.)(encoder_q|base_encoder|momentum_encoder)\.")
 _TRAINED = re.compile(r"(^|\.)(online_|encoder_q|base_encoder|student)")
+_TRANSFORMER = re.compile(r"(^|\.)(blocks|layers|layer|resblocks)\.\d+\.(attn|attention|mlp|ln_1|norm1|layernorm)")
 _COUNTER = "num_batches_tracked"
 _STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
@@ -179,32 +184,96 @@ def load_checkpoint(
     return Encoder(module.eval(), preprocess, dim, description, str(path), record), report
 
 
-def load_into(module: nn.Module, path: Path, *, description: str) -> CheckpointReport:
+def load_into(module: nn.Module, file: StateDict, *, description: str, prefix: str | None = None) -> CheckpointReport:
     """Fill a headless network of any library from a state dict in that library's own naming, in place.
+
+    Names that timm itself translates when it loads such a network (OpenCLIP's, DINOv2's) are translated by timm, and
+    positions of another grid are interpolated by it.
 
     Args:
         module: the network; what stands before all of its names in the file is found and taken off.
-        path: as for `load_checkpoint`.
+        file: what was read.
         description: what the network is, for messages.
+        prefix: what stands before the network's names, where the file holds several networks.
 
     Raises:
-        EncoderError: the file is damaged, would run code, or does not fit the network.
+        EncoderError: the file does not fit the network.
     """
-    file = read_state_dict(Path(path))
+    try:
+        return _load_named(module, file, description, prefix)
+    except EncoderError:
+        translated = _translated(module, file)
+        if translated is None:
+            raise
+        try:
+            return _load_named(module, translated, description, prefix)
+        except EncoderError:
+            pass
+        raise
+
+
+def averages(module: nn.Module, file: StateDict) -> bool:
+    """Return whether a file is of a network that pools by the mean where `module` takes the class token.
+
+    MAE's fine-tuned vision transformers do: they have a norm behind the pooling (`fc_norm`) and none before it.
+    """
+    own = module.state_dict()
+    if "norm.weight" not in own or "fc_norm.weight" in own:
+        return False
+    ends = [name.removesuffix("fc_norm.weight") for name in file.tensors if name.endswith("fc_norm.weight")]
+    return any(_is_prefix(end) and f"{end}norm.weight" not in file.tensors for end in ends)
+
+
+def _load_named(module: nn.Module, file: StateDict, description: str, prefix: str | None) -> CheckpointReport:
     wanted = [name for name in module.state_dict() if not name.endswith(_COUNTER)]
     ends = [key.removesuffix(wanted[0]) for key in file.tensors if key.endswith(wanted[0])]
     prefixes = [end for end in ends if _is_prefix(end)]
-    # The one that covers most; of equals the trained one, not its momentum copy.
-    prefixes.sort(key=lambda p: (-sum(p + name in file.tensors for name in wanted), bool(_MOMENTUM.search(p)), len(p)))
-    prefix = prefixes[0] if prefixes else ""
-    if lacks := [prefix + name for name in wanted if prefix + name not in file.tensors]:
+    if prefix is not None:
+        chosen = prefix.rstrip(".") + "." if prefix.rstrip(".") else ""
+    else:
+        # The one that covers most; of equals a teacher, then the trained one, not its momentum copy.
+        covers = {p: sum(p + name in file.tensors for name in wanted) for p in prefixes}
+        order = sorted(prefixes, key=lambda p: (-covers[p], _rank(p, prefixes), len(p)))
+        chosen = order[0] if order else ""
+    if lacks := [chosen + name for name in wanted if chosen + name not in file.tensors]:
         raise EncoderError(
-            f"{path} is not a state dict of {description}: "
+            f"{file.path} is not a state dict of {description}: "
             f"it lacks {len(lacks)} of its {len(wanted)} weights, first {lacks[0]}"
         )
-    names = {key.removeprefix(prefix): key for key in file.tensors if key.startswith(prefix)}
-    backbone = _Backbone(prefix, names)
-    return _fill(module, file, backbone, "backbone" if prefix else "plain")
+    names = {key.removeprefix(chosen): key for key in file.tensors if key.startswith(chosen)}
+    copies = {p + name for p in prefixes if p != chosen for name in wanted if p + name in file.tensors}
+    layout = "moco" if _MOCO.search(chosen) else "backbone" if chosen else "plain"
+    return _fill(module, file, _Backbone(chosen, names), layout, copies=copies)
+
+
+def _rank(prefix: str, prefixes: Collection[str]) -> int:
+    """Return 0 for a teacher beside its student (DINO, DINOv2, lightly), 1 for a trained network, 2 for its copy."""
+    if "teacher" in prefix and prefix.replace("teacher", "student") in prefixes:
+        return 0
+    return 2 if _MOMENTUM.search(prefix) else 1
+
+
+def _translated(module: nn.Module, file: StateDict) -> StateDict | None:
+    """Return the state dict as timm translates it for a network of its own; None where it does not."""
+    source = sys.modules.get(type(module).__module__)
+    translate = getattr(source, "checkpoint_filter_fn", None)
+    if translate is None or not type(module).__module__.startswith("timm."):
+        return None
+    before = {
+        prefix for prefix in ("module.", "backbone.", "encoder.") if any(k.startswith(prefix) for k in file.tensors)
+    }
+    for prefix in ("", *sorted(before)):
+        inside = {k.removeprefix(prefix): v for k, v in file.tensors.items() if k.startswith(prefix)}
+        try:
+            found = translate(dict(inside), module)
+        except Exception:  # noqa: S112 - of a file of another network it raises anything
+            continue
+        tensors = {k: v for k, v in found.items() if isinstance(k, str) and is_plain(v)}
+        if all(name in tensors for name in module.state_dict() if not name.endswith(_COUNTER)):
+            kept = {tensor.data_ptr() for tensor in tensors.values()}
+            aside = tuple(name for name, tensor in file.tensors.items() if tensor.data_ptr() not in kept)
+            return StateDict(file.path, file.container, tensors, (*file.aside, *aside))
+    return None
 
 
 def _is_prefix(text: str) -> bool:
@@ -251,17 +320,21 @@ def _choose(found: list[_Backbone], file: StateDict, prefix: str | None) -> _Bac
     if prefix is not None:
         chosen = [b for b in found if b.prefix.removesuffix(".") == prefix.removesuffix(".")]
     else:
-        chosen = [b for b in found if not _MOMENTUM.search(b.prefix)] or found
+        ranks = [_rank(b.prefix, [other.prefix for other in found]) for b in found]
+        chosen = [b for b, rank in zip(found, ranks, strict=True) if rank == min(ranks)]
     if not chosen:
         under = "" if prefix is None else f" under {prefix!r:.80}"
         some = ", ".join(list(file.tensors)[:3])
-        raise EncoderError(f"{file.path} holds no ResNet{under}; its names begin with {some:.200}")
+        hint = ""
+        if any(_TRANSFORMER.search(name) for name in file.tensors):
+            hint = f": give a vision transformer as timm:NAME:{file.path}, with timm's name of its architecture"
+        raise EncoderError(f"{file.path} holds no ResNet{under}; its names begin with {some:.200}{hint}")
     # Those that say that they were trained come first: BYOL's network may lie in a file under two names.
     first = min(chosen, key=lambda b: not _TRAINED.search(b.prefix))
     for other in chosen:
         if other is not first and not _same(first, other, file.tensors):
             several = ", ".join(repr(b.prefix) for b in chosen)
-            raise EncoderError(f"{file.path} holds several backbones, under {several:.200}: name one as prefix")
+            raise EncoderError(f"{file.path} holds several backbones, under {several:.200}: name one with @prefix=NAME")
     return first
 
 

@@ -1,7 +1,8 @@
 """Tensors out of files that nobody vouches for: safetensors, and torch's own without its code.
 
 A torch file is a pickle, and a free pickle runs whatever it names. Only what `torch.load(weights_only=True)`
-rebuilds is read here: tensors and plain containers.
+rebuilds is read here: tensors and plain containers. Options (`argparse.Namespace`) and numbers of numpy, which training
+programs put beside the weights, are read as `_Nothing`, so that their own code is not run either.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor
 
 from sslguard.errors import EncoderError, first_line
 
-# Where a file keeps its state dict, the trained network before its momentum copy.
+# Where a file keeps its state dict: timm's average of the weights before the weights, the trained network before its
+# momentum copy, but DINO's teacher before its student, for the teacher is what is published.
 _CONTAINERS = (
+    "state_dict_ema",
+    "model_ema",
     "online_network_state_dict",
     "online_backbone",
     "online_network",
@@ -34,6 +38,7 @@ _CONTAINERS = (
     "trunk",
     "net",
     "network",
+    "teacher",
     "student",
     "encoder",
     "backbone",
@@ -61,6 +66,32 @@ _DAMAGED = (
     MemoryError,
     ImportError,
 )
+
+
+class _Nothing:
+    """What stands for an object that is named in a file and not needed: it takes any arguments and keeps none."""
+
+    def __new__(cls, *_: object) -> _Nothing:
+        return object.__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_DTYPES = ("Bool", *(f"{kind}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)), "Float16", "Float32")
+_AS_NOTHING: list[Any] = [
+    (_Nothing, name)
+    for name in (
+        "argparse.Namespace",
+        "numpy.dtype",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        *(f"numpy.dtypes.{name}DType" for name in (*_DTYPES, "Float64")),
+    )
+]
 
 
 def read_tensors(path: Path) -> dict[Any, Any]:
@@ -115,11 +146,11 @@ def read_state_dict(path: Path) -> StateDict:
     aside: list[str] = []
     node: Mapping[Any, Any] = content
     while len(way) <= _MAX_DEPTH:
-        tensors = {k: v for k, v in node.items() if isinstance(k, str) and _is_plain(v)}
+        tensors = {k: v for k, v in node.items() if isinstance(k, str) and is_plain(v)}
         if any(tensor.dim() >= 2 for tensor in tensors.values()):
             aside += ["/".join([*way, str(k)]) for k in node if k not in tensors]
             return StateDict(path, "/".join(way), tensors, tuple(aside))
-        inner = [k for k, v in node.items() if isinstance(k, str) and isinstance(v, Mapping)]
+        inner = [k for k, v in node.items() if isinstance(k, str) and isinstance(v, Mapping) and v]
         known = [name for name in _CONTAINERS if name in inner]
         if not known and len(inner) != 1:
             break
@@ -131,7 +162,8 @@ def read_state_dict(path: Path) -> StateDict:
     raise EncoderError(f"{path} holds no state dict where one is looked for; at its top there is {found}")
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> TypeGuard[Tensor]:
+    """Return whether a value is a dense tensor that is not quantised and lies wholly inside its own storage."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -155,7 +187,8 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             # About old protocols and program archives: what matters of it is said in the errors below.
             warnings.simplefilter("ignore", UserWarning)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_AS_NOTHING):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, *_DAMAGED) as error:
         if "TorchScript" in str(error):
             raise EncoderError(f"{path} is a TorchScript program, not a state dict: save a state dict") from error

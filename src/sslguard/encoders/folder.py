@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.names import DESCRIPTION
 from sslguard.encoders.rebuild import build, preprocess_from_json
+from sslguard.encoders.size import MAX_PARAMETERS
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 from sslguard.files import atomic_folder
 
@@ -101,7 +103,7 @@ def load_folder(folder: Path) -> Encoder:
     folder = Path(folder)
     description = _read_description(folder / DESCRIPTION)
     try:
-        module = _rebuilt(description)
+        module = _rebuilt(description, most=min(MAX_PARAMETERS, _n_weights(folder / WEIGHTS)))
         preprocess = preprocess_from_json(description["preprocess"], _read_beside(folder))
     except MissingExtraError:
         raise
@@ -213,8 +215,21 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _rebuilt(description: dict[str, Any]) -> nn.Module:
-    module, width = build(description["architecture"], seed=0)
+def _n_weights(path: Path) -> int:
+    """Return how many numbers a file of weights says it holds: no larger network is built for it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not path.is_file():
+            raise EncoderError(f"{path.parent} is not a whole encoder: it holds no {path.name}")
+        with safe_open(path, "numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise EncoderError(f"{path} is damaged or is not a safetensors file: {error}") from error
+
+
+def _rebuilt(description: dict[str, Any], *, most: int = MAX_PARAMETERS) -> nn.Module:
+    module, width = build(description["architecture"], seed=0, most=most)
     if width != description["dim"]:
         raise UsageError(f"dim is {description['dim']}, but the network's embeddings have width {width}")
     return module
@@ -241,8 +256,6 @@ def _read_weights(path: Path, module: nn.Module, dtype: str) -> dict[str, Tensor
     from safetensors.torch import load_file
 
     try:
-        if not path.is_file():
-            raise EncoderError(f"{path.parent} is not a whole encoder: it holds no {path.name}")
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise EncoderError(f"{path} is damaged or is not a safetensors file: {error}") from error

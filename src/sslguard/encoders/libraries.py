@@ -1,6 +1,8 @@
 """Networks of timm and of torchvision, their classifying heads taken off.
 
 Descriptions are {"backbone": "timm:NAME"} and {"backbone": "torchvision:NAME"}, of 3 channels where none are given.
+timm's may have a "size", the height and width of its images in pixels where they are not the usual ones and the network
+depends on them, and a "global_pool", timm's name of how it pools where that is not the usual way.
 torchvision's ResNets take two more fields, for the forms in which they are pre-trained: "maxpool": false leaves out
 the first max-pool, and "stem" names the first convolution ("imagenet", "cifar" or "cifar-padded": see `STEMS`).
 """
@@ -21,6 +23,9 @@ STEMS: dict[str, tuple[int, int, int]] = {
     "cifar": (3, 1, 1),
     "cifar-padded": (3, 1, 2),
 }
+GLOBAL_POOLS = ("avg", "token", "map", "max", "avgmax", "catavgmax")
+"""timm's names of poolings."""
+_MAX_SIDE = 4096  # pixels
 RESNET_FIELDS = frozenset({"maxpool", "stem"})
 """Fields that torchvision's ResNets alone may have."""
 
@@ -34,11 +39,22 @@ def from_timm(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
     import timm
 
     model, channels = _model_and_channels(architecture)
+    size, pool = architecture.get("size"), architecture.get("global_pool")
+    if size is not None:
+        check_whole("size of a network's images", size, 1, _MAX_SIDE)
+    if pool not in (None, *GLOBAL_POOLS):
+        raise UsageError(f"global_pool must be one of {', '.join(GLOBAL_POOLS)}, not {pool!r:.80}")
     if not timm.is_model(model):
         raise UsageError(f"timm has no model {model!r:.80}")
+    options = {} if pool is None else {"global_pool": pool}
     try:
-        network = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels)
-    except (RuntimeError, ValueError, TypeError) as error:  # a tag that it does not have, or other channels
+        network = timm.create_model(model, pretrained=False, num_classes=0, in_chans=channels, **options)
+        if size is not None:
+            network.set_input_size(img_size=(size, size))
+    except UsageError:
+        raise
+    # A tag that it does not have, other channels, a way of pooling or a size that do not go with it.
+    except (AssertionError, AttributeError, RuntimeError, ValueError, TypeError) as error:
         raise UsageError(f"timm cannot make {model!r:.80}: {error!s:.200}") from error
     # Some networks keep a layer between the pooled features and the classifier that was taken off.
     return network, int(getattr(network, "head_hidden_size", None) or network.num_features)

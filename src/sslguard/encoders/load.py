@@ -10,7 +10,8 @@ timm:NAME:CHECKPOINT, torchvision:…    … with weights from a file in the lib
 timm:NAME:random, torchvision:…        … with fresh weights, seed 0
 package:efficientnet-lite0             EfficientNet-Lite0 (ImageNet, supervised) from its Python package
 package:all-minilm-l6-v2               all-MiniLM-L6-v2, an encoder of English texts, from its Python package
-hf:FOLDER                              an encoder of texts that transformers or sentence-transformers wrote
+hf:FOLDER                              an encoder that transformers or sentence-transformers wrote, of texts or images
+local-dir:FOLDER                       a network that timm wrote for a hub: config.json and model.safetensors
 =====================================  =====================================================================
 
 All but folders and shipped encoders take options after an @, such as `moco_v2.pth.tar@96,nopool,raw`:
@@ -18,7 +19,16 @@ All but folders and shipped encoders take options after an @, such as `moco_v2.p
 - a number: height and width of the input in pixels;
 - `raw`: inputs in [0, 1] as they are, not normalised;
 - `whole`: whole images are resized, without a crop;
-- `pool`, `nopool`: keep or leave out the first max-pool, in ResNets that torchvision builds.
+- `pool`, `nopool`: keep or leave out the first max-pool, in ResNets that torchvision builds;
+- `prefix=NAME`: what stands before the names of the weights, where a checkpoint holds several networks.
+
+Encoders of images from `hf:FOLDER` take more, such as `hf:FOLDER@cls,unit`:
+
+- `pooler`, `cls`, `mean`, `projection`: what an embedding is made of: see `vision`;
+- `unit`, `nounit`: scale embeddings to length 1, or do not.
+
+A vision transformer that is given another size, such as `timm:deit_tiny_patch16_224:file.pth@96`, has its positions
+interpolated as its library does it.
 
 Encoders of texts take others, such as `hf:FOLDER@cls,unit,256` or `package:all-minilm-l6-v2@nounit`:
 
@@ -31,23 +41,28 @@ Encoders of texts take others, such as `hf:FOLDER@cls,unit,256` or `package:all-
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import as_file
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 
 from sslguard.data.testbed import CANVAS
-from sslguard.encoders import names
+from sslguard.encoders import names, vision
 from sslguard.encoders.base import Encoder, evaluating
-from sslguard.encoders.checkpoint import IMAGENET, RESNETS, load_checkpoint, load_into
-from sslguard.encoders.files import read_state_dict
+from sslguard.encoders.checkpoint import IMAGENET, RESNETS, averages, load_checkpoint, load_into
+from sslguard.encoders.files import StateDict, read_state_dict
 from sslguard.encoders.folder import load_folder
-from sslguard.encoders.names import LITE0, MINILM, PACKAGES, Options
+from sslguard.encoders.libraries import GLOBAL_POOLS
+from sslguard.encoders.names import LITE0, MINILM, PACKAGES, POOLINGS, Options
 from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.pretrained import read_json, weight_files
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.text import TextPreprocess
 from sslguard.encoders.words import NETWORKS, HashedWords
@@ -115,7 +130,7 @@ def _preprocessed(preprocess: ImagePreprocess, options: Options) -> ImagePreproc
 
 
 def _published(path: Path, architecture: str | None, options: Options) -> Encoder:
-    encoder, _ = load_checkpoint(path, architecture=architecture, maxpool=options.maxpool)
+    encoder, _ = load_checkpoint(path, architecture=architecture, maxpool=options.maxpool, prefix=options.prefix)
     if isinstance(encoder.preprocess, ImagePreprocess):
         encoder = replace(encoder, preprocess=_preprocessed(encoder.preprocess, options))
     return encoder
@@ -136,33 +151,141 @@ def _from_random(name: str, options: Options) -> Encoder:
 def _from_timm(name: str, options: Options) -> Encoder:
     import timm
 
+    if name.startswith("local-dir:"):
+        return _from_local(name.removeprefix("local-dir:"), options)
     model, _, weights = name.partition(":")
     published = weights == ""
     if published and timm.is_model(model) and not timm.models.is_model_pretrained(model):
         raise EncoderError(
             f"timm publishes no weights for {model}: give timm:{model}:CHECKPOINT or timm:{model}:random"
         )
-    description = {"backbone": f"timm:{model}"}
-    module, dim = build(description, seed=0)
-    preprocess = _preprocessed(_timm_preprocess(module), options)
+    file = None if published or weights == "random" else read_state_dict(Path(weights))
+    description, module, dim, preprocess = _timm_network({"backbone": f"timm:{model}"}, options, file)
     record: dict[str, Any] = {}
     if published:
+        _check_reachable(f"timm:{model}", *_published_at(model))
         try:
-            module.load_state_dict(timm.create_model(model, pretrained=True, num_classes=0).state_dict())
+            original = timm.create_model(model, pretrained=True, num_classes=0)
+            if "size" in description:
+                original.set_input_size(img_size=(description["size"],) * 2)
+            module.load_state_dict(original.state_dict())
         except (OSError, RuntimeError, ValueError) as error:
             raise _not_downloaded(f"timm:{model}", error) from error
-    elif weights == "random":
+    elif file is None:
         record["seed"] = 0
     else:
-        record["checkpoint"] = load_into(module, Path(weights), description=f"timm:{model}").to_json()
+        report = load_into(module, file, description=f"timm:{model}", prefix=options.prefix)
+        record["checkpoint"] = report.to_json()
+        if report.format == "moco" and not options.raw and preprocess.channels == 3:
+            preprocess = replace(preprocess, mean=IMAGENET[0], std=IMAGENET[1])  # MoCo v3's vision transformers
     return Encoder(module.eval(), preprocess, dim, description, "", record)
 
 
-def _timm_preprocess(module: Any) -> ImagePreprocess:
-    """Return timm's evaluation recipe for a model; pictures are resized bilinearly also where timm is bicubic."""
-    from timm.data import resolve_model_data_config
+def _timm_network(
+    description: dict[str, Any], options: Options, file: StateDict | None
+) -> tuple[dict[str, Any], Any, int, ImagePreprocess]:
+    """Return a description with what the options and the file add to it, its network, its width, and timm's recipe."""
+    module, dim = build(description, seed=0)
+    recipe = _timm_preprocess(module)
+    more: dict[str, Any] = {}
+    if options.size not in (None, recipe.height) and hasattr(module, "set_input_size"):
+        more["size"] = options.size
+    if file is not None and averages(module, file):
+        more["global_pool"] = "avg"
+    if more:
+        description = {**description, **more}
+        module, dim = build(description, seed=0)
+    return description, module, dim, _preprocessed(recipe, options)
 
-    config = resolve_model_data_config(module)
+
+def _from_local(name: str, options: Options) -> Encoder:
+    """Return the network in a folder that timm wrote for a hub; its config.json names one of timm's architectures."""
+    folder = Path(name)
+    config = read_json(folder / "config.json")
+    if config is None or not isinstance(model := config.get("architecture"), str):
+        raise EncoderError(f"{folder} holds no config.json with an architecture: give a folder that timm wrote")
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict) or (unknown := sorted(arguments.keys() - {"img_size", *_OF_HEADS})):
+        raise EncoderError(f"{folder / 'config.json'}: model_args {unknown or arguments!r:.80} cannot be followed here")
+    description: dict[str, Any] = {"backbone": f"timm:{model}"}
+    if "img_size" in arguments:
+        size = arguments["img_size"]
+        description["size"] = size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
+    if (pool := arguments.get("global_pool", config.get("global_pool"))) in GLOBAL_POOLS:
+        description["global_pool"] = pool
+    files = weight_files(folder)
+    if len(files) != 1:
+        raise EncoderError(f"{folder} holds weights in {len(files)} files: timm writes one")
+    try:
+        description, module, dim, _ = _timm_network(description, options, None)
+        preprocess = _preprocessed(_timm_preprocess(module, config.get("pretrained_cfg", config)), options)
+    except MissingExtraError:
+        raise
+    except UsageError as error:
+        raise EncoderError(f"{folder / 'config.json'}: {error}") from error
+    report = load_into(module, read_state_dict(files[0]), description=f"timm:{model}", prefix=options.prefix)
+    return Encoder(module.eval(), preprocess, dim, description, "", {"checkpoint": report.to_json()})
+
+
+_OF_HEADS = ("global_pool", "num_classes")
+
+
+def _published_at(model: str) -> tuple[str, Path]:
+    """Return the address of the weights that timm publishes for a model, and where they lie once downloaded."""
+    import timm
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    published = timm.get_pretrained_cfg(model)
+    if published is not None and published.hf_hub_id:
+        names = (published.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+        found = [try_to_load_from_cache(published.hf_hub_id, name) for name in names if name]
+        there = [Path(path) for path in found if isinstance(path, str)]
+        return constants.ENDPOINT, there[0] if there else Path(constants.HF_HUB_CACHE) / published.hf_hub_id / "none"
+    address = str(published.url) if published is not None and published.url else ""
+    return address, Path(torch.hub.get_dir()) / "checkpoints" / address.rpartition("/")[2]
+
+
+def _check_reachable(what: str, address: str, place: Path) -> None:
+    """Raise EncoderError where weights are neither at `place` nor at an address that answers within seconds."""
+    if not address or place.is_file():
+        return
+    answered: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(address, method="HEAD"), timeout=3):  # noqa: S310 - a library's own address
+                answered.append(True)
+        except HTTPError:
+            answered.append(True)
+        except (OSError, ValueError):
+            pass
+
+    # Looking up a name knows no time limit of its own.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWERS_WITHIN)
+    if not answered:
+        raise _not_downloaded(what, OSError("no answer"))
+
+
+_ANSWERS_WITHIN = 3.5  # seconds
+
+
+def _timm_preprocess(module: Any, published: object = None) -> ImagePreprocess:
+    """Return timm's evaluation recipe for a model; pictures are resized bilinearly also where timm is bicubic.
+
+    Args:
+        module: the model.
+        published: the recipe that a folder states instead, as timm's `pretrained_cfg`.
+    """
+    from timm.data import resolve_data_config, resolve_model_data_config
+
+    try:
+        config = resolve_model_data_config(module)
+        if published is not None:
+            config |= resolve_data_config(pretrained_cfg=published) if isinstance(published, dict) else {}
+    except (AssertionError, AttributeError, TypeError, ValueError, KeyError) as error:
+        raise UsageError(f"timm does not take its pretrained_cfg: {error!s:.200}") from error
     channels, height, width = config["input_size"]
     if channels != 3:
         raise UsageError(f"this model takes {channels} channels, and images have 3")
@@ -182,7 +305,9 @@ def _from_torchvision(name: str, options: Options) -> Encoder:
     if weights == "random":
         record["seed"] = 0
     elif weights:
-        record["checkpoint"] = load_into(module, Path(weights), description=f"torchvision:{model}").to_json()
+        file = read_state_dict(Path(weights))
+        report = load_into(module, file, description=f"torchvision:{model}", prefix=options.prefix)
+        record["checkpoint"] = report.to_json()
     else:
         state = _torchvision_weights(model)
         own = module.state_dict()
@@ -252,7 +377,18 @@ def _minilm(options: Options) -> Encoder:
 def _from_transformers(name: str, options: Options) -> Encoder:
     from sslguard.encoders.huggingface import read_folder
 
-    return read_folder(Path(name), pooling=options.pooling, unit=options.unit, max_length=options.size)
+    folder = Path(name)
+    config = read_json(folder / "config.json") or {}
+    if config.get("model_type") in vision.MODEL_TYPES and not (folder / "modules.json").exists():
+        encoder = vision.read_folder(folder, pooling=options.pooling, unit=options.unit)
+        assert isinstance(encoder.preprocess, ImagePreprocess)
+        return replace(encoder, preprocess=_preprocessed(encoder.preprocess, options))
+    if options.raw:
+        raise UsageError(f"hf:{name}: raw is for encoders of images")
+    pooling = options.pooling
+    if pooling == "pooler" or pooling == "projection":
+        raise UsageError(f"hf:{name}: {pooling} is for encoders of images; texts are pooled by {', '.join(POOLINGS)}")
+    return read_folder(folder, pooling=pooling, unit=options.unit, max_length=options.size)
 
 
 _LOADERS: dict[str, Callable[[str, Options], Encoder]] = {
@@ -264,6 +400,7 @@ _LOADERS: dict[str, Callable[[str, Options], Encoder]] = {
     "torchvision": _from_torchvision,
     "package": _from_package,
     "hf": _from_transformers,
+    "local-dir": _from_local,
 }
 _OWN_SOURCE = ("folder", "shipped")  # their files say where they came from
 

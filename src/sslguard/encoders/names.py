@@ -14,6 +14,9 @@ from sslguard.errors import EncoderError, MissingExtraError, UsageError
 
 Pooling = Literal["mean", "cls", "max"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max")
+ImagePooling = Literal["pooler", "cls", "mean", "projection"]
+IMAGE_POOLINGS: tuple[ImagePooling, ...] = ("pooler", "cls", "mean", "projection")
+"""What an embedding of a vision model of transformers is made of: see `vision`."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".torch")
 DESCRIPTION = "encoder.json"
 SMALL_NETWORKS = ("resnet-small", "resnet-narrow", "resnet-wide", "plain-small", "separable-small", "vit-small")
@@ -32,8 +35,10 @@ FORMS = (
     f"package:{LITE0}",
     f"package:{MINILM}",
     "hf:FOLDER",
+    "local-dir:FOLDER",
 )
-_OPTIONS = re.compile(r"(?P<rest>.+)@(?P<options>[a-z0-9]+(,[a-z0-9]+)*)")
+_OPTION = r"([a-z0-9]+|prefix=[\w.]*)"
+_OPTIONS = re.compile(rf"(?P<rest>.+)@(?P<options>{_OPTION}(,{_OPTION})*)")
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,16 @@ class Options:
         whole: Whether whole images are resized, without a crop.
         pooling: How a transformer's tokens are pooled.
         unit: Whether embeddings are scaled to length 1.
+        prefix: What stands before the names of the network's weights in a checkpoint.
     """
 
     size: int | None = None
     maxpool: bool | None = None
     raw: bool = False
     whole: bool = False
-    pooling: Pooling | None = None
+    pooling: Pooling | ImagePooling | None = None
     unit: bool | None = None
+    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ def parse_encoder(spec: str) -> EncoderName:
         raise UsageError(
             f"{spec!r:.200}: {', '.join(POOLINGS)}, unit and nounit are for hf:FOLDER and package:{MINILM}"
         )
+    if options.prefix is not None and not (kind in ("timm", "torchvision") and ":" in name):
+        raise UsageError(f"{spec!r:.200}: prefix is for a checkpoint")
     _CHECKS[kind](name, options)
     return EncoderName(kind, name, options)
 
@@ -106,7 +115,9 @@ def parse_path(path: Path, spec: str, options: Options) -> EncoderName:
     if path.is_dir():
         _no_options("a folder", options, spec)
         if not (path / DESCRIPTION).exists() and (path / "config.json").is_file():
-            raise EncoderError(f"{path} is not an encoder's folder of sslguard's; transformers' are hf:{path}")
+            raise EncoderError(
+                f"{path} is not an encoder's folder of sslguard's; transformers' are hf:{path}, timm's local-dir:{path}"
+            )
         return EncoderName("folder", str(path), options)
     if path.suffix in SUFFIXES:
         return EncoderName("checkpoint", str(path), options)
@@ -139,8 +150,9 @@ def _split_options(spec: str) -> tuple[str, Options]:
     size: int | None = None
     maxpool: bool | None = None
     raw = whole = False
-    pooling: Pooling | None = None
+    pooling: Pooling | ImagePooling | None = None
     unit: bool | None = None
+    prefix: str | None = None
     for option in match["options"].split(","):
         if option.isdigit():
             size = int(option[:9])
@@ -150,16 +162,19 @@ def _split_options(spec: str) -> tuple[str, Options]:
             raw = True
         elif option == "whole":
             whole = True
-        elif chosen := [way for way in POOLINGS if way == option]:
+        elif option.startswith("prefix="):
+            prefix = option.removeprefix("prefix=")
+        elif chosen := [way for way in (*POOLINGS, *IMAGE_POOLINGS) if way == option]:
             pooling = chosen[0]
         elif option in ("unit", "nounit"):
             unit = option == "unit"
         else:
             raise UsageError(
-                f"encoder {spec!r:.200}: an option is a size in pixels, raw, whole, pool or nopool, for texts a number "
-                f"of tokens, {', '.join(POOLINGS)}, unit or nounit, not {option!r}"
+                f"encoder {spec!r:.200}: an option is a size in pixels, raw, whole, pool, nopool or prefix=NAME, for texts "
+                f"a number of tokens, {', '.join(POOLINGS)}, unit or nounit, for images of transformers "
+                f"{', '.join(IMAGE_POOLINGS)}, not {option!r}"
             )
-    return match["rest"], Options(size, maxpool, raw, whole, pooling, unit)
+    return match["rest"], Options(size, maxpool, raw, whole, pooling, unit, prefix)
 
 
 def _no_options(what: str, options: Options, spec: str) -> None:
@@ -195,6 +210,9 @@ def _check_random(name: str, options: Options) -> None:
 
 def _check_timm(name: str, options: Options) -> None:
     _no_pool_option(options, f"timm:{name}")
+    if name.startswith("local-dir:"):
+        _check_local(name.removeprefix("local-dir:"), options)
+        return
     _check_weights(name.partition(":")[2])
 
 
@@ -219,18 +237,24 @@ def _check_package(name: str, options: Options) -> None:
 
 
 def _check_transformers(name: str, options: Options) -> None:
-    _no_image_option(options, f"hf:{name}")
+    _no_pool_option(options, f"hf:{name}")
     if not name or not exists(name) or not Path(name).is_dir():
         raise EncoderError(
             f"there is no folder {name!r:.200}: nothing is downloaded here; download the model first, with its "
-            f"config.json, model.safetensors and tokenizer.json, and give hf:FOLDER"
+            f"config.json, model.safetensors and tokenizer.json or preprocessor_config.json, and give hf:FOLDER"
         )
     _check_text_extra()
 
 
+def _check_local(name: str, options: Options) -> None:
+    _no_pool_option(options, f"local-dir:{name}")
+    if not name or not exists(name) or not Path(name).is_dir():
+        raise EncoderError(f"there is no folder {name!r:.200}: give one with timm's config.json and model.safetensors")
+
+
 def _check_text_extra() -> None:
     if find_spec("transformers") is None:
-        raise MissingExtraError("an encoder of texts from transformers", "text")
+        raise MissingExtraError("an encoder from transformers", "text")
 
 
 _CHECKS: dict[str, Callable[[str, Options], None]] = {
@@ -240,4 +264,5 @@ _CHECKS: dict[str, Callable[[str, Options], None]] = {
     "torchvision": _check_torchvision,
     "package": _check_package,
     "hf": _check_transformers,
+    "local-dir": _check_local,
 }

@@ -24,6 +24,7 @@ from sslguard.data.base import Batch
 from sslguard.errors import DataError, UsageError
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+RESAMPLES = ("bilinear", "bilinear-bytes", "bicubic", "bicubic-bytes", "none")
 _MAX_SIDE = 4096  # pixels; a description that comes from a file must not be able to ask for all memory
 
 
@@ -61,6 +62,10 @@ class ImagePreprocess:
         mean, std: one value a channel, subtracted and divided by in `normalise`.
         crop: share of the shorter side that a centred crop keeps after resizing, as published evaluation
             recipes do (0.875); None stretches the whole image to height × width.
+        resample: how images are resized: one of `RESAMPLES`. With "bytes" images of bytes are rounded after it,
+            and the longer side is rounded down, as torchvision and transformers do. "none" resizes nothing, and
+            refuses images of another size.
+        stretch: whether an image is stretched, instead of keeping its shape, before the crop is taken.
     """
 
     height: int
@@ -69,6 +74,8 @@ class ImagePreprocess:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     crop: float | None = None
+    resample: str = "bilinear"
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -81,6 +88,10 @@ class ImagePreprocess:
             raise UsageError(f"mean must be finite and std finite and positive, not {self.mean}, {self.std}")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise UsageError(f"crop must lie in (0, 1], not {self.crop}")
+        if self.resample not in RESAMPLES or not isinstance(self.stretch, bool):
+            raise UsageError(
+                f"resample must be one of {', '.join(RESAMPLES)}, not {self.resample!r:.80}, and stretch true or false"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,7 +121,7 @@ class ImagePreprocess:
         height, width = self.canvas
         if (height, width) == (self.height, self.width):
             return prepared
-        framed = replace(self, height=height, width=width, crop=1.0).prepare(batch)
+        framed = replace(self, height=height, width=width, crop=None if self.stretch else 1.0).prepare(batch)
         top, left = _middle(framed, self.height, self.width)
         framed[:, :, top : top + self.height, left : left + self.width] = prepared
         return framed
@@ -122,8 +133,8 @@ class ImagePreprocess:
         return (prepared - mean) / std
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return {
+        """Return the fields as JSON values; `resample` and `stretch` only where they are not the usual ones."""
+        fields = {
             "kind": "image",
             "height": self.height,
             "width": self.width,
@@ -132,6 +143,11 @@ class ImagePreprocess:
             "std": list(self.std),
             "crop": self.crop,
         }
+        if self.resample != "bilinear":
+            fields["resample"] = self.resample
+        if self.stretch:
+            fields["stretch"] = True
+        return fields
 
     def files(self) -> dict[str, bytes]:
         """Return no file: nothing lies beside the description."""
@@ -148,6 +164,8 @@ class ImagePreprocess:
                 mean=tuple(float(v) for v in fields["mean"]),
                 std=tuple(float(v) for v in fields["std"]),
                 crop=None if fields["crop"] is None else float(fields["crop"]),
+                resample=fields.get("resample", "bilinear"),
+                stretch=fields.get("stretch", False),
             )
         except KeyError as error:
             raise UsageError(f"the description of an image preprocessing lacks {error}") from error
@@ -170,22 +188,37 @@ class ImagePreprocess:
                 if self.channels == 1
                 else scaled.expand(-1, 3, -1, -1)
             )
-        return self._resize(scaled)
+        return self._resize(scaled, bytes_came=images.dtype == torch.uint8)
 
-    def _resize(self, images: Tensor) -> Tensor:
-        came, target = tuple(images.shape[2:]), (self.height, self.width)
-        if came == self.canvas:
-            target = self.canvas
-        elif self.crop is not None:
-            ratio = max(self.height / images.shape[2], self.width / images.shape[3]) / self.crop
-            target = (
-                max(self.height, round(images.shape[2] * ratio)),
-                max(self.width, round(images.shape[3] * ratio)),
-            )
+    def _resize(self, images: Tensor, *, bytes_came: bool) -> Tensor:
+        came = (images.shape[2], images.shape[3])
+        target = self._target(came)
         if came != target:
-            images = nnf.interpolate(images, target, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+            method, _, rounds = self.resample.partition("-")
+            if method == "none":
+                raise DataError(
+                    f"this encoder resizes nothing: images must be {target[0]} × {target[1]} pixels, "
+                    f"not {came[0]} × {came[1]}"
+                )
+            as_bytes = rounds != "" and bytes_came
+            if as_bytes:
+                images = (images * 255).round().to(torch.uint8)
+            images = nnf.interpolate(images, target, mode=method, antialias=True, align_corners=False)
+            images = images.float() / 255 if as_bytes else images.clamp(0, 1)
         top, left = _middle(images, self.height, self.width)
         return images[:, :, top : top + self.height, left : left + self.width]
+
+    def _target(self, came: tuple[int, int]) -> tuple[int, int]:
+        """Return the size to which images of size `came` are resized before the crop, pixels."""
+        if came == self.canvas or (self.stretch and self.crop is not None):
+            return self.canvas
+        if self.crop is None:
+            return self.height, self.width
+        if self.resample.endswith("-bytes"):
+            short = max(self.canvas)
+            return short * came[0] // min(came), short * came[1] // min(came)
+        ratio = max(self.height / came[0], self.width / came[1]) / self.crop
+        return max(self.height, round(came[0] * ratio)), max(self.width, round(came[1] * ratio))
 
 
 def _middle(images: Tensor, height: int, width: int) -> tuple[int, int]:

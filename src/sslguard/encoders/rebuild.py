@@ -3,8 +3,8 @@
 A network's description is a JSON object: {"backbone": NAME} with an optional "linear": WIDTH, a linear layer on top, as
 a thief adds who wants answers in the victim's space, and an optional "head", a mark's (`heads`). What else it holds is
 the family's own, whose module says it: `architectures` (small networks of images), `words` (small networks of texts),
-`libraries` (timm and torchvision), `transformer` (Hugging Face's transformers). A new family is a module with a
-function from a description to a network and its width, and a line in `FAMILIES`.
+`libraries` (timm and torchvision), `transformer` (texts) and `vision` (images; both Hugging Face's transformers). A new
+family is a module with a function from a description to a network and its width, and a line in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslguard.encoders import architectures, libraries, transformer, words
+from sslguard.encoders import architectures, libraries, transformer, vision, words
 from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
+from sslguard.encoders.size import MAX_PARAMETERS, bounded, check_size
 from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import UsageError
@@ -31,24 +32,37 @@ FAMILIES: Mapping[str, Callable[[dict[str, Any]], tuple[nn.Module, int]]] = Mapp
         "timm:": libraries.from_timm,
         "torchvision:": libraries.from_torchvision,
         "hf": transformer.network,
+        "hf-vision": vision.network,
     }
 )
 """A backbone's name, up to its first colon where it has one → what builds it."""
 
 
-def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
+def build(architecture: dict[str, Any], *, seed: int, most: int = MAX_PARAMETERS) -> tuple[nn.Module, int]:
     """Return the freshly initialised network of a description and the width of its embedding.
 
     Args:
         architecture: the description: see above.
         seed: of the initial weights. Global random state is left as it was.
+        most: parameters that the network may have; it is counted before memory is taken for it.
 
     Raises:
-        UsageError: no such architecture, or a field out of range.
+        UsageError: no such architecture, a field out of range, or too large a network.
         MissingExtraError: it takes a library that is not installed.
     """
+    # torch.manual_seed would seed every accelerator too, and nothing puts those back.
+    with torch.random.fork_rng(devices=[]):
+        check_size(lambda: _network(architecture)[0], most=most)
+        torch.default_generator.manual_seed(seed)
+        with bounded():
+            module, width = _network(architecture)
+    return module.to(memory_format=torch.channels_last), width
+
+
+def _network(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
+    """Return the network of a description and its width, on torch's default device, by torch's own generator."""
     if "head" in architecture:
-        return _headed(architecture, seed=seed)
+        return _headed(architecture)
     name = architecture.get("backbone")
     linear = architecture.get("linear")
     if not isinstance(name, str) or not (linear is None or _whole(linear, 65536)):
@@ -59,19 +73,16 @@ def build(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
         raise UsageError(f"no architecture {name!r:.80}; known: {known}, timm:NAME, torchvision:NAME")
     if architecture.keys() & libraries.RESNET_FIELDS and family != "torchvision:":
         raise UsageError(f"only torchvision's ResNets have a stem and a max-pool to choose, not {name}")
-    # torch.manual_seed would seed every accelerator too, and nothing puts those back.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        module, width = FAMILIES[family](architecture)
-        if linear is not None:
-            module = nn.Sequential(OrderedDict(backbone=module, linear=nn.Linear(width, linear)))
-            width = linear
-    return module.to(memory_format=torch.channels_last), width
+    module, width = FAMILIES[family](architecture)
+    if linear is not None:
+        module = nn.Sequential(OrderedDict(backbone=module, linear=nn.Linear(width, linear)))
+        width = linear
+    return module, width
 
 
-def _headed(architecture: dict[str, Any], *, seed: int) -> tuple[nn.Module, int]:
+def _headed(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
     """Return the network of the description without its head, with a `FourierHead` that changes nothing yet."""
-    encoder, width = build({name: value for name, value in architecture.items() if name != "head"}, seed=seed)
+    encoder, width = _network({name: value for name, value in architecture.items() if name != "head"})
     sizes = architecture["head"]
     if (
         not isinstance(sizes, dict)
