@@ -522,7 +522,7 @@ class TestVisionTransformers:
         # A file of that size already.
         torch.save(network.state_dict(), tmp_path / "file.pth")
         same_as(load_encoder(f"timm:test_vit:{tmp_path}/file.pth@96"), network)
-        with pytest.raises(EncoderError, match="does not embed|cannot make"):
+        with pytest.raises(EncoderError, match=r"does not embed|cannot make"):
             load_encoder(f"timm:test_vit:{tmp_path}/file.pth@97")
 
     def test_registers_under_dinov2s_names(self, tmp_path):
@@ -616,7 +616,7 @@ class TestTimmFolders:
             load_encoder(f"local-dir:{tmp_path}/none")
         (folder / "model.safetensors").unlink()
         (folder / "pytorch_model.bin").unlink(missing_ok=True)
-        with pytest.raises(EncoderError, match="holds no model.safetensors"):
+        with pytest.raises(EncoderError, match=r"holds no model\.safetensors"):
             load_encoder(f"local-dir:{folder}")
 
 

@@ -59,7 +59,6 @@ from sslguard.encoders.base import Encoder, evaluating
 from sslguard.encoders.checkpoint import IMAGENET, RESNETS, averages, load_checkpoint, load_into
 from sslguard.encoders.files import StateDict, read_state_dict
 from sslguard.encoders.folder import load_folder
-from sslguard.encoders.libraries import GLOBAL_POOLS
 from sslguard.encoders.names import LITE0, MINILM, PACKAGES, POOLINGS, Options
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.pretrained import read_json, weight_files
@@ -188,7 +187,9 @@ def _timm_network(
     module, dim = build(description, seed=0)
     recipe = _timm_preprocess(module)
     more: dict[str, Any] = {}
-    if options.size not in (None, recipe.height) and hasattr(module, "set_input_size"):
+    # Those with a dynamic size interpolate their positions themselves, whenever images come.
+    fixed = hasattr(module, "set_input_size") and not getattr(module, "dynamic_img_size", False)
+    if fixed and options.size not in (None, recipe.height):
         more["size"] = options.size
     if file is not None and averages(module, file):
         more["global_pool"] = "avg"
@@ -205,14 +206,14 @@ def _from_local(name: str, options: Options) -> Encoder:
     if config is None or not isinstance(model := config.get("architecture"), str):
         raise EncoderError(f"{folder} holds no config.json with an architecture: give a folder that timm wrote")
     arguments = config.get("model_args") or {}
-    if not isinstance(arguments, dict) or (unknown := sorted(arguments.keys() - {"img_size", *_OF_HEADS})):
-        raise EncoderError(f"{folder / 'config.json'}: model_args {unknown or arguments!r:.80} cannot be followed here")
+    unknown = sorted(arguments.keys() - _TIMM_ARGUMENTS) if isinstance(arguments, dict) else [arguments]
+    if unknown:
+        raise EncoderError(f"{folder / 'config.json'}: model_args {unknown!r:.80} cannot be followed here")
     description: dict[str, Any] = {"backbone": f"timm:{model}"}
-    if "img_size" in arguments:
-        size = arguments["img_size"]
-        description["size"] = size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
-    if (pool := arguments.get("global_pool", config.get("global_pool"))) in GLOBAL_POOLS:
-        description["global_pool"] = pool
+    for theirs, ours in (("img_size", "size"), ("global_pool", "global_pool"), ("in_chans", "channels")):
+        if (value := arguments.get(theirs)) is not None:
+            square = isinstance(value, list) and len(value) == 2 and value[0] == value[1]
+            description[ours] = value[0] if square else value
     files = weight_files(folder)
     if len(files) != 1:
         raise EncoderError(f"{folder} holds weights in {len(files)} files: timm writes one")
@@ -227,7 +228,8 @@ def _from_local(name: str, options: Options) -> Encoder:
     return Encoder(module.eval(), preprocess, dim, description, "", {"checkpoint": report.to_json()})
 
 
-_OF_HEADS = ("global_pool", "num_classes")
+# Those that change neither weights nor answers, of a network without its head, and those that are followed.
+_TIMM_ARGUMENTS = {"num_classes", "drop_rate", "drop_path_rate", "img_size", "global_pool", "in_chans"}
 
 
 def _published_at(model: str) -> tuple[str, Path]:

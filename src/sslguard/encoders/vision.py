@@ -263,10 +263,13 @@ def read_folder(folder: Path, *, pooling: str | None, unit: bool | None) -> Enco
         config = read_json(path)
         fields = checked_config(config)
         preprocess = read_processor(folder, fields, _KINDS[fields["model_type"]].processor)
-        tensors = read_weights(folder)
-        kind = fields["model_type"]
-        if pooling is not None and pooling not in _KINDS[kind].poolings:
-            raise UsageError(f"a {kind} is pooled by {', '.join(_KINDS[kind].poolings)}, not by {pooling}")
+    except UsageError as error:
+        raise EncoderError(f"{path}: {error}") from error
+    kind = fields["model_type"]
+    if pooling is not None and pooling not in _KINDS[kind].poolings:
+        raise UsageError(f"a {kind} is pooled by {', '.join(_KINDS[kind].poolings)}, not by {pooling}")
+    tensors = read_weights(folder)
+    try:
         architecture = {
             "backbone": "hf-vision",
             "config": fields,
@@ -302,6 +305,10 @@ def _usual_pooling(fields: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 def _filled(folder: Path, described: _Described, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> Any:
     """Return the model with the tensors of a file, and the names in the file that are not in it."""
     names = _own_names(tensors, wanted)
+    for own, name in names.items():
+        if own in wanted and wanted[own].shape != tensors[name].shape:
+            found, right = tuple(tensors[name].shape), tuple(wanted[own].shape)
+            raise EncoderError(f"{folder}: weight {name:.80} has shape {found}, not {right}")
     try:
         with _quiet():
             model, told = described.model.from_pretrained(
