@@ -80,6 +80,8 @@ _MOMENTUM = re.compile(r"(^|[._])(target|momentum|teacher|ema|key|encoder_k|queu
 _MOCO = re.compile(r"(^|\.)(encoder_q|base_encoder|momentum_encoder)\.")
 _TRAINED = re.compile(r"(^|\.)(online_|encoder_q|base_encoder|student)")
 _TRANSFORMER = re.compile(r"(^|\.)(blocks|layers|layer|resblocks)\.\d+\.(attn|attention|mlp|ln_1|norm1|layernorm)")
+# What stands at the beginning of a vision transformer, in the names that timm translates.
+_FIRST = ("patch_embed.proj.weight", "visual.class_embedding", "visual.trunk.patch_embed.proj.weight")
 _COUNTER = "num_batches_tracked"
 _STAGES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 
@@ -202,11 +204,11 @@ def load_into(module: nn.Module, file: StateDict, *, description: str, prefix: s
     try:
         return _load_named(module, file, description, prefix)
     except EncoderError:
-        translated = _translated(module, file)
+        translated = _translated(module, file, prefix)
         if translated is None:
             raise
         try:
-            return _load_named(module, translated, description, prefix)
+            return _load_named(module, translated, description, None)
         except EncoderError:
             pass
         raise
@@ -222,6 +224,13 @@ def averages(module: nn.Module, file: StateDict) -> bool:
         return False
     ends = [name.removesuffix("fc_norm.weight") for name in file.tensors if name.endswith("fc_norm.weight")]
     return any(_is_prefix(end) and f"{end}norm.weight" not in file.tensors for end in ends)
+
+
+def other_positions(module: nn.Module, file: StateDict) -> bool:
+    """Return whether a file holds positions (`pos_embed`) of another grid than the network's."""
+    own = module.state_dict().get("pos_embed")
+    shapes = {tensor.shape for name, tensor in file.tensors.items() if name.rpartition(".")[2] == "pos_embed"}
+    return own is not None and bool(shapes) and own.shape not in shapes
 
 
 def _load_named(module: nn.Module, file: StateDict, description: str, prefix: str | None) -> CheckpointReport:
@@ -253,17 +262,16 @@ def _rank(prefix: str, prefixes: Collection[str]) -> int:
     return 2 if _MOMENTUM.search(prefix) else 1
 
 
-def _translated(module: nn.Module, file: StateDict) -> StateDict | None:
+def _translated(module: nn.Module, file: StateDict, prefix: str | None) -> StateDict | None:
     """Return the state dict as timm translates it for a network of its own; None where it does not."""
     source = sys.modules.get(type(module).__module__)
     translate = getattr(source, "checkpoint_filter_fn", None)
     if translate is None or not type(module).__module__.startswith("timm."):
         return None
-    before = {
-        prefix for prefix in ("module.", "backbone.", "encoder.") if any(k.startswith(prefix) for k in file.tensors)
-    }
-    for prefix in ("", *sorted(before)):
-        inside = {k.removeprefix(prefix): v for k, v in file.tensors.items() if k.startswith(prefix)}
+    ends = {name.removesuffix(end) for name in file.tensors for end in _FIRST if name.endswith(end)}
+    prefixes = [end for end in ends if _is_prefix(end)] if prefix is None else [prefix.rstrip(".") + "."]
+    for start in sorted(prefixes, key=lambda p: (_rank(p, prefixes), len(p), p)):
+        inside = {k.removeprefix(start): v for k, v in file.tensors.items() if k.startswith(start)}
         try:
             found = translate(dict(inside), module)
         except Exception:  # noqa: S112 - of a file of another network it raises anything

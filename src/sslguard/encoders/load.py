@@ -56,7 +56,7 @@ import torch
 from sslguard.data.testbed import CANVAS
 from sslguard.encoders import names, vision
 from sslguard.encoders.base import Encoder, evaluating
-from sslguard.encoders.checkpoint import IMAGENET, RESNETS, averages, load_checkpoint, load_into
+from sslguard.encoders.checkpoint import IMAGENET, RESNETS, averages, load_checkpoint, load_into, other_positions
 from sslguard.encoders.files import StateDict, read_state_dict
 from sslguard.encoders.folder import load_folder
 from sslguard.encoders.names import LITE0, MINILM, PACKAGES, POOLINGS, Options
@@ -188,8 +188,8 @@ def _timm_network(
     recipe = _timm_preprocess(module)
     more: dict[str, Any] = {}
     # Those with a dynamic size interpolate their positions themselves, whenever images come.
-    fixed = hasattr(module, "set_input_size") and not getattr(module, "dynamic_img_size", False)
-    if fixed and options.size not in (None, recipe.height):
+    fixed = not getattr(module, "dynamic_img_size", False) or (file is not None and other_positions(module, file))
+    if fixed and hasattr(module, "set_input_size") and options.size not in (None, recipe.height):
         more["size"] = options.size
     if file is not None and averages(module, file):
         more["global_pool"] = "avg"
@@ -382,11 +382,13 @@ def _from_transformers(name: str, options: Options) -> Encoder:
     folder = Path(name)
     config = read_json(folder / "config.json") or {}
     if config.get("model_type") in vision.MODEL_TYPES and not (folder / "modules.json").exists():
+        if options.maxpool is not None:
+            raise UsageError(f"hf:{name}: pool and nopool are for ResNets that torchvision builds")
         encoder = vision.read_folder(folder, pooling=options.pooling, unit=options.unit)
         assert isinstance(encoder.preprocess, ImagePreprocess)
         return replace(encoder, preprocess=_preprocessed(encoder.preprocess, options))
-    if options.raw:
-        raise UsageError(f"hf:{name}: raw is for encoders of images")
+    if options.raw or options.maxpool is not None:
+        raise UsageError(f"hf:{name}: raw, pool and nopool are for encoders of images")
     pooling = options.pooling
     if pooling == "pooler" or pooling == "projection":
         raise UsageError(f"hf:{name}: {pooling} is for encoders of images; texts are pooled by {', '.join(POOLINGS)}")

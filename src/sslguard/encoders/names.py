@@ -236,8 +236,7 @@ def _check_package(name: str, options: Options) -> None:
         _check_text_extra()
 
 
-def _check_transformers(name: str, options: Options) -> None:
-    _no_pool_option(options, f"hf:{name}")
+def _check_transformers(name: str, options: Options) -> None:  # noqa: ARG001 - its config.json says what it takes
     if not name or not exists(name) or not Path(name).is_dir():
         raise EncoderError(
             f"there is no folder {name!r:.200}: nothing is downloaded here; download the model first, with its "

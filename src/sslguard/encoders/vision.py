@@ -305,10 +305,6 @@ def _usual_pooling(fields: dict[str, Any], tensors: dict[str, Tensor]) -> str:
 def _filled(folder: Path, described: _Described, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> Any:
     """Return the model with the tensors of a file, and the names in the file that are not in it."""
     names = _own_names(tensors, wanted)
-    for own, name in names.items():
-        if own in wanted and wanted[own].shape != tensors[name].shape:
-            found, right = tuple(tensors[name].shape), tuple(wanted[own].shape)
-            raise EncoderError(f"{folder}: weight {name:.80} has shape {found}, not {right}")
     try:
         with _quiet():
             model, told = described.model.from_pretrained(
@@ -317,11 +313,14 @@ def _filled(folder: Path, described: _Described, tensors: dict[str, Tensor], wan
                 state_dict={own: tensors[name] for own, name in names.items()},
                 dtype=torch.float32,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below
                 trust_remote_code=False,
                 **described.options,
             )
     except Exception as error:  # transformers raises what it likes
         raise EncoderError(f"{folder}: the weights do not fit this {described.kind}: {first_line(error)}") from error
+    for name, found, right in sorted(told["mismatched_keys"]):
+        raise EncoderError(f"{folder}: weight {name:.80} has shape {tuple(found)}, not {tuple(right)}")
     # Masked patches are for training alone.
     missing = sorted(name for name in told["missing_keys"] if not name.endswith("mask_token"))
     if missing:
