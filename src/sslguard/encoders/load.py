@@ -121,7 +121,7 @@ def _preprocessed(preprocess: ImagePreprocess, options: Options) -> ImagePreproc
     if options.size is not None:
         preprocess = replace(preprocess, height=options.size, width=options.size)
     if options.whole:
-        preprocess = replace(preprocess, crop=None)
+        preprocess = replace(preprocess, crop=None, stretch=False)
     if options.raw:
         channels = preprocess.channels
         preprocess = replace(preprocess, mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -387,8 +387,8 @@ def _from_transformers(name: str, options: Options) -> Encoder:
         encoder = vision.read_folder(folder, pooling=options.pooling, unit=options.unit)
         assert isinstance(encoder.preprocess, ImagePreprocess)
         return replace(encoder, preprocess=_preprocessed(encoder.preprocess, options))
-    if options.raw or options.maxpool is not None:
-        raise UsageError(f"hf:{name}: raw, pool and nopool are for encoders of images")
+    if options.raw or options.whole or options.maxpool is not None:
+        raise UsageError(f"hf:{name}: raw, whole, pool and nopool are for encoders of images")
     pooling = options.pooling
     if pooling == "pooler" or pooling == "projection":
         raise UsageError(f"hf:{name}: {pooling} is for encoders of images; texts are pooled by {', '.join(POOLINGS)}")

@@ -170,8 +170,8 @@ def _split_options(spec: str) -> tuple[str, Options]:
             unit = option == "unit"
         else:
             raise UsageError(
-                f"encoder {spec!r:.200}: an option is a size in pixels, raw, whole, pool, nopool or prefix=NAME, for texts "
-                f"a number of tokens, {', '.join(POOLINGS)}, unit or nounit, for images of transformers "
+                f"encoder {spec!r:.200}: an option is a size in pixels, raw, whole, pool, nopool or prefix=NAME, for "
+                f"texts a number of tokens, {', '.join(POOLINGS)}, unit or nounit, for images of transformers "
                 f"{', '.join(IMAGE_POOLINGS)}, not {option!r}"
             )
     return match["rest"], Options(size, maxpool, raw, whole, pooling, unit, prefix)
