@@ -581,9 +581,11 @@ class TestTimmFolders:
     @pytest.fixture
     def folder(self, tmp_path):
         network = timm.create_model("test_vit", num_classes=5).eval()
-        timm.models.save_for_hf(
-            network, tmp_path / "hub", model_config={"mean": [0.1, 0.2, 0.3]}, safe_serialization=True
-        )
+        timm.models.save_for_hf(network, tmp_path / "hub", safe_serialization=True)
+        path = tmp_path / "hub/config.json"
+        config = json.loads(path.read_text())
+        config["pretrained_cfg"]["mean"] = [0.1, 0.2, 0.3]
+        path.write_text(json.dumps(config))
         return tmp_path / "hub"
 
     @pytest.mark.parametrize("kind", ["local-dir:", "timm:local-dir:"])
@@ -603,7 +605,10 @@ class TestTimmFolders:
             ({"model_args": {"depth": 10**6}}, "depth.*cannot be followed"),
             ({"model_args": {"img_size": 10**9}}, "size of a network's images"),
             ({"model_args": 3}, "cannot be followed"),
-            ({"pretrained_cfg": {"mean": "grey"}}, "."),
+            ({"pretrained_cfg": {"mean": "abc"}}, "pretrained_cfg"),
+            ({"pretrained_cfg": {"std": [10**400] * 3}}, "pretrained_cfg"),
+            ({"pretrained_cfg": {"input_size": 3}}, "pretrained_cfg"),
+            ({"pretrained_cfg": 3}, "pretrained_cfg"),
             ({"pretrained_cfg": {"input_size": [3, 10**6, 10**6]}}, "pixels"),
         ],
     )

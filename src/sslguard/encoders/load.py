@@ -285,14 +285,15 @@ def _timm_preprocess(module: Any, published: object = None) -> ImagePreprocess:
     try:
         config = resolve_model_data_config(module)
         if published is not None:
-            config |= resolve_data_config(pretrained_cfg=published) if isinstance(published, dict) else {}
-    except (AssertionError, AttributeError, TypeError, ValueError, KeyError) as error:
-        raise UsageError(f"timm does not take its pretrained_cfg: {error!s:.200}") from error
-    channels, height, width = config["input_size"]
+            config |= resolve_data_config(pretrained_cfg=dict(published))  # type: ignore[call-overload]
+        channels, height, width = config["input_size"]
+        crop = None if config["crop_mode"] == "squash" else float(config["crop_pct"])
+        mean, std = (tuple(float(value) for value in config[name]) for name in ("mean", "std"))
+    except (AssertionError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UsageError(f"no recipe of timm's can be read from its pretrained_cfg: {error!s:.200}") from error
     if channels != 3:
         raise UsageError(f"this model takes {channels} channels, and images have 3")
-    crop = None if config["crop_mode"] == "squash" else float(config["crop_pct"])
-    return ImagePreprocess(height, width, 3, tuple(config["mean"]), tuple(config["std"]), crop)
+    return ImagePreprocess(height, width, 3, mean, std, crop)
 
 
 def _from_torchvision(name: str, options: Options) -> Encoder:
