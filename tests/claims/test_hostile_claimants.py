@@ -436,7 +436,7 @@ class TestGrinding:
         dated.claim(innocent)
         found = dated.audit()
         assert (found.decision, found.n_tries) == ("not shown", 1 << DATED_TRIES)
-        assert "best of 2^20 that its owner may have dated" in words(found, "passed")
+        assert "its owner may have dated up to 2^20 keys" in words(found, "passed")
 
     def test_another_commitment_than_the_examiner_saw(self, bed, marked):
         bed.commit().claim(marked.encoder)

@@ -1,6 +1,6 @@
-"""The examiner's side: a bundle is checked and decided anew, and nothing that the claimant computed is believed.
+"""The examiner's side of a claim: check a bundle and decide again, without believing anything the claimant computed.
 
-What no check can see stands among the report's assumptions: `_Log.assumptions`.
+What no check can show is listed among the report's assumptions; see `_Log.assumptions`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sslguard.verification.nulls import DATED_TRIES, UNDATED_TRIES, null_of
 from sslguard.verification.scores import control_scores
 from sslguard.verification.verdict import Verdict, verify
 
-# Relative; another machine rounds otherwise.
+# Relative, because another machine rounds differently.
 _TOLERANCE = 1e-3
 
 
@@ -45,16 +45,19 @@ def audit(
     suspect: Embedder | None = None,
     progress: bool = False,
 ) -> Audit:
-    """Check a bundle and decide anew.
+    """Check a bundle and decide again.
 
     Args:
-        data: What the examiner and the claimant agreed to draw queries from.
-        clean: F, as the claimant handed it over; the test is recomputed by running it. None: no verdict.
-        suspect: Asked again, where the examiner can: the decision is then taken on these answers alone.
+        folder: Folder of the bundle.
+        data: Data set that examiner and claimant agreed to draw queries from.
+        terms: What the examiner decides by.
+        clean: F, as the claimant handed it over. It is run to recompute the test; without it there is no verdict.
+        suspect: The suspect, if the examiner can ask it again. The decision then depends on these answers alone.
+        progress: Show a progress bar on standard error.
 
     Raises:
-        ClaimError: The bundle cannot be read, or a signature in it is not good.
-        UsageError: `data` holds what the key cannot ask about.
+        ClaimError: The bundle cannot be read, or a signature in it is not valid.
+        UsageError: `data` holds items that the key cannot ask about.
     """
     bundle = read_bundle(folder)
     log = _Log(bundle, terms)
@@ -88,7 +91,7 @@ class _Log:
         self.checks.append(Check(name, status, words))
 
     def identity(self) -> None:
-        """Claim and commitment are of one owner, and the opened key is what was committed to."""
+        """Check that claim and commitment have the same owner, and that the opened key is the committed one."""
         claim, commitment = self.bundle.claim, self.bundle.commitment
         if claim.owner != commitment.document.owner:
             self.add("signature", "failed", "The claim is signed by somebody else than the commitment.")
@@ -109,14 +112,14 @@ class _Log:
 
     @property
     def charged(self) -> bool:
-        """Whether a dated key is charged for others that its owner may have dated; ranks could not bear that."""
+        """Whether a dated key is charged for other keys that its owner may have dated. Ranks could not bear that."""
         return self.null.charge(dated=True) > 1
 
     def date(self) -> bool:
-        """Whether the commitment is shown to be older than the suspect."""
+        """Check and return whether the commitment is shown to be older than the suspect."""
         token, content, wanted = self.bundle.token, self.bundle.commitment.document.content, self.terms.not_after
         missing: Status = "assumed" if wanted is None else "not checkable"
-        charge = "" if wanted else f" The key is taken for the best of 2^{UNDATED_TRIES} that may have been tried."
+        charge = "" if wanted else f" The audit assumes that up to 2^{UNDATED_TRIES} keys were tried."
         if token is None:
             self.add("date", missing, f"The commitment has no timestamp, so nothing shows when it was made.{charge}")
             return False
@@ -140,12 +143,15 @@ class _Log:
             return False
         words += f"; the suspect could first be asked on {_day(wanted)}, not earlier."
         if self.charged:
-            words += f" The key is taken for the best of 2^{DATED_TRIES} that its owner may have dated."
+            words += f" The audit assumes that its owner may have dated up to 2^{DATED_TRIES} keys."
         self.add("date", "passed", words)
         return True
 
     def openings(self) -> None:
-        """A key that was opened before the suspect says nothing of it: anybody could have put the mark there."""
+        """Check that the key was still secret when the suspect was made.
+
+        After a key is opened, anybody can put its mark into a model, so the key shows nothing about younger suspects.
+        """
         known = [when for when in (self.terms.opened, self.bundle.opened_before) if when is not None]
         opened, dated = min(known, default=None), self.terms.not_after
         name = "key still secret"
@@ -162,10 +168,10 @@ class _Log:
             self.add(name, "passed", words)
 
     def key(self, clean: Encoder | None) -> Key | None:
-        """The opened key with the examiner's F, once it follows from its secret and that F."""
+        """Check that the opened key follows from its secret and the examiner's F; return it, or None if it does not."""
         opened = self.bundle.opened
         if clean is None:
-            words = "The clean encoder F was not given. What it answers is half of the test, and is not taken on trust."
+            words = "The clean encoder F was not given. The test needs its answers, and cannot take them on trust."
             self.add("clean encoder", "not checkable", words)
             return None
         if weights_hash(clean.module) != opened.clean_hash:
@@ -176,19 +182,19 @@ class _Log:
             key = opened.with_clean(clean)
             freedom = undue_freedom(key, clean)
         except (ClaimError, KeyFileError, UsageError) as error:
-            self.add("derivation", "failed", f"The opened key is no key of this F: {error}.")
+            self.add("derivation", "failed", f"The opened key does not belong to this F: {error}.")
             return None
         if freedom is not None:
-            self.add("derivation", "failed", f"The key was not drawn as a key is: {freedom}.")
+            self.add("derivation", "failed", f"The key does not follow from its secret: {freedom}.")
             return None
-        words = "What a key draws from its secret is what this secret gives with this F."
+        words = "All parts of the key that must follow from its secret and this F do so."
         if key.needs_controls:
             words += " Its trained parts are bound by the commitment's date alone."
         self.add("derivation", "passed", words)
         return key
 
     def queries(self, key: Key, data: Data) -> ExaminerData | None:
-        """What the examiner's seed draws from the examiner's data."""
+        """Check that the examiner's seed draws what was asked; return the drawn items, or None if it does not."""
         if self.bundle["seed"] != self.terms.seed:
             self.add("queries", "failed", "The claim was drawn by another seed than the examiner's.")
             return None
@@ -199,7 +205,7 @@ class _Log:
         chosen = ExaminerData(data, n, seed=self.terms.seed, commitment=self.bundle.commitment.document.digest)
         if self.bundle["data"].get("asked") != items_hash(chosen):
             words = (
-                f"The seed draws other items from {spec} than were asked: the claimant chose, or drew from other data."
+                f"The seed draws other items from {spec} than were asked: the claimant chose them, or used other data."
             )
             self.add("queries", "failed", words)
             return None
@@ -209,20 +215,20 @@ class _Log:
         return chosen
 
     def answers(self, key: Key) -> int | None:
-        """How many answers are zero, where each query has its row in the file that was signed.
+        """Check that the signed file has an answer to each query; return how many are zero, or None if it does not.
 
-        Whoever knows the key could leave out the answers that disagree. Where the suspect is not asked again, the
-        claim is taken for the best of all ways to leave out as many: the p-value is valid for each of them.
+        Somebody who knows the key could leave out the answers that disagree. If the suspect is not asked again, the
+        claim is therefore charged for all ways to leave out that many. The p-value is valid for each of them.
         """
         try:
             n_zero = check_answers(self.bundle, key.n_queries)
         except ClaimError as error:
             self.add("answers", "failed", f"{str(error)[:1].upper()}{str(error)[1:]}.")
             return None
-        words = f"An answer to each of {key.n_queries:,} queries is in; none is missing."
+        words = f"The bundle has an answer to each of {key.n_queries:,} queries; none is missing."
         if n_zero:
-            words = f"All {key.n_queries:,} queries are in; {n_zero:,} answers are zero, as missing ones are."
-            words += " Unless the suspect is asked again, which ones counts as the claimant's choice."
+            words = f"The bundle has all {key.n_queries:,} queries; {n_zero:,} answers are zero, as missing ones are."
+            words += " Unless the suspect is asked again, the audit assumes that the claimant chose which ones."
         self.add("answers", "passed", words)
         return n_zero
 
@@ -236,7 +242,10 @@ class _Log:
         dated: bool,
         progress: bool,
     ) -> Verdict | None:
-        """The verdict on the answers in the bundle, or on the suspect's own where it was asked again."""
+        """Return the verdict on the answers in the bundle, or on new answers if the suspect is asked again.
+
+        Return None if no verdict can be given.
+        """
         objection = self.null.objection(dated=dated)
         if objection is not None:
             self.add("verdict", "not checkable", objection)
@@ -275,7 +284,7 @@ class _Log:
         return found
 
     def _compare(self, found: Verdict) -> None:
-        """The claimant's figure beside ours: it decides nothing, but one that differs was made up."""
+        """Compare the claimant's statistic with ours. It decides nothing, but one that differs was made up."""
         claimed, ours = self.bundle["claimed"].get("statistic"), found.significance.statistic
         if isinstance(claimed, float) and abs(claimed - ours) <= _TOLERANCE * max(1.0, abs(ours)):
             self.add("statistic", "passed", f"Recomputed from the answers: {ours:.4f}, as the claimant says.")
@@ -284,9 +293,9 @@ class _Log:
         self.add("statistic", "failed", f"The answers give a statistic of {ours:.4f}; the claimant says {said}.")
 
     def _asked_again(self, claimed: Verdict, own: Verdict, now: NDArray[np.floating]) -> Verdict:
-        """The verdict on the answers that the examiner got, `now`, beside those in the bundle.
+        """Compare the answers that the examiner got, `now`, with those in the bundle; return the verdict on the former.
 
-        Who changed, nobody can say: the claimant the answers, or the suspect what it answers.
+        If they differ, nobody can tell whether the claimant changed the answers or the suspect answers differently now.
         """
         then = np.asarray(np.lib.format.open_memmap(self.bundle.answers, mode="r"))
         differing = len(now) if now.shape != then.shape else _differing(now, then)
@@ -296,7 +305,7 @@ class _Log:
             words += f", {silent:,} of them are missing or zero now"
         if own.decision != "derived" and claimed.decision == "derived":
             words += ", and the new ones do not show what those in the bundle do"
-            why = "Those in the bundle are not its own, or were chosen among many, or it answers otherwise since."
+            why = "Those in the bundle are not its own, or were chosen among many, or it has changed since."
             self.add("suspect", "against", f"{words}. {why}")
         elif differing:
             self.add("suspect", "passed", f"{words}. The verdict is on the new ones.")
@@ -314,7 +323,7 @@ class _Log:
             self.add("verdict", "against", f"Not shown: {what}")
 
     def assumptions(self, data: Data, suspect: Embedder | None) -> None:
-        """What no check can say."""
+        """List what no check can show."""
         if suspect is None:
             words = "The answers are the suspect's own, at the first asking. Asking it again would show that."
             self.add("suspect", "assumed", words)
@@ -350,7 +359,7 @@ def _facts(bundle: Bundle, data: Data) -> dict[str, Any]:
 
 
 def _differing(one: NDArray[np.floating], other: NDArray[np.floating]) -> int:
-    """Rows that differ by more than rounding."""
+    """Return how many rows differ by more than rounding."""
     lengths = np.maximum(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
     return int((np.linalg.norm(one - other, axis=1) > _TOLERANCE * lengths).sum())
 

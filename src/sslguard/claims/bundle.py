@@ -1,16 +1,16 @@
-"""Evidence bundles: a folder with all that an examiner needs to decide anew, but F.
+"""Evidence bundles: a folder with all that an examiner needs to decide again, except F.
 
 =====================  ==================================================================================
-`claim.json`           a document of format "sslguard-claim": what is claimed, with hashes of all the rest
-`commitment.json`      the commitment, and `commitment.json.tsr`, its timestamp where it has one
-`key.safetensors`      the tensors of the opened key, but those of F
-`answers.npy`          what the suspect answered, (n, m), row i the answer to query i, missing ones zero
+`claim.json`           a document of format "sslguard-claim": the claim, with hashes of all the rest
+`commitment.json`      the commitment, and `commitment.json.tsr`, its timestamp if it has one
+`key.safetensors`      the tensors of the opened key, except those of F
+`answers.npy`          the suspect's answers, (n, m); row i answers query i; a missing answer is zero
 =====================  ==================================================================================
 
-docs/reference/key-format.md has the fields. The opened key stands in the clear: whoever has the bundle has the key.
+docs/reference/key-format.md lists the fields. The opened key is not encrypted: anybody who has the bundle has the key.
 
-A reader takes nothing in it for granted: names are fixed and no link is followed, sizes are bounded, the document has
-one spelling, and what it says is compared with what is there.
+The reader trusts nothing in it. File names are fixed, no link is followed, sizes are bounded, the document has one
+spelling, and what it says is compared with what is there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CLAIM, COMMITMENT, TENSORS, ANSWERS = "claim.json", "commitment.json", "key.safe
 TIMESTAMP = timestamp_file(Path(COMMITMENT)).name
 FILES = frozenset({CLAIM, COMMITMENT, TIMESTAMP, TENSORS, ANSWERS})
 MAX_ANSWERS = 1 << 33  # bytes
-_ROWS = 256  # of answers that are looked at together: the file may be larger than the memory
+_ROWS = 256  # of answers that are read together: the file may be larger than the memory
 _FIELDS: dict[str, type] = {
     "answers": dict,
     "claimed": dict,
@@ -57,15 +57,15 @@ _OPTIONAL: dict[str, type] = {"opened": str}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Bundle:
-    """A bundle as it was read: what its owner says, none of it believed yet.
+    """A bundle as it was read: what its owner says, not yet checked.
 
     Attributes:
-        folder: Where it lies.
-        claim: Its document, of a good signature.
-        commitment: Of a good signature, too.
-        token: The timestamp's bytes; None where there is none.
+        folder: Folder of the bundle.
+        claim: Document of the claim, with a valid signature.
+        commitment: Commitment, with a valid signature.
+        token: Bytes of the timestamp; None if there is none.
         opened: The opened key.
-        salt: What it is said to be committed with.
+        salt: Salt that the key is said to be committed with.
     """
 
     folder: Path
@@ -77,15 +77,16 @@ class Bundle:
 
     @property
     def opened_before(self) -> datetime | None:
-        """When the claimant had opened this key in an earlier claim, as it says itself."""
+        """When the claimant says that an earlier claim opened this key; None if it does not say so."""
         return moment(self["opened"], "the claim's opened") if "opened" in self.claim.signed else None
 
     @property
     def answers(self) -> Path:
+        """Path of the suspect's answers."""
         return self.folder / ANSWERS
 
     def __getitem__(self, name: str) -> Any:
-        """A field of the claim."""
+        """Return a field of the claim."""
         return self.claim.signed[name]
 
 
@@ -98,7 +99,16 @@ def fill_bundle(
     opened: OpenedKey,
     answers: NDArray[np.floating],
 ) -> None:
-    """Write the files of a bundle into an empty folder, readable by their owner alone."""
+    """Write the files of a bundle into an empty folder, readable by their owner alone.
+
+    Args:
+        folder: Empty folder.
+        claim: Signed document of the claim.
+        commitment: Content of the commitment's file.
+        token: Content of the timestamp's file; None writes no timestamp.
+        opened: The opened key.
+        answers: The suspect's answers, float (n, m).
+    """
     content = {
         COMMITMENT: commitment,
         **({} if token is None else {TIMESTAMP: token}),
@@ -112,17 +122,17 @@ def fill_bundle(
 
 
 def npy(answers: NDArray[np.floating]) -> bytes:
-    """The `.npy` file of an array."""
+    """Return the content of an array's `.npy` file."""
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(answers), allow_pickle=False)
     return buffer.getvalue()
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """A bundle's parts, each well formed; whether they fit together is the audit's business.
+    """Read the parts of a bundle. Each is checked alone; the audit checks whether they fit together.
 
     Raises:
-        ClaimError: A file is missing, damaged, oversized, a link, or something that a bundle does not hold.
+        ClaimError: A file is missing, damaged, oversized, a link, or no part of a bundle.
     """
     names = _names(folder)
     if strange := sorted(names - FILES):
@@ -138,10 +148,14 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def check_answers(bundle: Bundle, n: int) -> int:
-    """How many rows are zero, once the file is the one that was signed and holds `n` rows of finite numbers.
+    """Check the file of answers and return how many of its rows are zero.
+
+    Args:
+        bundle: Bundle with the answers.
+        n: Number of queries.
 
     Raises:
-        ClaimError: It is not.
+        ClaimError: The file is not the one that was signed, or does not hold `n` rows of finite numbers.
     """
     path = bundle.answers
     wanted = hex_bytes(bundle["answers"].get("sha256"), 32, "the hash of the answers").hex()
@@ -150,7 +164,7 @@ def check_answers(bundle: Bundle, n: int) -> int:
     try:
         rows = np.lib.format.open_memmap(path, mode="r")
     except Exception:  # a hostile header may fail in any step of numpy's parser
-        raise ClaimError("the answers are no array of numpy's") from None
+        raise ClaimError("the answers are not a valid .npy array") from None
     if rows.dtype not in (np.float32, np.float64) or rows.ndim != 2 or not 1 <= rows.shape[1] <= MAX_WIDTH:
         raise ClaimError(f"the answers must be floats (n, m), not {rows.dtype} of shape {rows.shape}")
     if len(rows) != n:
@@ -162,7 +176,7 @@ def check_answers(bundle: Bundle, n: int) -> int:
         part = rows[start : start + _ROWS]
         if not np.isfinite(part).all():
             raise ClaimError("answers hold NaN or infinities, which a claim never records: a missing answer is zero")
-        # Schemes compute in either precision: what is zero in one of them may be missing there.
+        # Schemes compute in float32 or float64, and a number that rounds to zero in float32 counts as missing there.
         with np.errstate(over="ignore", under="ignore"):
             n_zero += int((~part.astype(np.float32).any(axis=1)).sum())
     return n_zero
@@ -170,7 +184,7 @@ def check_answers(bundle: Bundle, n: int) -> int:
 
 def _opened(folder: Path, found: Mapping[str, Any]) -> tuple[OpenedKey, bytes]:
     if found.keys() != {"fields", "salt", "scheme", "tensors"} or not isinstance(found["fields"], dict):
-        raise ClaimError("the claim opens no key")
+        raise ClaimError("the claim must open one key: fields, salt, scheme and tensors")
     try:
         kind_of(found["scheme"])
     except KeyFileError as error:
@@ -188,7 +202,7 @@ def _opened(folder: Path, found: Mapping[str, Any]) -> tuple[OpenedKey, bytes]:
 def _check_fields(claim: Document) -> None:
     signed = claim.signed
     if signed.keys() - _OPTIONAL.keys() != {"format", "version", "owner", *_FIELDS}:
-        raise ClaimError("the claim has other fields than a claim has")
+        raise ClaimError("the claim must have exactly the fields of a claim: some are missing or unknown")
     for name, kind in (_FIELDS | _OPTIONAL).items():
         if name in signed and not isinstance(signed[name], kind):
             raise ClaimError(f"the claim's {name} must be of type {kind.__name__}")
@@ -211,7 +225,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def _file_hash(path: Path) -> str:
-    """SHA-256, hex, of a plain file of bounded size. Raises ClaimError for anything else."""
+    """Return SHA-256, hex, of a plain file of bounded size. Raise ClaimError for anything else."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_ANSWERS:
             raise ClaimError(f"{path!s:.200} is missing, no plain file, or larger than {MAX_ANSWERS} bytes")
@@ -222,5 +236,5 @@ def _file_hash(path: Path) -> str:
 
 
 def text(value: object, most: int = 200) -> str:
-    """A short text for a claim, whatever the value's characters."""
+    """Return a value as ASCII text for a claim, other characters escaped, cut to `most` characters."""
     return str(value).encode("ascii", "backslashreplace").decode()[:most]

@@ -1,4 +1,4 @@
-"""The claimant's side: a suspect is asked what the examiner's seed draws, and all that was found goes into a bundle."""
+"""The claimant's side of a claim: ask a suspect the queries that the examiner's seed draws, and write a bundle."""
 
 from __future__ import annotations
 
@@ -32,29 +32,31 @@ from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict, verify
 
 
 class Recorded:
-    """A suspect whose answers are kept, in the order in which they were asked for."""
+    """A suspect whose answers are kept, in the order in which they were given."""
 
     def __init__(self, suspect: Embedder) -> None:
+        """Record the answers of `suspect`."""
         self.suspect = as_suspect(suspect)
         self.name = self.suspect.name
         self._parts: list[NDArray[np.floating]] = []
 
     @property
     def n_missing(self) -> int:
-        """Return how many queries so far went unanswered."""
+        """Number of queries so far that went unanswered."""
         return self.suspect.n_missing
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
+        """Return the suspect's answers to a batch, and keep a copy."""
         answers = self.suspect.embed(batch)
         self._parts.append(np.array(answers))
         return answers
 
     def finish(self) -> None:
-        """Tell the suspect that no query will follow."""
+        """Tell the suspect that no more queries follow."""
         self.suspect.finish()
 
     def answers(self) -> NDArray[np.floating]:
-        """(n, m), float32, or float64 where some came so."""
+        """Return all answers so far, (n, m): float32, or float64 if any answer came in another dtype."""
         single = all(part.dtype == np.float32 for part in self._parts)
         return np.concatenate(self._parts).astype(np.float32 if single else np.float64, copy=False)
 
@@ -72,22 +74,26 @@ def claim(
     n_claims: int = 1,
     progress: bool = False,
 ) -> Verdict:
-    """Ask a suspect, decide, and write the bundle that lets somebody else decide again.
+    """Ask a suspect, decide, and write a bundle from which somebody else can decide again.
 
-    It opens the key, or the sub-key that `stored` is (`StoredKey.opened`), and records that in the key's folder.
+    The bundle opens the key, or the sub-key that `stored` is (`StoredKey.opened`). The key's folder records that.
 
     Args:
-        data: What the examiner agreed to; the seed draws from it. None of it may have taken part in marking.
-        seed: The examiner's, given after the commitment was seen.
-        commitment: Its file; its timestamp is taken from beside it.
+        stored: The key, with its owner and folder.
+        suspect: Who is asked.
+        data: Data set that the examiner agreed to; the seed draws from it. None of it may have taken part in marking.
+        seed: Seed that the examiner gave after seeing the commitment.
+        commitment: File of the commitment; its timestamp, if any, lies beside it.
         out: Folder of the bundle.
-        controls: Known innocents, by specification, for a key whose null they are.
-        alpha, n_claims: Level of the test, and how many claims share it. Every key of the commitment takes part.
+        controls: Specifications of known innocents, for a key that needs controls.
+        alpha: Level of the test, in (0, 1).
+        n_claims: How many claims share the level. It is multiplied by the number of keys in the commitment.
+        progress: Show a progress bar on standard error.
 
     Raises:
-        ClaimError: The commitment is not to this key, or it or the record of openings is damaged. Nothing is asked
-            then.
-        RefusedError: The controls cannot support alpha. Nothing is asked then.
+        ClaimError: The commitment is not to this key, or it or the record of openings is damaged. The suspect was not
+            asked then.
+        RefusedError: The null cannot support `alpha`. The suspect was not asked then.
         OutputError: The bundle cannot be written.
     """
     owner, key = stored.owner, stored.key
@@ -102,7 +108,7 @@ def claim(
     chosen = ExaminerData(data, n_items(key), seed=seed, commitment=committed.document.digest)
     before = opened_at(stored.folder, stored.number)
     check_recordable(stored)
-    # The place is taken before anybody is asked.
+    # The output folder is reserved before anybody is asked.
     with atomic_folder(out) as partial:
         scores: Mapping[str, float] = {}
         if key.needs_controls:
@@ -122,13 +128,14 @@ def claim(
         document = sign_document(owner, {"format": FORMAT, "version": VERSION, "versions": versions(), **fields})
         content = committed.document.content
         fill_bundle(partial, claim=document, commitment=content, token=token, opened=opened, answers=answers)
-        # Before anybody can read the bundle: killed here, a key counts as opened that was not, and never the reverse.
+        # Recorded before anybody can read the bundle. If the program is killed here, an unopened key counts as opened,
+        # but never the reverse.
         record_opening(stored)
     return verdict
 
 
 def _found(verdict: Verdict, answers: NDArray[np.floating]) -> dict[str, Any]:
-    """What a claim says of the suspect."""
+    """Return what a claim says about the suspect."""
     suspect = text(verdict.suspect)
     return {
         "suspect": suspect,
@@ -138,7 +145,7 @@ def _found(verdict: Verdict, answers: NDArray[np.floating]) -> dict[str, Any]:
 
 
 def _opening(opened: OpenedKey, salt: bytes) -> dict[str, Any]:
-    """What a claim shows of the key, beside its tensors."""
+    """Return what a claim shows of the key, except the tensors themselves."""
     return {
         "scheme": opened.scheme,
         "fields": dict(opened.fields),
@@ -148,7 +155,7 @@ def _opening(opened: OpenedKey, salt: bytes) -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    """What figures are computed by here."""
+    """Return the versions of the programs that compute the figures here."""
     return {
         "sslguard": version("sslguard"),
         "torch": str(torch.__version__),

@@ -1,19 +1,19 @@
-"""Commitments: what an owner publishes before any suspect is seen, and opens when one is.
+"""Commitments: what an owner publishes before a suspect is found, and opens to an examiner afterwards.
 
-A commitment is a document (`documents`) with, beside the owner's public key::
+A commitment is a signed document (see `documents`) with the owner's public key and::
 
     format   "sslguard-commitment"
-    keys     the key and each of its sub-keys: SHA-256(salt ‖ canonical JSON of its description), hex; the salt is 32
-             bytes of its own
+    keys     for the key and each of its sub-keys: SHA-256(salt ‖ canonical JSON of its description), hex; each has its
+             own salt of 32 bytes
     version  1
 
-The description of a key is all of it but the weights of F, which its hash stands for::
+The description of a key is all of it except the weights of F, which are represented by their hash::
 
-    fields   of the key, the secret, protocol or settings, and the hashes of F and F* among them
+    fields   of the key, including the secret, protocol or settings, and the hashes of F and F*
     scheme   "exact" or "sslguard"
     tensors  name → SHA-256 of `keyfile.tensor_bytes`
 
-The commitment is public and hides all of that. It is a function of the key's folder, so it can be written again.
+The commitment is public and reveals none of that. It is a function of the key's folder, so it can be written again.
 """
 
 from __future__ import annotations
@@ -53,18 +53,19 @@ if TYPE_CHECKING:
 FORMAT = "sslguard-commitment"
 VERSION = 1
 MAX_KEYS = 64
-# Parts of an exact key that are F's and travel with F.
+# Prefixes of the tensors in an exact key that belong to F. The examiner gets them with F.
 _OF_CLEAN = ("clean.", "file.")
 _CLEAN_FIELDS = ("architecture", "preprocess", "dim")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OpenedKey:
-    """A key as it is shown to an examiner: without F, which is shown beside it.
+    """A key as it is shown to an examiner: without F, which is handed over separately.
 
     Attributes:
-        fields: JSON values, the secret among them.
-        tensors: All but those of F.
+        scheme: Name of the key's scheme.
+        fields: JSON values, including the secret.
+        tensors: All tensors except those of F.
     """
 
     scheme: str
@@ -73,16 +74,16 @@ class OpenedKey:
 
     @classmethod
     def of(cls, key: Key) -> OpenedKey:
-        """Paths and records of F, which nothing depends on, are left out."""
+        """Return the opened form of a key. Paths and records of F are left out, because nothing depends on them."""
         fields, tensors = key.to_parts()
         if isinstance(fields.get("clean"), dict):
             fields = {**fields, "clean": {name: fields["clean"][name] for name in _CLEAN_FIELDS}}
         kept = {name: tensor.detach().cpu() for name, tensor in tensors.items() if not name.startswith(_OF_CLEAN)}
-        # As it will come back from a file: tuples as lists.
+        # Written and read as JSON, so that tuples become lists, as in a file.
         return cls(key.scheme, json.loads(canonical_json(fields)), kept)
 
     def digest(self, salt: bytes) -> str:
-        """SHA-256, hex, that commits to it."""
+        """Return the digest, SHA-256 in hex, that commits to this key with a salt."""
         description = {
             "scheme": self.scheme,
             "fields": self.fields,
@@ -99,14 +100,14 @@ class OpenedKey:
 
     @property
     def clean_hash(self) -> str:
-        """SHA-256 of the weights of the F that it was made for, as it says, hex."""
+        """SHA-256, hex, of the weights of F, as the key states it."""
         return str(self.fields.get("clean_hash"))
 
     def with_clean(self, clean: Encoder) -> Key:
-        """The key itself, F put back.
+        """Return the complete key, with F put back.
 
         Raises:
-            ClaimError: `clean` is described otherwise than the key's F.
+            ClaimError: `clean` has another architecture or preprocessing than the key's F.
             KeyFileError: The parts do not fit together.
         """
         preprocess = clean.preprocess.to_json()
@@ -116,7 +117,7 @@ class OpenedKey:
             if issubclass(self.kind, ExactKey)
             else (self.fields.get("preprocess"), preprocess)
         )
-        # As it was committed to: tuples as lists.
+        # Compared as JSON, in which tuples are lists, because the commitment is to JSON.
         if described != json.loads(canonical_json(wanted)):
             raise ClaimError("the committed key's F has another architecture or preprocessing than this one")
         if not issubclass(self.kind, ExactKey):
@@ -128,13 +129,18 @@ class OpenedKey:
             for name, content in clean.preprocess.files().items()
         }
         if any(name.startswith(_OF_CLEAN) for name in self.tensors):
-            raise ClaimError("the opened key brings weights of F along: F comes from the examiner alone")
+            raise ClaimError("the opened key must not hold weights of F: they come from the examiner alone")
         return self.kind.from_parts(fields, {**self.tensors, **weights, **files})
 
 
 @dataclass(frozen=True)
 class Commitment:
-    """What an owner published: `document`, and the digests of the keys in it."""
+    """What an owner published.
+
+    Attributes:
+        document: The signed document.
+        keys: Digests of the keys in it, hex.
+    """
 
     document: Document
     keys: tuple[str, ...]
@@ -157,23 +163,25 @@ def publish(
     token: Path | None = None,
     roots: Sequence[Certificate] = (),
 ) -> tuple[Commitment, datetime | None]:
-    """Write the commitment to `out`, and a timestamp of it beside, `out` and ".tsr".
+    """Write the commitment to `out`, and its timestamp to a file beside it, whose name adds ".tsr".
 
-    The same key gives the same commitment, so a timestamp can be added later; none is ever replaced, nor another
-    commitment.
+    The same key gives the same commitment, so a timestamp can be added later. Neither a timestamp nor another
+    commitment is ever replaced.
 
     Args:
+        stored: The key, with its owner.
+        out: File of the commitment.
         authority: Address of an RFC 3161 authority that is asked for a token.
-        token: A file with a token over the commitment that was got otherwise.
-        roots: Whom the authority must be vouched for by; none means that its signature is not checked now.
+        token: File with a token over the commitment that was obtained otherwise.
+        roots: Certificates that must vouch for the authority; without any, its signature is not checked now.
 
     Returns:
-        The commitment, and the time that its timestamp says, where it has one.
+        The commitment, and the time in its timestamp, or None if it has none.
 
     Raises:
-        OutputError: Something else stands there.
-        ClaimError: The authority gave no timestamp, or what stands there is of something else.
-        UsageError: Both kinds of token are given.
+        OutputError: `out` holds something else, or a timestamp exists already.
+        ClaimError: The authority gave no timestamp, or a timestamp is not over this commitment.
+        UsageError: Both an authority and a token are given.
     """
     if authority is not None and token is not None:
         raise UsageError("a timestamp comes from an authority or from a file, not from both")
@@ -182,7 +190,7 @@ def publish(
     there, stamped = os.path.lexists(out), os.path.lexists(beside)
     if there and read_file(out, MAX_DOCUMENT) != content:
         raise OutputError(f"{out} is there and is not this key's commitment: choose another name")
-    # A timestamp without its commitment is what was left when an earlier run was killed.
+    # A timestamp without its commitment remains when an earlier run is killed.
     if there and stamped and (authority or token):
         raise OutputError(f"{beside} is there already, and an earlier timestamp is worth more than a later one")
     found = None
@@ -196,7 +204,7 @@ def publish(
     if found is not None:
         what = str(beside if stamped else authority or token)
         when = verified_time(found, content, roots, what) if roots else claimed_time(found, content, what)
-    # The commitment last: where it stands, its timestamp does.
+    # The commitment is written last, so that a commitment is never without the timestamp that belongs to it.
     if found is not None and not stamped:
         write_atomic(beside, found)
     write_atomic(out, content)
@@ -204,25 +212,37 @@ def publish(
 
 
 def timestamp_file(commitment: Path) -> Path:
-    """Where the timestamp of a commitment's file stands."""
+    """Return the path of the timestamp of a commitment's file."""
     return commitment.with_name(f"{commitment.name}.tsr")
 
 
 def key_salt(owner: Owner, number: int = 0) -> bytes:
-    """The salt of the sub-key of this number, of the whole key at 0, from the owner's: one says nothing of others."""
+    """Derive the salt of a key from its owner's salt. One salt reveals nothing about the others.
+
+    Args:
+        owner: Owner of the key.
+        number: Number of the sub-key; 0 for the whole key.
+
+    Returns:
+        32 bytes.
+    """
     return hmac.new(owner.salt, f"sslguard commitment, key {number}".encode(), hashlib.sha256).digest()
 
 
 def parse_commitment(content: bytes, what: str) -> Commitment:
-    """A commitment from the bytes of its file.
+    """Read a commitment from the content of its file.
+
+    Args:
+        content: Content of the file.
+        what: Its name, for error messages.
 
     Raises:
-        ClaimError: They are anything else.
+        ClaimError: The content is not a commitment, or its signature is not valid.
     """
     document = parse_document(content, what, format_=FORMAT, version=VERSION)
     keys = document.signed.get("keys")
     if document.signed.keys() != {"format", "version", "keys", "owner"} or not isinstance(keys, list):
-        raise ClaimError(f"{what} holds something else than a commitment")
+        raise ClaimError(f"{what} is not a commitment: its fields must be format, version, keys and owner")
     if not 1 <= len(keys) <= MAX_KEYS or len(set(map(str, keys))) != len(keys):
         raise ClaimError(f"{what} must commit to 1 to {MAX_KEYS} keys, each once")
     for digest in keys:

@@ -1,12 +1,13 @@
-"""Whether an opened key is what its secret gives with this F: nothing in it was free.
+"""Check that an opened key follows from its secret and F, so that its owner was not free to choose any part of it.
 
-Of the exact scheme: frequencies and phases of the features, and the directions, which a key never stores; of a key with
-sub-keys, of each of them, and that a master secret gives theirs only where the whole key was opened. μ, P, M and
-the features' fit come from the claimant's marking data; the directions, of every sub-key, are bound to all of them, so
-that they cannot be fitted to anything, only drawn again as a whole.
+Scheme exact: the frequencies and phases of the features are drawn from the secret, and so are the directions, which a
+key never stores. For a key with sub-keys this holds for each sub-key. That their secrets follow from a master secret
+can be seen only if the whole key was opened. μ, P, M and the features' fit come from the claimant's marking data. The
+directions of every sub-key are bound to all of them, so directions cannot be fitted to anything; they can only be drawn
+again as a whole.
 
-Of the scheme sslguard: mask, secret vector and the directions of the carrier. Trigger and decoder are trained; the
-commitment binds them, and its date alone says that they were not fitted to a suspect.
+Scheme sslguard: mask, secret vector and the directions of the carrier are drawn from the secret. Trigger and decoder
+are trained. The commitment binds them, and only its date shows that they were not fitted to a suspect.
 """
 
 from __future__ import annotations
@@ -22,17 +23,25 @@ from sslguard.schemes.sslguard import SSLGuardKey
 from sslguard.schemes.sslguard.carrier import Carrier
 from sslguard.schemes.sslguard.parts import draw_sk, draw_trigger
 
-# Of numbers that were stored as float32 after some arithmetic in double precision.
+# Relative and absolute, for numbers that are computed in double precision and stored as float32.
 _TOLERANCE = 1e-3
 
 
 def undue_freedom(key: Key, clean: Encoder) -> str | None:
-    """What of `key` does not follow from its secret and `clean`, in words; None where all of it does."""
+    """Describe what in a key does not follow from its secret and F; return None if all of it does.
+
+    Args:
+        key: The opened key, complete.
+        clean: F, from the examiner.
+
+    Returns:
+        The first such part, as the end of a sentence.
+    """
     if isinstance(key, ExactKey):
         return _of_exact(key, clean)
     if isinstance(key, SSLGuardKey):
         return _of_sslguard(key, clean)
-    return f"nothing is known of how keys of {type(key).__name__} follow from a secret"
+    return f"no check is known for keys of type {type(key).__name__}"
 
 
 def _of_exact(key: ExactKey, clean: Encoder) -> str | None:
@@ -59,7 +68,7 @@ def _of_sslguard(key: SSLGuardKey, clean: Encoder) -> str | None:
         return "its secret vector is not the one that its secret gives with this F"
     share = key.settings.get("mask_probability")
     if not isinstance(share, float) or not 0 < share < 1:
-        return "it does not say how large its mask was to be"
+        return "its mask_probability is missing or not in (0, 1)"
     mask = draw_trigger(key.secret, context, clean, share).mask.numpy()
     if key.trigger.mask.shape != mask.shape or not np.array_equal(key.trigger.mask.numpy(), mask):
         return "its mask is not the one that its secret gives with this F"
@@ -69,7 +78,7 @@ def _of_sslguard(key: SSLGuardKey, clean: Encoder) -> str | None:
 
 
 def _carrier_follows(key: SSLGuardKey, carrier: Carrier, context: bytes) -> bool:
-    """Whether v_k and b, in the whitened space, are the orthonormal rows that the stream gives."""
+    """Return whether v_k and b, in the whitened space, are the orthonormal rows that the stream gives."""
     (k, d), rank = carrier.read.shape, carrier.rank
     if k > d - rank:
         return False

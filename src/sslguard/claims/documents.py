@@ -1,11 +1,11 @@
-"""Signed documents: one spelling, one size, one signature. What commitments and claims have in common.
+"""Signed documents: the file format that commitments and claims share.
 
-A document is a file of one line, canonical JSON (`files.canonical_json`) and a newline::
+A document is a file of one line: canonical JSON (`files.canonical_json`) and a newline::
 
     {"signature":"…","signed":{"format":"…","owner":"…",…,"version":1}}
 
-`signature` is Ed25519, hex, over the canonical JSON of `signed`; `owner` is the public key that it is good under, hex.
-Any other spelling of the same values is refused, so that a document has one hash.
+`signature` is an Ed25519 signature, hex, over the canonical JSON of `signed`. `owner` is the public key that verifies
+it, hex. Any other spelling of the same values is refused, so that a document has one hash.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _HEX = {32: re.compile(r"[0-9a-f]{64}"), 64: re.compile(r"[0-9a-f]{128}")}
 
 @dataclass(frozen=True)
 class Document:
-    """A document whose signature is good.
+    """A document with a valid signature.
 
     Attributes:
-        signed: What the owner says.
-        content: The bytes of the file.
+        signed: What the owner signed.
+        content: Content of the file.
     """
 
     signed: Mapping[str, Any]
@@ -53,24 +53,30 @@ class Document:
 
 
 def sign_document(owner: Owner, fields: Mapping[str, Any]) -> Document:
-    """The document in which `owner` says so."""
+    """Sign fields and return the document. `owner` is added to the fields as the owner's public key."""
     signed = {**fields, "owner": owner.public}
     signature = owner.sign(canonical_json(signed)).hex()
     return Document(signed, canonical_json({"signature": signature, "signed": signed}) + b"\n")
 
 
 def parse_document(content: bytes, what: str, *, format_: str, version: int) -> Document:
-    """A document with a good signature, in its one spelling.
+    """Read a document and check its spelling and its signature.
+
+    Args:
+        content: Content of the file.
+        what: Its name, for error messages.
+        format_: The format that it must have.
+        version: The version that it must have.
 
     Raises:
-        ClaimError: It is anything else.
+        ClaimError: The content is no such document, or the signature is not valid.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     found = parse_line(content, what)
     if found.keys() != {"signature", "signed"} or not isinstance(found["signed"], dict):
-        raise ClaimError(f"{what} is no signed document")
+        raise ClaimError(f"{what} is not a signed document: it must have the fields signature and signed")
     signed = found["signed"]
     if signed.get("format") != format_ or type(signed.get("version")) is not int or signed["version"] != version:
         raise ClaimError(f"{what} is no {format_} of version {version}")
@@ -84,10 +90,14 @@ def parse_document(content: bytes, what: str, *, format_: str, version: int) -> 
 
 
 def parse_line(content: bytes, what: str) -> dict[str, Any]:
-    """A JSON object in its canonical spelling and one newline.
+    """Read a line that is a JSON object in its canonical spelling.
+
+    Args:
+        content: The line with its newline.
+        what: Its name, for error messages.
 
     Raises:
-        ClaimError: It is anything else.
+        ClaimError: The content is anything else, or too large.
     """
     if len(content) > MAX_DOCUMENT:
         raise ClaimError(f"{what} is larger than {MAX_DOCUMENT} bytes")
@@ -102,14 +112,31 @@ def parse_line(content: bytes, what: str) -> dict[str, Any]:
 
 
 def hex_bytes(value: Any, n: int, what: str) -> bytes:
-    """`n` bytes, 32 or 64, from lower-case hexadecimal digits. Raises ClaimError for anything else."""
+    """Decode bytes from lower-case hexadecimal digits.
+
+    Args:
+        value: Text of 2·n digits.
+        n: Number of bytes, 32 or 64.
+        what: Name of the value, for error messages.
+
+    Raises:
+        ClaimError: The value is anything else.
+    """
     if not isinstance(value, str) or not _HEX[n].fullmatch(value):
         raise ClaimError(f"{what} must have {2 * n} hexadecimal digits")
     return bytes.fromhex(value)
 
 
 def moment(value: Any, what: str) -> datetime:
-    """A time with its zone from ISO 8601. Raises ClaimError for anything else."""
+    """Read a time with its zone from ISO 8601.
+
+    Args:
+        value: The text.
+        what: Name of the value, for error messages.
+
+    Raises:
+        ClaimError: The value is anything else.
+    """
     try:
         found = datetime.fromisoformat(value)
     except (TypeError, ValueError):
@@ -120,10 +147,10 @@ def moment(value: Any, what: str) -> datetime:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """A plain file of at most `most` bytes, no link and nothing that blocks.
+    """Read a plain file of at most `most` bytes. Links and files that could block are refused.
 
     Raises:
-        ClaimError: It is anything else.
+        ClaimError: The file is anything else, is missing, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

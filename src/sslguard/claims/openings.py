@@ -1,11 +1,11 @@
-"""What of a key was shown to an examiner, and when: `openings.json` in the key's folder.
+"""The record of which parts of a key were opened to an examiner, and when: `openings.json` in the key's folder.
 
-A line of canonical JSON, an object of `format`, `version` and `opened`, number → time in ISO 8601 with its zone. 0 is
-the whole key, i the sub-key i. An opened key says nothing of suspects that are younger: whoever saw it could have
-marked them.
+The file is a line of canonical JSON, an object of `format`, `version` and `opened`. `opened` maps a number to a time in
+ISO 8601 with its zone; 0 is the whole key, i is sub-key i. An opened key shows nothing about younger suspects, because
+anybody who saw it could have marked them.
 
-What it does not protect against: whoever may write to the folder may write what he likes. It reminds an owner; an
-examiner goes by what was published.
+What it does not protect against: anybody who may write to the folder may write anything there. The record reminds the
+owner; an examiner relies on what was published.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ _NUMBERS = {str(number): number for number in range(MAX_SUB_KEYS + 1)}
 
 
 def read_openings(folder: Path) -> dict[int, datetime]:
-    """Number → when it was opened first; empty where nothing was.
+    """Read when each part of a key was opened first.
+
+    Args:
+        folder: Folder of the key.
+
+    Returns:
+        Time of the first opening by number; empty if nothing was opened.
 
     Raises:
         ClaimError: The record is damaged.
@@ -43,29 +49,37 @@ def read_openings(folder: Path) -> dict[int, datetime]:
 
 
 def opened_at(folder: Path | None, number: int) -> datetime | None:
-    """Since when somebody else may know the sub-key of this number, or at 0 a part of the whole key.
+    """Return since when somebody else may know a sub-key, or any part of the whole key.
 
     Args:
-        folder: The key's; None where it has none.
+        folder: Folder of the key; None if it has none.
+        number: Number of the sub-key; 0 for the whole key.
 
     Returns:
-        The time, None where nobody does.
+        The time, or None if nobody else knows it.
+
+    Raises:
+        ClaimError: The record is damaged.
     """
     found = {} if folder is None else read_openings(folder)
     return min((when for each, when in found.items() if number == 0 or each in (0, number)), default=None)
 
 
 def check_recordable(stored: StoredKey) -> None:
-    """Raises OutputError where an opening could not be recorded: before a suspect is asked, not after it."""
+    """Check that an opening can be recorded. Called before a suspect is asked.
+
+    Raises:
+        OutputError: The key's folder cannot be written to.
+    """
     if stored.folder is not None and not os.access(stored.folder, os.W_OK):
         raise OutputError(f"{stored.folder} must be writable: a claim records there that it opened the key")
 
 
 def record_opening(stored: StoredKey) -> None:
-    """Note in the key's folder, where it has one, that it is opened now. An earlier time stays.
+    """Record in the key's folder, if it has one, that the key is opened now. An earlier time is kept.
 
     Raises:
-        OutputError: The folder cannot be written.
+        OutputError: The folder cannot be written to.
     """
     if stored.folder is None:
         return

@@ -1,14 +1,15 @@
-"""What an audit ends in: checks in plain words, and a decision that is their worst.
+"""The result of an audit: checks in plain words, and the decision that follows from the worst of them.
 
 ==============  ======================================================================================
-passed          it was checked and holds
-against         it was checked, and speaks against the claim
-not checkable   something is missing without which no verdict can be given
-failed          what was handed in contradicts itself, or was changed
-assumed         it was not checked; the verdict stands on it
+passed          was checked and holds
+against         was checked and speaks against the claim
+not checkable   could not be checked, because something is missing; there is no verdict without it
+failed          the submitted files contradict themselves, or were changed
+assumed         was not checked; the verdict depends on it
 ==============  ======================================================================================
 
-Forged comes before not checkable, that before not shown, and that before derived.
+Any failed check makes the decision "forged". Otherwise any check that is not checkable makes it "not checkable".
+Otherwise any check against the claim makes it "not shown". Otherwise it is "derived".
 """
 
 from __future__ import annotations
@@ -31,9 +32,13 @@ _EXIT = {"derived": 0, "not shown": 1, "forged": 3, "not checkable": 4}
 
 
 def foretold(verdict: Verdict, *, dated: bool) -> Decision:
-    """Return what an audit will make of a claim's verdict, if all else is as the claimant says.
+    """Return what an audit will decide on a claim's verdict, if everything else is as the claimant says.
 
-    Every answer is then not zero, and the commitment shown to be older than the suspect, or not (`dated`).
+    It assumes that no answer is zero.
+
+    Args:
+        verdict: Verdict of the claim.
+        dated: Whether the commitment is shown to be older than the suspect.
     """
     if verdict.null.objection(dated=dated) is not None:
         return "not checkable"
@@ -43,11 +48,12 @@ def foretold(verdict: Verdict, *, dated: bool) -> Decision:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One check of an audit.
 
     Attributes:
-        name: Of a word or two.
-        words: What was found, for people.
+        name: Name of one to three words.
+        status: Outcome; see the module.
+        words: What was found, in sentences.
     """
 
     name: str
@@ -60,14 +66,15 @@ class Terms:
     """What the examiner decides by.
 
     Attributes:
-        alpha: Level of the test.
-        n_claims: How many claims (suspects, keys, looks) share it.
-        seed: What the examiner gave the claimant.
-        not_after: When the suspect could first be asked; a later commitment shows nothing. None: not known.
-        opened: When this key was opened or lost; it does not count against suspects dated later.
-        commitment: Digest, hex, of the one that the examiner saw before giving the seed. None: not compared.
-        roots: Certificates that the timestamp's authority must be vouched for by.
-        controls: Known innocents, by specification, for a key whose null they are.
+        seed: Seed that the examiner gave the claimant.
+        alpha: Level of the test, in (0, 1).
+        n_claims: How many claims (suspects, keys, looks) share the level.
+        not_after: When the suspect could first be asked, with a time zone. A commitment that is later shows nothing.
+            None if it is not known.
+        opened: When this key was opened or lost, with a time zone. The key shows nothing about suspects of later date.
+        commitment: Digest, hex, of the commitment that the examiner saw before giving the seed; None is not compared.
+        roots: Certificates that must vouch for the authority of the timestamp.
+        controls: Specifications of known innocents, for a key that needs controls.
     """
 
     seed: str
@@ -80,6 +87,7 @@ class Terms:
     controls: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        """Check time zones, level and number of claims."""
         for name in ("not_after", "opened"):
             value = getattr(self, name)
             if value is not None and value.tzinfo is None:
@@ -90,14 +98,15 @@ class Terms:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an examiner found.
+    """Result of an audit.
 
     Attributes:
-        checks: In the order in which they were made.
-        verdict: Recomputed; None where it could not be.
-        n_tries: How many claims alpha was shared among: the terms', one for every key in the commitment, and what
-            is charged for keys that may have been tried, dated or not, and for answers left out.
-        facts: Of the bundle, for a report: owner, suspect, seed, hashes, versions.
+        checks: All checks, in the order in which they were made.
+        verdict: Recomputed verdict; None if it could not be recomputed.
+        n_tries: How many claims alpha was shared among: the product of `terms.n_claims`, the number of keys in the
+            commitment, and what the null charges for keys that may have been tried and answers left out.
+        terms: What the examiner decided by.
+        facts: Facts about the bundle for a report: owner, suspect, seed, hashes, versions.
     """
 
     checks: tuple[Check, ...]
@@ -108,6 +117,7 @@ class Audit:
 
     @property
     def decision(self) -> Decision:
+        """Decision that follows from the worst check."""
         found = {check.status for check in self.checks}
         if "failed" in found:
             return "forged"
@@ -116,16 +126,16 @@ class Audit:
         return "not shown" if "against" in found else "derived"
 
     def of(self, *statuses: Status) -> list[Check]:
-        """The checks that ended so."""
+        """Return the checks with one of these statuses."""
         return [check for check in self.checks if check.status in statuses]
 
     @property
     def exit_code(self) -> int:
-        """0 derived, 1 not shown, 3 forged, 4 not checkable."""
+        """Exit code of the command line: 0 derived, 1 not shown, 3 forged, 4 not checkable."""
         return _EXIT[self.decision]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, JSON values only."""
+        """Return the whole result as JSON values."""
         return {
             "decision": self.decision,
             "checks": [{"name": c.name, "status": c.status, "words": c.words} for c in self.checks],

@@ -1,6 +1,6 @@
-"""An audit as one HTML file for people who have to decide: what is shown, what is not, and what was assumed.
+"""The HTML page of an audit: what is shown, what is not shown, and what was assumed.
 
-Every text goes through the template's escaping: names of suspects and versions come from the claimant.
+The template escapes every text, because names of suspects and versions come from the claimant.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sslguard.schemes.registry import key_class
 _ANSWERS: dict[Decision, str] = {
     "derived": "It is shown, if what was assumed below is true.",
     "not shown": "What was examined does not show it.",
-    "forged": "What was handed in contradicts itself or was changed. It shows nothing.",
+    "forged": "The submitted files contradict themselves or were changed. They show nothing.",
     "not checkable": "No verdict can be given: something is missing.",
 }
-# Facts as people call them, and whether they are to be compared digit by digit.
+# Label of each fact, and whether readers compare it digit by digit.
 _FACTS = {
     "suspect": ("suspect, as the claimant calls it", False),
     "owner": ("claimant’s public key", True),
@@ -42,53 +42,55 @@ _LABELS = {"against": "speaks against", "failed": "failed"}
 
 
 def render_page(audit: Audit, *, when: datetime | None = None) -> str:
-    """Return the page, HTML5. No address is loaded from anywhere.
+    """Return the page, HTML5. It loads nothing from any address.
 
     Args:
-        audit: What the examiner found.
-        when: The time of the audit; the page bears no date without it.
+        audit: Result of the audit.
+        when: Time of the audit; without it the page has no date.
     """
     return render("claims/page.html.j2", **_context(audit, when))
 
 
 def write_page(audit: Audit, path: Path) -> None:
-    """Write the page, dated now, to `path`; only a page of sslguard's is replaced.
+    """Write the page, dated now. Only a page that sslguard wrote is replaced.
+
+    Args:
+        audit: Result of the audit.
+        path: File of the page.
 
     Raises:
-        OutputError: Something else stands there, or it cannot be written.
+        OutputError: `path` holds something else, or cannot be written.
     """
     check_page(path)
     write_atomic(path, render_page(audit, when=datetime.now(UTC)).encode())
 
 
 def check_page(path: Path) -> None:
-    """Check that a page may be written to `path`: before the work, not after it.
+    """Check that a page may be written to `path`. Called before long work.
 
     Raises:
-        OutputError: Something else stands there.
+        OutputError: `path` holds something else.
     """
     if not os.path.lexists(path):
         return
     ours = False
-    # A pipe would block.
+    # Reading a pipe would block.
     with suppress(OSError):
         ours = path.is_file() and is_page(path)
     if not ours:
-        raise OutputError(
-            f"{path} is there and is no report of sslguard's, and is not overwritten: choose another name"
-        )
+        raise OutputError(f"{path} exists and is not a report of sslguard. It is not overwritten: choose another name")
 
 
 def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
     facts, significance = audit.facts, None if audit.verdict is None else audit.verdict.significance
     problems, kind = audit.of("failed", "not checkable", "against"), key_class(facts["scheme"])
     bits = 0.0 if significance is None else abs(significance.log2_pvalue)
-    stands = "The verdict stands on them." if significance is not None else "A verdict would stand on them."
+    stands = "The verdict depends on them." if significance is not None else "A verdict would depend on them."
     return {
         "decision": audit.decision,
         "answer": _ANSWERS[audit.decision],
         "sections": [
-            ("What is not shown", "Any of these stands in the way of a claim.", problems),
+            ("What is not shown", "Each of these prevents a claim.", problems),
             ("What is shown", "Each of these was checked here, none taken on trust.", audit.of("passed")),
             ("What was assumed", f"No check was made of these. {stands}", audit.of("assumed")),
         ],

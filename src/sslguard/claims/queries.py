@@ -1,8 +1,8 @@
-"""What a claim asks: items that neither side chose, drawn by the examiner's seed after the key was committed to.
+"""The queries of a claim: items that neither side chose, drawn by the examiner's seed after the key was committed to.
 
-The order is that of the stream of SHA-256("sslguard examiner's queries" ‖ SHA-256 of the commitment's file ‖ SHA-256 of
-the seed ‖ number of items, 8 bytes, big-endian), see `secrets.Stream`; the first n items are asked. A key puts them
-into an order of its own, which no statistic depends on: what matters is that nobody who knows the secret chose them.
+The order is a permutation from the stream (see `secrets.Stream`) of SHA-256("sslguard examiner's queries" ‖ SHA-256 of
+the commitment's file ‖ SHA-256 of the seed ‖ number of items, 8 bytes, big-endian). The first n items are asked. A key
+may ask them in another order; no statistic depends on it. What matters is that nobody who knows the secret chose them.
 
 What it does not protect against: a seed that the claimant knew before committing, or chose.
 """
@@ -28,45 +28,54 @@ _BATCH = 128
 
 
 class ExaminerData(Data):
-    """The items of `whole` that the examiner's seed draws, in the order in which it draws them.
+    """The items of a data set that the examiner's seed draws, in the order in which it draws them.
 
     Args:
-        whole: What there is to choose from.
-        n: How many are drawn.
-        seed: The examiner's, 1 to 256 characters.
+        whole: Data set to draw from.
+        n: Number of items to draw.
+        seed: Seed of the examiner, 1 to 256 characters.
         commitment: SHA-256 of the commitment's file, hex.
 
     Raises:
-        UsageError: `whole` has fewer than n items, or the seed is no seed.
+        UsageError: `whole` has fewer than n items, or the seed is not valid.
     """
 
     def __init__(self, whole: Data, n: int, *, seed: str, commitment: str) -> None:
+        """Draw the items' order; see the class for the arguments."""
         check_seed(seed)
         if len(whole) < n:
             raise UsageError(f"this key asks about {n} items, but {whole.spec} has only {len(whole)}")
         parts = (bytes.fromhex(commitment), hashlib.sha256(seed.encode()).digest(), len(whole).to_bytes(8, "big"))
         digest = hashlib.sha256(b"sslguard examiner's queries" + b"".join(parts))
         self._whole, self._order = whole, Stream(digest.digest()).permutation(len(whole))[:n]
-        # A key may keep what it computed for a data set under its name.
+        # A key may cache what it computed for a data set by this name, so the name must be unique.
         self.spec = f"{whole.spec} as drawn by {digest.hexdigest()}"
 
     def __len__(self) -> int:
+        """Return the number of drawn items."""
         return len(self._order)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """Return drawn items by their positions in the order of drawing."""
         return self._whole.take(self._order[self.positions(indices)])
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
+        """Labels of the drawn items, int64 (n,); None if the data set has none."""
         labels = self._whole.labels
         return None if labels is None else labels[self._order]
 
     def extent(self) -> Extent:
+        """Return the extent of the whole data set."""
         return self._whole.extent()
 
 
 def check_seed(seed: str) -> None:
-    """Raises UsageError for what is no seed."""
+    """Check an examiner's seed.
+
+    Raises:
+        UsageError: It is not a text of 1 to 256 printable ASCII characters.
+    """
     if not isinstance(seed, str) or not 1 <= len(seed) <= MAX_SEED or not seed.isprintable() or not seed.isascii():
         raise UsageError(
             f"a seed has 1 to {MAX_SEED} printable ASCII characters, such as the output of openssl rand -hex 32"
@@ -74,12 +83,12 @@ def check_seed(seed: str) -> None:
 
 
 def n_items(key: Key) -> int:
-    """How many items of a data set a verification under `key` asks about; some are asked twice."""
+    """Return how many items of a data set a verification under `key` asks about. Some may be asked twice."""
     return key.n if isinstance(key, SSLGuardKey) else key.n_queries
 
 
 def items_hash(data: Data) -> str:
-    """SHA-256, hex, of every item of `data` in order, as it comes from its source."""
+    """Return SHA-256, hex, of every item of `data` in order, as it comes from its source."""
     digest = hashlib.sha256()
     for batch in data.batches(_BATCH):
         for item in batch:

@@ -1,17 +1,17 @@
-"""The null of a claimant who may have fitted: every known innocent gets a trigger and a decoder of its own.
+"""A null for claimants who may have fitted their key to the suspect: a key is fitted to each known innocent as well.
 
-Trigger and decoder of the scheme sslguard are trained, and nothing keeps a claimant from training them on the suspect.
-A key made so gives its suspect a higher score than any innocent that it was not made for: ranks among those do not
-refuse it. Here the examiner does to each control what the claimant could have done to the suspect.
+Trigger and decoder of the scheme sslguard are trained, and nothing prevents a claimant from training them on the
+suspect. Such a key gives its suspect a higher score than innocents that it was not fitted to, so ranks among those do
+not refuse it. Here the examiner does to each control what the claimant could have done to the suspect.
 
-Null: suspect and controls are exchangeable, and the claimant trained on the suspect as the examiner does on each
-control, with a secret of the same law; the rank of the suspect's score is uniform then. Of what a claimant can train
-on, only −c̄(G E(x'), sk) raises the score: the other terms of L_t hold it back elsewhere, and are left out here. So
-a claimant who kept them, or trained less, ranks lower. One who trained longer, on more, or kept the best of many
-secrets ranks higher: give the examiner's recipe at least what a claimant could afford.
+Null hypothesis: suspect and controls are exchangeable, and the claimant trained on the suspect as the examiner trains
+on each control, with a secret of the same distribution. The rank of the suspect's score is then uniform. Of the terms
+of L_t, only −c̄(G E(x'), sk) raises the score. The other terms limit it, and are left out here. A claimant who kept
+them, or trained less, ranks lower. One who trained longer, on more data, or kept the best of many secrets ranks higher,
+so the examiner's recipe needs at least the budget that a claimant could afford.
 
-What it costs an honest owner: fitted controls soon score as an honest F* does. Then neither stands out, and the score
-is no evidence for anybody; the date of the commitment is what is left.
+Cost for an honest owner: fitted controls soon score as high as an honest F*. Then the score is no evidence for either
+side, and only the date of the commitment counts.
 """
 
 from __future__ import annotations
@@ -53,21 +53,22 @@ def refitted_controls(
     seed: int,
     progress: bool = False,
 ) -> dict[str, float]:
-    """What each known innocent scores under a key that was fitted to it: rank the suspect's score among these.
+    """Score each known innocent under a key that was fitted to it. Rank the suspect's score among these.
 
-    Cost: for each control `scheme.steps` times `scheme.trigger_batch` images forward and backward through it, a tenth
-    to a third of the time of a marking by the published losses, and one verification.
+    Cost: for each control, `scheme.steps` times `scheme.trigger_batch` images forward and backward through it, and one
+    verification. The fit takes a tenth to a third of the time of a marking by the published losses.
 
     Args:
-        controls: Name and encoder, each as wide as `clean`.
-        clean: F of the claimed key, by which mask, secret vector and the first trigger and decoder are drawn.
-        data: What is fitted with: like what the claimant may have had, and no less.
-        asked: What the claimed key asked about; nothing in it is in `data`.
-        scheme: Recipe and budget. A claimed key's `settings` are what its owner says.
-        seed: The examiner's, at least 0; each control's secret follows from it and the control's name.
+        controls: Name and encoder of each innocent, each as wide as `clean`.
+        clean: F of the claimed key. Mask, secret vector and the initial trigger and decoder are drawn for it.
+        data: Data to fit with: of the kind that the claimant may have had, and at least as much.
+        asked: Data that the claimed key asked about; it must not overlap `data`.
+        scheme: Recipe and budget. A claimed key's `settings` are what its owner states.
+        seed: Seed of the examiner, at least 0. Each control's secret follows from it and the control's name.
+        progress: Show a progress bar on standard error.
 
     Returns:
-        Name → mean cosine to the secret vector, in [−1, 1].
+        Mean cosine to the secret vector, in [−1, 1], by name.
 
     Raises:
         UsageError: There is no control, one is named twice or is not as wide as `clean`; or `scheme` has a carrier.
@@ -86,10 +87,18 @@ def refitted_controls(
 def fitted_key(
     target: Encoder, clean: Encoder, data: Data, *, scheme: SSLGuard, secret: Secret, progress: bool = False
 ) -> SSLGuardKey:
-    """The key of a claimant who trains trigger and decoder on `target` and says that it is F*: for examiners.
+    """Fit a key to an encoder, as a claimant would who trains trigger and decoder on it and states that it is F*.
 
-    All that a secret gives is what `secret` gives with `clean`, so that nothing but the date tells this key from an
-    honest one.
+    Everything that is drawn from a secret is drawn from `secret` with `clean`, so that only the date distinguishes this
+    key from an honest one.
+
+    Args:
+        target: Encoder to fit the key to.
+        clean: F of the claimed key.
+        data: Data to fit with.
+        scheme: Recipe and budget.
+        secret: Secret of the key.
+        progress: Show a progress bar on standard error.
 
     Raises:
         UsageError: `scheme` has a carrier, or `target` is not as wide as `clean`.
@@ -116,7 +125,7 @@ def fitted_key(
 
 
 class _Fit(Task):
-    """−c̄(G E(x'), sk) over G and T, with E as it is and x' as a verification sends it."""
+    """Training of G and T on −c̄(G E(x'), sk), with E fixed and x' as a verification sends it."""
 
     def __init__(self, scheme: SSLGuard, clean: Encoder, target: Encoder, data: Data, secret: Secret) -> None:
         self.context = stream_context(weights_hash(clean.module), clean.preprocess.to_json(), asdict(scheme))

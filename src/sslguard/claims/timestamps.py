@@ -1,11 +1,11 @@
-"""RFC 3161 timestamps: an authority's signed word that some bytes existed at a time.
+"""RFC 3161 timestamps: an authority's signed statement that some bytes existed at a time.
 
-The token is over the whole file of a commitment, so that other tools check it too::
+The token is over the whole file of a commitment, so that other tools can check it too::
 
     openssl ts -verify -data commitment.json -in commitment.json.tsr -CAfile authority.pem
 
-What it does not protect against: an authority that lies. Which authorities to believe is the examiner's choice, and
-no list of them is built in.
+What it does not protect against: an authority that lies. The examiner chooses which authorities to believe; no list of
+them is built in.
 """
 
 from __future__ import annotations
@@ -30,11 +30,18 @@ _GRANTED = 0
 
 
 def request_token(url: str, content: bytes) -> bytes:
-    """Ask an authority for a token over `content`; only its SHA-256 is sent.
+    """Ask an authority for a token. Only the SHA-256 of the content is sent.
+
+    Args:
+        url: Address of the authority.
+        content: Bytes that the token is over.
+
+    Returns:
+        The token, DER.
 
     Raises:
-        UsageError: `url` is no address of http or https, or holds a password.
-        ClaimError: It gives no token over these bytes.
+        UsageError: `url` is not an http or https address, or holds a password.
+        ClaimError: The authority gives no token over these bytes.
     """
     from rfc3161_client import HashAlgorithm, TimestampRequestBuilder
 
@@ -49,10 +56,15 @@ def request_token(url: str, content: bytes) -> bytes:
 
 
 def claimed_time(token: bytes, content: bytes, what: str) -> datetime:
-    """When the token says that `content` existed. Nobody's signature is checked.
+    """Return the time at which a token says that its content existed. No signature is checked.
+
+    Args:
+        token: The token, DER.
+        content: Bytes that it must be over.
+        what: Name of the token, for error messages.
 
     Raises:
-        ClaimError: It is no granted token over these bytes.
+        ClaimError: It is not a granted token over these bytes.
     """
     response = parse_token(token, what)
     _check_imprint(response, content, what)
@@ -60,12 +72,18 @@ def claimed_time(token: bytes, content: bytes, what: str) -> datetime:
 
 
 def verified_time(token: bytes, content: bytes, roots: Sequence[Certificate], what: str) -> datetime:
-    """When an authority that one of `roots` vouches for says that `content` existed.
+    """Return the time at which an authority that one of `roots` vouches for says that the content existed.
 
-    Certificates count at that time, so that a token outlives them.
+    Certificates must be valid at that time, not now, so that a token outlives them.
+
+    Args:
+        token: The token, DER.
+        content: Bytes that it must be over.
+        roots: Certificates that must vouch for the authority.
+        what: Name of the token, for error messages.
 
     Raises:
-        ClaimError: No such authority says so.
+        ClaimError: No such authority signed a token over these bytes.
     """
     from rfc3161_client import VerifierBuilder
 
@@ -76,16 +94,16 @@ def verified_time(token: bytes, content: bytes, roots: Sequence[Certificate], wh
         verifier.verify(response, hashlib.sha256(content).digest())
     except Exception:  # a hostile token may fail in any step of foreign parsers
         raise ClaimError(
-            f"{what} is not of an authority that the given certificates vouch for, or was forged"
+            f"{what} is not from an authority that the given certificates vouch for, or was forged"
         ) from None
     return _time(response, what)
 
 
 def read_roots(path: Path) -> list[Certificate]:
-    """Certificates of authorities, PEM.
+    """Read the certificates of authorities from a PEM file.
 
     Raises:
-        UsageError: The file holds none.
+        UsageError: The file cannot be read, or holds no certificate.
     """
     from cryptography.x509 import load_pem_x509_certificates
 
@@ -96,7 +114,15 @@ def read_roots(path: Path) -> list[Certificate]:
 
 
 def parse_token(content: bytes, what: str) -> Any:
-    """A granted response of an authority (DER). Raises ClaimError for anything else."""
+    """Read a granted response of an authority.
+
+    Args:
+        content: The response, DER.
+        what: Its name, for error messages.
+
+    Raises:
+        ClaimError: The content is anything else, or too large.
+    """
     from rfc3161_client import decode_timestamp_response
 
     if len(content) > MAX_TOKEN:
@@ -118,13 +144,13 @@ def _check_imprint(response: Any, content: bytes, what: str) -> None:
     except Exception:  # as above: fields are parsed when they are read
         raise ClaimError(f"{what} is no timestamp: it cannot be read") from None
     if algorithm != _SHA256:
-        raise ClaimError(f"{what} is over another hash than SHA-256")
+        raise ClaimError(f"{what} must be over a SHA-256 hash, and is over another hash")
     if message != hashlib.sha256(content).digest():
-        raise ClaimError(f"{what} is over something else than this commitment")
+        raise ClaimError(f"{what} is not over this commitment, but over other content")
 
 
 def _time(response: Any, what: str) -> datetime:
-    """The latest time at which it may have been given: authorities state an accuracy."""
+    """Return the latest time at which a token may have been given; authorities state an accuracy."""
     from datetime import timedelta
 
     try:
@@ -141,7 +167,10 @@ def _time(response: Any, what: str) -> datetime:
 
 
 def _post(url: str, request: bytes) -> tuple[str, bytes]:
-    """The authority's address as it may be shown, and its answer: at most `MAX_TOKEN` bytes within `TIMEOUT`."""
+    """Send a request to an authority.
+
+    Return its address as it may be shown, and its answer of at most `MAX_TOKEN` bytes within `TIMEOUT`.
+    """
     from sslguard.suspects.http import Call, Exchange, Limits
 
     headers = {
