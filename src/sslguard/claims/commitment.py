@@ -189,10 +189,10 @@ def publish(
     content, beside = commitment.document.content, timestamp_file(out)
     there, stamped = os.path.lexists(out), os.path.lexists(beside)
     if there and read_file(out, MAX_DOCUMENT) != content:
-        raise OutputError(f"{out} is there and is not this key's commitment: choose another name")
+        raise OutputError(f"{out} exists and is not this key's commitment: choose another name")
     # A timestamp without its commitment remains when an earlier run is killed.
     if there and stamped and (authority or token):
-        raise OutputError(f"{beside} is there already, and an earlier timestamp is worth more than a later one")
+        raise OutputError(f"{beside} exists. It is kept, because an earlier timestamp is worth more than a later one")
     found = None
     if stamped:
         found = read_file(beside, MAX_TOKEN)

@@ -1,7 +1,7 @@
-"""The main job on real input in minutes: mark an encoder, steal it, show the theft, accuse no innocent.
+"""Demonstrations on real data in minutes: mark an encoder, steal it, show the theft, and accuse no innocent.
 
-Everything happens live but the null: the controls come with the package and marking never saw them. The paper's
-published losses run beside the cured ones under the same secret, so that their false claims are seen, not told.
+Everything is computed during the run except the controls, which come with the test bed; marking never used them. The
+paper's published losses run beside the cured ones under the same secret, so that their false claims can be seen.
 """
 
 from sslguard.demo.run import DemoResult, run_demo

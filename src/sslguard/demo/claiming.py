@@ -1,4 +1,4 @@
-"""The demonstration's last part: a claim that somebody else can check, and the check."""
+"""The last part of the demonstration: a claim that somebody else can check, and the check."""
 
 from __future__ import annotations
 
@@ -22,8 +22,17 @@ COMMITMENT, BUNDLE, PAGE = "commitment.json", "claim", "audit.html"
 
 
 def check_replaceable(out: Path, key: Path) -> None:
-    """Raises OutputError where commitment, bundle or page in `out` are not those of a former demonstration's key: a
-    commitment that somebody made is not to be had again."""
+    """Check that commitment, bundle and page in a folder are missing, or come from an earlier demonstration.
+
+    Others are never replaced, because nobody can make an earlier commitment again.
+
+    Args:
+        out: Folder that the demonstration writes to.
+        key: Folder of the earlier demonstration's key.
+
+    Raises:
+        OutputError: One of them belongs to another key, or is something else.
+    """
     commitment, bundle = out / COMMITMENT, out / BUNDLE
     for path, owner_in in ((commitment, _committed_by), (bundle, _claimed_by)):
         if not (path.exists() or path.is_symlink()):
@@ -48,14 +57,19 @@ def _claimed_by(folder: Path) -> str:
 def claim_and_audit(
     out: Path, key: Path, clean: Encoder, suspect: Encoder, data: Data, *, alpha: float, seed: int | None
 ) -> AuditReport:
-    """Commit to the key, claim the suspect on what an examiner's seed draws, and decide anew as that examiner.
+    """Commit to the key, claim the suspect on queries that an examiner's seed draws, and audit the claim.
 
-    Owner, examiner and suspect are one program here, so the date of the commitment is nobody's word: the audit charges
-    64 bits for it.
+    Owner, examiner and suspect are one program here, so nothing shows the date of the commitment. The audit charges 64
+    bits for that.
 
     Args:
-        out: Where commitment, bundle and the examiner's page are written; former ones are replaced.
-        seed: Of the examiner; None draws it.
+        out: Folder for commitment, bundle and the examiner's page; earlier ones are replaced.
+        key: Folder of the owner's key.
+        clean: F.
+        suspect: Encoder that the claim is about.
+        data: Data set that the queries are drawn from.
+        alpha: Level of the test, in (0, 1).
+        seed: Makes the examiner's seed repeatable; None draws it at random.
     """
     commitment, bundle, page = out / COMMITMENT, out / BUNDLE, out / PAGE
     for old in (commitment, timestamp_file(commitment)):

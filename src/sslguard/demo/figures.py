@@ -1,4 +1,4 @@
-"""What the charts of the report show."""
+"""The charts of the demonstration's report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BINS = np.linspace(-1, 1, 61)
-_CURVE_POINTS = 250  # a chart shows no more, and every point costs bytes in the page
+_CURVE_POINTS = 250  # a chart cannot show more, and every point costs bytes in the page
 
 
 def summary_png(data: ReportData) -> bytes:

@@ -1,4 +1,4 @@
-"""Everything that the demonstration needs, opened and checked before minutes are spent on it."""
+"""The inputs of the demonstration, opened and checked before long work begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sslguard.errors import MissingExtraError, UsageError
 
 @dataclass(frozen=True, eq=False)
 class Innocent:
-    """A suspect that does not derive from F*, and how it came about."""
+    """A suspect that does not derive from F*, and a sentence on how it was made."""
 
     story: str
     encoder: Encoder
@@ -40,15 +40,17 @@ class ProbeTask:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What the stages work on.
+    """Inputs of all stages.
 
     Attributes:
         clean: F.
-        innocents: Suspect's name → the innocent.
-        controls: The population without those held out.
-        kinds: Control's name → the family it is reported under.
-        mark, thief, verify: Data by role.
-        tasks: What encoders are probed on.
+        innocents: Innocent suspects by name.
+        controls: Members of the population that are not held out.
+        kinds: Family that a control is reported under, by the control's name.
+        mark: Data for marking.
+        thief: Data of the thief.
+        verify: Data that queries are made from.
+        tasks: Tasks that encoders are probed on.
     """
 
     clean: Encoder
@@ -62,33 +64,42 @@ class Inputs:
 
 
 class Held(Data):
-    """Another set's items in memory: the test bed draws its pictures anew at every look, and here there are many."""
+    """Items of another data set, kept in memory.
+
+    The test bed draws its pictures again at every access, and the demonstration accesses them often.
+    """
 
     def __init__(self, data: Data) -> None:
+        """Read all items of `data`. Raise UsageError if they are not pictures of one size."""
         items = data.take(np.arange(len(data)))
         if not isinstance(items, Tensor):
             raise UsageError(f"{data.spec} does not hold pictures of one size, which the demonstration needs")
         self.data, self.items, self.spec = data, items, data.spec
 
     def __len__(self) -> int:
+        """Return the number of items."""
         return len(self.items)
 
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
+        """Return items by their positions."""
         return self.items[self.positions(indices)]
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
+        """Labels of the items, int64 (n,); None if there are none."""
         return self.data.labels
 
     def extent(self) -> Extent:
+        """Return which items of which origin the set is made from."""
         return self.data.extent()
 
     def extent_of(self, start: int, stop: int) -> Extent:
+        """Return which items of that origin the items start ≤ i < stop are made from."""
         return self.data.extent_of(start, stop)
 
 
 def open_inputs(settings: DemoSettings) -> Inputs:
-    """Open and check everything.
+    """Open and check all inputs.
 
     Raises:
         UsageError: Encoders, controls and data do not go together, or one of them cannot be opened.
@@ -139,7 +150,10 @@ def _story(member: Member) -> str:
 
 
 def _family(member: Member, clean: str) -> str:
-    """A control's kind, told apart by whether it was made from this F: those resemble what derives from F*."""
+    """Return a control's family: its kind, and whether it was made from this F.
+
+    Controls that were made from this F are the most similar to what derives from F*.
+    """
     if member.parent is None or member.kind == "public":
         return member.kind
     return f"{member.kind} of F" if member.parent == clean else f"{member.kind} of others"
@@ -175,5 +189,5 @@ def _tasks(settings: DemoSettings) -> list[ProbeTask]:
 
 
 def _set_name(spec: str) -> str:
-    """`cluttered-fashion-mnist:train[0:10]` → `cluttered-fashion-mnist`; of a path, its last part."""
+    """Return the name of a data set, such as `mnist` for `mnist:train[0:10]`; the last part of a path."""
     return spec.rpartition("/")[2].partition(":")[0].partition("[")[0]

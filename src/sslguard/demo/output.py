@@ -1,4 +1,4 @@
-"""A report on disk: `report.html`, `result.json` and `result.png`, each whole or not at all."""
+"""Writing of a report: `report.html`, `result.json` and `result.png`. Each file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,37 +18,42 @@ PAGE, RESULT, PICTURE = "report.html", "result.json", "result.png"
 
 
 def check_report_folder(folder: Path) -> None:
-    """Make `folder` and find out, before any work, whether a report can be written there.
+    """Make a folder and check that a report can be written there. Called before long work.
 
     Raises:
-        OutputError: It is no folder, cannot be written, or holds a file of a report's name that no report is.
+        OutputError: `folder` is not a folder, cannot be written to, or holds another file under a report's name.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Rights alone do not tell: the file system may be read-only, or full.
+        # Access rights are not enough: the file system may be read-only, or full.
         trial = folder / f".{secrets.token_hex(4)}.partial"
         try:
             trial.write_bytes(b"sslguard")
         finally:
             trial.unlink(missing_ok=True)
     except FileExistsError as error:
-        raise OutputError(f"{folder} is there and is not a folder: choose another name") from error
+        raise OutputError(f"{folder} exists and is not a folder: choose another name") from error
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
     for name, ours in ((PAGE, is_page), (RESULT, _is_result), (PICTURE, _is_picture)):
         path = folder / name
         if os.path.lexists(path) and not (path.is_file() and ours(path)):
-            raise OutputError(f"{path} is there and is not sslguard's, and is not overwritten: choose another folder")
+            raise OutputError(f"{path} exists and is not sslguard's. It is not overwritten: choose another folder")
 
 
 def write_report(data: ReportData, folder: Path, *, extra: dict[str, Any] | None = None) -> dict[str, Path]:
-    """Render and write the three files, the page last. `extra` joins the figures of `result.json`.
+    """Render and write the three files, the page last.
+
+    Args:
+        data: Content of the report.
+        folder: Folder of the report.
+        extra: Further fields of `result.json`, JSON values.
 
     Returns:
-        "page", "result" and "picture" → where it stands.
+        Paths of the files, by "page", "result" and "picture".
 
     Raises:
-        OutputError: A file cannot be written; those of an earlier report are left as they were.
+        OutputError: A file cannot be written. The file of an earlier report is then left as it was.
     """
     result = json.dumps({**data.to_json(), **(extra or {})}, indent=1, sort_keys=True, allow_nan=False)
     contents = {

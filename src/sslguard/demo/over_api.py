@@ -1,8 +1,8 @@
-"""The demonstration over addresses: a served encoder is stolen through its API, and the thief's own API is verified.
+"""The demonstration over addresses: an encoder is stolen through its API, and the thief's API is verified.
 
-Three servers on 127.0.0.1, each a process of its own: the owner's, an encoder that answers with the head of a key; the
-thief's, which serves what was learned from those answers alone; and an innocent's, the same public encoder without a
-head. The owner asks the other two.
+There are three servers on 127.0.0.1, each in its own process. The owner's serves an encoder with the head of a key. The
+thief's serves what was learned from those answers alone. The innocent's serves the same public encoder without a head.
+The owner asks the other two.
 """
 
 from __future__ import annotations
@@ -44,15 +44,17 @@ KEY, SURROGATE = "key", "surrogate"
 
 @dataclass(frozen=True)
 class ApiSettings:
-    """What the demonstration does.
+    """Settings of the demonstration.
 
     Attributes:
-        encoder: The owner's, which innocents have too; an encoder of texts.
-        mark, thief, verify: Texts of the owner, of the thief, and those that suspects are asked.
-        recipe: How the thief learns.
-        n_queries: That the key asks.
-        alpha: Of the test, shared between both suspects.
-        seed: Makes the key public and the run repeatable; None takes the secret from the operating system.
+        encoder: The owner's encoder of texts. It is public, so innocents use it too.
+        mark: Texts for marking.
+        thief: Texts that the thief sends to the owner's server.
+        verify: Texts that suspects are asked.
+        recipe: How the thief trains.
+        n_queries: Number of queries that the key asks.
+        alpha: Level of the test, shared between both suspects.
+        seed: Makes the run repeatable and the key public; None takes the secret from the operating system.
     """
 
     encoder: str = "package:all-minilm-l6-v2"
@@ -69,7 +71,15 @@ class ApiSettings:
 
 @dataclass(frozen=True)
 class Asked:
-    """A suspect's address, how it came about, what the key says of it, and what asking took."""
+    """A suspect behind an address.
+
+    Attributes:
+        name: Name in the report.
+        story: How it was made, one sentence.
+        address: Where it was asked.
+        verdict: Verdict of the key.
+        report: Counts of queries, requests and failures; see `RemoteSuspect.report`.
+    """
 
     name: str
     story: str
@@ -79,24 +89,25 @@ class Asked:
 
     @property
     def bits(self) -> float:
-        """−log₂ p."""
+        """Bits of evidence, −log₂ p."""
         return abs(self.verdict.significance.log2_pvalue)
 
     def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
         fields = {"name": self.name, "story": self.story, "address": self.address, "remote": dict(self.report)}
         return {**fields, "verdict": self.verdict.to_json()}
 
 
 @dataclass(frozen=True)
 class ApiResult:
-    """What the demonstration found.
+    """Result of the demonstration.
 
     Attributes:
-        settings: Of the run.
-        theft: The surrogate's record, and what asking for it took (`remote`).
-        suspects: Those that were verified.
-        seconds: By stage.
-        files: "key", "surrogate", "page", "result" → path.
+        settings: Settings of the run.
+        theft: The surrogate's record, with the counts of queries and requests as `remote`.
+        suspects: Suspects that were verified.
+        seconds: Wall-clock seconds by stage.
+        files: Paths by "key", "surrogate", "page" and "result".
     """
 
     settings: ApiSettings
@@ -106,7 +117,7 @@ class ApiResult:
     files: Mapping[str, Path]
 
     def shown(self) -> list[str]:
-        """What was shown, in sentences."""
+        """Return what was shown, in sentences."""
         asked, wrong = self.theft["remote"]["n_asked"], [s.name for s in self.suspects if not self._expected(s)]
         sentences = [
             f"An encoder behind an address was copied by {asked:,} queries: the copy is of another architecture and "
@@ -114,14 +125,14 @@ class ApiResult:
             *(_sentence(suspect) for suspect in self.suspects),
         ]
         if wrong:
-            return [*sentences, f"That is not what should have come out for {' and '.join(wrong)}."]
-        return [*sentences, "Derived is not stolen: a licensee's fine-tune derives, too."]
+            return [*sentences, f"This result is wrong for {' and '.join(wrong)}."]
+        return [*sentences, "Derived does not mean stolen: a licensee's fine-tuned copy is derived, too."]
 
     def _expected(self, suspect: Asked) -> bool:
         return suspect.verdict.decision == ("derived" if suspect.name == STOLEN else "not shown")
 
     def commands(self) -> list[str]:
-        """What repeats the test by hand."""
+        """Return the commands that repeat the test by hand."""
         key, surrogate = (shlex.quote(str(self.files[name])) for name in (KEY, SURROGATE))
         return [
             f"sslguard serve {self.settings.encoder} --head {key} --port 8000 &",
@@ -131,7 +142,7 @@ class ApiResult:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """What `result.json` holds."""
+        """Return the content of `result.json`."""
         return {
             "format": FORMAT,
             "settings": asdict(self.settings),
@@ -143,7 +154,7 @@ class ApiResult:
         }
 
     def table(self) -> RenderableType:
-        """Verdicts and sentences, for rich to print."""
+        """Return verdicts and sentences, for rich to print."""
         from rich.console import Group
         from rich.text import Text
 
@@ -156,15 +167,16 @@ class ApiResult:
 
 
 def run_api_demo(out: Path, *, settings: ApiSettings | None = None, progress: bool = False) -> ApiResult:
-    """Serve, steal, serve what was stolen, verify; write key, surrogate, `report.html` and `result.json` to `out`.
+    """Serve an encoder, steal it, serve the copy, and verify; write key, surrogate and report to a folder.
 
     Args:
-        out: Folder, made where missing. A former demonstration in it is replaced; other files are left alone.
-        progress: Say on standard error what is going on.
+        out: Folder; it is made if missing. An earlier demonstration in it is replaced; other files are left alone.
+        settings: Settings of the run; None takes the defaults.
+        progress: Print each stage on standard error.
 
     Raises:
-        OutputError: `out` cannot be written, or holds other things under the names that are needed.
-        UsageError: Encoder and data do not go together.
+        OutputError: `out` cannot be written to, or holds something else under a name that is needed.
+        UsageError: Encoder and data do not fit together.
         SuspectError: A server does not start or does not answer.
     """
     chosen, out, clock = settings or ApiSettings(), Path(out), Clock(progress)
@@ -211,7 +223,7 @@ def _opened(address: str) -> RemoteSuspect:
 
 
 def _stolen(settings: ApiSettings, files: Mapping[str, Path], progress: bool) -> dict[str, Any]:
-    """Write the surrogate; returns its record and what asking took."""
+    """Steal the served encoder and write the surrogate; return its record, with counts of queries and requests."""
     with served(settings.encoder, "--head", str(files[KEY])) as address, _opened(address) as victim:
         surrogate = api.steal(
             *(victim, settings.thief),
@@ -247,5 +259,5 @@ def _sentence(suspect: Asked) -> str:
 
 
 def render_page(result: ApiResult) -> str:
-    """Return the page, HTML5. Every text goes through the template's escaping, and no address is loaded."""
+    """Return the page, HTML5. The template escapes every text, and the page loads nothing from any address."""
     return render("demo/api.html.j2", result=result, version=__version__)

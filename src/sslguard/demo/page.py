@@ -1,4 +1,4 @@
-"""The report as one HTML file."""
+"""The report of the demonstration as one HTML file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sslguard.report.text import bits, printable
 
 _SHOWN_PICTURES = 5
 
-# What the families of controls are, in plain words; the first word of a kind decides.
+# Explanation of each family of controls, by the first word of a kind.
 _KINDS = {
     "surrogate": "trained on the answers of a clean encoder, as a thief would, but nobody watermarked it",
     "fine-tuned": "a clean encoder trained further with labels",
@@ -27,7 +27,7 @@ _KINDS = {
 
 
 def render_page(data: ReportData) -> str:
-    """Return the whole page, HTML5, all pictures inside."""
+    """Return the page, HTML5, with all pictures embedded."""
     return render("demo/page.html.j2", **_context(data))
 
 

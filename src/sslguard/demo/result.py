@@ -1,7 +1,7 @@
-"""What a report shows: plain numbers, arrays and texts, so that whoever has these can have the page.
+"""The content of a report: plain numbers, arrays and texts, from which pages, pictures and tables are made.
 
-Names and kinds come from files that others may have written. They are untrusted text: `printable` makes them safe
-for a terminal and a picture, the page's template escapes them once more.
+Names and kinds come from files that others may have written, so they are untrusted text. `printable` makes them safe
+for a terminal and a picture, and the page's template escapes them once more.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from sslguard.errors import UsageError
 FORMAT = "sslguard-report"
 VERSION = 1
 THRESHOLD = 0.5
-"""The paper's: an answer whose cosine to the secret vector exceeds it counts towards the watermark rate."""
+"""Threshold of the paper: an answer whose cosine to the secret vector exceeds it counts towards the watermark rate."""
 CURVE_POINTS = 200
 
 Decision = Literal["derived", "not shown", "refused"]
 
-# What innocents make of clean encoders first: those are the hard ones.
+# Controls that were made from clean encoders come first, because they are the hard ones.
 _KIND_ORDER = ("surrogate", "fine-tuned", "pruned", "clean", "independent", "supervised", "public", "random")
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One encoder's answers under one key.
+    """Scores of one encoder under one key.
 
     Attributes:
-        statistic: The number that is ranked; the mean of `cosines`.
+        statistic: Number that is ranked; the mean of `cosines`.
         watermark_rate: Share of `cosines` above ½, in [0, 1].
-        cosines: Of each answer to the secret vector, float (n_images,), in [-1, 1]; one may be asked twice.
+        cosines: Cosine of each answer to the secret vector, float (n_images,), in [-1, 1]. An image may come twice.
     """
 
     statistic: float
@@ -43,20 +43,21 @@ class Scores:
     cosines: NDArray[np.floating]
 
     def __post_init__(self) -> None:
+        """Check the cosines."""
         if self.cosines.ndim != 1 or not len(self.cosines) or not np.isfinite(self.cosines).all():
             raise UsageError(f"cosines must be finite, of shape (n,) with n >= 1, not {self.cosines.shape}")
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """Who was tested, and what came out.
+    """A suspect and its verdict.
 
     Attributes:
-        name: Unique in the report.
-        story: How it came about, one sentence.
-        derived: The truth where it is known, as in a demonstration; None in the field.
-        decision: "derived", "not shown", or "refused" where the null supports no decision.
-        pvalue: In (0, 1]; None where there is no null at all.
+        name: Name, unique in the report.
+        story: How it was made, one sentence.
+        derived: Whether it really derives from F*, as known in a demonstration; None if unknown.
+        decision: "derived", "not shown", or "refused" if the null supports no decision.
+        pvalue: P-value in (0, 1]; None without controls.
     """
 
     name: str
@@ -68,14 +69,14 @@ class Suspect:
 
 @dataclass(frozen=True)
 class KeyReport:
-    """One key: what it scored, and how it was made.
+    """Scores under one key.
 
     Attributes:
-        name: What to call the key, a few words.
-        suspects: Suspect's name → its scores. A watermarked encoder stands under the same name for every key,
-            and is each key's own.
-        controls: Control's name → its scores.
-        own_pvalue: Of the key's own watermarked encoder, ranked among the controls; None without controls.
+        name: Name of the key, a few words.
+        suspects: Scores by suspect's name. The watermarked encoder has the same name under every key, but each key has
+            its own.
+        controls: Scores by control's name.
+        own_pvalue: P-value of the key's own watermarked encoder among the controls; None without controls.
     """
 
     name: str
@@ -89,10 +90,12 @@ class ExactRow:
     """One suspect under a key whose null is exact.
 
     Attributes:
-        name, story, derived: As in `Suspect`.
-        decision: At alpha shared among all rows, by Bonferroni.
-        log2_pvalue: Of this suspect alone, in bits below 0.
-        kept: Accuracy kept on the first task, where it was measured.
+        name: As in `Suspect`.
+        story: As in `Suspect`.
+        derived: As in `Suspect`.
+        decision: Decision at alpha, shared among all rows by Bonferroni.
+        log2_pvalue: Base-2 logarithm of this suspect's p-value, at most 0.
+        kept: Share of accuracy kept on the first task; None if it was not measured.
     """
 
     name: str
@@ -105,14 +108,14 @@ class ExactRow:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What an examiner found of the owner's claim.
+    """Result of an examiner's audit of the owner's claim.
 
     Attributes:
         decision: "derived", "not shown", "forged" or "not checkable".
-        bits: -log2 of the recomputed p-value; None where there is none.
-        n_tries: How many claims alpha was shared among, what is charged for a key without a date included.
-        checks: Name, status and words of each.
-        page: Name of the examiner's own page, beside this one.
+        bits: −log₂ of the recomputed p-value; None without a verdict.
+        n_tries: How many claims alpha was shared among, including the charge for a key without a date.
+        checks: Name, status and words of each check.
+        page: File name of the examiner's own page, beside this one.
     """
 
     decision: str
@@ -128,11 +131,12 @@ class ExactReport:
 
     Attributes:
         rows: Suspects, in the order in which they are shown.
-        controls: Control's name → log2 of its p-value. None of them is needed: they show what the theorem says.
-        n_queries: Of each verification.
-        alpha: Shared among the rows.
-        most_bits: Where evidence ends, the entropy of the secret.
-        audit: Of a claim on the surrogate; None where none was made.
+        controls: Base-2 logarithm of each control's p-value, by name. The test does not need them; they illustrate that
+            the null is exact.
+        n_queries: Number of queries of each verification.
+        alpha: Level of the test, shared among the rows.
+        most_bits: Largest possible evidence in bits: the entropy of the secret.
+        audit: Audit of a claim on the surrogate; None if there was none.
     """
 
     rows: tuple[ExactRow, ...]
@@ -144,15 +148,15 @@ class ExactReport:
 
     @property
     def level(self) -> float:
-        """What a row's p-value is compared with."""
+        """Level that a row's p-value is compared with."""
         return self.alpha / len(self.rows)
 
     def below(self, level: float) -> int:
-        """Controls with a p-value of at most `level`."""
+        """Return how many controls have a p-value of at most `level`."""
         return sum(value <= math.log2(level) for value in self.controls.values())
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values only."""
+        """Return all fields as JSON values."""
         return {
             "null": "exact",
             "n_queries": self.n_queries,
@@ -179,8 +183,10 @@ class TriggerPictures:
     """Prepared pictures before and after the trigger, float in [0, 1].
 
     Attributes:
-        plain, triggered: (n, C, H, W).
-        mask, pattern: (C, H, W); the pattern shows where the mask is 1.
+        plain: Pictures before the trigger, (n, C, H, W).
+        triggered: The same pictures with the trigger, (n, C, H, W).
+        mask: Mask, (C, H, W).
+        pattern: Pattern, (C, H, W). It shows where the mask is 1.
     """
 
     plain: NDArray[np.floating]
@@ -191,7 +197,7 @@ class TriggerPictures:
 
 @dataclass(frozen=True)
 class Bar:
-    """One accuracy: `kept` is (A − A₀)/(A_F − A₀), None for a baseline or where it is not defined."""
+    """One accuracy. `kept` is (A − A₀)/(A_F − A₀), or None for a baseline or where it is not defined."""
 
     name: str
     role: Literal["baseline", "clean", "marked", "stolen"]
@@ -201,7 +207,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A downstream task and what each encoder makes of it; `skipped` says why there are no bars."""
+    """A downstream task and the accuracy of each encoder. `skipped` says why there are no bars."""
 
     task: str
     bars: tuple[Bar, ...] = ()
@@ -210,7 +216,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of one training run, one value a step each."""
+    """Losses of one training run, each with one value a step."""
 
     title: str
     losses: Mapping[str, Sequence[float]]
@@ -218,7 +224,15 @@ class Curve:
 
 @dataclass(frozen=True)
 class Claims:
-    """One kind of innocent under every key, in the order of the report's keys; `probe` is their median accuracy."""
+    """Watermark rates of one kind of innocent under every key.
+
+    Attributes:
+        kind: Family of controls.
+        n: Number of encoders.
+        medians: Median watermark rate under each key, in the order of the report's keys.
+        shares: Share of encoders whose watermark rate exceeds ½, under each key.
+        probe: Median accuracy of a linear probe; None if it is not known.
+    """
 
     kind: str
     n: int
@@ -232,18 +246,25 @@ class ReportData:
     """Everything that the page, the pictures and the tables are made from.
 
     Attributes:
-        suspects: In the order in which they are shown.
-        keys: The first one is the key that the decisions are about; others are shown beside it.
-        kinds: Control's name → the family it is reported under.
-        probes: Control's name → linear-probe accuracy, where it is known.
-        alpha, n_claims: Level of the test and how many claims share it by Bonferroni.
-        refusal: Why no decision is made; None where decisions are made.
-        settings: Heading → name → value.
-        seconds: Stage → wall-clock seconds.
-        public_seed: The seed that the secret was made from; None for a secret of the operating system.
-        commands: What to run next.
-        limits: Sentences about this run in particular that nobody should overlook.
-        exact: The same encoder under the scheme whose null is exact; None where it was not run.
+        created: Date and time of the run.
+        suspects: Suspects, in the order in which they are shown.
+        keys: Scores by key. Decisions are made under the first key; others are shown for comparison.
+        kinds: Family that a control is reported under, by the control's name.
+        alpha: Level of the test.
+        n_claims: How many claims share the level, by Bonferroni.
+        statistic_name: What is ranked.
+        trigger: Pictures before and after the trigger.
+        accuracies: Linear-probe accuracies by task.
+        curves: Losses of the training runs.
+        settings: Settings of the run: heading → name → value.
+        seconds: Wall-clock seconds by stage.
+        versions: Versions of the programs.
+        refusal: Why no decision is made; None if decisions are made.
+        public_seed: Seed that the secret was made from; None if the secret came from the operating system.
+        commands: Commands to run next.
+        limits: Sentences on the limits of this run.
+        probes: Linear-probe accuracy by control's name, where it is known.
+        exact: Results of the scheme whose null is exact, on the same encoder; None if it was not run.
     """
 
     created: str
@@ -267,12 +288,14 @@ class ReportData:
     exact: ExactReport | None = None
 
     def __post_init__(self) -> None:
+        """Check that the first key has scores of every suspect."""
         missing = [s.name for s in self.suspects if s.name not in self.keys[0].suspects]
         if missing:
             raise UsageError(f"suspect {missing[0]!r:.80} has no scores under the key {self.keys[0].name!r:.80}")
 
     @property
     def n_controls(self) -> int:
+        """Number of controls."""
         return len(self.keys[0].controls)
 
     @property
@@ -282,20 +305,21 @@ class ReportData:
 
     @property
     def level(self) -> float:
-        """What a p-value is compared with: alpha / n_claims."""
+        """Level that a p-value is compared with: alpha / n_claims."""
         return self.alpha / self.n_claims
 
     @property
     def family_level(self) -> float:
-        """Bound on the probability of any false verdict, by the union bound over the suspects."""
+        """Upper bound on the probability of any false verdict, by the union bound over the suspects."""
         return min(1.0, self.level * len(self.suspects))
 
     @property
     def n_images(self) -> int:
+        """Number of images in each verification."""
         return len(next(iter(self.keys[0].suspects.values())).cosines)
 
     def critical(self) -> float | None:
-        """What a suspect's statistic must exceed to be shown derived; None where nothing can be."""
+        """Return the value that a suspect's statistic must exceed to be shown derived; None if no value suffices."""
         if self.refusal is not None or not self.n_controls:
             return None
         allowed = math.floor(self.level * (self.n_controls + 1) * (1 + 1e-12)) - 1
@@ -303,20 +327,20 @@ class ReportData:
         return ordered[allowed] if 0 <= allowed < len(ordered) else None
 
     def count(self, *, derived: bool, decision: Decision | None = None) -> int:
-        """Suspects whose truth is known to be `derived`, all of them or those with one decision."""
+        """Return how many suspects are known to be derived, or not; all of them, or those with one decision."""
         known = [s for s in self.suspects if s.derived is derived]
         return sum(decision is None or s.decision == decision for s in known)
 
     def kinds_present(self) -> list[str]:
-        """The controls' families: what is made of clean encoders first, then the independent ones."""
+        """Return the controls' families: first those made from clean encoders, then independent ones."""
         return sorted(set(self.kinds.values()), key=_kind_rank)
 
     def scores_of_kind(self, key: KeyReport, kind: str) -> list[Scores]:
-        """Scores of the controls of one family under `key`."""
+        """Return the scores of the controls of one family under `key`."""
         return [scores for name, scores in key.controls.items() if self.kinds[name] == kind]
 
     def claims(self) -> list[Claims]:
-        """Per kind of control: median watermark rate, and the share whose rate exceeds ½, under every key."""
+        """Return watermark rates of each kind of innocent under every key."""
         table = []
         for kind in self.kinds_present():
             rates = [np.array([s.watermark_rate for s in self.scores_of_kind(key, kind)]) for key in self.keys]
@@ -330,7 +354,7 @@ class ReportData:
         return table
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure, JSON values only. Pictures and single answers are left out, curves thinned."""
+        """Return every figure as JSON values. Pictures and single answers are left out, and curves are thinned."""
         main = self.keys[0]
         return {
             "format": FORMAT,
@@ -389,7 +413,7 @@ class ReportData:
 
 
 def thinned(values: Sequence[float]) -> list[float]:
-    """At most `CURVE_POINTS` of the values, evenly spread, first and last among them."""
+    """Return at most `CURVE_POINTS` of the values, evenly spread, including first and last."""
     chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), CURVE_POINTS)).round().astype(int))
     return [float(values[i]) for i in chosen]
 

@@ -1,4 +1,4 @@
-"""The stages in order, the clock, and what is written."""
+"""The demonstration: run all stages in order, and write encoders, keys and the report."""
 
 from __future__ import annotations
 
@@ -37,37 +37,38 @@ _ENCODERS = ("encoder", "surrogate", "exact-encoder", "exact-surrogate")
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """What the demonstration found, and where it stands.
+    """Result of the demonstration.
 
     Attributes:
-        data: Every figure.
-        files: "encoder", "key", "surrogate", "page", "result", "picture" → path; "exact-encoder", "exact-key",
-            "exact-surrogate", "commitment", "claim" and "audit" where that scheme was run.
+        data: Content of the report.
+        files: Paths by "encoder", "key", "surrogate", "page", "result" and "picture". If the exact scheme was run, also
+            by "exact-encoder", "exact-key", "exact-surrogate", "commitment", "claim" and "audit".
     """
 
     data: ReportData
     files: Mapping[str, Path]
 
     def to_json(self) -> dict[str, Any]:
-        """What `result.json` holds: every figure, and the paths; JSON values only."""
+        """Return the content of `result.json`: every figure, and the paths."""
         return {**self.data.to_json(), "files": _texts(self.files)}
 
     def table(self) -> RenderableType:
-        """Verdicts, false claims, accuracies and the next commands, for rich to print."""
+        """Return verdicts, false claims, accuracies and the next commands, for rich to print."""
         return render_tables(self.data)
 
 
 def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = False) -> DemoResult:
-    """Mark, steal, verify, probe; write encoders, key, `report.html`, `result.json` and `result.png` to `out`.
+    """Mark, steal, verify and probe encoders; write encoders, keys and a report to a folder.
 
     Args:
-        out: Folder, made where missing. A former demonstration in it is replaced; other files are left alone.
-        progress: Say on standard error what is going on.
+        out: Folder; it is made if missing. An earlier demonstration in it is replaced; other files are left alone.
+        settings: Settings of the run.
+        progress: Print each stage on standard error.
 
     Raises:
-        OutputError: `out` cannot be written, or holds other things under the names that are needed. Nothing was
+        OutputError: `out` cannot be written to, or holds something else under a name that is needed. Nothing was
             computed then.
-        UsageError: Encoders, controls and data do not go together. Nothing was computed then either.
+        UsageError: Encoders, controls and data do not fit together. Nothing was computed then.
     """
     out = Path(out)
     check_folders(out, encoders=_ENCODERS, keys=_KEYS)
@@ -105,7 +106,7 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """What was trained live."""
+    """Encoders and keys that were trained in this run."""
 
     marked: Watermarked
     published: Watermarked
@@ -115,7 +116,7 @@ class _Made:
     exact_surrogate: Encoder | None = None
 
     def probed(self) -> list[stages.Probed]:
-        """What accuracies are measured of, beside F and the baselines."""
+        """Return the encoders whose accuracy is measured, besides F and the baselines."""
         found: list[stages.Probed] = [(MARKED, "marked", self.marked.encoder), (STOLEN, "stolen", self.surrogate)]
         if self.exact and self.exact_surrogate:
             found += [(EXACT_MARKED, "marked", self.exact.encoder), (EXACT_STOLEN, "stolen", self.exact_surrogate)]
@@ -176,7 +177,7 @@ def _report_data(
 
 
 def _write(out: Path, made: _Made) -> dict[str, Path]:
-    """Encoders and keys; the page comes last, so that it never speaks of what is not there."""
+    """Write encoders and keys. The page is written after them, so that it never names missing files."""
     files = {name: out / name for name in (*_ENCODERS, *_KEYS) if made.exact or not name.startswith("exact-")}
     files |= {"page": out / PAGE, "result": out / RESULT, "picture": out / PICTURE}
     save_encoder(made.marked.encoder, files["encoder"])
@@ -226,7 +227,7 @@ def _settings(settings: DemoSettings, inputs: Inputs, surrogate: Encoder) -> dic
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Values that JSON has as one cell: numbers and texts as they are, the rest as text."""
+    """Return numbers and texts as they are, and other values as text, so that each fits one cell of a table."""
     return {k: v if isinstance(v, str | int | float) else str(v) for k, v in values.items()}
 
 
@@ -245,7 +246,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commands(out: Path, settings: DemoSettings) -> tuple[str, ...]:
-    """Commands that ask the same questions of the written files. They rank among all of the population."""
+    """Return commands that repeat the tests on the written files. They rank among the whole population."""
     population = "shipped" if settings.population is None else str(settings.population)
     rest = ["--data", settings.roles.verify, "--control", population]
     if settings.alpha != DEFAULT_ALPHA:
@@ -254,7 +255,7 @@ def _commands(out: Path, settings: DemoSettings) -> tuple[str, ...]:
     verify = [f"sslguard verify {shlex.join([str(out / 'key'), suspect])}" for suspect in suspects[:3]]
     tasks = ["--train", settings.roles.probe_train, "--test", settings.roles.probe_test]
     probe = f"sslguard probe {shlex.quote(str(out / 'surrogate'))}"
-    # One line each would be broken by a terminal or a page, and then cannot be copied.
+    # A terminal or a page would wrap long lines, and wrapped lines cannot be copied.
     broken = " \\\n    "
     exact = []
     if settings.exact is not None:

@@ -1,4 +1,4 @@
-"""Servers of the demonstration: `sslguard serve` as processes of their own on this machine."""
+"""Servers of the demonstration: `sslguard serve`, each in its own process on this machine."""
 
 from __future__ import annotations
 
@@ -24,13 +24,19 @@ _ADDRESS = re.compile(r" at (http://\S+)")
 
 @contextmanager
 def served(*arguments: str) -> Iterator[str]:
-    """The address of `sslguard serve ARGUMENTS` on a free port of 127.0.0.1.
+    """Run `sslguard serve ARGUMENTS` on a free port of 127.0.0.1 for the length of a block.
 
-    The server leads a process group, which is ended with the block however that ends. Where this process is killed
-    outright, the server ends by itself.
+    The server leads a process group, which is ended with the block, however the block ends. If this process is killed,
+    the server ends by itself.
+
+    Args:
+        arguments: Arguments of `sslguard serve`, without a port.
+
+    Yields:
+        Address of the server.
 
     Raises:
-        SuspectError: It does not start; the message is its own.
+        SuspectError: The server does not start. The message is the server's own.
     """
     command = [sys.executable, "-P", str(TETHERED), "serve", *arguments, "--port", "0"]
     with tempfile.TemporaryFile() as said:
@@ -44,7 +50,7 @@ def served(*arguments: str) -> Iterator[str]:
 
 
 def _address(process: subprocess.Popen[bytes], said: IO[bytes]) -> str:
-    """What the server says when it can be asked."""
+    """Wait until the server prints its address, and return it."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         ended = process.poll() is not None

@@ -1,4 +1,4 @@
-"""What the demonstration does, and what its parts are called."""
+"""Settings of the demonstration, and the names of its parts."""
 
 from __future__ import annotations
 
@@ -20,22 +20,24 @@ CURED, PUBLISHED = "key with the cure", "key as published"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demonstration does. The defaults are the shipped encoder and controls.
+    """Settings of the demonstration. The defaults use the shipped encoder and controls.
 
     Attributes:
         encoder: The clean encoder F.
-        population: Folder of the controls; None means the shipped ones.
-        scheme: How F* is marked.
-        published: The same with the published losses; its encoder is scored, not kept.
-        exact: The scheme whose null is exact, on the same encoder; None leaves it out.
-        thief, exact_thief: How F* is stolen, and how the exact scheme's F* is.
-        innocents: Further innocent suspects beside F.
-        held_out: Members of the population that are taken out of the controls and tested instead. Named before
-            anything is scored: members chosen by their scores would be no test.
-        alpha, exact_alpha: Levels of the tests. An exact null is not bound by a number of controls: at 1e-6 it claims
-            an innocent in one demonstration of a million.
-        roles: Who sees which data.
-        few_labels: Labels a class of a second, harder task; None leaves it out.
+        population: Folder of the controls; None takes the shipped ones.
+        scheme: Scheme that marks F*.
+        published: The same scheme with the published losses. Its encoder is scored, but not kept.
+        exact: Scheme whose null is exact, on the same encoder; None leaves it out.
+        thief: How F* is stolen.
+        exact_thief: How the exact scheme's F* is stolen.
+        innocents: Further innocent suspects besides F.
+        held_out: Members of the population that are tested instead of serving as controls. They are named before
+            anything is scored, because members that are chosen by their scores would be no test.
+        alpha: Level of the test among controls.
+        exact_alpha: Level of the exact test. It is not limited by the number of controls. At 1e-6, one demonstration in
+            a million claims an innocent.
+        roles: Data of owner, thief and verification.
+        few_labels: Labels per class of a second, harder task; None leaves it out.
         seed: Makes the run repeatable and its key public; None takes the secret from the operating system.
     """
 
@@ -55,6 +57,7 @@ class DemoSettings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        """Check levels, labels and seed."""
         for name in ("alpha", "exact_alpha"):
             if not 0 < getattr(self, name) < 1:
                 raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")

@@ -1,4 +1,4 @@
-"""What both demonstrations share: the clock, and the folders that they may write to."""
+"""Parts that both demonstrations share: the clock, and the check of the output folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from sslguard.schemes.keyfile import is_key_folder
 
 
 class Clock:
-    """Seconds by stage, and one line a stage on standard error."""
+    """Clock that measures the seconds of each stage, and prints one line a stage on standard error.
+
+    Attributes:
+        seconds: Wall-clock seconds by stage.
+        shown: Whether lines are printed.
+    """
 
     def __init__(self, shown: bool) -> None:
+        """Start without any stage."""
         self.seconds: dict[str, float] = {}
         self.shown = shown
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Time the block as the stage of this name."""
         if self.shown:
             from rich.console import Console
 
@@ -32,10 +39,15 @@ class Clock:
 
 
 def check_folders(out: Path, *, encoders: Sequence[str], keys: Sequence[str]) -> None:
-    """Make `out`, and find out before any work whether a demonstration can be written there.
+    """Make a folder and check that a demonstration can be written there. Called before long work.
+
+    Args:
+        out: Folder of the demonstration.
+        encoders: Names of the encoders' folders in it.
+        keys: Names of the keys' folders in it.
 
     Raises:
-        OutputError: It cannot be written, or holds something else under a name that is needed.
+        OutputError: `out` cannot be written to, or holds something else under one of these names.
     """
     check_report_folder(out)
     for name in (*encoders, *keys):
@@ -48,7 +60,7 @@ def check_folders(out: Path, *, encoders: Sequence[str], keys: Sequence[str]) ->
 
 
 def _is_encoder(folder: Path) -> bool:
-    """Only what an encoder's folder holds, and readable: else it is the user's and not ours to replace."""
+    """Return whether a folder holds a readable encoder and nothing else. Other folders are not replaced."""
     if not {entry.name for entry in folder.iterdir()} <= set(FILES):
         return False
     try:

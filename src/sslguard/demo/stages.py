@@ -1,4 +1,4 @@
-"""The demonstration's stages, each a function of what came before."""
+"""The stages of the demonstration. Each is a function of the results of earlier stages."""
 
 from __future__ import annotations
 
@@ -40,24 +40,36 @@ Probed = tuple[str, Literal["marked", "stolen"], Encoder]
 
 
 def mark(inputs: Inputs, scheme: Scheme, secret: Secret, *, progress: bool) -> Watermarked:
-    """F* and its key. Keys of one secret share mask, first trigger and D_v: only the losses tell them apart."""
+    """Mark F; return F* and its key.
+
+    Keys of one secret share mask, first trigger and D_v, so they differ only by the losses.
+    """
     return scheme.watermark(inputs.clean, inputs.mark, secret=secret, progress=progress)
 
 
 def steal(
     inputs: Inputs, recipe: Distillation, victim: Encoder, *, seed: int, progress: bool
 ) -> tuple[Encoder, History]:
-    """A surrogate from F*'s answers to the thief's own pictures."""
+    """Train a surrogate on the victim's answers to the thief's own pictures; return it and its losses."""
     return distil(recipe, victim, inputs.thief, seed=seed, progress=progress, title="steal")
 
 
 def score_controls(
     keys: Sequence[Key], controls: Sequence[Member], data: Data, *, progress: bool
 ) -> list[dict[str, Score]]:
-    """Every control under every key: per key, control's name → score. Each network is read once and let go.
+    """Score every control under every key, with one network in memory at a time.
+
+    Args:
+        keys: Keys whose queries are asked.
+        controls: Known innocents.
+        data: Items that the queries are made from.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        Scores by control's name, one mapping for each key.
 
     Raises:
-        UsageError: A control cannot be scored. Leaving it out would choose the null.
+        UsageError: A control cannot be scored. It is not dropped, because that would change the null.
     """
     scores: list[dict[str, Score]] = [{} for _ in keys]
     for member in _tracked(controls, progress):
@@ -71,9 +83,18 @@ def score_controls(
 
 
 def shared_claims(n_controls: int, alpha: float, n_suspects: int) -> tuple[int, str | None]:
-    """Among how many claims alpha is shared, and why no decision is made (None where one is).
+    """Choose how many claims share alpha.
 
-    All suspects share it where the floor allows that; else each has alpha for itself, which the report says.
+    All suspects share it if the number of controls allows that. Otherwise each suspect is tested at alpha by itself,
+    and the report says so.
+
+    Args:
+        n_controls: Number of controls.
+        alpha: Level of the test.
+        n_suspects: Number of suspects.
+
+    Returns:
+        The number of claims, and the reason why no decision can be made, or None if one can.
     """
     refusal = None
     for n_claims in (n_suspects, 1):
@@ -93,7 +114,7 @@ def examine_suspects(
     surrogate: Encoder,
     control_scores: Mapping[str, Score],
 ) -> tuple[tuple[Suspect, ...], KeyReport]:
-    """A verdict on every suspect: F*, the surrogate, and the innocents."""
+    """Verify every suspect: F*, the surrogate, and the innocents; return the verdicts and the key's scores."""
     thief = settings.thief
     recipe = f"trained on F*’s answers to the thief’s own pictures ({thief.loss} loss"
     tested = [
@@ -112,7 +133,7 @@ def examine_suspects(
 
 
 def score_beside(inputs: Inputs, marked: Watermarked, control_scores: Mapping[str, Score]) -> KeyReport:
-    """What a second key says of its own F* and of the same innocents. No verdict depends on it."""
+    """Score a second key's own F* and the same innocents under that key. No verdict depends on these scores."""
     own = score_suspect(marked.key, marked.encoder, inputs.verify)
     scores = {MARKED: _scores(own)}
     for name, innocent in inputs.innocents.items():
@@ -129,11 +150,15 @@ def examine_exactly(
     controls: Mapping[str, Score],
     kept: Mapping[str, float | None],
 ) -> ExactReport:
-    """A verdict on every suspect under a key whose null is exact.
+    """Verify every suspect under a key whose null is exact.
 
     Args:
-        controls: What it says of the controls of the other key, of which it needs none.
-        kept: Encoder's name → accuracy kept.
+        inputs: Inputs of all stages.
+        settings: Settings of the run.
+        marked: F* of this scheme, and its key.
+        surrogate: Surrogate of that F*.
+        controls: Scores of the other key's controls under this key. The test does not need them.
+        kept: Share of accuracy kept, by encoder's name.
     """
     tested: list[tuple[str, str, bool, Encoder]] = [
         (EXACT_MARKED, "the clean encoder with this scheme’s mark on its output", True, marked.encoder),
@@ -174,18 +199,18 @@ def _scores(score: Score) -> Scores:
 
 
 def _rate(watermark_rate: float | None) -> float:
-    """Of a key that has one, as all of the demo's have."""
+    """Return a watermark rate that is known to exist: all keys of the demonstration with controls have one."""
     assert watermark_rate is not None
     return watermark_rate
 
 
 def probe(inputs: Inputs, derived: Sequence[Probed]) -> tuple[Accuracy, ...]:
-    """Linear probes of F, what was made of it, and both baselines on every task."""
+    """Probe F, the encoders derived from it, and both baselines on every task."""
     return tuple(_probe_task(task, inputs.clean, derived) for task in inputs.tasks)
 
 
 def kept_on_first(accuracies: Sequence[Accuracy]) -> dict[str, float | None]:
-    """Encoder's name → accuracy kept on the first task that was measured."""
+    """Return the share of accuracy kept on the first task that was measured, by encoder's name."""
     return next(({bar.name: bar.kept for bar in task.bars} for task in accuracies if task.bars), {})
 
 
@@ -206,12 +231,12 @@ def _probe_task(task: ProbeTask, clean: Encoder, derived: Sequence[Probed]) -> A
 
 
 def _kept(accuracy: float, clean: float, without: float) -> float | None:
-    """Accuracy kept; None where the clean encoder is no better than a baseline, and nothing is there to keep."""
+    """Return the share of accuracy kept, or None if the clean encoder is no better than the baseline."""
     return accuracy_kept(accuracy, clean, without) if clean > without else None
 
 
 def pictures(marked: Watermarked, data: Data) -> TriggerPictures:
-    """Some of the pictures before and after the trigger, as prepared for the encoder."""
+    """Return the first pictures before and after the trigger, as prepared for the encoder."""
     key = marked.key
     assert isinstance(key, SSLGuardKey)
     plain = marked.encoder.preprocess.prepare(data.take(range(min(N_PICTURES, len(data)))))

@@ -1,4 +1,4 @@
-"""The report as tables for a terminal."""
+"""The report of the demonstration as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _exact(exact: ExactReport) -> Table:
         for one in exact.rows
     )
     note = (
-        "Bits: −log2 of the p-value, a theorem about the secret’s own randomness; it needs no controls. "
+        "Bits: −log2 of the p-value. It follows by proof from the secret’s own randomness and needs no controls. "
         f"{exact.n_queries} plain queries each. Alpha {exact.alpha:g} shared among {len(exact.rows)} suspects: "
         f"p ≤ {exact.level:.2g} for each. Of the {len(exact.controls)} controls {exact.below(0.01)} have p ≤ 0.01, "
         f"and {exact.below(exact.level)} reach the level of a claim."

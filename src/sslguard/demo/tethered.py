@@ -1,10 +1,10 @@
-"""A command that ends with the program that started it, also where that program was killed outright.
+"""A command that ends with the program that started it, even if that program is killed.
 
     python -P tethered.py ARGUMENTS
 
-runs `sslguard ARGUMENTS` for as long as standard input stays open. Whoever starts it holds the other end of a pipe,
-which the system closes however its holder ends. It is run by its path, so that it watches before anything heavy is
-imported.
+runs `sslguard ARGUMENTS` for as long as standard input stays open. The program that starts it holds the other end of a
+pipe, which the system closes however that program ends. The file is run by its path, so that it watches the pipe before
+anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GRACE_SECONDS = 10.0
 
 
 def _end_with_input() -> None:
-    """Wait for the end of standard input; then stop as on SIGTERM, and at once where that takes too long."""
+    """Wait for the end of standard input, then send SIGTERM to this process, and end it if that takes too long."""
     while os.read(sys.stdin.fileno(), 1 << 16):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
