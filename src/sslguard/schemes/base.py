@@ -27,10 +27,10 @@ class Key(ABC):
     """What the owner keeps: it says what to ask and scores the answers. It never holds a suspect.
 
     Attributes:
-        scheme: its scheme's name.
-        needs_controls: whether a score is ranked among those of known innocents; else it brings its p-value along
+        scheme: Its scheme's name.
+        needs_controls: Whether a score is ranked among those of known innocents; else it brings its p-value along
             (`Score.evidence`). `verification.nulls.null_of` makes the null of it.
-        statistic_name: what `Score.value` is, for people.
+        statistic_name: What `Score.value` is, for people.
     """
 
     scheme: ClassVar[str]
@@ -52,7 +52,7 @@ class Key(ABC):
 
         Args:
             answers: (n, m), batch by batch in the order of the queries.
-            data: what the queries were drawn from.
+            data: What the queries were drawn from.
         """
 
     @abstractmethod
@@ -70,13 +70,13 @@ class Score:
     """A statistic over answers, for ranking, and what it stands on.
 
     Attributes:
-        value: the number that is ranked; larger speaks for the claim.
-        n_queries: answers that went into it, missing ones included.
-        watermark_rate: share of answers with cosine above ½ to the secret vector, in [0, 1]; None in a scheme that has
+        value: The number that is ranked; larger speaks for the claim.
+        n_queries: Answers that went into it, missing ones included.
+        watermark_rate: Share of answers with cosine above ½ to the secret vector, in [0, 1]; None in a scheme that has
             no such vector.
-        cosines: each answer's cosine, shape (n,); of no length there.
-        evidence: the p-value, of a scheme whose null is exact.
-        published_log2_pvalue: base-2 logarithm of what a peer's paper takes for its p-value, in bits; None where it
+        cosines: Each answer's cosine, shape (n,); of no length there.
+        evidence: The p-value, of a scheme whose null is exact.
+        published_log2_pvalue: Base-2 logarithm of what a peer's paper takes for its p-value, in bits; None where it
             has none. Reported, never decided on.
     """
 
@@ -93,10 +93,10 @@ class Watermarked:
     """What a scheme makes of a clean encoder.
 
     Attributes:
-        embedder: what is served in its place: an Encoder where the mark lies in the weights, or where nothing is
+        embedder: What is served in its place: an Encoder where the mark lies in the weights, or where nothing is
             injected.
-        key: the owner's.
-        history: losses of the training; empty where nothing was trained.
+        key: The owner's.
+        history: Losses of the training; empty where nothing was trained.
     """
 
     embedder: Embedder
@@ -108,7 +108,7 @@ class Watermarked:
         """Return what is served, as an Encoder.
 
         Raises:
-            UsageError: the mark is put on answers, so that there are no marked weights.
+            UsageError: The mark is put on answers, so that there are no marked weights.
         """
         from sslguard.encoders.base import Encoder
 
@@ -121,13 +121,13 @@ class Scheme(ABC):
     """A frozen dataclass of hyperparameters; data and encoder come at call time.
 
     Attributes:
-        name: what registry, keys and records call the scheme.
-        key_home: where the class of its keys is found, "module:Class", if they are kept in files; "" if they are made
+        name: What registry, keys and records call the scheme.
+        key_home: Where the class of its keys is found, "module:Class", if they are kept in files; "" if they are made
             again from the secret.
-        injects: whether marking changes what is served. Where it does not, everything that comes of the clean encoder
+        injects: Whether marking changes what is served. Where it does not, everything that comes of the clean encoder
             is what is claimed.
-        saw_clean: whether the clean encoder took part in making the key, so that it cannot be a control of it.
-        fresh_secrets: whether every innocent is tested under a secret of its own. An exact p-value is uniform over
+        saw_clean: Whether the clean encoder took part in making the key, so that it cannot be a control of it.
+        fresh_secrets: Whether every innocent is tested under a secret of its own. An exact p-value is uniform over
             secrets: those of many innocents under one key would share its draw, and their rate would be that key's.
             Other nulls rank the key's own suspects among its own innocents.
     """
@@ -151,11 +151,11 @@ class Scheme(ABC):
 
         Args:
             clean: F, which is left as it is.
-            data: items of the owner's to mark with.
-            secret: the master secret.
-            checkpoint: file that a killed training resumes from, and a finished one is read from.
-            loop: what `training.Loop` takes of progress, devices and precision.
+            data: Items of the owner's to mark with.
+            secret: The master secret.
+            checkpoint: File that a killed training resumes from, and a finished one is read from.
+            loop: What `training.Loop` takes of progress, devices and precision.
 
         Raises:
-            UsageError: encoder or data are not what this scheme can mark.
+            UsageError: Encoder or data are not what this scheme can mark.
         """

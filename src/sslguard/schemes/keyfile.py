@@ -55,7 +55,7 @@ class Owner:
 
     Attributes:
         salt: 32 bytes that hide the key in its commitment.
-        signing_key: an Ed25519 private key, 32 bytes.
+        signing_key: An Ed25519 private key, 32 bytes.
     """
 
     salt: bytes
@@ -85,6 +85,7 @@ class Owner:
         return Ed25519PrivateKey.from_private_bytes(self.signing_key)
 
     def to_json(self) -> dict[str, str]:
+        """Return the owner's secrets as JSON values; `from_json` reads them."""
         return {"salt": self.salt.hex(), "signing_key": self.signing_key.hex()}
 
     @classmethod
@@ -101,9 +102,9 @@ class StoredKey:
     """What a key's folder holds.
 
     Attributes:
-        sealed: whether the folder is encrypted.
-        number: of the sub-key that `key` is, from 1; 0 for the whole key.
-        folder: where it lies; None for what was never there.
+        sealed: Whether the folder is encrypted.
+        number: Of the sub-key that `key` is, from 1; 0 for the whole key.
+        folder: Where it lies; None for what was never there.
     """
 
     key: Key
@@ -121,7 +122,7 @@ class StoredKey:
         """Return the sub-key of this number, for a claim that opens no other.
 
         Raises:
-            UsageError: the key has none, or none of this number.
+            UsageError: The key has none, or none of this number.
         """
         if not isinstance(self.key, ExactKey):
             raise UsageError(f"keys of the scheme {self.key.scheme} have no sub-keys, only those of exact")
@@ -134,13 +135,13 @@ def save_key(key: Key, folder: Path, *, seal: Seal | None = None, owner: Owner |
     A key that is there is replaced, with its stored scores.
 
     Args:
-        key: the key.
-        folder: where it is written.
-        seal: for whom it is encrypted; None leaves it in the clear.
-        owner: a fresh one unless given.
+        key: The key.
+        folder: Where it is written.
+        seal: For whom it is encrypted; None leaves it in the clear.
+        owner: A fresh one unless given.
 
     Raises:
-        OutputError: the folder holds something else, or cannot be written.
+        OutputError: The folder holds something else, or cannot be written.
     """
     _write(key, folder, seal, owner or Owner.generate(), {})
 
@@ -149,8 +150,8 @@ def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
     """Write a key again where it stands, sealed or not; owner, stored scores and openings stay.
 
     Raises:
-        KeyFileError: it cannot be opened.
-        OutputError: the folder cannot be written.
+        KeyFileError: It cannot be opened.
+        OutputError: The folder cannot be written.
     """
     stored = open_key(folder)
     beside = [folder / name for name in (SCORES, OPENINGS)]
@@ -163,7 +164,7 @@ def load_key(folder: Path) -> Key:
     """Return the key that `save_key` wrote; a sealed one is opened as `sealing` says.
 
     Raises:
-        KeyFileError: something is missing, damaged, oversized or of another version, or does not open. Messages hold
+        KeyFileError: Something is missing, damaged, oversized or of another version, or does not open. Messages hold
             no secret.
     """
     return open_key(folder).key
@@ -217,7 +218,7 @@ def kind_of(scheme: object) -> type[Key]:
     """Return the class of the keys of a scheme.
 
     Raises:
-        KeyFileError: there is no scheme of this name, or its keys are not kept in files.
+        KeyFileError: There is no scheme of this name, or its keys are not kept in files.
     """
     kind = key_class(scheme)
     if kind is None:
@@ -229,7 +230,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     """Read `key.json`: what can be known of a key without opening it; of one in the clear, all but tensors.
 
     Raises:
-        KeyFileError: it is missing, damaged, oversized or of another version.
+        KeyFileError: It is missing, damaged, oversized or of another version.
     """
     path = folder / HEADER
     try:
@@ -251,7 +252,7 @@ def parse_tensors(content: bytes, what: str) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file, all finite.
 
     Raises:
-        KeyFileError: it is damaged.
+        KeyFileError: It is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -43,11 +43,11 @@ def build_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
     """Return the scheme called `name` with these settings in place of its own.
 
     Args:
-        name: one of `SCHEMES`.
-        settings: plain values by field, as TOML or JSON has them.
+        name: One of `SCHEMES`.
+        settings: Plain values by field, as TOML or JSON has them.
 
     Raises:
-        UsageError: there is no such scheme or setting, or the scheme refuses a value.
+        UsageError: There is no such scheme or setting, or the scheme refuses a value.
     """
     scheme: Scheme = read_named(CHOICES, name, settings)
     return scheme
@@ -57,12 +57,12 @@ def named_scheme(scheme: str, preset: str, settings: Mapping[str, Any]) -> Schem
     """Return the scheme of a name and a preset, with these settings in place of the preset's.
 
     Args:
-        scheme: one of `PRESETS`, or of `SCHEMES`.
-        preset: one of the scheme's presets; of no account where it has none.
-        settings: plain values by field, as TOML or JSON has them.
+        scheme: One of `PRESETS`, or of `SCHEMES`.
+        preset: One of the scheme's presets; of no account where it has none.
+        settings: Plain values by field, as TOML or JSON has them.
 
     Raises:
-        UsageError: there is no such scheme, preset or setting, or the scheme refuses a value.
+        UsageError: There is no such scheme, preset or setting, or the scheme refuses a value.
     """
     presets = PRESETS.get(scheme)
     return build_scheme(chosen(presets, preset, "preset") if presets else scheme, settings)

@@ -103,9 +103,19 @@ class TestBank:
 
     def test_inputs_without_statistics_of_their_own(self, tiny):
         h, same = np.random.default_rng(0).normal(size=(60, 24)), np.ones((60, 96))
-        with pytest.raises(UsageError, match="lower n_statistics"):
+        with pytest.raises(UsageError, match=r"60 marking items are too much alike: need 12 .* lower n_statistics"):
             Bank.draw(Secret.from_seed(1), h, same, Protocol(), b"")
         assert Bank.draw(Secret.from_seed(1), h, same, Protocol(n_statistics=0), b"").size == 6
+
+    def test_too_few_items_for_statistics_of_the_input(self):
+        rng, protocol = np.random.default_rng(0), Protocol()
+        for n in (36, 37):
+            h, psi = rng.normal(size=(n, 24)), rng.normal(size=(n, 96))
+            if n == 36:
+                with pytest.raises(UsageError, match="at least 37 marking items for an encoder of width 24; got 36"):
+                    Bank.draw(Secret.from_seed(1), h, psi, protocol, b"")
+            else:
+                assert Bank.draw(Secret.from_seed(1), h, psi, protocol, b"").size == 18
 
     def test_directions_are_one_point_on_the_sphere(self):
         drawn = np.stack([draw_directions(Secret.from_seed(s), 3, 5, b"x") for s in range(400)])

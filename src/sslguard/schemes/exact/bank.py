@@ -44,7 +44,7 @@ class Geometry:
         """Return the geometry of F's answers, (n, d), to items that nobody will be asked about.
 
         Raises:
-            UsageError: they vary in fewer than q directions.
+            UsageError: They vary in fewer than q directions.
         """
         h = unit_rows(np.asarray(embeddings, dtype=np.float64))
         mean = h.mean(0)
@@ -73,10 +73,10 @@ class Bank:
     """K₁ + K₂ secret features and what they are made of.
 
     Attributes:
-        geometry: of the clean embeddings.
+        geometry: Of the clean embeddings.
         frequencies: w_k in columns, (q, K₁), drawn from N(0, f²/q·I).
-        phases: c, (K₁,), uniform in [0, 2π).
-        offset, scale: mean and standard deviation of √2·cos(…) over the embeddings of the geometry, (K₁,).
+        phases: C, (K₁,), uniform in [0, 2π).
+        offset, scale: Mean and standard deviation of √2·cos(…) over the embeddings of the geometry, (K₁,).
         centre: ν, mean of the input statistics ψ over the items of the geometry, (96,).
         axes, linear: (96, K₂) and (d, K₂). (ψ − ν)·axes − (h − μ)·linear are a secret rotation of the K₂ largest
             principal components of what of the standardised ψ is not linear in h, each of variance 1.
@@ -105,16 +105,16 @@ class Bank:
         """Return the bank of a secret, bound to `context` (encoder and protocol) and to the geometry.
 
         Args:
-            secret: the master secret, or a sub-key's.
+            secret: The master secret, or a sub-key's.
             embeddings: F's answers to items that nobody will be asked about, (n, d).
             statistics: ψ of these items, (n, 96).
-            protocol: sizes and frequency of the features.
-            context: what the streams are bound to.
+            protocol: Sizes and frequency of the features.
+            context: What the streams are bound to.
             share: (i, s) takes of the s·K₂ largest principal components each s-th from the i-th on, so that the banks
                 of s sub-keys have none in common.
 
         Raises:
-            UsageError: they do not suit the protocol.
+            UsageError: They do not suit the protocol.
         """
         geometry = Geometry.of(embeddings, protocol)
         stream = secret.stream("features", context + geometry.digest())
@@ -190,10 +190,10 @@ def _bends(geometry: Geometry, frequencies: Array, phases: Array, h: Array) -> A
 
 
 def _beyond_linear(geometry: Geometry, h: Array, statistics: Array, count: int) -> tuple[Array, Array, Array]:
-    """ν, and axes on ψ and on h of the `count` largest principal components of what of ψ is not linear in h.
+    """Return ν, and axes on ψ and on h of the `count` largest principal components of what of ψ is not linear in h.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: There are fewer.
     """
     centred = h - geometry.mean
     centre, sizes = statistics.mean(0), statistics.std(0)
@@ -205,9 +205,16 @@ def _beyond_linear(geometry: Geometry, h: Array, statistics: Array, count: int) 
     left = standard - centred @ linear
     variances, components = np.linalg.eigh(left.T @ left / len(h))
     if not (variances[len(variances) - count :] > 1e-9).all():
+        # What a linear fit on d numbers leaves of n items varies in at most n − d − 1 directions.
+        (n, d), remedy = h.shape, "lower n_statistics, or the number of sub-keys"
+        if n < d + count + 1:
+            raise UsageError(
+                f"need at least {d + count + 1:,} marking items for an encoder of width {d:,}; got {n:,}: "
+                f"give more, or {remedy}"
+            )
         raise UsageError(
-            f"the {len(h)} items vary in fewer than {count} statistics beyond what the encoder's answers tell: give "
-            "more, or lower n_statistics, or the number of sub-keys"
+            f"the {n:,} marking items are too much alike: need {count} input statistics that are not linear in the "
+            f"encoder's answers: give other items, or {remedy}"
         )
     components = (components / np.sqrt(np.maximum(variances, 1e-300)))[:, ::-1][:, :count]
     return centre, components / np.where(sizes > 0, sizes, 1)[:, None], linear @ components
@@ -225,11 +232,11 @@ def draw_directions(secret: Secret, n_features: int, dim: int, context: bytes, *
     """Return U (K, d): one uniform point on the sphere of radius √K, normalised as a whole and never row by row.
 
     Args:
-        secret: the key's.
+        secret: The key's.
         n_features: K.
-        dim: d.
-        context: encoder, protocol and bank. All of V's ingredients are fixed before U is.
-        redraw: names another, independent U on the same features; 0 is the key's own.
+        dim: D.
+        context: Encoder, protocol and bank. All of V's ingredients are fixed before U is.
+        redraw: Names another, independent U on the same features; 0 is the key's own.
     """
     return on_sphere(draw_gaussian(secret, n_features, dim, context, redraw=redraw))
 

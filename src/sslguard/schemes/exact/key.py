@@ -53,8 +53,8 @@ class ExactKey(Key):
         clean: F. Whoever holds it and the marked encoder sees the span of the mark: keep it as the secret.
         watermarked_hash: SHA-256 of the weights of F*, hex.
         redraw: 0 for the key itself; others name independent directions on the same features, for calibration.
-        sub_keys: s, 1 to 16.
-        whole_bank: of an opened sub-key, `Bank.digest` of the whole key's bank, hex; "" of any other key.
+        sub_keys: S, 1 to 16.
+        whole_bank: Of an opened sub-key, `Bank.digest` of the whole key's bank, hex; "" of any other key.
     """
 
     scheme: ClassVar[str] = "exact"
@@ -72,6 +72,7 @@ class ExactKey(Key):
 
     @property
     def n_queries(self) -> int:
+        """Number of queries that a verification asks."""
         return self.protocol.n_queries
 
     @cached_property
@@ -114,7 +115,7 @@ class ExactKey(Key):
         Its protocol's ε is that of the whole; of the mark its own share is ε/√s.
 
         Raises:
-            UsageError: there is none.
+            UsageError: There is none.
         """
         if self.sub_keys == 1 or not 1 <= number <= self.sub_keys:
             has = "no sub-keys" if self.sub_keys == 1 else f"the sub-keys 1 to {self.sub_keys}"
@@ -137,6 +138,7 @@ class ExactKey(Key):
             yield batch
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
+        """Return the statistic of the exact test with its p-value; see `Key.statistic`."""
         moments = self.moments(answers, data)
         significance = self.test(self.witnesses(moments), n_queries=moments.n)
         return Score(
@@ -151,7 +153,7 @@ class ExactKey(Key):
         Answers of more than 4,096 columns, in another width than F's, count as `folded` to 2,048.
 
         Raises:
-            SuspectError: the answers are not finite, of changing width, or not as many as the queries.
+            SuspectError: The answers are not finite, of changing width, or not as many as the queries.
         """
         moments: Moments | None = None
         width: int | None = None
@@ -221,6 +223,7 @@ class ExactKey(Key):
             self._embedded[data.spec, len(data)] = h, statistics
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return JSON fields and tensors that `from_parts` rebuilds the key from, including the secret."""
         fields = {
             "secret": self.secret.reveal().hex(),
             "protocol": self.protocol.to_json(),
@@ -244,6 +247,7 @@ class ExactKey(Key):
 
     @classmethod
     def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> ExactKey:
+        """Rebuild the key from what `to_parts` returned. Raise KeyFileError if the parts do not fit together."""
         try:
             protocol = Protocol.from_json(fields["protocol"])
             bank = Bank.from_arrays({n[5:]: t.numpy() for n, t in tensors.items() if n.startswith("bank.")})

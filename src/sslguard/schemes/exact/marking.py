@@ -96,9 +96,11 @@ class DistilMark(Task):
         }
 
     def fingerprint(self) -> dict[str, Any]:
+        """Return JSON values that identify this run. See `Task.fingerprint`."""
         return self._fingerprint
 
     def load(self, indices: NDArray[np.int64]) -> _Microbatch:
+        """Return the prepared items and their target answers."""
         items = self.watermarked.prepare(self.data.take(indices))
         if self._targets is not None:
             return _Microbatch(items, self._targets[torch.from_numpy(indices)].clone().to(self.device))
@@ -106,11 +108,13 @@ class DistilMark(Task):
             return _Microbatch(items, self.target.forward(items).float())
 
     def begin_step(self, step: int, steps: int) -> None:
+        """Set the networks' modes and the learning rates for a step."""
         self.target.module.eval()
         self.watermarked.module.eval()
         set_learning_rate(self.optimizers["watermarked"], cosine_schedule(step, steps, warmup=steps // 20))
 
     def updates(self) -> Sequence[Update]:
+        """Return the one update, of the watermarked encoder."""
         return [Update("loss", self._loss, ("watermarked",))]
 
     def _loss(self, batch: _Microbatch) -> Tensor:

@@ -38,10 +38,10 @@ class Power:
     """What a protocol can show with an encoder's embeddings.
 
     Attributes:
-        dim, n_features: d and K.
-        gain: mean of ⟨U, V⟩ at fidelity 1.
-        signal: mean square of V without noise, at fidelity 1.
-        noise: mean square of V's noise at one query, where it is as large as the clean embeddings' own spread.
+        dim, n_features: D and K.
+        gain: Mean of ⟨U, V⟩ at fidelity 1.
+        signal: Mean square of V without noise, at fidelity 1.
+        noise: Mean square of V's noise at one query, where it is as large as the clean embeddings' own spread.
     """
 
     dim: int
@@ -71,7 +71,7 @@ class Power:
         """Return the least n that is expected to give so many bits; None where ten million do not.
 
         Raises:
-            UsageError: bits lie outside (0, 256].
+            UsageError: Bits lie outside (0, 256].
         """
         if not 0 < bits <= SECRET_BITS:
             raise UsageError(f"bits must lie in (0, {SECRET_BITS}], the entropy of a secret, not {bits}")
@@ -96,7 +96,7 @@ def expected_power(
     It is averaged over features of its own.
 
     Raises:
-        UsageError: the embeddings do not suit the protocol, or are fewer than twice their width.
+        UsageError: The embeddings do not suit the protocol, or are fewer than twice their width.
     """
     rows = finite_matrix("embeddings", embeddings, columns=np.shape(embeddings)[1])
     if len(rows) < 2 * rows.shape[1]:

@@ -78,8 +78,8 @@ class Protocol:
         """Return the protocol that `to_json` described.
 
         Raises:
-            UsageError: a rule is not this program's, or a setting lies outside its range.
-            TypeError: it is no such description.
+            UsageError: A rule is not this program's, or a setting lies outside its range.
+            TypeError: It is no such description.
         """
         if not isinstance(found, dict):
             raise TypeError("a protocol is described by an object")

@@ -32,11 +32,13 @@ class Exact(ExactSettings, Scheme):
 
     @property
     def on_answers(self) -> bool:
+        """Return whether the mark is put on answers, so that a thief with the weights can remove it."""
         return self.mode == "head"
 
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
+        """Mark F with secret directions; return F* and its key. See `Scheme.watermark`."""
         from sslguard.encoders.base import embed_all
         from sslguard.encoders.folder import weights_hash
         from sslguard.schemes.exact.features import all_statistics
@@ -81,8 +83,8 @@ class Exact(ExactSettings, Scheme):
 
         Args:
             clean: F.
-            secret: the master secret.
-            answers: of `clean` to items of the owner's, (n, d).
+            secret: The master secret.
+            answers: Of `clean` to items of the owner's, (n, d).
             statistics: `input_statistics` of these items, (n, 96).
         """
         from sslguard.schemes.exact.bank import Bank

@@ -44,7 +44,7 @@ class Peer(Scheme):
     """A scheme of others. Its keys are made again from the secret; its training, if any, is always the same.
 
     Attributes:
-        trains: whether it trains what it serves, and so has use for a checkpoint.
+        trains: Whether it trains what it serves, and so has use for a checkpoint.
     """
 
     trains: ClassVar[bool] = False
@@ -55,8 +55,8 @@ class ComparingKey(PeerKey):
     """A key that compares a suspect's answers with the clean encoder's to the same items.
 
     Attributes:
-        clean: the owner's encoder, which the test asks as well.
-        n: items that a verification asks.
+        clean: The owner's encoder, which the test asks as well.
+        n: Items that a verification asks.
     """
 
     secret: Secret
@@ -66,9 +66,11 @@ class ComparingKey(PeerKey):
 
     @property
     def n_queries(self) -> int:
+        """Number of queries that a verification asks."""
         return self.n
 
     def queries(self, data: Data) -> Iterator[Batch]:
+        """Yield the queries in order, batch by batch."""
         return asked(data, drawn(self.secret, self.scheme, data, self.n))
 
     def own(self, data: Data) -> Array:
@@ -84,7 +86,7 @@ def drawn(secret: Secret, name: str, data: Data, n: int) -> NDArray[np.int64]:
     """Draw `n` different items of `data` by the secret's stream `name`.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: There are fewer.
     """
     if len(data) < n:
         raise UsageError(f"this key asks {n} items, but {data.spec} has only {len(data)}")
@@ -107,12 +109,12 @@ def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | No
     """Return all answers, float64 (n, m).
 
     Args:
-        answers: batch by batch.
-        n: how many there must be.
-        width: m where the scheme can only score answers of the owner's width.
+        answers: Batch by batch.
+        n: How many there must be.
+        width: M where the scheme can only score answers of the owner's width.
 
     Raises:
-        SuspectError: the answers are not finite, of changing or another width, or not as many as the queries.
+        SuspectError: The answers are not finite, of changing or another width, or not as many as the queries.
     """
     parts = [np.asarray(part, dtype=np.float64) for part in answers]
     if not parts or any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):

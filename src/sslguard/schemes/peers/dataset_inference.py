@@ -46,11 +46,11 @@ class DatasetInference(Peer):
     """The defence's settings.
 
     Attributes:
-        members: spec of the data that the encoder was pre-trained on; None takes what its record names, or, where it
+        members: Spec of the data that the encoder was pre-trained on; None takes what its record names, or, where it
             names none, the data that `protect` is given.
-        n_fit: members that the mixture is fitted to.
-        n_tested: other members, and as many unseen items, whose likelihoods are compared.
-        components: of the mixture; the paper's are 10 to 50.
+        n_fit: Members that the mixture is fitted to.
+        n_tested: Other members, and as many unseen items, whose likelihoods are compared.
+        components: Of the mixture; the paper's are 10 to 50.
         test: "welch" compares means, "ranks" the order (Mann-Whitney).
     """
 
@@ -70,6 +70,7 @@ class DatasetInference(Peer):
             raise UsageError("components must lie between 1 and n_fit, and n_tested must be at least 2")
 
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
+        """Return F unchanged, and a key that holds members of its pre-training data. See `Scheme.watermark`."""
         members = self._members(clean, data)
         order = drawn(secret, "members", members, self.n_fit + self.n_tested)
         return Watermarked(clean, DatasetInferenceKey(secret, self, members, order))
@@ -85,8 +86,8 @@ class DatasetInferenceKey(PeerKey):
     """Two lists of items: members, and unseen ones, which the secret draws from the data of a verification.
 
     Attributes:
-        members: the data that the encoder was pre-trained on.
-        order: which of them are asked, (n_fit + n_tested,); the mixture is fitted to the first.
+        members: The data that the encoder was pre-trained on.
+        order: Which of them are asked, (n_fit + n_tested,); the mixture is fitted to the first.
     """
 
     scheme: ClassVar[str] = DatasetInference.name
@@ -99,6 +100,7 @@ class DatasetInferenceKey(PeerKey):
 
     @property
     def n_queries(self) -> int:
+        """Number of queries that a verification asks."""
         return self.settings.n_fit + 2 * self.settings.n_tested
 
     def queries(self, data: Data) -> Iterator[Batch]:

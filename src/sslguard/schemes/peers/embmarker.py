@@ -59,10 +59,10 @@ class EmbMarker(Peer):
     """The settings; defaults are the paper's.
 
     Attributes:
-        triggers: words that lean an answer, over all targets.
-        most: m, triggers in an item from which on the answer is a target.
-        rarest, commonest: share of the owner's items that hold a trigger: rarest ≤ share < commonest.
-        n: items of each verification set.
+        triggers: Words that lean an answer, over all targets.
+        most: M, triggers in an item from which on the answer is a target.
+        rarest, commonest: Share of the owner's items that hold a trigger: rarest ≤ share < commonest.
+        n: Items of each verification set.
         targets: R.
     """
 
@@ -85,6 +85,7 @@ class EmbMarker(Peer):
             raise UsageError("targets must be at least 1, n at least 2, and 0 <= rarest < commonest <= 1 must hold")
 
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
+        """Return F behind a service that adds the backdoor, and its key. See `Scheme.watermark`."""
         shares = frequencies(data)
         moderate = [word for word, share in shares.items() if self.rarest <= share < self.commonest]
         if len(moderate) < self.triggers:
@@ -116,8 +117,8 @@ class EmbMarkerKey(PeerKey):
     """Triggers and targets.
 
     Attributes:
-        groups: the triggers of each target.
-        others: words that are no triggers.
+        groups: The triggers of each target.
+        others: Words that are no triggers.
         targets: e_r in rows, of length 1, (R, d).
     """
 
@@ -132,6 +133,7 @@ class EmbMarkerKey(PeerKey):
 
     @property
     def n_queries(self) -> int:
+        """Number of queries that a verification asks."""
         return (len(self.groups) + 1) * self.settings.n
 
     def answer(self, clean: Embedder, batch: Batch) -> NDArray[np.floating]:
@@ -163,7 +165,7 @@ class EmbMarkerKey(PeerKey):
         """Return the mean cosine of the backdoor set less that of the benign one, the largest over targets, in [−2, 2].
 
         Raises:
-            SuspectError: the answers have another width than the targets.
+            SuspectError: The answers have another width than the targets.
         """
         found = unit_rows(gathered(answers, self.n_queries, width=self.targets.shape[1])) @ self.targets.T
         *leant, benign = np.split(found, len(self.groups) + 1)

@@ -41,7 +41,7 @@ class Fingerprint(Peer):
 
     Attributes:
         measure: "cka" or "predicted".
-        n: items that a verification asks.
+        n: Items that a verification asks.
     """
 
     name: ClassVar[str] = "fingerprint"
@@ -57,6 +57,7 @@ class Fingerprint(Peer):
             raise UsageError(f"n must be at least 4, not {self.n}")
 
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
+        """Return F unchanged, and a key that compares answers with those of F. See `Scheme.watermark`."""
         return Watermarked(clean, FingerprintKey(secret, clean, self.n, self.measure))
 
 

@@ -21,8 +21,8 @@ class Mixture:
     """p(x) = Σ_k w_k·N(x; m_k, diag v_k).
 
     Attributes:
-        weights: w, (K,), sum 1.
-        means, variances: m and v, (K, d).
+        weights: W, (K,), sum 1.
+        means, variances: M and v, (K, d).
     """
 
     weights: Array
@@ -34,7 +34,7 @@ class Mixture:
         """Fit by expectation and maximisation (Dempster, Laird and Rubin 1977), from rows that `stream` draws.
 
         Raises:
-            UsageError: fewer rows than components.
+            UsageError: Fewer rows than components.
         """
         if not 1 <= components <= len(rows):
             raise UsageError(f"a mixture of {components} components cannot be fitted to {len(rows)} rows")

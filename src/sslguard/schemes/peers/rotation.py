@@ -57,10 +57,10 @@ class Rotation(Peer):
     """The settings.
 
     Attributes:
-        hidden: width of the head's hidden layer.
-        weight: w.
-        steps, batch_size, learning_rate: of the training; Adam's, annealed by half a cosine.
-        n: turned images that a verification asks.
+        hidden: Width of the head's hidden layer.
+        weight: W.
+        steps, batch_size, learning_rate: Of the training; Adam's, annealed by half a cosine.
+        n: Turned images that a verification asks.
     """
 
     name: ClassVar[str] = "rotation"
@@ -82,6 +82,7 @@ class Rotation(Peer):
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
+        """Train F* to answer rotated items separably; return it with its key. See `Scheme.watermark`."""
         del loop  # recorded results are those of the training loop's own defaults
         if not isinstance(clean.preprocess, ImagePreprocess):
             raise UsageError("a rotation task needs an encoder of images: texts cannot be turned")
@@ -105,7 +106,7 @@ class RotationKey(PeerKey):
     """The head, and what turns images.
 
     Attributes:
-        preprocess: the owner's, in whose frame images are turned.
+        preprocess: The owner's, in whose frame images are turned.
         head: M, answers (n, width) → logits (n, 2).
     """
 
@@ -120,6 +121,7 @@ class RotationKey(PeerKey):
 
     @property
     def n_queries(self) -> int:
+        """Number of queries that a verification asks."""
         return self.n
 
     def angles(self) -> NDArray[np.float64]:
@@ -139,7 +141,7 @@ class RotationKey(PeerKey):
         """Share of queries whose half-turn the head tells, in [0, 1].
 
         Raises:
-            SuspectError: the answers have another width than the head takes.
+            SuspectError: The answers have another width than the head takes.
         """
         found = torch.from_numpy(gathered(answers, self.n, width=self.width)).float()
         with torch.inference_mode():
@@ -174,20 +176,24 @@ class RotationTask(Task):
         self.optimizers = {"marked": torch.optim.Adam(parameters, lr=peer.learning_rate)}
 
     def fingerprint(self) -> dict[str, Any]:
+        """Return JSON values that identify this run. See `Task.fingerprint`."""
         return self._fingerprint
 
     def load(self, indices: NDArray[np.int64]) -> _Microbatch:
+        """Return the prepared items, the same rotated at random, the labels and the clean answers."""
         items = self.marked.prepare(self.data.take(indices))
         angles = 360 * torch.rand(len(items), device=items.device)
         with torch.no_grad():
             return _Microbatch(items, turned(items, angles), (angles >= 180).long(), self.clean.forward(items).float())
 
     def begin_step(self, step: int, steps: int) -> None:
+        """Set the networks' modes and the learning rates for a step."""
         self.clean.module.eval()
         self.marked.module.eval()
         set_learning_rate(self.optimizers["marked"], cosine_schedule(step, steps, warmup=steps // 20))
 
     def updates(self) -> Sequence[Update]:
+        """Return the one update, of the marked encoder and the head."""
         return [Update("loss", self._loss, ("marked",))]
 
     def _loss(self, batch: _Microbatch) -> Tensor:

@@ -43,8 +43,8 @@ class Wet(Peer):
     """The settings; `terms` is the paper's.
 
     Attributes:
-        terms: k, dimensions of F that each dimension of an answer mixes.
-        n: items that a verification asks.
+        terms: K, dimensions of F that each dimension of an answer mixes.
+        n: Items that a verification asks.
     """
 
     name: ClassVar[str] = "wet"
@@ -57,6 +57,7 @@ class Wet(Peer):
             raise UsageError(f"terms and n must be at least 1, not {self.terms} and {self.n}")
 
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
+        """Return F behind a secret circulant map, and its key. See `Scheme.watermark`."""
         if self.terms > clean.dim:
             raise UsageError(f"terms must be at most the encoder's width {clean.dim}, not {self.terms}")
         stream, first = secret.stream("transformation"), np.zeros(clean.dim)
@@ -91,7 +92,7 @@ class WetKey(ComparingKey):
         """Return the mean cosine, in [−1, 1].
 
         Raises:
-            SuspectError: the answers have another width than the transformation.
+            SuspectError: The answers have another width than the transformation.
         """
         found = gathered(answers, self.n, width=len(self.matrix))
         recovered, own = unit_rows(found @ np.linalg.pinv(self.matrix).T), unit_rows(self.own(data))

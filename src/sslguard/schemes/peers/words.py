@@ -39,7 +39,7 @@ def words_of(batch: Batch) -> list[set[Word]]:
     """Return the words of each item: str of a text, int 0 … 511 of an image.
 
     Raises:
-        DataError: an image is smaller than 12 × 12 pixels.
+        DataError: An image is smaller than 12 × 12 pixels.
     """
     if isinstance(batch, Tensor):
         return [set(row[row >= 0].tolist()) for row in _codes(batch)]

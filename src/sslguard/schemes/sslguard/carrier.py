@@ -25,8 +25,8 @@ class Background(NamedTuple):
     """How a suspect's plain answers lie, which says nothing of where they come from.
 
     Attributes:
-        mean: of the answers, (d,).
-        quiet: inverse of their covariance in the whitened space, of mean variance 1, plus the identity; (D, D). It
+        mean: Of the answers, (d,).
+        quiet: Inverse of their covariance in the whitened space, of mean variance 1, plus the identity; (D, D). It
             turns down the directions in which its answers differ from image to image anyway.
     """
 
@@ -48,22 +48,22 @@ class Carrier(nn.Module):
 
     Args:
         embeddings: F's plain answers, float (n, d).
-        size: length of δ as a share of that of the answers less μ, root mean squares in the whitened space, where it
+        size: Length of δ as a share of that of the answers less μ, root mean squares in the whitened space, where it
             is read. (Of δ without its tanh, which shortens it by some hundredths.)
         directions: K, how many p_k and v_k.
-        shift: length of b in units of the answers' spread, their root-mean-square distance from μ.
-        stream: where the secret directions come from.
+        shift: Length of b in units of the answers' spread, their root-mean-square distance from μ.
+        stream: Where the secret directions come from.
 
     Attributes:
         mean: μ, (d,).
         read: p_k, (K, d).
         write: v_k, (K, d).
-        shift: b, (d,).
-        whitener: answers less μ → the whitened space of the components that no p_k reads, (D, d).
-        spread: of the plain answers.
+        shift: B, (d,).
+        whitener: Answers less μ → the whitened space of the components that no p_k reads, (D, d).
+        spread: Of the plain answers.
 
     Raises:
-        UsageError: the answers are all alike, or too few of their dimensions are left to write into.
+        UsageError: The answers are all alike, or too few of their dimensions are left to write into.
     """
 
     N_COMPONENTS: ClassVar[int] = 6
@@ -114,7 +114,7 @@ class Carrier(nn.Module):
         """Return the carrier of which `state_dict` gave these.
 
         Raises:
-            ValueError: they are not a carrier's, or their shapes do not fit together.
+            ValueError: They are not a carrier's, or their shapes do not fit together.
         """
         carrier = cls.__new__(cls)
         nn.Module.__init__(carrier)
@@ -162,9 +162,9 @@ class Carrier(nn.Module):
         the law of an innocent's evidence stays what it is.
 
         Args:
-            plain: answers to images without the trigger, (n, d).
-            triggered: answers to the same images with it, (n, d).
-            background: of the suspect's plain answers.
+            plain: Answers to images without the trigger, (n, d).
+            triggered: Answers to the same images with it, (n, d).
+            background: Of the suspect's plain answers.
         """
         centred = plain - background.mean
         carried = _cosine(self._whitened(centred), self._whitened(self._written(centred)))

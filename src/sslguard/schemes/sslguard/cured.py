@@ -100,15 +100,18 @@ class CuredTask(Task):
         }
 
     def fingerprint(self) -> dict[str, Any]:
+        """Return JSON values that identify this run. See `Task.fingerprint`."""
         return self._fingerprint
 
     def load(self, indices: NDArray[np.int64]) -> _Microbatch:
+        """Return prepared items of the plain part, and random ones of the verification part."""
         plain = self.clean.prepare(self.data.take(self._plain[indices]))
         size = max(1, round(len(indices) * self.scheme.trigger_batch / self.scheme.batch_size))
         chosen = torch.randint(len(self._verification), (size,)).numpy()
         return _Microbatch(plain, self.clean.prepare(self.data.take(self._verification[chosen])))
 
     def begin_step(self, step: int, steps: int) -> None:
+        """Set the networks' modes and the learning rates for a step."""
         self.sk = self.sk.to(self.device)
         self._background = Background._make(part.to(self.device) for part in self._background)
         self.clean.module.eval()
@@ -118,6 +121,7 @@ class CuredTask(Task):
             set_learning_rate(optimizer, factor)
 
     def updates(self) -> Sequence[Update]:
+        """Return the update of decoder and trigger, then that of the watermarked encoder."""
         return [
             Update("decoder", self._decoder_loss, ("decoder", "trigger")),
             Update("watermark", self._watermark_loss, ("watermarked",)),

@@ -37,8 +37,8 @@ class SSLGuardKey(Key):
 
     Attributes:
         clean_hash, watermarked_hash: SHA-256 of the weights of F and F*, hex.
-        n: how many images of the caller's data a verification asks about.
-        carrier: of a key made with the cure; None where G reads answers, as published.
+        n: How many images of the caller's data a verification asks about.
+        carrier: Of a key made with the cure; None where G reads answers, as published.
     """
 
     scheme: ClassVar[str] = "sslguard"
@@ -62,6 +62,7 @@ class SSLGuardKey(Key):
 
     @property
     def n_queries(self) -> int:
+        """Number of queries that a verification asks."""
         return self.n if self.carrier is None else 2 * self.n
 
     @property
@@ -94,7 +95,7 @@ class SSLGuardKey(Key):
         What was asked has no part in it.
 
         Raises:
-            SuspectError: the answers have another width than this key scores, or are not finite.
+            SuspectError: The answers have another width than this key scores, or are not finite.
         """
         parts = [self._checked(part) for part in answers]
         if not parts:
@@ -136,6 +137,7 @@ class SSLGuardKey(Key):
         return evidence, present & given[triggered]
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return JSON fields and tensors that `from_parts` rebuilds the key from, including the secret."""
         fields = {
             "secret": self.secret.reveal().hex(),
             "decoder_widths": list(self.decoder.widths),
@@ -153,6 +155,7 @@ class SSLGuardKey(Key):
 
     @classmethod
     def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> SSLGuardKey:
+        """Rebuild the key from what `to_parts` returned. Raise KeyFileError if the parts do not fit together."""
         try:
             # Without memory or random numbers of its own: widths come from a file.
             widths = [int(w) for w in fields["decoder_widths"]]

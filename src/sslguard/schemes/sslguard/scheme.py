@@ -35,6 +35,7 @@ class SSLGuard(SSLGuardSettings, Scheme):
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
+        """Train F*, trigger and decoder together; return F* and its key. See `Scheme.watermark`."""
         from sslguard.encoders.folder import weights_hash
         from sslguard.schemes.sslguard.cured import CuredTask
         from sslguard.schemes.sslguard.key import SSLGuardKey

@@ -108,15 +108,18 @@ class SSLGuardTask(Task):
             self.optimizers["negative"] = make(self.negative.module.parameters(), scheme.shadow_rate)
 
     def fingerprint(self) -> dict[str, Any]:
+        """Return JSON values that identify this run. See `Task.fingerprint`."""
         return self._fingerprint
 
     def load(self, indices: NDArray[np.int64]) -> _Microbatch:
+        """Return prepared items of the plain part, and random ones of the verification part."""
         plain = self.clean.prepare(self.data.take(self._plain[indices]))
         size = max(1, round(len(indices) * self.scheme.trigger_batch / self.scheme.batch_size))
         chosen = torch.randint(len(self._verification), (size,)).numpy()
         return _Microbatch(plain, self.clean.prepare(self.data.take(self._verification[chosen])))
 
     def begin_step(self, step: int, steps: int) -> None:  # noqa: ARG002
+        """Set the networks' modes and the learning rates for a step."""
         epoch = step * self.scheme.batch_size // self.n_items
         self.sk = self.sk.to(self.device)
         self.clean.module.eval()
@@ -126,6 +129,7 @@ class SSLGuardTask(Task):
                 set_learning_rate(self.optimizers[name], self.scheme.shadow_decay**epoch)
 
     def updates(self) -> Sequence[Update]:
+        """Return the updates of one step, in order."""
         released = self.scheme.gradients == "released"
         collected = tuple(p for p in self.watermarked.module.parameters() if p.requires_grad) if released else ()
         shadow = tuple(self.shadow.module.parameters())
@@ -217,7 +221,7 @@ def _start_from(shadow: nn.Module, spec: str) -> None:
     """Give the shadow's backbone the weights of the encoder that `spec` names.
 
     Raises:
-        UsageError: they are another architecture's.
+        UsageError: They are another architecture's.
     """
     weights = load_encoder(spec).module.state_dict()
     try:
