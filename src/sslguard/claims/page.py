@@ -85,7 +85,7 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
     facts, significance = audit.facts, None if audit.verdict is None else audit.verdict.significance
     problems, kind = audit.of("failed", "not checkable", "against"), key_class(facts["scheme"])
     bits = 0.0 if significance is None else abs(significance.log2_pvalue)
-    stands = "The verdict depends on them." if significance is not None else "A verdict would depend on them."
+    stands = "The verdict stands on them." if significance is not None else "A verdict would stand on them."
     return {
         "decision": audit.decision,
         "answer": _ANSWERS[audit.decision],
