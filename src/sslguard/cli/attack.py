@@ -93,6 +93,10 @@ def fine_tune(
         out: Folder of the result; an encoder that is there is replaced.
         epochs: Passes over the data in place of --steps, such as 0.5 or 10.
         seed: Of the classifier and of the order.
+        recipe: Settings of the training.
+        probing: Probe of the result.
+        machine: Devices and precision.
+        output: How results are printed.
     """
     table = recipe.table()
     if "steps" in table and epochs is not None:
@@ -122,6 +126,8 @@ def prune(
         out: Folder of the result; an encoder that is there is replaced.
         amount: Share of the weights of convolutions and linear layers, between 0 and 1.
         scope: Rank the weights of the whole network together, or take that share of every layer.
+        probing: Probe of the result.
+        output: How results are printed.
     """
     _check(victim, probing)
 
@@ -153,6 +159,10 @@ def self_supervised(
         out: Folder of the result; an encoder that is there is replaced.
         method: SimCLR, MoCo v2 or BYOL.
         seed: Of the projection head, order and views.
+        recipe: Settings of the training.
+        probing: Probe of the result.
+        machine: Devices and precision.
+        output: How results are printed.
     """
     chosen = replace(GENTLE, method=method, **recipe.table())
     _check(victim, probing, data)
@@ -185,6 +195,10 @@ def overwrite(
         out: Folder of the result; an encoder that is there is replaced.
         preset: Settings to start from, as for `watermark`; the help shows the defaults of small.
         seed: Of the thief's secret, which is none that --secret-seed draws.
+        settings: Settings of the scheme.
+        probing: Probe of the result.
+        machine: Devices and precision.
+        output: How results are printed.
     """
     chosen = named_scheme("sslguard", preset, settings.table())
     _check(victim, probing, data)
@@ -219,6 +233,9 @@ def apply(
         data: Items of the thief's own, where the attack needs any.
         settings: KEY=VALUE, as often as wanted; a dot leads into a table: --set bits=4, --set recipe.steps=300.
         seed: Of all that is drawn.
+        probing: Probe of the result.
+        machine: Devices and precision.
+        output: How results are printed.
     """
     tables = _tables(settings or [])
     _check(victim, probing, data)

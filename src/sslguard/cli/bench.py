@@ -27,6 +27,7 @@ def list_(folder: Path = Path("benchmarks"), /, *, output: Output = PRINTED) -> 
 
     Args:
         folder: Folder of TOML files, such as benchmarks or recipes/paper of the repository.
+        output: How results are printed.
     """
     paths = sorted(folder.glob("*.toml"))
     if not paths:
@@ -45,6 +46,7 @@ def validate(config: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: A
 
     Args:
         config: TOML file.
+        output: How results are printed.
     """
     load_toml(config)
 
@@ -90,6 +92,7 @@ def run(
         partition: Of slurm.
         minutes: Limit of a job.
         gpus: Of a job.
+        output: How results are printed.
     """
     load_toml(config)
     if cluster is not None and find_spec("submitit") is None:
@@ -137,6 +140,7 @@ def status(out: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001
 
     Args:
         out: Folder of the results.
+        output: How results are printed.
     """
     from dataclasses import asdict
 
@@ -161,6 +165,7 @@ def table(out: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001 
 
     Args:
         out: Folder of the results.
+        output: How results are printed.
     """
     from dataclasses import asdict
 
@@ -182,6 +187,7 @@ def plot(out: Path, /, *, into: Path | None = None, name: str = "results", outpu
         out: Folder of the results; the Parquet file is written there.
         into: Folder of the two pages; by default OUT.
         name: Of the two pages, without an ending.
+        output: How results are printed.
     """
     from sslguard.bench.run import write_results
 

@@ -40,6 +40,7 @@ def protect(
         recipient: Encrypt it for this age public key, or those in this file; give several by repeating it.
         ask_passphrase: Encrypt it by a passphrase that is asked for.
         clear: Leave it in the clear.
+        output: How results are printed.
     """
     check(key=key)
     seal = chosen_seal(recipient, ask_passphrase)
@@ -77,6 +78,7 @@ def commit(
         token: File of a timestamp that was got otherwise, as by openssl ts and curl.
         authority_roots: Certificates, PEM, that must vouch for the authority; without them its signature is not
             checked here.
+        output: How results are printed.
     """
     check(key=key)
 
@@ -133,6 +135,8 @@ def claim(
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level; times the keys in the commitment.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        remote: Access to encoders behind addresses.
+        output: How results are printed.
     """
     check(key=key, data=[data], suspect=suspect, controls=control)
     remote.check(suspect)
@@ -213,6 +217,8 @@ def audit(
         claims: How many claims (suspects, keys, looks) share that level.
         report: File of a report in plain words, HTML.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        remote: Access to encoders behind addresses.
+        output: How results are printed.
     """
     if suspect is None and remote != DEFAULT_REMOTE:
         raise UsageError("options of a suspect behind an address need --suspect: nobody else is asked in an audit")

@@ -78,6 +78,9 @@ def pretrain(
         size: Side of the encoder's input in pixels; by default the images' own.
         seed: Of initialisation, order and views.
         accumulate: Micro-batches that a process runs before it steps.
+        recipe: Settings of the training.
+        machine: Devices and precision.
+        output: How results are printed.
     """
     chosen = Pretraining(method, **recipe.table())
     check(data=[data])
@@ -134,6 +137,9 @@ def watermark(
         skip_unreadable: Leave out items of --data that cannot be read, and count them. Each is read once beforehand.
         recipient: Encrypt the key for this age public key, or those in this file; give several by repeating it.
         ask_passphrase: Encrypt the key by a passphrase that is asked for; SSLGUARD_PASSPHRASE does so without asking.
+        settings: Settings of the scheme.
+        machine: Devices and precision.
+        output: How results are printed.
     """
     chosen = named_scheme(scheme, preset, settings.table(scheme))
     if (control or verify_data) and isinstance(chosen, Exact):
@@ -196,6 +202,10 @@ def steal(
         queries: Ask only the first so many items.
         augment: Ask and learn from random views, each a query of its own.
         seed: Of initialisation, order and views.
+        recipe: Settings of the training.
+        remote: Access to encoders behind addresses.
+        machine: Devices and precision.
+        output: How results are printed.
     """
     thief = Distillation(architecture=arch, **recipe.table())
     remote.check(encoder)

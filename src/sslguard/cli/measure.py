@@ -48,6 +48,7 @@ def embed(
         out: File of the answers, FILE.npy.
         batch_size: Items at a time, which bounds the memory.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        output: How results are printed.
     """
     check(encoders=[encoder], data=[data])
     check_rows(out)
@@ -88,6 +89,7 @@ def probe(
         seed: One probe each, averaged; give several by repeating it. [default: 0]
         baseline: Also probe raw pixels and the same network untrained.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        output: How results are printed.
     """
     check(encoders=[encoder], data=[train, test])
 
@@ -140,6 +142,8 @@ def power(
             and the mark. 1, 0.8, 0.6 and 0.4 by default.
         out: File of a picture of bits against queries, .png or .svg.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        exact: Settings of the exact scheme.
+        output: How results are printed.
     """
     check(encoders=[encoder], data=[data])
 

@@ -41,6 +41,7 @@ def queries(
         key: Folder of the key.
         data: Items to ask about, none of which took part in marking.
         out: File of the queries, FILE.npy.
+        output: How results are printed.
     """
     check(key=key, data=[data])
     check_rows(out)
@@ -91,6 +92,8 @@ def verify(
         rescore: Score the controls anew: who may write to the key's folder may have changed what it holds.
         sub_key: Test by this sub-key alone, 1 for the first, as a claim that opens it will.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        remote: Access to encoders behind addresses.
+        output: How results are printed.
     """
     check(key=key, data=[data], suspect=suspect, controls=control)
     remote.check(suspect)
@@ -173,6 +176,7 @@ def controls(
         probe_test: What its accuracy is measured on.
         threads: CPU threads, with one worker; more workers take one each. By default 1 for embedding by networks below
             4 million parameters, all cores otherwise.
+        output: How results are printed.
     """
     if (probe_train is None) != (probe_test is None):
         raise UsageError("--probe-train and --probe-test go together")
@@ -251,6 +255,7 @@ def demo(*, out: Path | None = None, api: bool = False, output: Output = PRINTED
         out: Folder of the report; by default sslguard-demo, or sslguard-demo-api.
         api: Do it over addresses: serve an encoder of texts with a mark, steal it through its API, serve what was
             stolen, and verify that address.
+        output: How results are printed.
     """
     if api:
         from sslguard.demo.over_api import run_api_demo

@@ -53,6 +53,7 @@ def serve(
         max_items: Items of a request.
         max_megabytes: Size of a request.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        output: How results are printed.
     """
     check(encoders=[encoder], key=head)
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
@@ -101,6 +102,7 @@ def export(
     Args:
         encoder: The encoder.
         out: FILE.onnx.
+        output: How results are printed.
     """
     check(encoders=[encoder])
     if find_spec("onnx") is None or find_spec("onnxruntime") is None:
