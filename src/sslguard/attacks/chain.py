@@ -18,7 +18,7 @@ import numpy as np
 from sslguard.attacks.base import Attack, Mapping, Removal, Stealing, Wrapping
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
-from sslguard.encoders.wrapped import Wrapped
+from sslguard.encoders.wrapped import Wrapped, source_of
 from sslguard.errors import DataError, UsageError
 
 
@@ -98,7 +98,7 @@ class Chain:
     def _record(self, victim: Embedder, records: list[dict[str, Any]], seed: int) -> dict[str, Any]:
         record: dict[str, Any] = {
             "made_by": "chain",
-            "from": getattr(victim, "source", type(victim).__name__),
+            "from": source_of(victim),
             "seed": seed,
             "seconds": round(sum(r.get("seconds", 0.0) for r in records), 1),
             "steps": records,

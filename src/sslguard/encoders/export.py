@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sslguard.encoders.base import Encoder, evaluating
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.errors import EncoderError, MissingExtraError, OutputError
+from sslguard.errors import EncoderError, MissingExtraError, OutputError, first_line
 from sslguard.files import write_atomic
 
 METADATA = "sslguard.preprocess"
@@ -131,8 +131,7 @@ def _check(encoder: Encoder, model: bytes, runtime: Any) -> None:
 
 
 def _cannot_write(encoder: Encoder, error: Exception) -> EncoderError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return EncoderError(f"{encoder.source} cannot be written as ONNX: {reason:.200}")
+    return EncoderError(f"{encoder.source} cannot be written as ONNX: {first_line(error)}")
 
 
 def _libraries() -> Any:

@@ -65,7 +65,7 @@ from sslguard.encoders.pretrained import read_json, weight_files
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.text import TextPreprocess
 from sslguard.encoders.words import NETWORKS, HashedWords
-from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError
+from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError, first_line
 
 
 def load_encoder(spec: str | Path) -> Encoder:
@@ -424,5 +424,4 @@ def _try_out(encoder: Encoder) -> None:
                 encoder.forward(blank)
             encoder.embed(["", "a b"])
     except (RuntimeError, AssertionError, ValueError, IndexError, SuspectError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise EncoderError(f"{encoder.source} does not embed inputs of shape {shape}: {reason:.200}") from error
+        raise EncoderError(f"{encoder.source} does not embed inputs of shape {shape}: {first_line(error)}") from error

@@ -47,7 +47,12 @@ def as_suspect(embedder: Embedder) -> Suspect:
         return embedder
     if isinstance(embedder, _Named):
         return _Plain(embedder, str(embedder.name))
-    return _Plain(embedder, str(embedder.source) if isinstance(embedder, _FromSource) else type(embedder).__name__)
+    return _Plain(embedder, source_of(embedder))
+
+
+def source_of(embedder: Embedder) -> str:
+    """Return the `source` of an embedder, or the name of its type if it has none, for records."""
+    return str(embedder.source) if isinstance(embedder, _FromSource) else type(embedder).__name__
 
 
 class Wrapped:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Suspect
-from sslguard.errors import SuspectError, UsageError
+from sslguard.errors import SuspectError, UsageError, first_line
 
 MAX_WIDTH = 65_536
 _LARGEST = float(np.finfo(np.float32).max)
@@ -142,8 +142,7 @@ def _real_numbers(answers: object, name: str) -> NDArray[np.floating]:
     try:
         array = np.asarray(answers)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SuspectError(f"{name} answered with something that is not an array: {reason:.200}") from error
+        raise SuspectError(f"{name} answered with something that is not an array: {first_line(error)}") from error
     if array.dtype.kind not in "fiu":
         raise SuspectError(f"{name} must answer with real numbers, not with values of type {array.dtype}")
     if array.dtype in (np.float32, np.float64):

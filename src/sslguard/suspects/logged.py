@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sslguard.data.arrays import check_header
 from sslguard.data.base import Batch
-from sslguard.errors import SuspectError
+from sslguard.errors import SuspectError, first_line
 from sslguard.suspects.base import MAX_WIDTH, checked
 
 # Errors that NumPy's parser is known to raise on bytes that are not a header.
@@ -116,9 +116,8 @@ def _open_array(path: Path) -> NDArray[Any]:
             rows = np.lib.format.open_memmap(path, mode="r")
         promised, size = rows.offset + rows.nbytes, path.stat().st_size
     except _UNREADABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SuspectError(
-            f"{path!s:.200} cannot be read as logged answers, a NumPy array (.npy) of floats: {reason:.200}"
+            f"{path!s:.200} cannot be read as logged answers, a NumPy array (.npy) of floats: {first_line(error)}"
         ) from error
     if size != promised:
         raise SuspectError(

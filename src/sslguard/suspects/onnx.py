@@ -37,9 +37,9 @@ from sslguard.encoders.preprocess import Preprocess
 from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess, read_tokenizer
 from sslguard.encoders.words import pooled
-from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError
+from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError, first_line
 from sslguard.suspects.names import ONNX_OPTIONS
-from sslguard.suspects.onnx_files import checked_file, first_line
+from sslguard.suspects.onnx_files import checked_file
 from sslguard.suspects.pixels import SCALES, ImageInput, Scale
 
 Feeds = dict[str, NDArray[Any]]

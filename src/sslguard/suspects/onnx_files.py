@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sslguard.errors import MissingExtraError, SuspectError
+from sslguard.errors import MissingExtraError, SuspectError, first_line
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
@@ -120,8 +120,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SuspectError(f"{path!s:.200} cannot be read: {error.strerror or error}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of a foreign library's error, up to 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

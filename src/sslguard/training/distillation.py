@@ -27,6 +27,7 @@ from sslguard.data.base import Data
 from sslguard.encoders.base import EMBED_BATCH, Embedder, Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
+from sslguard.encoders.wrapped import source_of
 from sslguard.errors import EncoderError, UsageError
 from sslguard.training import (
     History,
@@ -152,7 +153,7 @@ class DistillationTask(Task):
         self._augment = _augment(recipe, student)
         self._answers = answers_before(recipe, teacher, student, queries) if answers is None else answers
         self._identity = queries.identity()
-        self._taught_by = [getattr(teacher, "source", type(teacher).__name__)]
+        self._taught_by = [source_of(teacher)]
         if isinstance(teacher, Encoder):
             self._taught_by.append(weights_hash(teacher.module))
         elif self._answers is not None:
@@ -311,7 +312,7 @@ def distil(
     )
     history = run(task, loop)
     student.module.eval()
-    teacher_name = getattr(teacher, "source", type(teacher).__name__)
+    teacher_name = source_of(teacher)
     record = {
         "made_by": "distil",
         "recipe": asdict(recipe),
