@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "sslguard"
 
 # A verb that is missing here may be added.
 VERBS = """
-accept add advance announce answer append apply ask assemble average begin bind build call cancel change check choose
+accept add advance announce answer append apply ask assemble attack average begin bind build call cancel change check choose
 clean clear close collect combine commit compare complete compose compute convert copy count create cut decide decode
 decrypt delete derive describe detect determine distil do download draw embed encode encrypt end ensure enter escape
 estimate evaluate exclude expand explain export extract fetch fill filter find finish fit flag follow format freeze
