@@ -15,18 +15,18 @@ SOURCE = ROOT / "src" / "sslguard"
 
 # A verb that is missing here may be added.
 VERBS = """
-accept add advance announce answer append apply ask assemble attack average begin bind build call cancel change check choose
-clean clear close collect combine commit compare complete compose compute convert copy count create cut decide decode
-decrypt delete derive describe detect determine distil do download draw embed encode encrypt end ensure enter escape
-estimate evaluate exclude expand explain export extract fetch fill filter find finish fit flag follow format freeze
-generate get go group guard handle hash hide hold import infer insert inspect install invert iterate join keep label
-launch leave let limit link list load locate lock look make map mark match measure merge move multiply name normalise
-note open order pack parse permute pick place plan plot prepare pretrain pre-train print probe project publish put
-raise rank read rebuild record refuse register reject release remember remove rename render repeat replace report
-require reset resize resolve restore resume return reverse rewrite round run sample save say scale score seal search
-seed select send serve set share shift show shuffle sign simulate sleep solve sort split start stop store subtract sum
-summarise take teach tell test tie time track train transform translate turn unpack unseal update use validate verify
-visit wait walk warn watermark whiten wrap write yield
+accept add advance announce answer append apply ask assemble attack average begin bind build call cancel change check
+choose clean clear close collect combine commit compare complete compose compute convert copy count create cut decide
+decode decrypt delete derive describe detect determine distil do download draw embed encode encrypt end ensure enter
+escape estimate evaluate exclude expand explain export extract fetch fill filter find finish fit flag follow format
+freeze generate get go group guard handle hash hide hold import infer insert inspect install invert iterate join keep
+label launch leave let limit link list load locate lock look make map mark match measure merge move multiply name
+normalise note open order pack parse permute pick place plan plot prepare pretrain pre-train print probe project
+publish put raise rank read rebuild record refuse register reject release remember remove rename render repeat replace
+report require reset resize resolve restore resume return reverse rewrite round run sample save say scale score seal
+search seed select send serve set share shift show shuffle sign simulate sleep solve sort split start stop store
+subtract sum summarise take teach tell test tie time track train transform translate turn unpack unseal update use
+validate verify visit wait walk warn watermark whiten wrap write yield
 """
 
 
