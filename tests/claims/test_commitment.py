@@ -129,7 +129,7 @@ class TestCommitment:
             (lambda c: b"[" * 200_000, "not JSON"),
             (lambda c: b"NaN\n", "not in canonical"),
             (lambda c: b"[]\n", "canonical"),
-            (lambda c: b"{}\n", "no signed document"),
+            (lambda c: b"{}\n", "is not a signed document"),
             (lambda c: b" " * (MAX_DOCUMENT + 1), "larger than"),
             (lambda c: changed(c, keys=["ab" * 32]), "signature"),
             (lambda c: changed(c, owner="ab" * 32), "signature"),
@@ -194,7 +194,7 @@ class TestTimestamps:
         [
             (lambda a: Authority("another").token(b"x", NEW_YEAR), "vouch for"),
             (lambda a: a.token(b"x", NEW_YEAR).replace(b"20250101", b"20240101"), "vouch for"),
-            (lambda a: a.token(b"y", NEW_YEAR), "something else than this"),
+            (lambda a: a.token(b"y", NEW_YEAR), "not over this"),
             (lambda a: a.token(b"x", NEW_YEAR, algorithm="2.16.840.1.101.3.4.2.3"), "another hash"),
             (lambda a: a.token(b"x", datetime(1990, 1, 1, tzinfo=UTC)), "vouch for"),
             (lambda a: refusal(), "the authority refused, with status 2"),
@@ -284,7 +284,7 @@ class TestPublish:
             publish(StoredKey(key_of(secret=2), OWNER, False), out)
         assert out.read_bytes() == before
         (tmp_path / "t.tsr").write_bytes(authority.token(b"something else", NEW_YEAR))
-        with pytest.raises(ClaimError, match="something else than this"):
+        with pytest.raises(ClaimError, match="not over this"):
             publish(stored, tmp_path / "new", token=tmp_path / "t.tsr")
         assert not (tmp_path / "new").exists()
 

@@ -192,7 +192,7 @@ class TestForgedCommitments:
         bed.commit().claim(marked.encoder)
         (bed.bundle / TIMESTAMP).write_bytes(AUTHORITY.token(b"something older", COMMITTED))
         found = bed.audit()
-        assert (found.exit_code, "over something else" in words(found, "failed")) == (3, True)
+        assert (found.exit_code, "is not over this commitment" in words(found, "failed")) == (3, True)
 
 
 class TestAnswers:
