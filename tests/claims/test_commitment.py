@@ -139,9 +139,9 @@ class TestCommitment:
             (lambda c: signed(keys=[]), "1 to 64 keys"),
             (lambda c: signed(keys=["ab" * 32] * 2), "each once"),
             (lambda c: signed(keys=["ab" * 31]), "hexadecimal"),
-            (lambda c: signed(keys={"a": 1}), "something else"),
+            (lambda c: signed(keys={"a": 1}), "is not a commitment"),
             (lambda c: signed(keys=[["ab" * 32]]), "hexadecimal"),
-            (lambda c: signed(keys=["ab" * 32], more=1), "something else"),
+            (lambda c: signed(keys=["ab" * 32], more=1), "is not a commitment"),
         ],
     )
     def test_hostile_files(self, stored, spoil, message):
@@ -225,7 +225,7 @@ class TestTimestamps:
             (lambda a, r: (200, b"hello"), "no timestamp"),
             (lambda a, r: (200, refusal()), "status 2"),
             (lambda a, r: (200, bytes(10 * MAX_TOKEN)), "more than"),
-            (lambda a, r: (200, a.token(b"another", NEW_YEAR, nonce=asked(r)[1])), "something else"),
+            (lambda a, r: (200, a.token(b"another", NEW_YEAR, nonce=asked(r)[1])), "not over this commitment"),
             (lambda a, r: (200, a.token_over(asked(r)[0], NEW_YEAR, nonce=1)), "nonce"),
             (lambda a, r: (200, a.token_over(asked(r)[0], NEW_YEAR)), "nonce"),
         ],
