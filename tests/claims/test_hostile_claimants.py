@@ -137,7 +137,7 @@ def contributions(key: ExactKey, suspect: Any, data: Data) -> np.ndarray:
 def key_of(clean: Encoder, data: Data, secret: Secret, monkeypatch: pytest.MonkeyPatch) -> ExactKey:
     """The key of `clean`, whatever it has on its output already."""
     with monkeypatch.context() as patch:
-        patch.setattr("sslguard.schemes.exact.scheme.headed", lambda encoder, *_, **__: encoder)
+        patch.setattr("sslguard.schemes.exact.marking.headed", lambda encoder, *_, **__: encoder)
         key = HEAD.watermark(clean, data, secret=secret).key
     assert isinstance(key, ExactKey)
     return key
