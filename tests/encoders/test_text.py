@@ -482,22 +482,16 @@ def weighed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
     return apply
 
 
-def pickled(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
 NORM = "embeddings.LayerNorm.weight"
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (drop("config.json"), "holds no config.json"),
-    "pickle only": (pickled, "holds no model.safetensors; pytorch_model.bin is not read"),
-    "no weights": (drop("model.safetensors"), "holds no model.safetensors: write it"),
+    "no weights": (drop("model.safetensors"), "holds no model.safetensors and no pytorch_model.bin: write it"),
     "no tokenizer": (drop(TOKENIZER), "holds no tokenizer.json"),
     "another tokenizer": (write(TOKENIZER, '{"model": {"type": "Custom"}}'), "not a tokenizer.json"),
     "no text": (lambda folder: (folder / TOKENIZER).write_bytes(b"\xff\xfe") and None, "cannot be read"),
     "code": (configured(auto_map={"AutoModel": "evil.Model"}), r"names code of its own, which is never run"),
     "quantised": (configured(quantization_config={"quant_method": "gptq"}), "names weights of another format"),
-    "unknown": (configured(model_type="gpt2"), "model_type must be one of albert, bert"),
+    "unknown": (configured(model_type="mamba"), "model_type must be one of albert, bert"),
     "not a name": (configured(model_type=["bert"]), "model_type must be one of albert, bert"),
     "decoder": (configured(is_decoder=True), "this bert is a decoder"),
     "immense": (configured(hidden_size=1 << 23), "a network may have 1073741824 parameters"),
@@ -515,11 +509,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "one more": (weighed(lambda t: t.update(extra=torch.ones(1))), "1 weights have no place in the network"),
     "other shape": (weighed(lambda t: t.update({NORM: torch.ones(3)})), "LayerNorm.weight has shape"),
     "not finite": (weighed(lambda t: t.update({NORM: torch.full((32,), torch.nan)})), "is not finite"),
-    "Dense": (lambda f: sentence_transformers(f, {"pooling_mode_mean_tokens": True}, "Dense"), "names a 'Dense'"),
-    "weighted": (lambda f: sentence_transformers(f, {"pooling_mode_weightedmean_tokens": True}), "pools by pooling"),
-    "both": (
-        lambda f: sentence_transformers(f, {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}),
-        "choose one that is known here with @mean",
+    "Dense": (lambda f: sentence_transformers(f, {"pooling_mode_mean_tokens": True}, "Dense"), "a dense layer must be"),
+    "other pooling": (lambda f: sentence_transformers(f, {"pooling_mode": "attention"}), "pools by attention"),
+    "no pooling": (
+        lambda f: sentence_transformers(f, {"pooling_mode_mean_tokens": False}),
+        "pools by nothing: choose one that is known here with @mean",
     ),
     "outside": (
         lambda f: write_json(f / "modules.json", [{"type": "a.Transformer", "path": "../other"}]),
@@ -600,7 +594,7 @@ SWAPPED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no config": (lambda f: _description(f, lambda d: d["architecture"].pop("config")), "must be a JSON object"),
     "pooling": (lambda f: _description(f, lambda d: d["architecture"].update(pooling="sum")), "pooling must be one"),
-    "unit": (lambda f: _description(f, lambda d: d["architecture"].update(unit=1)), "unit true or false"),
+    "unit": (lambda f: _description(f, lambda d: d["architecture"].update(unit=1)), "unit must be true or false"),
     "length": (lambda f: _description(f, lambda d: d["preprocess"].update(max_length=10**9)), "max_length must be"),
     "text length": (lambda f: _description(f, lambda d: d["preprocess"].update(max_length="9")), "max_length must be"),
     "no length": (lambda f: _description(f, lambda d: d["preprocess"].pop("max_length")), "lacks 'max_length'"),

@@ -1,43 +1,54 @@
 """Encoders of texts from folders that transformers or sentence-transformers wrote: read offline, no code run.
 
-Weights are safetensors alone. `transformer` builds the network of a configuration.
+`transformer` builds the network of a configuration, `sentences` what sentence-transformers puts behind it,
+`pretrained` reads the weights, `tokenizers` the tokenizer.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.files import read_tensors
-from sslguard.encoders.folder import check_weights
-from sslguard.encoders.names import POOLINGS, Pooling
+from sslguard.encoders.names import POOLINGS
+from sslguard.encoders.pretrained import read_json, read_weights, stream_weights
 from sslguard.encoders.rebuild import build
-from sslguard.encoders.text import TextModule, TextPreprocess, parse_tokenizer, read_tokenizer
-from sslguard.encoders.transformer import MAX_SIZE, checked_config
+from sslguard.encoders.sentences import StaticModule
+from sslguard.encoders.text import TextModule, TextPreprocess
+from sslguard.encoders.tokenizer import folder_tokenizer, read_tokenizer_config
+from sslguard.encoders.transformer import CLIP, MAX_SIZE, checked_config
+from sslguard.encoders.words import MAX_LENGTH
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 
-WEIGHTS = "model.safetensors"
-_MAX_JSON = 1 << 20  # bytes
-_DEFAULT_LENGTH = 512  # tokens
-# These count positions from behind the filler's id.
-_OFFSET = ("camembert", "mpnet", "roberta", "xlm-roberta")
-_POOLING_FLAGS: dict[str, Pooling] = {
-    "pooling_mode_mean_tokens": "mean",
+_DEFAULT_LENGTH = 512  # tokens, of a tokenizer without a length in a folder of transformers alone
+_PACKAGE = "sentence_transformers."
+_SETTINGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+# Fields of a Pooling, in the order in which it joins vectors.
+_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "meansqrt",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
 }
+_THEIRS: dict[str, str] = {**dict(zip(POOLINGS, POOLINGS, strict=True)), "mean_sqrt_len_tokens": "meansqrt"}
+_OTHERS = ("decoder.", "lm_head.", "vision_model.", "visual_projection.", "logit_scale", "score.")
+_NOT_READ = ("position_ids", "token_type_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
-def read_folder(folder: Path, *, pooling: Pooling | None, unit: bool | None, max_length: int | None) -> Encoder:
+def read_folder(folder: Path, *, pooling: str | None, unit: bool | None, max_length: int | None) -> Encoder:
     """Return the encoder in a folder of `save_pretrained`, on the CPU and in evaluation mode.
 
-    Pooling, scaling and length are what sentence-transformers' files say where they are there; else the mean of the
-    tokens, not scaled, and the tokenizer's length, 512 tokens at most. Prompts that such files name are not put on.
+    Pooling, layers behind it, prompt and length are what sentence-transformers' files say where they are there; else
+    the mean of the tokens (of CLIP, its text features), not scaled, and the tokenizer's length, 512 where it has none.
 
     Args:
         folder: The folder.
@@ -47,21 +58,24 @@ def read_folder(folder: Path, *, pooling: Pooling | None, unit: bool | None, max
 
     Raises:
         EncoderError: a file is missing or damaged, or names what is not known here.
-        UsageError: max_length is more than the model has positions.
+        UsageError: max_length is more than the model has positions, or a pooling is asked of an encoder without one.
     """
-    stated = _stated(folder, pooled=pooling is not None)
+    stated = _stated(folder, chosen=pooling)
     inner = folder / stated.path
-    config = _json(inner / "config.json")
+    behind: dict[str, Any] = {"unit": stated.unit if unit is None else unit}
+    behind |= {"layers": [layer.described for layer in stated.layers]} if stated.layers else {}
+    behind |= {} if stated.truncate is None else {"truncate": stated.truncate}
+    if stated.static:
+        if pooling is not None:
+            raise UsageError(f"{folder} holds a StaticEmbedding, which is the mean of its tokens: leave out @{pooling}")
+        return _read_static(folder, stated, behind, max_length)
+    config = read_json(inner / "config.json")
     if config is None:
         raise EncoderError(f"{inner} holds no config.json: give a folder that save_pretrained wrote")
-    chosen = pooling or stated.pooling
     try:
-        architecture = {
-            "backbone": "hf",
-            "config": checked_config(config),
-            "pooling": chosen,
-            "unit": stated.unit if unit is None else unit,
-        }
+        fields = checked_config(config)
+        chosen = pooling or stated.pooling or _usual_pooling(config, fields)
+        architecture = {"backbone": "hf", "config": fields, "pooling": chosen, **behind}
         module, dim = build(architecture, seed=0)
     except MissingExtraError:
         raise
@@ -69,139 +83,272 @@ def read_folder(folder: Path, *, pooling: Pooling | None, unit: bool | None, max
         raise EncoderError(f"{inner / 'config.json'}: {error}") from error
     assert isinstance(module, TextModule)
     left_out = _load_weights(inner, module.model)
-    preprocess = _preprocess(inner, module.model.config, stated, max_length)
+    _load_layers(module.behind, stated.layers)
+    preprocess = _preprocess(inner, config, module, stated, max_length)
     return Encoder(module.eval(), preprocess, dim, architecture, "", {"weights_left_out": left_out})
 
 
 @dataclass(frozen=True)
+class _Layer:
+    """A layer behind a pooling: its description, and the folder of its weights."""
+
+    described: dict[str, Any]
+    folder: Path | None = None
+
+
+@dataclass
 class _Stated:
-    """What sentence-transformers' files say: where the transformer lies, and what follows it."""
+    """What sentence-transformers' files say: where the transformer lies, what follows it, what stands before texts."""
 
     path: str = ""
-    pooling: Pooling = "mean"
+    static: bool = False
+    there: bool = False
+    pooling: str | None = None
+    layers: list[_Layer] = field(default_factory=list)
     unit: bool = False
+    truncate: int | None = None
+    prompt: str = ""
+    pool_prompt: bool = True
     max_length: int | None = None
     lowercase: bool = False
 
 
-def _stated(folder: Path, *, pooled: bool) -> _Stated:
-    """Read `modules.json` and what it names. `pooled`: the pooling is chosen already."""
-    path, unit = "", False
-    pooling: Pooling = "mean"
-    for name, place in _modules(folder):
-        if name == "Transformer":
-            path = place
-        elif name == "Pooling":
-            pooling = pooling if pooled else _pooling(folder / place / "config.json")
-        elif name == "Normalize":
-            unit = True
-        else:
+def _stated(folder: Path, *, chosen: str | None) -> _Stated:
+    """Read `modules.json` and what it names. `chosen`: the pooling to take instead of the one that is named."""
+    modules = _modules(folder)
+    found = _Stated(there=bool(modules))
+    kinds = [kind for kind, _ in modules]
+    for place, (kind, path) in enumerate(modules):
+        where = folder / path
+        if place == 0 and kind in ("Transformer", "CLIPModel", "StaticEmbedding"):
+            found.path, found.static = path, kind == "StaticEmbedding"
+        elif kind == "Pooling" and kinds[:place] == ["Transformer"]:
+            config = read_json(where / "config.json") or {}
+            found.pooling = chosen or _pooling(where / "config.json", config)
+            found.pool_prompt = config.get("include_prompt", True) is not False
+        elif place > 0 and kind in ("Dense", "LayerNorm"):
+            found.layers.append(_layer(kind, where))
+        elif place > 0 and kind == "Normalize":
+            found.layers.append(_Layer({"kind": "unit"}))
+        elif kind != "Dropout" or place == 0:
             raise EncoderError(
-                f"{folder / 'modules.json'} names a {name!r:.80}: only Transformer, Pooling and Normalize are known"
+                f"{folder / 'modules.json'} names a {kind!r:.80} in place {place}: known are Transformer with Pooling, "
+                "CLIPModel or StaticEmbedding, and behind them Dense, LayerNorm, Normalize and Dropout"
             )
-    settings = _json(folder / path / "sentence_bert_config.json") or {}
-    length = settings.get("max_seq_length")
-    whole = isinstance(length, int) and not isinstance(length, bool) and length > 0
-    return _Stated(path, pooling, unit, length if whole else None, settings.get("do_lower_case") is True)
+    if kinds[:1] == ["Transformer"] and kinds[1:2] != ["Pooling"] and chosen is None:
+        raise EncoderError(f"{folder / 'modules.json'} names no Pooling: choose one with @{', @'.join(POOLINGS)}")
+    if found.layers and found.layers[-1].described == {"kind": "unit"}:
+        found.layers.pop()
+        found.unit = True
+    _read_general(folder / "config_sentence_transformers.json", found)
+    if not found.static:
+        _read_settings(folder / found.path, found)
+    return found
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """Class and subfolder of each module; none where there is no `modules.json`."""
     path = folder / "modules.json"
-    listed = _json(path, kind=list) or []
+    listed = read_json(path, kind=list) or []
     found = []
     for module in listed:
         if not isinstance(module, dict) or not all(isinstance(module.get(k), str) for k in ("type", "path")):
             raise EncoderError(f"{path} must list modules with a type and a path, not {module!r:.80}")
         if "/" in module["path"] or "\\" in module["path"] or module["path"] == "..":
             raise EncoderError(f"{path} names a folder outside its own: {module['path']!r:.80}")
+        if not module["type"].startswith(_PACKAGE):
+            raise EncoderError(f"{path} names code of its own, which is never run: {module['type']!r:.80}")
         found.append((module["type"].rpartition(".")[2], module["path"]))
     return found
 
 
-def _pooling(path: Path) -> Pooling:
-    config = _json(path) or {}
-    if (named := config.get("pooling_mode")) in POOLINGS:
-        return named
-    flags = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
-    if len(flags) != 1 or flags[0] not in _POOLING_FLAGS:
+def _pooling(path: Path, config: dict[str, Any]) -> str:
+    named = config.get("pooling_mode")
+    if named is None:  # a Pooling takes the mean unless it is told not to
+        flags = {"pooling_mode_mean_tokens": True} | {k: v for k, v in config.items() if k.startswith("pooling_mode_")}
+        asked = [name for name, value in flags.items() if value]
+        names = [way for flag, way in _FLAGS.items() if flag in asked]
+        unknown = [name for name in asked if name not in _FLAGS]
+    else:
+        asked = named.split("+") if isinstance(named, str) else named if isinstance(named, list) else [named]
+        names = [way for way in _FLAGS.values() if any(_THEIRS.get(one) == way for one in map(str, asked))]
+        unknown = [str(one) for one in asked if str(one) not in _THEIRS]
+    if unknown or not names:
         raise EncoderError(
-            f"{path} pools by {', '.join(flags) or named or 'nothing'}: choose one that is known here with "
+            f"{path} pools by {', '.join(unknown)[:80] or 'nothing'}: choose one that is known here with "
             f"@{', @'.join(POOLINGS)}"
         )
-    return _POOLING_FLAGS[flags[0]]
+    return "+".join(names)
 
 
-def _preprocess(folder: Path, config: Any, stated: _Stated, asked: int | None) -> TextPreprocess:
-    pad = getattr(config, "pad_token_id", None)
-    pad = pad if isinstance(pad, int) else 0
-    positions = config.max_position_embeddings - (pad + 1 if config.model_type in _OFFSET else 0)
-    if asked is not None and asked > positions:
-        raise UsageError(f"{folder} has positions for {positions} tokens, not {asked}")
-    length = stated.max_length or (_json(folder / "tokenizer_config.json") or {}).get("model_max_length")
-    # A tokenizer without a length of its own says 10³⁰.
-    usual = length if isinstance(length, int) and 0 < length < MAX_SIZE else _DEFAULT_LENGTH
+def _layer(kind: str, folder: Path) -> _Layer:
+    path = folder / "config.json"
+    config = read_json(path) or {}
+    if kind == "LayerNorm":
+        return _Layer({"kind": "norm"}, folder)
+    for name in ("module_input_name", "module_output_name"):
+        if config.get(name) not in (None, "sentence_embedding"):
+            raise EncoderError(f"{path} works on {config[name]!r:.80}: only layers behind a pooling are known")
+    function = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    if not isinstance(function, str) or not function.startswith("torch.nn."):
+        raise EncoderError(f"{path} names a function that is not torch's, and is never run: {function!r:.80}")
+    described = {
+        "kind": "dense",
+        "in": config.get("in_features"),
+        "out": config.get("out_features"),
+        "bias": config.get("bias", True),
+        "activation": function.rpartition(".")[2],
+    }
+    return _Layer(described, folder)
+
+
+def _read_general(path: Path, found: _Stated) -> None:
+    """Read what holds for the whole encoder: a cut, and the prompt that stands before every text."""
+    general = read_json(path) or {}
+    cut, prompts, named = general.get("truncate_dim"), general.get("prompts") or {}, general.get("default_prompt_name")
+    if cut is not None and (not isinstance(cut, int) or isinstance(cut, bool) or cut < 1):
+        raise EncoderError(f"{path}: truncate_dim must be a whole number above 0, not {cut!r:.80}")
+    found.truncate = cut
+    if named is None:
+        return
+    prompt = prompts.get(named) if isinstance(prompts, dict) and isinstance(named, str) else None
+    if not isinstance(prompt, str):
+        raise EncoderError(f"{path}: the default prompt {named!r:.80} is not a text among its prompts")
+    found.prompt = prompt
+
+
+def _read_settings(folder: Path, found: _Stated) -> None:
+    """Read what holds for the transformer: length, lower case, and that it gives vectors of tokens."""
+    for name in _SETTINGS:
+        settings = read_json(folder / name)
+        if settings is not None:
+            break
+    else:
+        return
+    task = settings.get("transformer_task", "feature-extraction")
+    if task != "feature-extraction":
+        raise EncoderError(f"{folder / name} is made for {task!r:.80}, and gives no vectors of tokens")
+    length = settings.get("max_seq_length")
+    whole = isinstance(length, int) and not isinstance(length, bool) and length > 0
+    found.max_length, found.lowercase = length if whole else None, settings.get("do_lower_case") is True
+
+
+def _usual_pooling(config: dict[str, Any], fields: dict[str, Any]) -> str:
+    """Return what a model without sentence-transformers' files is pooled by."""
+    if fields["model_type"] != CLIP:
+        return "mean"
+    named = config.get("architectures") or []
+    return "pooler" if config.get("model_type") == CLIP and "CLIPTextModel" in named else "projection"
+
+
+def _read_static(folder: Path, stated: _Stated, behind: dict[str, Any], asked: int | None) -> Encoder:
+    """Return an encoder without a network: a vector for each token, and their mean."""
+    inner = folder / stated.path
+    stored = read_weights(inner)
+    table = stored.get("embedding.weight", stored.get("embeddings"))
+    if table is None or table.dim() != 2 or len(stored) > 1:
+        raise EncoderError(
+            f"{inner} must hold one table of vectors, named embedding.weight or embeddings, and nothing more; it holds "
+            f"{', '.join(sorted(stored))[:80]}"
+        )
+    architecture = {"backbone": "static", "vocabulary": len(table), "width": table.shape[1], **behind}
     try:
-        return TextPreprocess(_tokenizer(folder, stated.lowercase), asked or min(usual, positions), pad)
+        module, dim = build(architecture, seed=0)
+        assert isinstance(module, StaticModule)
+        with torch.no_grad():
+            module.words.weight.copy_(table)
+        _load_layers(module.behind, stated.layers)
+        tokenizer = folder_tokenizer(inner, "", lowercase=False)
+        preprocess = TextPreprocess(tokenizer, asked or MAX_LENGTH, 0, stated.prompt, special=False)
+    except MissingExtraError:
+        raise
+    except UsageError as error:
+        raise EncoderError(f"{inner}: {error}") from error
+    return Encoder(module.eval(), preprocess, dim, architecture, "")
+
+
+def _preprocess(
+    folder: Path, config: dict[str, Any], module: TextModule, stated: _Stated, asked: int | None
+) -> TextPreprocess:
+    built: Any = module.model.config
+    pad = built.pad_token_id if isinstance(getattr(built, "pad_token_id", None), int) else 0
+    most = module.positions
+    if asked is not None and most is not None and asked > most:
+        raise UsageError(f"{folder} has positions for {most} tokens, not {asked}")
+    length = stated.max_length or read_tokenizer_config(folder).get("model_max_length")
+    # A tokenizer without a length of its own says 10³⁰.
+    if isinstance(length, int) and 0 < length < MAX_SIZE:
+        usual = length
+    else:
+        usual = MAX_LENGTH if stated.there else _DEFAULT_LENGTH
+    for bound in (most, getattr(built, "max_position_embeddings", None)):
+        usual = min(usual, bound) if isinstance(bound, int) and bound > 0 else usual
+    try:
+        return TextPreprocess(
+            folder_tokenizer(folder, str(config.get("model_type")), lowercase=stated.lowercase),
+            asked or min(usual, MAX_LENGTH),
+            pad,
+            stated.prompt,
+            stated.pool_prompt or not stated.prompt,
+            strip=stated.there,
+        )
     except MissingExtraError:
         raise
     except UsageError as error:
         raise EncoderError(f"{folder}: {error}") from error
 
 
-def _tokenizer(folder: Path, lowercase: bool) -> str:
-    content = read_tokenizer(folder)
-    if not lowercase:
-        return content
-    from tokenizers import normalizers
-
-    tokenizer = parse_tokenizer(content)
-    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
-    return tokenizer.to_str()
-
-
 def _load_weights(folder: Path, model: Any) -> list[str]:
     """Load a folder's weights into `model`; return the names of those in the file that belong to other heads."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        others = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".h5", ".pt", ".msgpack"))
-        shards = sorted(file.name for file in folder.glob("model-*-of-*.safetensors"))
-        reason = f"; {', '.join([*others, *shards][:3])} is not read" if others or shards else ""
-        raise EncoderError(f"{folder} holds no {WEIGHTS}{reason}: write it with save_pretrained, in one file")
-    stored = read_tensors(path)
     prefix = f"{model.base_model_prefix}."
-    inside = {name: name.removeprefix(prefix) for name in stored if name.startswith(prefix)}
-    names = inside or {name: name for name in stored}
-    tensors: dict[str, Tensor] = {}
-    for name, own in names.items():
-        if own.startswith("pooler.") or own.endswith(("position_ids", "token_type_ids")):
-            continue
+    wanted: dict[str, Tensor] = model.state_dict()
+    filled: set[str] = set()
+    left_out: list[str] = []
+    lost: list[str] = []
+    prefixed = False
+    for name, tensor in stream_weights(folder):
+        inside = name.startswith(prefix)
+        prefixed = prefixed or inside
         # Before 2018 was over, layer norms had other names.
-        own = own.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        tensor = stored[name]
-        tensors[own] = tensor.float() if tensor.is_floating_point() else tensor
-        if not bool(tensors[own].isfinite().all()):
-            raise EncoderError(f"{path}: weight {name} is not finite")
-    try:
-        check_weights(model, tensors, "float32")
-    except EncoderError as error:
-        raise EncoderError(f"{path}: {error}") from error
-    model.load_state_dict(tensors)
-    used = {name for name, own in names.items() if not own.startswith("pooler.")}
-    return sorted(name for name in stored if name not in used)
+        own = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        places = [one for one in (own, own.removeprefix(prefix), f"{prefix}{own}") if one in wanted]
+        if places:
+            _fill(folder, name, wanted[places[0]], tensor)
+            filled.add(places[0])
+        elif own.removeprefix(prefix).startswith("pooler.") or name.startswith(_OTHERS):
+            left_out.append(name)
+        elif not own.endswith(_NOT_READ):
+            (lost if inside else left_out).append(name)
+    # In a file without a base model's name before its own weights, what has no place is no other head's.
+    lost += [] if prefixed else [n for n in left_out if not n.startswith(("pooler.", *_OTHERS))]
+    shared = {wanted[name].data_ptr() for name in filled}
+    missing = sorted(n for n, place in wanted.items() if n not in filled and place.data_ptr() not in shared)
+    if missing:
+        raise EncoderError(f"{folder}: {len(missing)} weights are missing, first {missing[0]}")
+    if lost:
+        raise EncoderError(f"{folder}: {len(lost)} weights have no place in the network, first {min(lost):.80}")
+    return sorted(left_out)
 
 
-def _json(path: Path, *, kind: type = dict) -> Any:
-    """Return the JSON in a file, which must be of `kind`; None where there is no such file."""
-    try:
-        if not path.is_file():
-            return None
-        if (size := path.stat().st_size) > _MAX_JSON:
-            raise EncoderError(f"{path} has {size} bytes, more than the {_MAX_JSON} that are read")
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, kind):
-        raise EncoderError(f"{path} must hold a JSON {kind.__name__}, not a {type(content).__name__}")
-    return content
+def _load_layers(behind: nn.Module, layers: list[_Layer]) -> None:
+    """Load the weights of the layers behind a pooling."""
+    for place, layer in enumerate(layers):
+        wanted = behind.get_submodule(f"layers.{place}").state_dict()
+        if not wanted or layer.folder is None:
+            continue
+        stored = {name.removeprefix("norm."): tensor for name, tensor in read_weights(layer.folder).items()}
+        if stored.keys() != wanted.keys():
+            raise EncoderError(
+                f"{layer.folder} must hold {', '.join(sorted(wanted))}, not {', '.join(sorted(stored))[:80]}"
+            )
+        for name, tensor in stored.items():
+            _fill(layer.folder, name, wanted[name], tensor)
+
+
+@torch.no_grad()
+def _fill(folder: Path, name: str, place: Tensor, tensor: Tensor) -> None:
+    if tensor.shape != place.shape:
+        raise EncoderError(f"{folder}: weight {name:.80} has shape {tuple(tensor.shape)}, not {tuple(place.shape)}")
+    if tensor.dtype != place.dtype:
+        raise EncoderError(f"{folder}: weight {name:.80} is stored as {tensor.dtype}, not {place.dtype}")
+    place.copy_(tensor)

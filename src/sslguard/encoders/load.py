@@ -33,7 +33,8 @@ interpolated as its library does it.
 Encoders of texts take others, such as `hf:FOLDER@cls,unit,256` or `package:all-minilm-l6-v2@nounit`:
 
 - a number: tokens of a text at most;
-- `mean`, `cls`, `max`: how a transformer's tokens are pooled;
+- `mean`, `cls`, `max`, `lasttoken`, `weightedmean`, `meansqrt`: how a transformer's tokens are pooled: see `words`;
+- `text`: the tower of texts, of a folder that holds one of images too, such as CLIP's;
 - `unit`, `nounit`: scale a transformer's embeddings to length 1, or do not.
 
 `@nopool,raw,whole` is how the SSLGuard paper uses the published SimCLR and MoCo encoders, `@raw,whole` BYOL's.
@@ -63,7 +64,7 @@ from sslguard.encoders.names import LITE0, MINILM, PACKAGES, POOLINGS, Options
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.pretrained import read_json, weight_files
 from sslguard.encoders.rebuild import build
-from sslguard.encoders.text import TextPreprocess
+from sslguard.encoders.text import TextModule, TextPreprocess
 from sslguard.encoders.words import NETWORKS, HashedWords
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError, first_line
 
@@ -382,7 +383,7 @@ def _from_transformers(name: str, options: Options) -> Encoder:
 
     folder = Path(name)
     config = read_json(folder / "config.json") or {}
-    if config.get("model_type") in vision.MODEL_TYPES and not (folder / "modules.json").exists():
+    if config.get("model_type") in vision.MODEL_TYPES and not (options.text or (folder / "modules.json").exists()):
         if options.maxpool is not None:
             raise UsageError(f"hf:{name}: pool and nopool are for ResNets that torchvision builds")
         encoder = vision.read_folder(folder, pooling=options.pooling, unit=options.unit)
@@ -407,6 +408,7 @@ _LOADERS: dict[str, Callable[[str, Options], Encoder]] = {
     "hf": _from_transformers,
     "local-dir": _from_local,
 }
+_TRIED = 1024  # tokens; a table of positions may have more
 _OWN_SOURCE = ("folder", "shipped")  # their files say where they came from
 
 
@@ -418,8 +420,12 @@ def _try_out(encoder: Encoder) -> None:
             shape = encoder.preprocess.shape
             encoder.embed(torch.zeros(1, *shape))
         elif isinstance(encoder.preprocess, TextPreprocess | HashedWords):
-            blank = encoder.preprocess.blank().to(encoder.device)
+            blank = encoder.preprocess.blank()[:, :, :_TRIED].to(encoder.device)
             shape = tuple(blank.shape[1:])
+            for part in encoder.module.modules():
+                most = part.positions if isinstance(part, TextModule) else None
+                if most is not None and encoder.preprocess.max_length > most:
+                    raise ValueError(f"there are {most} positions, not {encoder.preprocess.max_length}")
             with evaluating(encoder.module), torch.inference_mode():
                 encoder.forward(blank)
             encoder.embed(["", "a b"])

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 
-Pooling = Literal["mean", "cls", "max"]
-POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max")
+Pooling = Literal["mean", "cls", "max", "lasttoken", "weightedmean", "meansqrt"]
+POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max", "lasttoken", "weightedmean", "meansqrt")
+"""How the tokens of a text become one vector: see `words.pooled`."""
 ImagePooling = Literal["pooler", "cls", "mean", "projection"]
 IMAGE_POOLINGS: tuple[ImagePooling, ...] = ("pooler", "cls", "mean", "projection")
 """What an embedding of a vision model of transformers is made of: see `vision`."""
@@ -52,6 +53,7 @@ class Options:
         whole: Whether whole images are resized, without a crop.
         pooling: How a transformer's tokens are pooled.
         unit: Whether embeddings are scaled to length 1.
+        text: Whether the tower of texts is meant, of a folder that holds one of images too.
         prefix: What stands before the names of the network's weights in a checkpoint.
     """
 
@@ -62,6 +64,7 @@ class Options:
     pooling: Pooling | ImagePooling | None = None
     unit: bool | None = None
     prefix: str | None = None
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def parse_encoder(spec: str) -> EncoderName:
         raise UsageError(
             f"{spec!r:.200}: {', '.join(POOLINGS)}, unit and nounit are for hf:FOLDER and package:{MINILM}"
         )
+    if options.text and kind != "hf":
+        raise UsageError(f"{spec!r:.200}: text is for hf:FOLDER")
     if options.prefix is not None and not (kind in ("timm", "torchvision") and ":" in name):
         raise UsageError(f"{spec!r:.200}: prefix is for a checkpoint")
     _CHECKS[kind](name, options)
@@ -149,7 +154,7 @@ def _split_options(spec: str) -> tuple[str, Options]:
         return spec, Options()
     size: int | None = None
     maxpool: bool | None = None
-    raw = whole = False
+    raw = whole = text = False
     pooling: Pooling | ImagePooling | None = None
     unit: bool | None = None
     prefix: str | None = None
@@ -162,6 +167,8 @@ def _split_options(spec: str) -> tuple[str, Options]:
             raw = True
         elif option == "whole":
             whole = True
+        elif option == "text":
+            text = True
         elif option.startswith("prefix="):
             prefix = option.removeprefix("prefix=")
         elif chosen := [way for way in (*POOLINGS, *IMAGE_POOLINGS) if way == option]:
@@ -171,10 +178,10 @@ def _split_options(spec: str) -> tuple[str, Options]:
         else:
             raise UsageError(
                 f"encoder {spec!r:.200}: an option is a size in pixels, raw, whole, pool, nopool or prefix=NAME, for "
-                f"texts a number of tokens, {', '.join(POOLINGS)}, unit or nounit, for images of transformers "
+                f"texts a number of tokens, {', '.join(POOLINGS)}, text, unit or nounit, for images of transformers "
                 f"{', '.join(IMAGE_POOLINGS)}, not {option!r}"
             )
-    return match["rest"], Options(size, maxpool, raw, whole, pooling, unit, prefix)
+    return match["rest"], Options(size, maxpool, raw, whole, pooling, unit, prefix, text)
 
 
 def _no_options(what: str, options: Options, spec: str) -> None:

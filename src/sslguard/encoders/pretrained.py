@@ -7,6 +7,8 @@ Weights are looked for as `model.safetensors`, `model.safetensors.index.json` wi
 from __future__ import annotations
 
 import json
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +71,34 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         EncoderError: as `weight_files`, or a file is damaged, would run code, or holds what is no finite tensor.
     """
-    found: dict[str, Tensor] = {}
+    return dict(stream_weights(folder))
+
+
+def stream_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield what `read_weights` returns, name by name: one file is in memory at a time. Raise as `read_weights`."""
     for path in weight_files(folder):
-        for name, tensor in read_tensors(path).items():
+        if path.suffix != ".safetensors":
+            _check_packed(path)
+        tensors = read_tensors(path)
+        for name in list(tensors):
+            tensor = tensors.pop(name)
             if not isinstance(name, str) or not is_plain(tensor):
                 raise EncoderError(f"{path} holds {name!r:.80}, which is no plain tensor: save a state dict")
-            if not tensor.is_floating_point():
-                found[name] = tensor
-                continue
-            found[name] = tensor.float()
-            if not bool(found[name].isfinite().all()):
+            tensor = tensor.float() if tensor.is_floating_point() else tensor
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise EncoderError(f"{path}: weight {name:.80} is not finite")
-    return found
+            yield name, tensor
+
+
+def _check_packed(path: Path) -> None:
+    """Raise EncoderError if a torch file, a ZIP archive, would take more memory than its size on disk says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch's older format, which packs nothing; or no torch file, as its reader will say
+    if unpacked > path.stat().st_size:
+        raise EncoderError(f"{path} is packed, as torch.save never writes it: save a state dict with torch.save")
 
 
 def _shards(index: Path, content: dict[str, Any]) -> list[Path]:

@@ -3,8 +3,9 @@
 A network's description is a JSON object: {"backbone": NAME} with an optional "linear": WIDTH, a linear layer on top, as
 a thief adds who wants answers in the victim's space, and an optional "head", a mark's (`heads`). What else it holds is
 the family's own, whose module says it: `architectures` (small networks of images), `words` (small networks of texts),
-`libraries` (timm and torchvision), `transformer` (texts) and `vision` (images; both Hugging Face's transformers). A new
-family is a module with a function from a description to a network and its width, and a line in `FAMILIES`.
+`libraries` (timm and torchvision), `transformer` (texts) and `vision` (images; both Hugging Face's transformers),
+`sentences` (tables of vectors). A new family is a module with a function from a description to a network and its width,
+and a line in `FAMILIES`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslguard.encoders import architectures, libraries, transformer, vision, words
+from sslguard.encoders import architectures, libraries, sentences, transformer, vision, words
 from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
 from sslguard.encoders.size import MAX_PARAMETERS, bounded, check_size
@@ -33,6 +34,7 @@ FAMILIES: Mapping[str, Callable[[dict[str, Any]], tuple[nn.Module, int]]] = Mapp
         "torchvision:": libraries.from_torchvision,
         "hf": transformer.network,
         "hf-vision": vision.network,
+        "static": sentences.static,
     }
 )
 """A backbone's name, up to its first colon where it has one → what builds it."""

@@ -7,17 +7,16 @@ description, which holds its SHA-256, because it may be larger than a descriptio
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from sslguard.data.base import Batch
-from sslguard.encoders.names import Pooling
 from sslguard.encoders.words import (
     MAX_LENGTH,
     check_whole,
@@ -31,6 +30,10 @@ from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageErr
 TOKENIZER = "tokenizer.json"
 MAX_TOKENIZER = 1 << 26  # bytes; multilingual vocabularies take 20 MB
 _MAX_ID = 1 << 24
+_MAX_PROMPT = 1 << 14
+_SECONDS = 60.0
+# What most encoders have, and their descriptions leave out.
+_USUAL: dict[str, Any] = {"prompt": "", "pool_prompt": True, "special": True, "strip": False}
 
 _FAILURE = "a text cannot be encoded"
 
@@ -43,16 +46,29 @@ class TextPreprocess:
         tokenizer: the content of a `tokenizer.json`; padding and truncation in it are not used.
         max_length: tokens of a text, with those that the tokenizer adds; what comes after them is cut off.
         pad_id: the id that fills rows up.
+        prompt: what stands before every text.
+        pool_prompt: whether the prompt's tokens have a part in the vector that is pooled.
+        special: whether the tokenizer adds its special tokens.
+        strip: whether white space before and behind a text, its prompt included, is left out.
     """
 
     tokenizer: str = field(repr=False)
     max_length: int
     pad_id: int = 0
+    prompt: str = ""
+    pool_prompt: bool = True
+    special: bool = True
+    strip: bool = False
 
     def __post_init__(self) -> None:
         check_whole("max_length", self.max_length, 1, MAX_LENGTH)
         check_whole("pad_id", self.pad_id, 0, _MAX_ID)
-        added = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        if not isinstance(self.prompt, str) or len(self.prompt) > _MAX_PROMPT:
+            raise UsageError(f"prompt must be a text of {_MAX_PROMPT} characters at most, not {self.prompt!r:.80}")
+        for name in ("pool_prompt", "special", "strip"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise UsageError(f"{name} must be true or false, not {value!r:.80}")
+        added = self._tokenizer.num_special_tokens_to_add(is_pair=False) if self.special else 0
         if added >= self.max_length:
             raise UsageError(f"max_length must be above the {added} tokens that the tokenizer adds to every text")
 
@@ -62,9 +78,26 @@ class TextPreprocess:
         Raises:
             DataError: the items are not texts, or one is not valid Unicode.
         """
-        texts = texts_of(batch)
-        encodings = _asked(lambda: self._tokenizer.encode_batch_fast(texts), _FAILURE)
-        return stacked([encoding.ids for encoding in encodings], self.pad_id)
+        rows = [encoding.ids for encoding in self._encoded(texts_of(batch))]
+        prepared = stacked(rows, self.pad_id, apart=0 if self.pool_prompt else self._n_prompt)
+        if not self.special:
+            for k, row in enumerate(rows):
+                prepared[k, 1] *= 1 if row else 0
+        return prepared
+
+    def _encoded(self, texts: list[str]) -> Any:
+        texts = [self.prompt + text for text in texts] if self.prompt else texts
+        texts = [text.strip() for text in texts] if self.strip else texts
+        tokenizer, special = self._tokenizer, self.special
+        return _asked(
+            lambda: _in_time(lambda: tokenizer.encode_batch_fast(texts, add_special_tokens=special)), _FAILURE
+        )
+
+    @cached_property
+    def _n_prompt(self) -> int:
+        """Tokens before a text: the prompt's own and the special ones before it."""
+        (alone,) = self._encoded([""])
+        return len(alone.ids) - (1 if alone.special_tokens_mask[-1:] == [1] else 0)
 
     def decoded(self, ids: list[int]) -> str:
         """Return the text of token ids, without what the tokenizer puts before and behind every text.
@@ -98,12 +131,21 @@ class TextPreprocess:
 
     def blank(self) -> Tensor:
         """Return a text of the greatest length made of the greatest id: int64 (1, 2, max_length)."""
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = _asked(
+            lambda: self._tokenizer.get_vocab(with_added_tokens=True), "the tokenizer has no vocabulary"
+        )
         return stacked([[max([self.pad_id, *vocabulary.values()])] * self.max_length], self.pad_id)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {"kind": "text", "tokenizer": self._sha256, "max_length": self.max_length, "pad_id": self.pad_id}
+        more = {name: getattr(self, name) for name, usual in _USUAL.items() if getattr(self, name) != usual}
+        return {
+            "kind": "text",
+            "tokenizer": self._sha256,
+            "max_length": self.max_length,
+            "pad_id": self.pad_id,
+            **more,
+        }
 
     def files(self) -> dict[str, bytes]:
         """Return the tokenizer's file, which `to_json` refers to by its hash, by name."""
@@ -124,7 +166,8 @@ class TextPreprocess:
             raise UsageError(f"a preprocessing of texts needs the {TOKENIZER} that was saved with it")
         if hashlib.sha256(files[TOKENIZER]).hexdigest() != sha256:
             raise UsageError(f"this {TOKENIZER} is not the one that was saved with the encoder")
-        return cls(files[TOKENIZER].decode(), max_length, pad_id)
+        more = {name: fields.get(name, usual) for name, usual in _USUAL.items()}
+        return cls(files[TOKENIZER].decode(), max_length, pad_id, **more)
 
     @cached_property
     def _sha256(self) -> str:
@@ -133,11 +176,13 @@ class TextPreprocess:
     @cached_property
     def _tokenizer(self) -> Any:
         tokenizer = parse_tokenizer(self.tokenizer)
-        tokenizer.no_padding()
-        try:
-            tokenizer.enable_truncation(self.max_length)
-        except Exception as error:  # tokenizers raises nothing more special
-            raise UsageError(f"the tokenizer cannot cut texts at {self.max_length} tokens: {error}") from error
+
+        def set_up() -> None:
+            direction = (tokenizer.truncation or {}).get("direction", "right")
+            tokenizer.no_padding()
+            tokenizer.enable_truncation(self.max_length, direction=direction)
+
+        _asked(set_up, f"the tokenizer cannot cut texts at {self.max_length} tokens")
         return tokenizer
 
 
@@ -153,6 +198,30 @@ def _asked(call: Callable[[], Any], failure: str) -> Any:
         raise
     except BaseException as error:
         raise DataError(f"{failure}: {first_line(error)}") from error
+
+
+def _in_time(call: Callable[[], Any]) -> Any:
+    """Return what `call` gives. Raise TimeoutError after `_SECONDS`: a tokenizer's pattern may never end.
+
+    The thread that waits for the pattern cannot be stopped. It ends with the program.
+    """
+    came: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            came.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    worker.join(_SECONDS)
+    if failed:
+        raise failed[0]
+    if not came:
+        raise TimeoutError(f"a pattern of the tokenizer does not end within {_SECONDS:g} s")
+    return came[0]
 
 
 def parse_tokenizer(content: str) -> Any:
@@ -190,21 +259,25 @@ def read_tokenizer(folder: Path) -> str:
 
 
 class TextModule(nn.Module):
-    """A transformer and the pooling of its last layer: ids and mask (n, 2, L) → embeddings (n, width).
+    """A transformer, the pooling of its last layer and what is behind: ids and mask (n, 2, L) → embeddings (n, width).
 
     Args:
         model: of transformers; called with `input_ids` and `attention_mask`.
-        pooling: see `words.pooled`.
-        unit: scale embeddings to length 1.
+        pooling: see `words.pooled`, or "pooler" or "projection": the model's own `pooler_output` or `text_embeds`.
+        behind: layers behind the pooling.
+        positions: tokens of a text at most; None where the model has no table of positions.
     """
 
-    def __init__(self, model: nn.Module, pooling: Pooling = "mean", unit: bool = False) -> None:
+    def __init__(self, model: nn.Module, pooling: str, behind: nn.Module, positions: int | None = None) -> None:
         super().__init__()
-        self.model, self.pooling, self.unit = model, pooling, unit
+        self.model, self.pooling, self.behind, self.positions = model, pooling, behind, positions
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the embeddings (n, width) of ids and mask, int64 (n, 2, L)."""
         ids, mask = tokens.unbind(1)
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
-        embeddings = pooled(hidden, mask, self.pooling)
-        return nnf.normalize(embeddings, dim=1) if self.unit else embeddings
+        answers = self.model(input_ids=ids, attention_mask=(mask != 0).long())
+        if self.pooling == "projection":
+            return self.behind(answers.text_embeds)
+        if self.pooling == "pooler":
+            return self.behind(answers.pooler_output)
+        return self.behind(pooled(answers.last_hidden_state, mask, self.pooling))

@@ -2,7 +2,7 @@
 
 A thief who has answers alone has no tokenizer either: these students need none. Prepared texts are one integer
 tensor (n, 2, L), L the longest row of the batch: token ids, and a mask that is 1 where a token stands and 0 where its
-row is filled up.
+row is filled up (2 for tokens that a network sees and a pooling leaves out).
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from sslguard.data.base import Batch
-from sslguard.encoders.names import Pooling
 from sslguard.errors import DataError, UsageError
 
-MAX_LENGTH = 8192  # tokens of a text
+MAX_LENGTH = 1 << 17  # tokens of a text
 _MAX_VOCABULARY = 1 << 20
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -36,33 +35,56 @@ def texts_of(batch: Batch) -> list[str]:
     return texts
 
 
-def stacked(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+def stacked(rows: Sequence[Sequence[int]], pad: int, *, apart: int = 0) -> Tensor:
     """Return rows of token ids as one tensor int64 (n, 2, L) of ids and mask, filled up with `pad` on the right.
 
-    A row without tokens keeps one filler as its token: a mean over nothing has no value.
+    A row without tokens keeps one filler as its token: a network needs one.
+
+    Args:
+        rows: Ids of each text's tokens.
+        pad: The filler's id.
+        apart: The first tokens of each row that the network sees and the pooling leaves out: their mask is 2.
     """
     tokens = np.zeros((len(rows), 2, max([1, *map(len, rows)])), np.int64)
     tokens[:, 0] = pad
     for k, row in enumerate(rows):
         tokens[k, 0, : len(row)] = row
         tokens[k, 1, : max(1, len(row))] = 1
+        tokens[k, 1, : min(apart, len(row))] = 2
     return torch.from_numpy(tokens)
 
 
-def pooled(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
-    """Return one vector for each text, (n, d).
+def pooled(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Return one vector for each text, (n, d), or (n, k·d) where k ways are joined.
 
     Args:
         hidden: Vectors of the tokens, (n, L, d).
-        mask: (n, L), 0 for tokens that have no part in the vector.
-        how: "mean" of the tokens, their "max" in each dimension, or "cls", the first token's vector.
+        mask: (n, L), 1 for tokens that have a part in the vector, anything else for those that have none.
+        how: One of `names.POOLINGS`, or several with + between, whose vectors are joined:
+
+            - "cls": the first token's vector;
+            - "lasttoken": the last token's;
+            - "max": the greatest of the tokens' values in each dimension;
+            - "mean": their mean;
+            - "meansqrt": their sum, divided by the square root of their number;
+            - "weightedmean": their mean, the k-th token counted k times.
     """
+    if "+" in how:
+        return torch.cat([pooled(hidden, mask, one) for one in how.split("+")], 1)
     if how == "cls":
         return hidden[:, 0]
-    kept = mask.bool()[:, :, None]
+    kept = mask == 1
+    if how == "lasttoken":
+        last = (kept.long() * torch.arange(1, 1 + kept.shape[1], device=kept.device)).argmax(1)
+        return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
     if how == "max":
-        return hidden.masked_fill(~kept, -torch.inf).amax(1)
-    return hidden.masked_fill(~kept, 0).sum(1) / kept.sum(1)
+        return hidden.masked_fill(~kept[:, :, None], -1e9).amax(1)
+    hidden = hidden.masked_fill(~kept[:, :, None], 0)
+    if how == "weightedmean":
+        weights = kept * torch.arange(1, 1 + kept.shape[1], device=kept.device)
+        return (hidden * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+    count = kept.sum(1, keepdim=True).clamp(min=1)
+    return hidden.sum(1) / (count.sqrt() if how == "meansqrt" else count)
 
 
 @dataclass(frozen=True)
