@@ -383,7 +383,7 @@ def _from_transformers(name: str, options: Options) -> Encoder:
 
     folder = Path(name)
     config = read_json(folder / "config.json") or {}
-    if config.get("model_type") in vision.MODEL_TYPES and not (options.text or (folder / "modules.json").exists()):
+    if str(config.get("model_type")) in vision.MODEL_TYPES and not (options.text or (folder / "modules.json").exists()):
         if options.maxpool is not None:
             raise UsageError(f"hf:{name}: pool and nopool are for ResNets that torchvision builds")
         encoder = vision.read_folder(folder, pooling=options.pooling, unit=options.unit)
