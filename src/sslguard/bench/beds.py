@@ -1,4 +1,4 @@
-"""Test beds: who sees which items, by role."""
+"""Test beds: which data set each role (owner, thief, verifier, probe) uses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sslguard.data.specs import open_data
 from sslguard.errors import UsageError
 
 NEEDED = ("mark", "thief", "tune", "verify", "probe_train", "probe_test")
-"""Roles that every bed has; schemes and steps may name others."""
+"""Roles that every bed must have. Schemes and attack steps may name further roles."""
 
 PRESETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
-        # An exact p-value asks no more of its queries than that they took no part in marking.
+        # An exact p-value requires only that its queries took no part in marking.
         "images": {**ROLES.specs(), "queries": "cluttered-fashion-mnist:train[0:8000]"},
         "texts": {
             **{role: f"vader:{role}" for role in ("mark", "thief", "verify", "probe_train", "probe_test")},
@@ -24,22 +24,26 @@ PRESETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-"""Role → spec by bed: the test bed of Fashion-MNIST, and English texts."""
+"""Data spec of each role, by bed: "images" is Fashion-MNIST, "texts" is English sentences."""
 
 
 def check_bed(name: str, found: Mapping[str, str]) -> dict[str, str]:
-    """Return role → spec of a bed: what is given, over the preset of that name where there is one.
+    """Return the data spec of each role of a bed. Given roles replace those of the preset of the same name, if any.
+
+    Args:
+        name: Name of the bed.
+        found: Data spec by role, from the configuration.
 
     Raises:
-        UsageError: a role that every bed needs is missing.
+        UsageError: A role that every bed needs is missing.
     """
     roles = {**PRESETS.get(name, {}), **found}
     if missing := [role for role in NEEDED if role not in roles]:
-        raise UsageError(f"beds.{name} needs the role {missing[0]}; only {', '.join(PRESETS)} have roles of their own")
+        raise UsageError(f"beds.{name} needs the role {missing[0]}: give it, or name the bed {' or '.join(PRESETS)}")
     return roles
 
 
 @lru_cache(maxsize=16)
 def opened(spec: str) -> Data:
-    """The data set of a role's spec, opened once a process."""
+    """Return the data set that a spec names. Each process opens it once."""
     return open_data(spec)

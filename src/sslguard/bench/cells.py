@@ -1,7 +1,7 @@
-"""Cells: pieces of a long benchmark, each done once, in an order that their needs allow, by several processes.
+"""Cells: the units of work of a benchmark. Several processes run them, each cell once and after those it depends on.
 
-A cell is a named function of JSON arguments. Its result is one file, `OUT/cells/NAME.json`, written when it is
-complete: a run that is killed goes on where it stopped, and a cell that fails stops none but those that need it.
+A cell is a named function of JSON arguments. Its result is one file, `OUT/cells/NAME.json`, written when the cell is
+complete. A run that was killed resumes where it stopped. A failed cell blocks only the cells that depend on it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 
 Work = Callable[["Cell"], dict[str, Any] | None]
-"""Does a cell: its result, or None where another process of the same run has it."""
+"""Computes a cell. Returns its result, or None if another process of the same run has the result."""
 Prepare = Callable[[], None]
 Pool = Callable[[int, Prepare], Executor]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One piece of work.
+    """One unit of work.
 
     Attributes:
-        name: unique; also the name of its file.
-        group: what kind of cell it is.
-        function: which function does it.
-        args: of that function; JSON values.
-        needs: names of cells that must be done before.
+        name: Unique name; also the name of its file.
+        group: Kind of cell.
+        function: Name of the function that computes it.
+        args: Arguments of that function, JSON values.
+        needs: Names of the cells that must be done before.
     """
 
     name: str
@@ -50,7 +50,13 @@ class Cell:
 
 @dataclass
 class Outcome:
-    """What a run did: cells that were done in it, and why others were not."""
+    """Result of a run.
+
+    Attributes:
+        done: Names of the cells that this run computed.
+        failed: Traceback of each cell that failed, by name.
+        skipped: Reason for each cell that could not start, by name.
+    """
 
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -58,16 +64,23 @@ class Outcome:
 
 
 def path_of(out: Path, name: str) -> Path:
-    """Where the result of a cell lies."""
+    """Return the path of a cell's result file."""
     return out / "cells" / f"{name}.json"
 
 
 def read_cells(out: Path, plan: Sequence[Cell]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Results by name of every cell that is there, and the names of those that were made by other arguments, or from
-    what was.
+    """Read the results of all cells that are done.
+
+    Args:
+        out: Folder of the benchmark.
+        plan: Cells to look for.
+
+    Returns:
+        The content of each result file, by cell name; and the names of cells whose results are left out, because they
+        were computed with other arguments or depend on such a cell.
 
     Raises:
-        UsageError: a result is damaged.
+        UsageError: A result file is damaged or cannot be read.
     """
     found, foreign = {}, set()
     for cell in plan:
@@ -92,7 +105,7 @@ def _read(path: Path) -> dict[str, Any]:
         pass
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    raise UsageError(f"{path} is damaged: delete it, and the next run does it again")
+    raise UsageError(f"{path} is damaged: delete it, and the next run computes it again")
 
 
 def run_cells(
@@ -107,23 +120,28 @@ def run_cells(
     kept: Callable[[Cell], bool] = lambda _: True,
     current: Callable[[Cell], bool] = lambda _: True,
 ) -> Outcome:
-    """Do every cell that `out` does not hold, the first ones first.
+    """Run every cell whose result `out` does not hold, in the given order as far as dependencies allow.
 
     Args:
-        cells: with everything that they need.
-        work: does one cell; must be importable where there are several workers.
-        workers: processes; 1 works in this one.
-        prepare: called once in every process.
-        say: called with a line of progress.
-        pool: what runs several cells at once, made of `workers` and `prepare`; processes of this machine unless given.
-        kept: whether what a cell left beside its result is still there. A cell that is done and lost it is done again
-            where one that is not done needs it: results may travel without the weights that they come from.
-        current: whether a result still is what the cell would give. One that is not is done again.
+        cells: Cells to run, including all that they depend on.
+        out: Folder of the benchmark.
+        work: Computes one cell. It must be picklable if there are several workers.
+        workers: Number of processes; 1 runs the cells in this process.
+        prepare: Called once in every process.
+        say: Called with each line of progress.
+        pool: Returns the executor that runs several cells at once, from `workers` and `prepare`. Default: processes on
+            this machine.
+        kept: Returns whether the files that a cell wrote beside its result still exist. If they do not, the cell runs
+            again when an unfinished cell depends on it: results may be copied without the weights they come from.
+        current: Returns whether a result is still valid. A cell whose result is not runs again.
+
+    Returns:
+        The cells that were done, failed and skipped.
     """
     outcome, started = Outcome(), time.monotonic()
     todo = _undone(cells, out, kept, current)
     total, before = len(cells), len(cells) - len(todo)
-    say(f"{before} of {total} cells are there already")
+    say(f"{before} of {total} cells are already done")
     with closing(_finished(todo, out, work, workers, prepare, outcome, pool)) as finished:
         for name, error in finished:
             if error is None:
@@ -139,7 +157,7 @@ def run_cells(
 def _undone(
     cells: Sequence[Cell], out: Path, kept: Callable[[Cell], bool], current: Callable[[Cell], bool]
 ) -> dict[str, Cell]:
-    """Cells to do, in their order."""
+    """Return the cells to run, by name, in their order."""
     by_name = {cell.name: cell for cell in cells}
     found = {cell.name for cell in cells if not path_of(out, cell.name).exists()}
     found |= {cell.name for cell in cells if cell.name not in found and not current(cell)}
@@ -152,7 +170,14 @@ def _undone(
 
 
 def processes(workers: int, prepare: Prepare) -> Executor:
-    """Fresh processes of this machine, each prepared once. They end with this one, be it killed outright."""
+    """Return an executor of new processes on this machine.
+
+    Each process calls `prepare` once. All of them end when this process ends, even if it is killed.
+
+    Args:
+        workers: Number of processes.
+        prepare: Called at the start of each process.
+    """
     return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepared, initargs=(prepare,))
 
 
@@ -163,7 +188,7 @@ def _prepared(prepare: Prepare) -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    """Wait for another process, and end this one at once: a cell that is half done leaves nothing."""
+    """Wait for another process to end, then end this one at once. An unfinished cell leaves no result."""
     connection.wait([sentinel])
     os._exit(1)
 
@@ -177,7 +202,7 @@ def _finished(
     outcome: Outcome,
     pool: Pool | None,
 ) -> Generator[tuple[str, str | None]]:
-    """Name and error, or None, of each cell as it ends; fills `outcome.skipped` with those that cannot begin."""
+    """Yield each cell's name and error (None: success) as it ends. Add cells that cannot start to `outcome.skipped`."""
     waiting = dict(todo)
     if workers == 1 and pool is None:
         prepare()
@@ -186,13 +211,13 @@ def _finished(
         return
     before = set(active_children())
     while waiting:
-        # A process that dies takes the pool with it: what it held has failed, the rest goes on in a new one.
+        # A process that dies breaks the pool. Its cells count as failed; the others continue in a new pool.
         with (pool or processes)(workers, prepare) as executor:
             try:
                 yield from _through(executor, waiting, out, work, workers, outcome)
             except BaseException:
                 executor.shutdown(wait=False, cancel_futures=True)
-                for process in set(active_children()) - before:  # or this one would wait minutes for a cell to end
+                for process in set(active_children()) - before:  # otherwise this process waits minutes for cells to end
                     process.kill()
                     process.join()
                 raise
@@ -217,11 +242,11 @@ def _through(
                 yield name, job.result()
             except BrokenProcessPool:
                 broken = True
-                yield name, "its process died"
+                yield name, "The process that ran this cell died."
 
 
 def _next(waiting: dict[str, Cell], running: set[str], outcome: Outcome) -> Cell | None:
-    """Take the first cell that can begin out of `waiting`; drop those that never can."""
+    """Remove the first cell that can start from `waiting` and return it. Remove those that can never start."""
     for name, cell in list(waiting.items()):
         lost = [need for need in cell.needs if need in outcome.failed or need in outcome.skipped]
         if lost:
@@ -233,7 +258,7 @@ def _next(waiting: dict[str, Cell], running: set[str], outcome: Outcome) -> Cell
 
 
 def _do(cell: Cell, out: Path, work: Work) -> str | None:
-    """Do one cell and write its result; the error's text where it fails."""
+    """Compute one cell and write its result. Return the traceback if it fails, None otherwise."""
     begun, cpu = time.time(), time.process_time()
     try:
         result = work(cell)
@@ -249,6 +274,6 @@ def _do(cell: Cell, out: Path, work: Work) -> str | None:
             "result": result,
         }
         write_atomic(path_of(out, cell.name), json.dumps(content, indent=1, allow_nan=False).encode())
-    except Exception:  # whatever a cell raises is its own failure, told at the end
+    except Exception:  # any error of a cell is reported at the end of the run
         return traceback.format_exc()
     return None

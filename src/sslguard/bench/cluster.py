@@ -1,4 +1,4 @@
-"""Cells as jobs of a cluster, through submitit: the same cells, the same files, the same results."""
+"""Run cells as jobs of a cluster, through submitit. Cells, files and results are the same as on one machine."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ CLUSTERS = ("slurm", "local", "debug")
 
 
 class Jobs(ThreadPoolExecutor):
-    """An executor whose calls are jobs; a thread waits for each. A job that is lost ends as the text of its error.
+    """An executor that runs each call as a job; one thread waits for each job.
 
-    Args:
-        executor: submitit's.
-        workers: jobs at a time.
-        prepare: called at the start of every job.
+    The result of a job that is lost is the text of its error.
     """
 
     def __init__(self, executor: Any, workers: int, prepare: Prepare) -> None:
+        """Start no job yet.
+
+        Args:
+            executor: submitit executor that starts the jobs.
+            workers: Largest number of jobs at a time.
+            prepare: Called at the start of every job.
+        """
         super().__init__(workers)
         self._executor, self._prepare = executor, prepare
         self._jobs: list[Any] = []
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run `fn` as a job and return the future of its result."""
         return super().submit(self._waited, fn, *args, **kwargs)
 
     def _waited(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -37,29 +42,29 @@ class Jobs(ThreadPoolExecutor):
             self._jobs.append(job)
             return job.result()
         except Exception as error:  # killed, out of time, or refused by the cluster
-            return f"its job ended without a result: {error}"
+            return f"The job ended without a result: {error}"
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """As an executor's; what shall not be waited for is cancelled."""
+        """End the executor. With `cancel_futures`, cancel the jobs that are still running, too."""
         if cancel_futures:
             for job in self._jobs:
-                with contextlib.suppress(Exception):  # one that has ended
+                with contextlib.suppress(Exception):  # the job has ended already
                     job.cancel()
         super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 def cluster_pool(kind: str, folder: Path, *, partition: str | None = None, minutes: int = 240, gpus: int = 0) -> Pool:
-    """What `run_cells` takes as `pool`.
+    """Return the `pool` argument of `run_cells` for a cluster.
 
     Args:
-        kind: "slurm", "local" for processes that submitit starts here, or "debug" for none.
-        folder: submitit's logs and pickles.
-        partition: of slurm.
-        minutes: limit of a job.
-        gpus: of a job.
+        kind: "slurm"; "local", for processes that submitit starts on this machine; or "debug", for this process.
+        folder: Folder for submitit's logs and pickles.
+        partition: Slurm partition; None leaves the choice to slurm.
+        minutes: Time limit of a job, in minutes.
+        gpus: Number of GPUs of a job.
 
     Raises:
-        UsageError: no such kind.
+        UsageError: `kind` is unknown.
         MissingExtraError: submitit is not installed.
     """
     if kind not in CLUSTERS:

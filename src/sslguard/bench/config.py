@@ -1,53 +1,53 @@
-"""What a benchmark is made of, from one TOML file.
+"""The configuration of a benchmark, read from one TOML file.
 
 ::
 
     title = "…"
-    seeds = [0]                     # of keys and of attacks; a scheme may have seeds of its own
-    rates = ["1e-2", "2^-64"]       # false-claim rates that detection is told at
-    precision = "bf16"              # of all training, unless an attack says otherwise
-    method = "linear"               # of probes: "linear", "mlp" or "knn"
-    notes = ["…"]                   # what a reader of the page must know
-    recorded = "results/….tar.xz"   # cells of an earlier run, beside this file: what a dry run knows costs from
-    base = "page.toml"              # beside this file: what it holds, where this one does not say otherwise
+    seeds = [0]                     # seeds of keys and attacks; a scheme may have its own seeds
+    rates = ["1e-2", "2^-64"]       # false-claim rates at which detection is reported
+    precision = "bf16"              # of all training, unless an attack sets its own
+    method = "linear"               # classifier of probes: "linear", "mlp" or "knn"
+    notes = ["…"]                   # remarks for readers of the page
+    recorded = "results/….tar.xz"   # cells of an earlier run, beside this file; a dry run estimates costs from them
+    base = "page.toml"              # configuration beside this file; its values hold unless this file replaces them
 
-    [beds.images]                   # data by role; roles that are left out are the preset's, see `beds.PRESETS`
+    [beds.images]                   # data by role; missing roles come from the preset, see `beds.PRESETS`
     verify = "cluttered-fashion-mnist:train[0:4000]"
 
     [encoders.simclr]
     load = "shipped:simclr"
     bed = "images"
-    null = ["shipped"]              # innocents, as `sslguard verify --control` takes them
-    random = 20                     # further innocents: networks that were never trained
+    null = ["shipped"]              # known innocents, as `sslguard verify --control` takes them
+    random = 20                     # number of further innocents: untrained networks
 
     [schemes.exact-distilled]
     scheme = "exact"                # see `schemes.registry`; all other keys are its settings
-    verify = "queries"              # role of the items that suspects are asked about; "verify" unless given
+    verify = "queries"              # role of the items that suspects are queried with; default "verify"
 
     [attacks.mse]
-    set = "held-out"                # or "development": what schemes were tuned on
+    set = "held-out"                # or "development": attacks that schemes were tuned on
     steps = [{attack = "distil", data = "thief", recipe = {loss = "mse"}}]
 
-    [[without]]                     # what is left out, whatever else says it is to be done
-    why = "…"                       # for a reader of the page
-    attacks = ["mse*"]              # these, against these schemes on these encoders; a list that is not given names all
+    [[without]]                     # combinations to leave out
+    why = "…"                       # reason, shown on the page
+    attacks = ["mse*"]              # these attacks on these schemes, encoders and seeds; default: all
     schemes = ["exact-distilled"]
     encoders = ["moco"]
     seeds = [1, 2]
 
-    [tasks.digits]                  # a further downstream task, by roles of the bed; see `Task`
+    [tasks.digits]                  # a further downstream task; see `Task`
     train = "digits_probe_train"
     test = "digits_probe_test"
 
-    [[targets]]                     # what shall be true of rows; see `Target`
+    [[targets]]                     # a goal that the rows should meet; see `Target`
     aim = "Stolen copies that keep 90 % are found"
     column = "log2_pvalue"
     at_most = -64
     kept = 0.9
 
-An encoder, scheme or attack with a `sweep` stands for several: see `sweeps.expanded`. " + " joins specs of data.
-Attacks' names and settings are those of `attacks.registry`. A step's `data` is a role: "thief" unless given, "tune" for
-one that needs labels.
+An encoder, scheme or attack with a `sweep` stands for several entries: see `sweeps.expanded`. " + " joins data specs.
+Names and settings of attacks are those of `attacks.registry`. The `data` of a step is a role; the default is "thief",
+or "tune" for an attack that needs labels.
 """
 
 from __future__ import annotations
@@ -73,7 +73,14 @@ PRECISIONS = ("32", "bf16")
 
 @dataclass(frozen=True)
 class EncoderEntry:
-    """A clean encoder: `load` as `load_encoder` takes it, its bed, its null population; see the module."""
+    """A clean encoder.
+
+    Attributes:
+        load: Name of the encoder, as `load_encoder` takes it.
+        bed: Name of its test bed.
+        null: Folders of known innocents, or "shipped".
+        random: Number of further innocents: untrained networks.
+    """
 
     load: str
     bed: str
@@ -83,10 +90,15 @@ class EncoderEntry:
 
 @dataclass(frozen=True)
 class SchemeEntry:
-    """A scheme by its name in `schemes.registry`, with its settings.
+    """A watermarking scheme with its settings.
 
-    `beds` limits it to some. `null = false` tests none of its innocents: those of another scheme tell the same. `seeds`
-    stand in place of the configuration's: a key each.
+    Attributes:
+        scheme: Name in `schemes.registry`.
+        seeds: Seeds of its keys, one key each; default: the seeds of the configuration.
+        verify: Role of the items that suspects are queried with.
+        beds: Beds that the scheme is run on; default: all.
+        null: Whether its innocents are tested; false if the innocents of another scheme already show the same.
+        settings: Settings of the scheme.
     """
 
     scheme: str
@@ -99,7 +111,13 @@ class SchemeEntry:
 
 @dataclass(frozen=True)
 class Step:
-    """One attack of a chain, by its name in the registry; `data` is a role, "" the one that its needs suggest."""
+    """One attack of a chain.
+
+    Attributes:
+        attack: Name in `attacks.registry`.
+        data: Role of its data; "" chooses "thief", "tune" if the attack needs labels, or none if it needs no data.
+        settings: Settings of the attack.
+    """
 
     attack: str
     data: str = ""
@@ -108,7 +126,14 @@ class Step:
 
 @dataclass(frozen=True)
 class AttackEntry:
-    """A chain of steps; `beds`, `encoders` and `schemes` limit it to some, by name."""
+    """An attack: a chain of steps.
+
+    Attributes:
+        set: Whether schemes were tuned on it ("development") or not ("held-out").
+        steps: The steps, in order.
+        beds, encoders, schemes: Glob patterns of the names that it is run on; default: all.
+        precision: Precision of its training; default: that of the configuration.
+    """
 
     set: AttackSet
     steps: tuple[Step, ...]
@@ -119,12 +144,12 @@ class AttackEntry:
 
     @property
     def one_task(self) -> bool:
-        """Whether what is left says what a classifier of one task says, and gives no embeddings."""
+        """Whether the attacked model answers with the outputs of a one-task classifier, not with embeddings."""
         return any(step.attack == "classify" for step in self.steps)
 
 
 def within(*limits: tuple[Sequence[str], str]) -> bool:
-    """Return whether each name matches a glob pattern of its list; an empty list limits nothing."""
+    """Return whether each name matches a glob pattern of its list. Every name matches an empty list."""
     return all(not patterns or _matches(name, patterns) for patterns, name in limits)
 
 
@@ -134,7 +159,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 @dataclass(frozen=True)
 class Without:
-    """What is left out, and why; see the module."""
+    """A combination of attacks, schemes, encoders and seeds to leave out; see the module."""
 
     why: str
     attacks: tuple[str, ...] = ()
@@ -150,14 +175,14 @@ class Without:
 
 @dataclass(frozen=True)
 class Task:
-    """A downstream task beside that of the roles probe_train and probe_test.
+    """A downstream task beside the one of the roles probe_train and probe_test.
 
     Attributes:
-        train, test: roles of the bed.
-        method: of the probe; the configuration's unless given.
-        per_class: labels of each class, drawn anew for each of `draws` probes, whose accuracies are averaged; 0 takes
-            all labels.
-        beds: those that have the task; all unless given.
+        train, test: Roles of the training and test data.
+        method: Classifier of the probe; default: that of the configuration.
+        per_class: Number of labelled items of each class; 0 takes all.
+        draws: Number of probes, each trained on newly drawn items; their accuracies are averaged.
+        beds: Beds that have the task; default: all.
     """
 
     train: str = "probe_train"
@@ -170,16 +195,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Target:
-    """What shall be true of rows of a benchmark.
+    """A goal: a bound that rows of the benchmark should meet.
 
     Attributes:
-        aim: in words.
-        column: of `rows.Row`, a number, such as "kept", "log2_pvalue" or "watermark_rate".
-        at_least, at_most: bounds; a suspect that cannot be scored meets none.
-        kind: of rows.
-        schemes, encoders, attacks: glob patterns of names; all unless given.
-        mean: bound the mean over keys of each encoder and scheme, in place of every row.
-        kept: only suspects that keep so much accuracy, and cost no more than pre-training where that is known.
+        aim: The goal in words.
+        column: Numeric column of `rows.Row`, such as "kept", "log2_pvalue" or "watermark_rate".
+        at_least, at_most: The bound; exactly one is given. A suspect that cannot be scored does not meet it.
+        kind: Kind of rows that count.
+        schemes, encoders, attacks: Glob patterns of names; default: all.
+        mean: Whether the bound applies to the mean over the keys of each encoder and scheme, not to each row.
+        kept: If given, only suspects count that keep at least this share of accuracy and whose attack, where its cost
+            is known, took no longer than pre-training.
     """
 
     aim: str
@@ -196,7 +222,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole benchmark; see the module. Rates are base-2 logarithms, beds role → spec by bed."""
+    """A whole benchmark; see the module. `rates` are base-2 logarithms; `beds` give the data spec of each role."""
 
     title: str = "Benchmark"
     beds: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -218,16 +244,16 @@ class Config:
         return self.schemes[scheme].seeds or self.seeds
 
     def digest(self) -> str:
-        """SHA-256 of everything, hex."""
+        """Return the SHA-256 of the whole configuration, in hex."""
         return digest_of(asdict(self))
 
     def attacks_digest(self) -> str:
-        """SHA-256 of the attacks alone, hex: what is frozen before the held-out ones are looked at."""
+        """Return the SHA-256 of the attacks, in hex. It is fixed before results of held-out attacks are seen."""
         return digest_of({name: asdict(entry) for name, entry in self.attacks.items()})
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256, hex, of JSON values: keys sorted, no blanks."""
+    """Return the SHA-256, in hex, of a JSON value written with sorted keys and without blanks."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -236,16 +262,19 @@ def read_config(path: Path) -> Config:
     """Return the benchmark in a TOML file.
 
     Raises:
-        UsageError: the file cannot be read, or something in it is unknown, missing or contradictory.
+        UsageError: The file cannot be read, or an entry is unknown, missing or contradictory.
     """
     return parse_config(_read(path))
 
 
 def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return what a file holds over its base: entries of tables replace those of the same name, all else as a whole.
+    """Return the content of a file merged into that of its base.
+
+    In a table, each entry replaces the base's entry of the same name. Any other value replaces the base's value.
 
     Args:
-        above: files whose base this one is.
+        path: The file.
+        above: Files that have this file as their base.
     """
     if path in above:
         raise UsageError(f"base must name another file: {path} rests on itself")
@@ -262,13 +291,17 @@ def _read(path: Path, *, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return a configuration's file and those that it rests on."""
+    """Return the file of a configuration and the files of its bases."""
     base = load_toml(path).get("base")
     return [path, *(files_of(path.parent / Path(base).name) if base else [])]
 
 
 def parse_config(found: Mapping[str, Any]) -> Config:
-    """Return the benchmark of a table, as `read_config` does of a file."""
+    """Return the benchmark in a table, with the content of a TOML file.
+
+    Raises:
+        UsageError: An entry is unknown, missing or contradictory.
+    """
     table = dict(found)
     if isinstance(rates := table.get("rates"), list):
         table["rates"] = [log2_rate(rate) for rate in rates]
@@ -284,7 +317,11 @@ def parse_config(found: Mapping[str, Any]) -> Config:
 
 
 def log2_rate(text: Any) -> float:
-    """Base-2 logarithm of a false-claim rate in (0, 1) such as "1e-2" or "2^-64"."""
+    """Return the base-2 logarithm of a false-claim rate in (0, 1), such as "1e-2" or "2^-64".
+
+    Raises:
+        UsageError: The text is no such rate.
+    """
     try:
         base, power, exponent = str(text).partition("^")
         value = float(exponent) * math.log2(float(base)) if power else math.log2(float(base))
@@ -296,7 +333,7 @@ def log2_rate(text: Any) -> float:
 
 
 def _check(config: Config) -> None:
-    """Raises UsageError where one part names what another lacks."""
+    """Raise UsageError if a value is out of range, or if a part names something that the configuration lacks."""
     for title, entries in (("encoders", config.encoders), ("seeds", config.seeds)):
         if not entries:
             raise UsageError(f"{title} must not be empty")
@@ -338,5 +375,5 @@ def _check(config: Config) -> None:
 
 
 def _precisions(config: Config) -> list[tuple[str, str]]:
-    """Where attacks name a precision of their own."""
+    """Return the place and the value of each precision that an attack sets for itself."""
     return [(f"attacks.{n}.precision", entry.precision) for n, entry in config.attacks.items() if entry.precision]

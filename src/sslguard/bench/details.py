@@ -1,4 +1,4 @@
-"""Tables of benchmarks that have targets or further tasks: targets, clean encoders, attacks beside their twins."""
+"""Tables for benchmarks with targets or further tasks: targets, clean encoders, attacks beside their twins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Lines = tuple[tuple[str, ...], ...]
 
 
 def target_lines(found: Sequence[Result]) -> Lines:
-    """Return a line for each target: aim, today's figure, the same where no mark is, whether it is met."""
+    """Return a line for each target: aim, figure, the same figure for unmarked encoders, whether it is met."""
     return tuple(
         (
             one.target.aim,
@@ -37,7 +37,7 @@ def _figure(one: Result) -> str:
 
 
 def clean_lines(references: Mapping[str, Mapping[str, Any]]) -> Lines:
-    """Return a line for each clean encoder and task: accuracy, baselines, what is gained over the better one."""
+    """Return a line for each clean encoder and task: accuracy, baselines, gain over the better baseline."""
     lines = []
     for encoder, content in references.items():
         result = content["result"]
@@ -77,7 +77,7 @@ def beside_lines(config: Config, rows: Sequence[Row], references: Mapping[str, M
 
 
 def _kept(rows: Iterable[Row], references: Mapping[str, Mapping[str, Any]], task: str) -> str:
-    """Return the mean share that is kept of the clean encoders' accuracy above its baselines in a further task."""
+    """Return the mean share of the clean encoders' accuracy above their baselines that is kept in a further task."""
     shares = []
     for row in rows:
         clean = references.get(row.encoder, {"result": {}})["result"].get("tasks", {}).get(task)

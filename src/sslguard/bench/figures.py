@@ -1,4 +1,4 @@
-"""What the charts of a benchmark show."""
+"""The charts of a benchmark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def heat(found: Sequence[Outcome], attacks: Sequence[str], schemes: Sequence[str], rate: float, theme: Theme) -> Figure:
-    """Return attacks by schemes: colour is the share detected at `rate` (log2), the number the accuracy kept."""
+    """Return attacks by schemes: colour shows the share detected at `rate` (log2), numbers the accuracy kept."""
     shown = {(one.attack, one.scheme): one for one in found}
     schemes = [scheme for scheme in schemes if any(one.scheme == scheme for one in found)]
     rows = [attack for attack in attacks if any((attack, scheme) in shown for scheme in schemes)]
@@ -36,7 +36,7 @@ def heat(found: Sequence[Outcome], attacks: Sequence[str], schemes: Sequence[str
 
 
 def scatter(rows: Sequence[Row], schemes: Sequence[str], theme: Theme) -> Figure:
-    """Return accuracy kept against evidence in bits: every attacked suspect is a point."""
+    """Return a scatter plot of evidence, in bits, against accuracy kept. Each attacked suspect is a point."""
     figure = charts.figure(8.2, 4.6)
     axes = figure.subplots()
     axes.axvline(KEPT, color=theme.muted, lw=0.8, ls=":")
@@ -47,7 +47,7 @@ def scatter(rows: Sequence[Row], schemes: Sequence[str], theme: Theme) -> Figure
 
 
 def curves(rows: Sequence[Row], schemes: Sequence[str], theme: Theme) -> Figure:
-    """Return the ROC on the null population, of attacks that keep at least 90 %."""
+    """Return the ROC of attacks that keep at least 90 % of accuracy, on the null population."""
     figure = charts.figure(6.4, 4.6)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=theme.grid, lw=0.8)
@@ -58,7 +58,7 @@ def curves(rows: Sequence[Row], schemes: Sequence[str], theme: Theme) -> Figure:
 
 
 def cost(rows: Sequence[Row], schemes: Sequence[str], theme: Theme) -> Figure:
-    """Return CPU seconds of each attack that keeps at least 90 % against the bits that it leaves."""
+    """Return a plot of the bits left by each attack that keeps at least 90 %, against its CPU seconds."""
     from matplotlib.ticker import LogLocator
 
     figure = charts.figure(8.2, 4.6)
@@ -74,7 +74,7 @@ def cost(rows: Sequence[Row], schemes: Sequence[str], theme: Theme) -> Figure:
 
 
 def _series(rows: Sequence[Row], schemes: Sequence[str], against: str) -> charts.Series:
-    """Return for each scheme its attacked suspects: accuracy kept or CPU seconds, and bits."""
+    """Return two lists for each scheme, over its attacked suspects: accuracy kept or CPU seconds, and bits."""
     found: dict[str, tuple[list[float], list[float]]] = {scheme: ([], []) for scheme in schemes}
     for row in rows:
         if row.kept is not None and row.bits is not None and row.kind == "attack" and row.scheme in found:
@@ -96,7 +96,7 @@ def _kept(one: Outcome | None) -> str:
 
 
 def _bits(axes: Any) -> None:
-    """Make the axis of bits nearly logarithmic; its labels are plain text, for mathematics are not set."""
+    """Make the axis of bits nearly logarithmic, with plain-text labels, because no mathematics is typeset."""
     axes.set_yscale("symlog", linthresh=1)
     axes.set_ylim(-0.1, 400)
     axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100, 256], minor=False)

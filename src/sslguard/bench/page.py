@@ -1,4 +1,4 @@
-"""The results of a benchmark for reading: Markdown, and one HTML file that loads nothing."""
+"""Render the results of a benchmark: Markdown, and one HTML file that loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a benchmark.
+    """The results of a benchmark.
 
     Attributes:
-        rows: a row for each suspect.
-        done, total: cells.
-        references: content of each clean encoder's cell, by the encoder's name.
-        undone: `Plan.about` of cells that are not done, with their `group`.
+        config: Its configuration.
+        rows: A row for each suspect.
+        done, total: Numbers of cells.
+        references: Result file of each clean encoder's cell, by the encoder's name.
+        undone: `Plan.about` of each cell that is not done, with its `group`.
     """
 
     config: Config
@@ -41,22 +42,22 @@ class Run:
 
     @property
     def tables(self) -> list[Table]:
-        """Return every table of the page, in its order."""
+        """All tables of the page, in their order."""
         return all_tables(self.config, self.rows, self.references, self.undone)
 
     @property
     def dates(self) -> str:
-        """First and last day of a result."""
+        """Dates of the first and the last result."""
         days = sorted({row.date for row in self.rows})
         return "never" if not days else days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know, and what was left out."""
+        """Remarks for readers of the page, and what was left out."""
         return (*self.config.notes, *(f"Left out: {one.why}" for one in self.config.without))
 
     def facts(self) -> dict[str, str]:
-        """Return what a table rests on, as texts by name."""
+        """Return facts about the run, such as seeds and the hash of the configuration, as texts by name."""
         config = self.config
         return {
             "run": f"{self.dates}; {self.done} of {self.total} cells",
@@ -69,7 +70,12 @@ class Run:
 
 
 def render_markdown(run: Run, command: str) -> str:
-    """Return all tables as Markdown. `command` is what writes them."""
+    """Return all tables as Markdown.
+
+    Args:
+        run: The results.
+        command: Command that writes the page, for its first line.
+    """
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts().items())
     head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}\n\n{facts}"
     notes = ["\n".join(f"- {note}" for note in run.notes)] if run.notes else []
@@ -77,12 +83,12 @@ def render_markdown(run: Run, command: str) -> str:
 
 
 def render_html(run: Run) -> str:
-    """Return the whole page, HTML5, all pictures inside."""
+    """Return the whole page as HTML5, with all pictures inside."""
     return render("bench/page.html.j2", run=run, facts=run.facts(), tables=run.tables, charts=_charts(run))
 
 
 def _charts(run: Run) -> list[tuple[str, str, Chart]]:
-    """Return title, caption and picture of every chart."""
+    """Return the title, caption and picture of each chart."""
     config, rows, schemes = run.config, run.rows, list(run.config.schemes)
 
     def made(title: str, caption: str, draw: Callable[..., Figure], *data: Any) -> tuple[str, str, Chart]:

@@ -1,20 +1,20 @@
-"""A configuration cut in cells, the most informative first.
+"""Divide a configuration into cells, the most informative first.
 
 =========  =====================================================================================================
-group      what a cell finds
+group      what a cell computes
 =========  =====================================================================================================
-reference  accuracy of a clean encoder and of its baselines
-mark       an encoder under a scheme, its key, and what both are worth unattacked
-make       what one training step of a chain leaves of a protected encoder, or of the clean one; kept as a folder
-attack     a whole chain: statistic and accuracy kept
-twin       the same chain on the clean encoder, under the same scheme: an innocent
-null       some members of the null population under a scheme
-other      the encoder as another scheme or seed protects it: an innocent too. Of schemes that inject nothing, which
-           claim all that comes of it: the bed's other encoders, and copies of them
+reference  accuracy of a clean encoder and its baselines
+mark       a protected encoder and its key, with accuracy and score before any attack
+make       the encoder after a training step of an attack, on the protected or the clean encoder; kept as a folder
+attack     the suspect after a whole chain of attacks: statistic and accuracy kept
+twin       the same chain on the clean encoder, scored under the same key: an innocent
+null       scores of some members of the null population under a key
+other      an encoder protected by another scheme or seed: also an innocent. A scheme that injects nothing claims
+           everything derived from its encoder; its innocents are other encoders of the bed, and copies of them
 =========  =====================================================================================================
 
-A cell's arguments hold all that its result depends on, and its name ends in their hash: a changed setting makes new
-cells and leaves the others. Chains that begin alike share the cells of their first steps.
+The arguments of a cell hold everything that its result depends on, and its name ends in their hash. A changed setting
+therefore makes new cells and keeps the others. Chains that begin with the same steps share the cells of those steps.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from sslguard.schemes.base import Scheme
 from sslguard.schemes.registry import build_scheme
 
 NULL_PART = 36
-"""Innocents of one cell."""
+"""Largest number of innocents in a cell."""
 
 _HASH_LENGTH = 12
 _DEFAULT_ROLE = {"items": "thief", "labels": "tune", "nothing": ""}
@@ -44,16 +44,25 @@ _DEFAULT_ROLE = {"items": "thief", "labels": "tune", "nothing": ""}
 
 @dataclass(frozen=True)
 class Plan:
-    """Cells in order, and what each stands for: `encoder`, `scheme`, `seed`, `attack` by name, "" for none."""
+    """The cells of a benchmark.
+
+    Attributes:
+        cells: In the order in which they run.
+        about: For each cell name, those of `encoder`, `scheme`, `seed` and `attack` that it has; a `scheme` of "" means
+            that the cell serves several schemes.
+    """
 
     cells: tuple[Cell, ...]
     about: Mapping[str, Mapping[str, Any]]
 
     def chosen(self, patterns: tuple[str, ...]) -> list[Cell]:
-        """Cells whose name matches one of the glob patterns (all without any), and what they need.
+        """Return the cells whose names match one of the glob patterns, and all that they depend on.
+
+        Args:
+            patterns: Glob patterns; an empty tuple chooses all cells.
 
         Raises:
-            UsageError: a pattern matches nothing.
+            UsageError: A pattern matches no cell.
         """
         by_name = {cell.name: cell for cell in self.cells}
         wanted: set[str] = set(() if patterns else by_name)
@@ -62,17 +71,17 @@ class Plan:
             if not matched:
                 raise UsageError(f"only must match the name of a cell, such as {self.cells[0].name}, not {pattern!r}")
             wanted.update(matched)
-        for cell in reversed(self.cells):  # what is needed stands earlier
+        for cell in reversed(self.cells):  # dependencies stand earlier
             if cell.name in wanted:
                 wanted.update(cell.needs)
         return [cell for cell in self.cells if cell.name in wanted]
 
 
 def make_plan(config: Config) -> Plan:
-    """Every cell of a configuration.
+    """Return the plan of a configuration.
 
     Raises:
-        UsageError: an attack or a role is not known, or a chain cannot be.
+        UsageError: An attack or a role is unknown, or a setting of an attack or a scheme is invalid.
     """
     planner = _Planner(config)
     for encoder in config.encoders:
@@ -98,14 +107,14 @@ class _Planner:
     digests: dict[str, str] = field(default_factory=dict)
 
     def training(self, attack: str) -> str:
-        """What an attack trains, as a text: attacks that share it stand together, and ask one encoder in turn."""
+        """Return a hash of the steps that an attack trains. Attacks with the same hash are planned together."""
         steps = self.config.attacks[attack].steps
         trains = [isinstance(build(step.attack, step.settings), Stealing | Removal) for step in steps]
         last = max((place for place, each in enumerate(trains) if each), default=-1)
         return digest_of([asdict(step) for step in steps[: last + 1]])
 
     def attacks(self, names: Sequence[str]) -> None:
-        """These attacks on everybody, then their twins."""
+        """Add the cells of these attacks on all protected encoders, then the cells of their twins."""
         for twin in (False, True):
             for seed, encoder, scheme in self.grid():
                 for name in names:
@@ -113,7 +122,7 @@ class _Planner:
                         self.attack(name, encoder, scheme, seed, twin=twin)
 
     def grid(self) -> Iterator[tuple[int, str, str]]:
-        """Seed, encoder and scheme wherever a scheme has the seed and takes the encoder's bed."""
+        """Yield each seed, encoder and scheme for which the scheme has the seed and runs on the encoder's bed."""
         seeds = dict.fromkeys(seed for scheme in self.config.schemes for seed in self.config.seeds_of(scheme))
         for seed in seeds:
             for name, encoder in self.config.encoders.items():
@@ -122,17 +131,17 @@ class _Planner:
                         yield seed, name, scheme
 
     def takes(self, attack: str, encoder: str, scheme: str, seed: int) -> bool:
-        """Whether an attack is for this encoder's bed and this scheme."""
+        """Return whether an attack is run on this encoder, scheme and seed."""
         entry, bed = self.config.attacks[attack], self.config.encoders[encoder].bed
         left_out = any(one.meets(attack, scheme, encoder, seed) for one in self.config.without)
         return not left_out and within((entry.beds, bed), (entry.encoders, encoder), (entry.schemes, scheme))
 
     def innocents(self, scheme: str) -> bool:
-        """Whether what comes of the clean encoder is tested as innocent under this scheme."""
+        """Return whether models derived from the clean encoder are tested as innocents under this scheme."""
         return self.config.schemes[scheme].null and self.injects(scheme)
 
     def injects(self, scheme: str) -> bool:
-        """Whether what comes of the clean encoder is innocent under this scheme."""
+        """Return whether the scheme injects a mark, so that models derived from the clean encoder are innocent."""
         return self.scheme(scheme).injects
 
     def scheme(self, scheme: str) -> Scheme:
@@ -141,10 +150,12 @@ class _Planner:
         return build_scheme(entry.scheme, entry.settings)
 
     def reference(self, encoder: str) -> None:
+        """Add the cell of a clean encoder."""
         entry = self.config.encoders[encoder]
         self._add("reference", {"clean": entry.load, **self._probe(entry)}, encoder=encoder)
 
     def mark(self, encoder: str, scheme: str, seed: int) -> None:
+        """Add the cell that protects an encoder."""
         entry, marking = self.config.encoders[encoder], self.config.schemes[scheme]
         args = {
             "clean": entry.load,
@@ -159,12 +170,12 @@ class _Planner:
         self.marks[encoder, scheme, seed] = self._add("mark", args, encoder=encoder, scheme=scheme, seed=seed)
 
     def attack(self, name: str, encoder: str, scheme: str, seed: int, *, twin: bool = False) -> None:
-        """The cells of a chain, from F* or from F."""
+        """Add the cells of an attack on the protected encoder, or on the clean one for a twin."""
         entry, attack = self.config.encoders[encoder], self.config.attacks[name]
         mark = self.marks[encoder, scheme, seed]
         steps = [self._step(entry, place, step, seed) for place, step in enumerate(attack.steps)]
         trained = [k for k, step in enumerate(steps) if step.pop("trains")]
-        # Where nothing is injected, the clean encoder is what is attacked: chains share what they train of it.
+        # A scheme that injects nothing leaves the clean encoder as it is. Its chains share what they train of it.
         plain = twin or not self.injects(scheme)
         victim: dict[str, str] = {"clean": entry.load} if plain else {"mark": mark}
         done, about = 0, {"encoder": encoder, "scheme": "" if plain else scheme, "seed": seed, "attack": name}
@@ -185,8 +196,11 @@ class _Planner:
         self._add(kind, args, needs=(mark, *_needs(victim)), **{**about, "scheme": scheme})
 
     def null(self, encoder: str, scheme: str, seed: int) -> None:
-        """The population, some at a time; F itself, unless the key was made with it; F by the seed's other schemes that
-        change it, and by the scheme's other seeds."""
+        """Add the cells of innocents under a key.
+
+        These are the null population, `NULL_PART` at a time; the clean encoder, unless the key was made with it; and
+        the encoder as protected by other schemes that inject a mark, or by other seeds of the same scheme.
+        """
         if not self.config.schemes[scheme].null:
             return
         entry, mark = self.config.encoders[encoder], self.marks[encoder, scheme, seed]
@@ -210,7 +224,7 @@ class _Planner:
                 self._other(mark, {"mark": name}, verify, about)
 
     def strangers(self, encoder: str, scheme: str, seed: int) -> None:
-        """Where everything that comes of F is claimed: the bed's other encoders and what attacks trained of them."""
+        """Add the innocents of a scheme that injects nothing: the bed's other encoders and copies trained from them."""
         entry, marking = self.config.encoders[encoder], self.config.schemes[scheme]
         if not marking.null or self.injects(scheme):
             return
@@ -230,7 +244,7 @@ class _Planner:
         self._add("other", asked, needs=(mark, *_needs(victim)), **about)
 
     def _step(self, entry: EncoderEntry, place: int, step: Step, seed: int) -> dict[str, Any]:
-        """A step as a cell's argument: attack, settings, spec of its data, its seed, and whether it trains."""
+        """Return a step as an argument of a cell: attack, settings, data spec, seed, and whether it trains."""
         built = build(step.attack, step.settings)
         role = step.data or _DEFAULT_ROLE[built.needs]
         return {
@@ -248,7 +262,7 @@ class _Planner:
         return roles[role]
 
     def _probe(self, entry: EncoderEntry) -> dict[str, Any]:
-        """Return specs of the probe's data, its method unless it is linear, and further tasks where there are any."""
+        """Return the data specs of the probe, its method unless it is linear, and further tasks if there are any."""
         method, roles = self.config.method, ("probe_train", "probe_test")
         probe = [*(self._spec(entry, role) for role in roles), *([] if method == "linear" else [method])]
         tasks = {
@@ -266,7 +280,7 @@ class _Planner:
         return {"verify": self._spec(entry, scheme.verify)}
 
     def _add(self, group: str, args: dict[str, Any], *, needs: tuple[str, ...] = (), **about: Any) -> str:
-        """Name of the cell, which is added where it is not there yet."""
+        """Add a cell unless it exists already, and return its name."""
         title = "-".join([group, *(str(part) for part in about.values() if part != "")])
         slug = re.sub(r"[^a-z0-9.]+", "-", title.lower())
         digest = digest_of([FUNCTIONS[group], args])
@@ -290,7 +304,7 @@ FUNCTIONS: Mapping[str, str] = {
 
 
 def seed_of(*parts: Any) -> int:
-    """A seed, 0 ≤ k < 2⁶², that is a function of JSON values; far from the small numbers that others choose."""
+    """Return a seed in [0, 2⁶²), derived from JSON values by a hash, so that it meets no small seed chosen by hand."""
     return int(digest_of(list(parts))[:16], 16) >> 2
 
 

@@ -1,30 +1,30 @@
-"""Results of cells as rows, one a suspect, and their Parquet file.
+"""Convert results of cells into rows, one for each suspect, and write them to a Parquet file.
 
 =====================  =============================================================================================
-column                 what
+column                 meaning
 =====================  =============================================================================================
-kind                   "protected" as it is served, "attack", or "innocent"
-encoder, scheme, seed  of the key that tests
-attack, set            of an attack or of its twin; "" else
-suspect                the innocent's name; else "protected" or the attack's
-family                 of an innocent: what it was trained as; innocents of one family are no independent draws
-statistic              what the scheme ranks; larger speaks for the claim
-log2_pvalue            of an exact null, else the rank among the innocents of the same key, of each family the one that
-                       scores highest; the suspect's own family is left out
-floor_log2             the smallest p-value that this null can give
-uncapped_bits          −log₂ p of an exact null without the secret's entropy as its end
-published_log2_pvalue  what the scheme's own paper would report
-accuracy, kept         of a linear probe, and the share of the clean encoder's above its baselines
-kept_error             standard error of kept from the number of items that the probe was measured on
-tasks                  accuracy in each further task, by name
-share                  CPU seconds of the attack over those that pre-training the clean encoder took
+kind                   "protected" (the encoder as served), "attack" or "innocent"
+encoder, scheme, seed  of the key that the suspect is tested with
+attack, set            of an attack or its twin; otherwise ""
+suspect                name of the innocent or of the attack, or "protected"
+family                 of an innocent: the training that it comes from; innocents of one family are not independent
+statistic              score of the suspect; a larger one supports the claim
+log2_pvalue            log₂ p of an exact null, or of the rank among innocents of the same key: the highest score of
+                       each family counts, and the suspect's own family is left out
+floor_log2             log₂ of the smallest p-value that this null can give
+uncapped_bits          −log₂ p of an exact null, not limited by the entropy of the secret
+published_log2_pvalue  log₂ p by the test of the scheme's own paper
+accuracy, kept         probe accuracy in [0, 1]; share kept of the clean encoder's accuracy above its baselines
+kept_error             standard error of kept, from the number of test items of the probe
+tasks                  accuracy on each further task, by name
+share                  CPU seconds of the attack divided by those of pre-training the clean encoder
 watermark_rate         share of queries that the scheme's own paper counts as triggered
-asked                  queries of verification
-thief_queries          answers that the first stealing needed
-attack_seconds         CPU seconds of all steps
-mark_seconds           CPU seconds of protecting
-refused                why there is no statistic: not to be scored, or not to be attacked like this
-cell, date, config     where it comes from
+asked                  number of verification queries
+thief_queries          number of queries of the first stealing step
+attack_seconds         CPU seconds of all steps of the attack
+mark_seconds           CPU seconds of protecting the encoder
+refused                reason for a missing statistic: the suspect cannot be scored, or the attack does not apply
+cell, date, config     name of the cell, date of its result, hash of the configuration
 =====================  =============================================================================================
 """
 
@@ -87,11 +87,11 @@ class Row:
 
     @property
     def applies(self) -> bool:
-        """Whether the attack left anything to measure, be it beyond what the scheme can score."""
+        """Whether the attack could be carried out, even if the scheme cannot score its result."""
         return self.refused is None or self.accuracy is not None
 
     def detected(self, log2_rate: float) -> bool | None:
-        """Whether the suspect is claimed at this false-claim rate; None where the null cannot support it.
+        """Return whether the suspect is claimed at this false-claim rate, or None if the null cannot support the rate.
 
         A suspect that cannot be scored is not claimed.
         """
@@ -105,12 +105,12 @@ class Row:
 
     @property
     def bits(self) -> float | None:
-        """−log₂ p; 0 of a suspect that cannot be scored, of which nothing is claimed; None without a null."""
+        """−log₂ p: 0 for a suspect that cannot be scored, because it is not claimed; None without a null."""
         return 0.0 if self.refused else None if self.log2_pvalue is None else abs(self.log2_pvalue)
 
 
 def references(plan: Plan, contents: Contents) -> dict[str, Mapping[str, Any]]:
-    """Return the content of the cell of each clean encoder that is done, by the encoder's name."""
+    """Return the result file of each clean encoder's cell that is done, by the encoder's name."""
     return {
         plan.about[cell.name]["encoder"]: contents[cell.name]
         for cell in plan.cells
@@ -119,7 +119,7 @@ def references(plan: Plan, contents: Contents) -> dict[str, Mapping[str, Any]]:
 
 
 def rows_of(config: Config, plan: Plan, contents: Contents) -> list[Row]:
-    """A row for every suspect of the cells that are done, ranks included."""
+    """Return a row for each suspect of the cells that are done, with p-values by rank included."""
     clean = references(plan, contents)
     done = (cell.name for cell in plan.cells if cell.name in contents)
     return ranked([row for name in done for row in _rows(config, plan, contents, clean, name)])
@@ -165,7 +165,7 @@ def _rows(
 
 @lru_cache(maxsize=4)
 def _pruned(population: tuple[str, ...]) -> dict[str, str]:
-    """Name → family of the members that were never trained for themselves: that of the clean encoder they are of."""
+    """Return the family, by name, of each member that is a pruned copy of a clean encoder and has no own training."""
     folders = (shipped_population() if spec == "shipped" else Path(spec) for spec in population)
     members = chain.from_iterable(read_population(f) for f in folders if (f / "population.json").exists())
     return {member.name: f"clean {member.parent}" for member in members if member.kind == "pruned"}
@@ -195,10 +195,10 @@ def _row(kind: Any, suspect: str, result: Mapping[str, Any], common: Mapping[str
 
 
 def _kept(reference: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy, and the share kept of it, where it was measured and the clean encoder's is known."""
+    """Return accuracy and the share kept, if it was measured and the clean encoder's accuracy is known."""
     accuracy, clean = result.get("accuracy"), reference["result"]
     found = {"accuracy": accuracy, "tasks": result.get("tasks")}
-    # Without anything above the baselines there is nothing to keep.
+    # The share is undefined if the clean encoder is not above its baselines.
     if accuracy is None or clean.get("accuracy", 0.0) <= clean.get("floor", 0.0):
         return found
     error, part = None, re.search(r"\[(\d+):(\d+)\]$", reference["args"]["probe"][1])
@@ -213,14 +213,18 @@ def _kept(reference: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, 
 
 
 def _price(contents: Contents, content: Mapping[str, Any], pretraining: float | None) -> dict[str, Any]:
-    """CPU seconds of a chain, and queries of the stealing that it begins with; neither where a part is not known.
+    """Return the CPU seconds of a chain and the queries of its first stealing step.
+
+    Both are None if the result of a cell of the chain is missing.
 
     Args:
-        pretraining: CPU seconds that pre-training the clean encoder took, where its record says so.
+        contents: Result files of all cells that are done, by name.
+        content: Result file of the chain's last cell.
+        pretraining: CPU seconds of pre-training the clean encoder, if its record holds them.
     """
     seconds, queries, victim = content["result"].get("seconds", 0.0), None, content["args"]["victim"]
     while name := victim.get("made"):
-        if name not in contents:  # taken away, to be done again
+        if name not in contents:  # its result is out of date, and the cell runs again
             return {"attack_seconds": None, "thief_queries": None}
         made = contents[name]
         seconds += made["result"].get("seconds", 0.0)
@@ -230,11 +234,11 @@ def _price(contents: Contents, content: Mapping[str, Any], pretraining: float | 
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """The rows with p-values for those of schemes that rank among innocents of the same key.
+    """Return the rows with p-values added for schemes that rank a suspect among innocents of the same key.
 
-    Innocents that cannot be scored are left out: they have no statistic to rank.
+    Innocents that cannot be scored do not count: they have no statistic to rank.
     """
-    # Rows that have a p-value already are of an exact null.
+    # Rows that already have a p-value come from an exact null.
     pools = controls([row for row in rows if row.log2_pvalue is None])
     found = []
     for row in rows:
@@ -251,10 +255,10 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 
 def controls(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str | None, float]]:
-    """Encoder, scheme and seed of a key → family of innocents → largest statistic in it.
+    """Return the largest statistic of each family of innocents, for each key (encoder, scheme, seed).
 
-    Many of a benchmark's innocents are one copy behind different maps. Taking the largest of them makes a rank no
-    smaller than any choice of one of them would.
+    Many innocents of a benchmark are one copy behind different maps. Counting the largest statistic of a family gives
+    a p-value at least as large as counting any other member of it.
     """
     pools: dict[tuple[str, str, int], dict[str | None, float]] = {}
     for row in rows:
@@ -265,11 +269,11 @@ def controls(rows: Sequence[Row]) -> dict[tuple[str, str, int], dict[str | None,
 
 
 def write_parquet(rows: Sequence[Row], path: Path) -> None:
-    """All rows as a Parquet file.
+    """Write all rows to a Parquet file.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
-        OutputError: the file cannot be written.
+        OutputError: The file cannot be written.
     """
     try:
         import pyarrow as pa

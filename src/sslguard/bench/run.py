@@ -1,13 +1,13 @@
-"""A benchmark in a folder: run, how far it is, and its results written.
+"""Run a benchmark in a folder, report its progress, and write its results.
 
 =================  ================================================================================
-in the folder      what
+in the folder      content
 =================  ================================================================================
 config.toml        the configuration of the last run
-cells/             a file a cell; configurations share those that they have in common
-encoders/, keys/   what cells made, under their names; keys are of public secrets and prove nothing
-jobs/              submitit's, where a cluster runs cells
-results.*          Parquet, Markdown and HTML
+cells/             one file for each cell; configurations share the cells that they have in common
+encoders/, keys/   encoders and keys made by cells; the secrets are public, so the keys prove nothing
+jobs/              files of submitit, if a cluster runs the cells
+results.*          the results as Parquet, Markdown and HTML
 =================  ================================================================================
 """
 
@@ -40,12 +40,13 @@ CONFIG, PARQUET = "config.toml", "results.parquet"
 
 @dataclass(frozen=True)
 class Progress:
-    """Cells of one group.
+    """Progress of one group of cells.
 
     Attributes:
-        done, refused, total: cells; those that were refused are done.
-        seconds: CPU seconds of those that are done.
-        left: CPU seconds that the others may take, by the mean of their like; None where nothing is known.
+        group: Name of the group.
+        done, refused, total: Numbers of cells; refused cells count as done.
+        seconds: CPU seconds of the cells that are done.
+        left: Estimated CPU seconds of the others, from the mean of similar cells; None if no similar cell is done.
     """
 
     group: str
@@ -58,13 +59,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would do.
+    """Estimate of what a run would do.
 
     Attributes:
-        groups: cells by group, those of the run alone.
-        stored: encoders that would be kept.
-        disk: bytes of those whose clean encoder can be loaded here; None where none can.
-        unknown: encoders to load that are not here.
+        groups: Progress of each group, over the chosen cells only.
+        stored: Number of encoders that the run would write.
+        disk: Bytes of those encoders whose clean encoder can be loaded here; None if none can.
+        unknown: Clean encoders that cannot be loaded here.
     """
 
     groups: list[Progress]
@@ -84,24 +85,29 @@ def run_bench(
     pool: Pool | None = None,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Do the cells that `out` does not hold; a killed run goes on where it stopped.
+    """Run the cells whose results `out` does not hold. A run that was killed resumes where it stopped.
 
-    A folder that holds results alone, without the encoders and keys that cells made, is gone on with too: what is still
-    needed of them is made again. Where another machine gives another mark, what was measured under the former is done
+    A folder may hold results without the encoders and keys that cells made. Those that are still needed are then made
+    again. If retraining gives a different watermark, for example on another machine, the cells that depend on it run
     again.
 
     Args:
-        config: the TOML file.
-        workers: cells at a time.
-        only: glob patterns of cells' names; they bring what they need.
-        accelerator: what training runs on.
-        devices: processes that share each training, one device each; every one of them calls this function. Cells that
-            train come first then, and the rest is the first process's alone.
-        pool: what runs the cells; see `run_cells`.
-        say: called with a line of progress.
+        config: Path of the TOML file.
+        out: Folder of the benchmark.
+        workers: Number of cells that run at the same time.
+        only: Glob patterns of cell names; the cells that these depend on run too. Default: all cells.
+        accelerator: Device type that training runs on.
+        devices: Number of processes that share each training, one device each. Each of them calls this function. Cells
+            that train then run first, and the first process runs the others alone.
+        pool: Returns the executor of the cells; see `run_cells`.
+        say: Called with each line of progress.
+
+    Returns:
+        The cells that were done, failed and skipped.
 
     Raises:
-        UsageError: the configuration cannot be, a pattern names nothing, or several devices meet several workers.
+        UsageError: The configuration is invalid, a pattern matches no cell, or several devices are combined with
+            several workers or with a cluster.
         OutputError: `out` cannot be written.
     """
     _, plan = checked(config)
@@ -110,7 +116,7 @@ def run_bench(
         _keep_config(config, out)
     if devices > 1:
         if workers > 1 or pool is not None:
-            raise UsageError("several devices share one training: leave workers at 1, and cluster out")
+            raise UsageError("several devices share one training: leave workers at 1, and do not give a cluster")
         together = Work(out, accelerator, devices)
         training = [cell for cell in chosen if cell.function in ("mark", "make")]
         outcome = run_cells(training, out, together, workers=1, prepare=prepare, say=say, kept=together.kept)
@@ -133,7 +139,7 @@ def run_bench(
         return outcome
     there = [cell for cell in chosen if path_of(out, cell.name).exists()]
     if not all(map(work.current, there)):
-        say("a mark was made again and is another: what came of the former is done again")
+        say("The watermark was retrained and differs; dependent cells run again.")
         again = run(there)
         outcome = Outcome(
             [*dict.fromkeys([*outcome.done, *again.done])],
@@ -147,7 +153,7 @@ def checked(config: Path) -> tuple[Config, Plan]:
     """Return the configuration in a file and its plan.
 
     Raises:
-        UsageError: it cannot be.
+        UsageError: The configuration is invalid.
     """
     found = read_config(config)
     targets(found, [], [])
@@ -155,7 +161,7 @@ def checked(config: Path) -> tuple[Config, Plan]:
 
 
 def _keep_config(config: Path, out: Path) -> None:
-    """Write the configuration into the folder of its results, and what it rests on beside it."""
+    """Write the configuration and its bases into the folder of its results."""
     if config.resolve() != (out / CONFIG).resolve():
         first, *bases = files_of(config)
         for file, name in ((first, CONFIG), *((base, base.name) for base in bases)):
@@ -163,10 +169,15 @@ def _keep_config(config: Path, out: Path) -> None:
 
 
 def forecast(config: Path, out: Path, *, only: Sequence[str] = ()) -> Forecast:
-    """Return what `run_bench` would do, and what that costs by the cells that are done here or recorded.
+    """Estimate what `run_bench` would do and cost, from cells that are done here or recorded.
+
+    Args:
+        config: Path of the TOML file.
+        out: Folder of the benchmark.
+        only: Glob patterns of cell names; default: all cells.
 
     Raises:
-        UsageError: the configuration cannot be, or a pattern names nothing.
+        UsageError: The configuration is invalid, or a pattern matches no cell.
     """
     found, plan = checked(config)
     chosen = plan.chosen(tuple(only))
@@ -186,7 +197,7 @@ def forecast(config: Path, out: Path, *, only: Sequence[str] = ()) -> Forecast:
 
 
 def _sizes(config: Config, names: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Bytes of each clean encoder's weights, and those that cannot be loaded here."""
+    """Return the bytes of each clean encoder's weights, and the encoders that cannot be loaded here."""
     sizes, unknown = {}, []
     for name in sorted(names):
         try:
@@ -197,7 +208,9 @@ def _sizes(config: Config, names: Iterable[str]) -> tuple[dict[str, int], tuple[
 
 
 def open_run(out: Path) -> tuple[Config, Plan, dict[str, dict[str, Any]]]:
-    """Configuration, plan, and the results that are there and come from the marks that are, of a benchmark's folder.
+    """Return the configuration, the plan and the valid results, by cell name, of a benchmark's folder.
+
+    A result is valid if it comes from the watermark that the folder holds now.
 
     Raises:
         UsageError: `out` holds no benchmark.
@@ -209,14 +222,18 @@ def open_run(out: Path) -> tuple[Config, Plan, dict[str, dict[str, Any]]]:
     found, _ = read_cells(out, plan.cells)
     contents: dict[str, dict[str, Any]] = {}
     for cell in plan.cells:
-        with suppress(KeyError):  # the mark is not there
+        with suppress(KeyError):  # the cell or its mark is not done
             if is_current(cell, found.__getitem__):
                 contents[cell.name] = found[cell.name]
     return config, plan, contents
 
 
 def findings(out: Path) -> Run:
-    """All that is known so far."""
+    """Return all results so far.
+
+    Raises:
+        UsageError: `out` holds no benchmark.
+    """
     config, plan, contents = open_run(out)
     return Run(
         config,
@@ -229,7 +246,11 @@ def findings(out: Path) -> Run:
 
 
 def progress(out: Path) -> list[Progress]:
-    """How far each group is, in the plan's order."""
+    """Return the progress of each group of cells, in the order of the plan.
+
+    Raises:
+        UsageError: `out` holds no benchmark.
+    """
     _, plan, contents = open_run(out)
     spent: dict[tuple[str, ...], list[float]] = {}
     _add_costs(spent, plan, contents)
@@ -277,7 +298,7 @@ def _progress(
 
 
 def _likes(plan: Plan, cell: Cell) -> Iterable[tuple[str, ...]]:
-    """What a cell's cost resembles, closest first."""
+    """Yield the classes of cells whose cost is similar to that of this cell, the most similar first."""
     about = plan.about[cell.name]
     names = {name: str(about.get(name, "")) for name in ("encoder", "scheme", "attack")}
     if cell.group in ("make", "attack", "twin"):
@@ -290,15 +311,20 @@ def _likes(plan: Plan, cell: Cell) -> Iterable[tuple[str, ...]]:
 
 
 def write_results(out: Path, folder: Path | None = None, *, name: str = "results") -> dict[str, Path]:
-    """Write what is known so far: `NAME.md` and `NAME.html` into `folder`, `out` unless given; the Parquet into `out`.
+    """Write all results so far as Markdown, HTML and Parquet.
+
+    Args:
+        out: Folder of the benchmark; the Parquet file is written here.
+        folder: Folder for `NAME.md` and `NAME.html`; default: `out`.
+        name: Name of these two files, without suffix.
 
     Returns:
-        "rows", "markdown" and "page" → where it stands.
+        The path of each file, under "rows", "markdown" and "page".
 
     Raises:
         UsageError: `out` holds no benchmark.
         MissingExtraError: pyarrow is not installed.
-        OutputError: a file cannot be written.
+        OutputError: A file cannot be written.
     """
     run, folder = findings(out), folder or out
     written = {"rows": out / PARQUET, "markdown": folder / f"{name}.md", "page": folder / f"{name}.html"}

@@ -1,4 +1,4 @@
-"""What rows say together: detection, accuracy kept, false claims, and what hurts each scheme most."""
+"""Summarise rows: detection, accuracy kept, false claims, and the strongest attack on each scheme."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 KEPT = 0.9
-"""An attack that keeps less of the accuracy has ruined what it stole."""
+"""Share of accuracy that an attack must keep; one that keeps less has made the stolen encoder useless."""
 _LEVEL = 0.95
 _PUBLISHED_LOG2 = math.log2(0.01)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean or a share, with its 95 % interval; both ends are None where one value says nothing of others."""
+    """A mean or a share, with its 95 % interval. Both ends are None if there is only one value."""
 
     value: float
     low: float | None = None
@@ -35,14 +35,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One attack against one scheme, over the `n` encoders and seeds that it could be carried out on.
+    """One attack against one scheme.
 
     Attributes:
-        detected: share claimed at each false-claim rate, with Wilson's interval; None where a null cannot support it.
-        kept: mean of accuracy kept, with Student's interval; None where it was not measured.
-        bits: median of −log₂ p.
-        seconds: median CPU seconds of the attack; queries: of the theft, where it asked any.
-        refused: why there is no statistic, where no suspect has one.
+        scheme, attack, set: Names, and the set of the attack.
+        n: Number of pairs of encoder and seed on which the attack could be carried out.
+        detected: Share claimed at each false-claim rate, with Wilson's interval; None if a null cannot support it.
+        kept: Mean share of accuracy kept, with Student's interval; None if it was not measured.
+        bits: Median of −log₂ p.
+        seconds: Median CPU seconds of the attack.
+        queries: Largest number of queries of the theft; None if it asked none.
+        refused: Reason for a missing statistic, if no suspect has one.
     """
 
     scheme: str
@@ -58,21 +61,23 @@ class Outcome:
 
     @property
     def counts(self) -> bool:
-        """Whether the attack keeps enough accuracy to be one."""
+        """Whether the attack keeps enough accuracy to count."""
         return self.kept is not None and self.kept.value >= KEPT
 
 
 @dataclass(frozen=True)
 class FalseClaims:
-    """A scheme on its innocents.
+    """False claims of a scheme on its innocents.
 
     Attributes:
-        n: innocents; `claimed` of them at each rate, None where the null is a rank among these very innocents.
-        least: smallest log₂ p; of ranks it says nothing.
-        published: share that the scheme's own paper would claim at 1 %, and the least and the largest of any key:
-            innocents of one key are no independent draws. None of schemes without such a test.
-        refused: innocents that could not be scored.
-        families: of innocents, summed over keys; see `rows.controls`.
+        scheme: Name of the scheme.
+        n: Number of innocents that were scored.
+        refused: Number of innocents that could not be scored.
+        families: Number of families of innocents, summed over keys; see `rows.controls`.
+        claimed: Number claimed at each rate; None if the null is a rank among these same innocents.
+        least: Smallest log₂ p of an exact null; None for ranks.
+        published: Share that the test of the scheme's own paper claims at 1 %; its ends are the smallest and the
+            largest share of any key, because innocents of one key are not independent. None without such a test.
     """
 
     scheme: str
@@ -86,13 +91,14 @@ class FalseClaims:
 
 @dataclass(frozen=True)
 class Separation:
-    """One key: the statistic of what it protects, and those of its innocents.
+    """Statistics of one key: that of the protected encoder, and those of its innocents.
 
     Attributes:
-        own: of the protected encoder, unattacked; None where it has none.
-        middle, largest: median and maximum of innocents; under an exact null each meets a secret of its own.
-        published: share of innocents that the scheme's own paper would claim at 1 %; least: the smallest log₂ p of that
-            test. None of schemes without one.
+        scheme, encoder, seed: The key.
+        own: Statistic of the protected encoder, unattacked; None if it has none.
+        middle, largest: Median and maximum of the innocents; under an exact null each is tested with a fresh secret.
+        published: Share of innocents that the test of the scheme's own paper claims at 1 %; None without such a test.
+        least: Smallest log₂ p of that test.
     """
 
     scheme: str
@@ -107,7 +113,15 @@ class Separation:
 
 @dataclass(frozen=True)
 class Costs:
-    """Medians of a scheme: CPU seconds of protecting, accuracy kept by it, queries of a verification."""
+    """Costs of a scheme.
+
+    Attributes:
+        scheme: Name of the scheme.
+        seconds: Median CPU seconds of protecting an encoder.
+        kept: Mean share of accuracy that protecting keeps, with Student's interval.
+        asked: Largest number of queries of a verification.
+        bits: Median −log₂ p of the protected encoder, unattacked.
+    """
 
     scheme: str
     seconds: float | None
@@ -117,7 +131,13 @@ class Costs:
 
 
 def outcomes(rows: Sequence[Row], rates: Sequence[float], *, encoders: Iterable[str] = ()) -> list[Outcome]:
-    """Every attack against every scheme, in the rows' order; over some encoders only where they are named."""
+    """Return the outcome of each attack against each scheme, in the order of the rows.
+
+    Args:
+        rows: All rows.
+        rates: False-claim rates, as base-2 logarithms.
+        encoders: Names of the encoders that count; default: all.
+    """
     chosen = set(encoders)
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -150,9 +170,17 @@ def _most(counts: Sequence[int]) -> int:
 
 
 def hardest(rows: Sequence[Row], scheme: str, kept: float = KEPT) -> Row | None:
-    """The attacked suspect of least evidence under this scheme, on any encoder, among those that keep so much accuracy.
+    """Return the attacked suspect with the least evidence under a scheme, on any encoder.
 
-    Of several that leave as little, the one that keeps the most. Without a null there is no evidence to compare.
+    If several have equally little, return the one that keeps the most accuracy.
+
+    Args:
+        rows: All rows; those without a p-value do not count.
+        scheme: Name of the scheme.
+        kept: Share of accuracy that a suspect must keep.
+
+    Returns:
+        The row; None if no suspect counts.
     """
     candidates = [
         (row.bits, -row.kept, number)
@@ -164,7 +192,7 @@ def hardest(rows: Sequence[Row], scheme: str, kept: float = KEPT) -> Row | None:
 
 
 def false_claims(rows: Sequence[Row], rates: Sequence[float]) -> list[FalseClaims]:
-    """Every scheme on its innocents, over all encoders and seeds."""
+    """Return the false claims of each scheme, over all encoders and seeds. Rates are base-2 logarithms."""
     found = []
     for scheme in dict.fromkeys(row.scheme for row in rows):
         everyone = [row for row in rows if row.scheme == scheme and row.kind == "innocent"]
@@ -198,7 +226,7 @@ def _published(group: Sequence[Row]) -> Interval | None:
 
 
 def separations(rows: Sequence[Row]) -> list[Separation]:
-    """Every key that has innocents, in the rows' order of schemes."""
+    """Return the statistics of each key that has innocents. Schemes keep the order of the rows."""
     innocents: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         if row.kind == "innocent" and row.statistic is not None:
@@ -223,7 +251,7 @@ def separations(rows: Sequence[Row]) -> list[Separation]:
 
 
 def costs(rows: Sequence[Row]) -> list[Costs]:
-    """What protecting costs, by scheme."""
+    """Return the costs of each scheme."""
     found = []
     for scheme in dict.fromkeys(row.scheme for row in rows):
         group = [row for row in rows if row.scheme == scheme and row.kind == "protected"]
@@ -240,10 +268,14 @@ def costs(rows: Sequence[Row]) -> list[Costs]:
 
 
 def roc(rows: Sequence[Row], scheme: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """False-claim rates and the share of attacks found at them, of attacks that keep ≥ 90 %; None without either.
+    """Return the ROC of a scheme, over attacks that keep at least 90 % of accuracy.
 
-    By ranks for every scheme: an attack's rate is (1 + k)/(1 + n), where k of n families of innocents of the same key
-    have as large a statistic. A suspect that cannot be scored is found at no rate below 1.
+    Every scheme is ranked: the rate of an attack is (1 + k)/(1 + n), where k of n families of innocents of the same key
+    have a statistic at least as large. A suspect that cannot be scored has rate 1.
+
+    Returns:
+        False-claim rates, ascending, and the share of attacks detected at each, both of shape (n,) and float64; None
+        without such attacks or without innocents.
     """
     rates, pools = [], controls([row for row in rows if row.scheme == scheme])
     for row in rows:
@@ -260,7 +292,7 @@ def roc(rows: Sequence[Row], scheme: str) -> tuple[NDArray[np.float64], NDArray[
 
 
 def share(count: int, n: int) -> Interval:
-    """count / n with Wilson's interval; n ≥ 1."""
+    """Return count / n with Wilson's 95 % interval; n ≥ 1."""
     if n == 1:
         return Interval(float(count))
     found = stats.binomtest(count, n).proportion_ci(_LEVEL, method="wilson")
@@ -268,7 +300,7 @@ def share(count: int, n: int) -> Interval:
 
 
 def average(values: Sequence[float]) -> Interval:
-    """Mean with Student's interval; at least one value."""
+    """Return the mean with Student's 95 % interval; at least one value is needed."""
     if len(values) == 1:
         return Interval(float(values[0]))
     half = float(stats.t.ppf((1 + _LEVEL) / 2, len(values) - 1) * stats.sem(values))
@@ -277,6 +309,6 @@ def average(values: Sequence[float]) -> Interval:
 
 
 def _over(group: Sequence[Row], of: Callable[[Row], T | None], how: Callable[[list[T]], R]) -> R | None:
-    """`how` of what the rows have, or None where none has it."""
+    """Return `how` applied to the values that rows have, or None if no row has a value."""
     values = [value for row in group if (value := of(row)) is not None]
     return how(values) if values else None

@@ -1,4 +1,4 @@
-"""Entries of a configuration that stand for several, one for every combination of some values."""
+"""Expand entries of a configuration that stand for several, one for each combination of values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sslguard.errors import UsageError
 
 
 def expanded(entries: object, at: str) -> object:
-    """Return a table of entries in which each that holds a `sweep` became one for every combination of its values.
+    """Return a table in which each entry with a `sweep` is replaced by one entry for each combination of its values.
 
     ::
 
@@ -18,11 +18,15 @@ def expanded(entries: object, at: str) -> object:
         sweep = {amount = [0.1, 0.2]}
         steps = [{attack = "prune", amount = "{amount}"}]
 
-    A text that is nothing but a name in braces becomes the value. Elsewhere in a text, the entry's name included, it
-    becomes the value's label: the value as a text, or its key where the values are a table.
+    A text that consists of a name in braces becomes the value. Within a longer text, such as the name of the entry, a
+    name in braces becomes the label of the value: its key if the values are a table, otherwise the value as text.
+
+    Args:
+        entries: Entries by name; anything but a table is returned as it is.
+        at: Name of the table, for error messages.
 
     Raises:
-        UsageError: a sweep is no table of values, or two of its entries have one name.
+        UsageError: A sweep is no table of values, or two entries get the same name.
     """
     if not isinstance(entries, Mapping):
         return entries

@@ -1,4 +1,4 @@
-"""The tables of a benchmark, once for the terminal, for Markdown and for the page."""
+"""The tables of a benchmark, shared by the terminal, Markdown and the HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sslguard.bench.targets import results
 from sslguard.report.table import Table
 from sslguard.report.text import NONE
 
-# Accuracy that an attack must keep, and what a thief may still put up with. Less is told where no attack keeps so much.
+# Shares of accuracy that an attack must keep. The lower ones serve if no attack keeps more.
 _LEAST = (KEPT, 0.75, 0.5, 0.25)
 
 
@@ -24,13 +24,13 @@ def all_tables(
     references: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     undone: Sequence[Mapping[str, Any]] = (),
 ) -> list[Table]:
-    """Return every table of the page, in its order.
+    """Return all tables of the page that have lines, in their order.
 
     Args:
-        config: what was asked for.
-        rows: what is known.
-        references: content of each clean encoder's cell, by the encoder's name.
-        undone: `Plan.about` of cells that are not done, with their `group`.
+        config: Configuration of the benchmark.
+        rows: All rows so far.
+        references: Result file of each clean encoder's cell, by the encoder's name.
+        undone: `Plan.about` of each cell that is not done, with its `group`.
     """
     found = outcomes(rows, config.rates)
     tables = [_targets(config, rows, undone), *_details(config, rows, references)]
@@ -51,7 +51,7 @@ def _targets(config: Config, rows: Sequence[Row], undone: Sequence[Mapping[str, 
 
 
 def _details(config: Config, rows: Sequence[Row], references: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Return what benchmarks with further tasks or targets show beyond the others."""
+    """Return the tables that only benchmarks with further tasks or targets have."""
     if not (config.tasks or config.targets):
         return []
     clean = Table(
@@ -71,7 +71,7 @@ def _details(config: Config, rows: Sequence[Row], references: Mapping[str, Mappi
 
 
 def _hardest(config: Config, rows: Sequence[Row]) -> Table:
-    """Of each scheme, over all attacks and over those that leave embeddings; a suspect is named once."""
+    """Return the strongest attacks on each scheme, over all attacks and over those that leave embeddings."""
     embeddings = [row for row in rows if row.kind == "attack" and not config.attacks[row.attack].one_task]
     lines = []
     for scheme in config.schemes:
@@ -188,7 +188,7 @@ def _count(found: Interval, n: int) -> str:
 
 
 def _intervals(found: Iterable[Outcome]) -> str:
-    """Of every count that a table shows, once: it would fill the cells."""
+    """Return the interval of each count in a table as one sentence. In the cells they would take too much room."""
     shown = {
         (one.n, each.value): f"{_count(each, one.n)} is {100 * each.low:.0f} to {100 * each.high:.0f} %"
         for one in found
@@ -200,7 +200,7 @@ def _intervals(found: Iterable[Outcome]) -> str:
 
 
 def rate_name(log2_rate: float) -> str:
-    """Return a false-claim rate for reading: 0.01, or 2^-64."""
+    """Return a false-claim rate as text, such as "0.01" or "2^-64"."""
     rate = 2.0**log2_rate
     return f"{rate:g}" if rate >= 1e-6 else f"2^{log2_rate:.4g}"
 

@@ -1,4 +1,4 @@
-"""The targets of a benchmark: what was aimed at, what came, and whether that is met."""
+"""The targets of a benchmark: the goal, the result, and whether the result meets the goal."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ _GROUPS = {"protected": ("mark",), "attack": ("attack",), "innocent": ("null", "
 
 @dataclass(frozen=True)
 class Result:
-    """A target beside what came.
+    """The result of a target.
 
     Attributes:
-        values: what is bounded, by a name of what it is of; None of what cannot be scored, which meets no bound.
-        met: how many of them are within the bound.
-        negatives: the same count where no mark is, of the same attacks on the clean encoder, and how many those are.
-        missing: cells that count and are not done.
+        target: The target.
+        values: The values that the target bounds, by name of the suspect, or by scheme and encoder for a mean. None
+            stands for a suspect that cannot be scored, which does not meet the bound.
+        met: Number of values within the bound.
+        negatives: The same number for the same attacks on the clean encoder, which has no mark; and their total.
+        missing: Number of cells that count and are not done.
     """
 
     target: Target
@@ -34,7 +36,7 @@ class Result:
 
     @property
     def verdict(self) -> str:
-        """Return "met" only where nothing is missing; what fails already stays failed."""
+        """Verdict in words: "met" only if no cell is missing, "not met" as soon as one value is out of bounds."""
         if self.met < len(self.values):
             return "not met"
         if self.missing:
@@ -43,20 +45,20 @@ class Result:
 
     @property
     def share(self) -> Interval | None:
-        """Return the share that is within the bound, None where nothing counts."""
+        """Share of values within the bound, with its interval; None without values."""
         return share(self.met, len(self.values)) if self.values else None
 
 
 def results(config: Config, rows: Sequence[Row], undone: Iterable[Mapping[str, Any]]) -> list[Result]:
-    """Return every target of a configuration beside what came.
+    """Return the result of each target of a configuration.
 
     Args:
-        config: holds the targets.
-        rows: all that is known.
-        undone: `Plan.about` of cells that are not done, with their `group`.
+        config: Configuration with the targets.
+        rows: All rows so far.
+        undone: `Plan.about` of each cell that is not done, with its `group`.
 
     Raises:
-        UsageError: rows have no such column.
+        UsageError: A target names a column that rows do not have or that holds no numbers.
     """
     left = list(undone)
     return [_result(target, rows, left) for target in config.targets]
@@ -102,7 +104,7 @@ def _named(target: Target, encoder: str, scheme: str, attack: str) -> bool:
 
 
 def _counts(target: Target, row: Row) -> bool:
-    """Return whether an attack is one: it keeps enough and costs no more than pre-training."""
+    """Return whether a suspect counts: it keeps enough accuracy, and cost no more than pre-training if known."""
     if target.kept is None:
         return True
     return row.kept is not None and row.kept >= target.kept and (row.share is None or row.share <= 1)

@@ -1,9 +1,11 @@
-"""What the cells of a plan do. Encoders and keys lie in `OUT/encoders` and `OUT/keys`, what peers train in
-`OUT/checkpoints`, named as their cells.
+"""Compute the cells of a plan.
 
-What sslguard refuses to do, such as scoring answers of another width, is a cell's result under `refused`, and that of
-all that need it; anything else that fails is tried again by the next run. Costs are CPU seconds of a process of one
-thread.
+Encoders are written to `OUT/encoders`, keys to `OUT/keys`, and training checkpoints of peers to `OUT/checkpoints`, each
+under the name of its cell.
+
+If sslguard refuses an operation, such as scoring answers of another width, the reason becomes the result of the cell
+under `refused`, and of all cells that depend on it. The next run tries cells again that failed for any other reason.
+Costs are CPU seconds of a process with one thread.
 """
 
 from __future__ import annotations
@@ -51,29 +53,30 @@ from sslguard.training.pretraining import new_encoder
 from sslguard.verification.verdict import score_suspect
 
 INNOCENT_ITEMS = 1000
-"""Items that the key of an innocent is made from, of a scheme whose null asks for a fresh secret each."""
+"""Number of items that an innocent's key is made from, for a scheme whose null needs a fresh secret for each."""
 
 Result = dict[str, Any]
 Tasks = Mapping[str, Mapping[str, Any]]
 NO_TASKS: Tasks = MappingProxyType({})
-# What ails this machine, not the cell.
+# Faults of this machine, not of the cell: the next run tries again.
 _NOT_KEPT = (DataError, OutputError, MissingExtraError)
 
 
 def prepare() -> None:
-    """A process of one thread that says nothing of its precision."""
+    """Set this process to one thread, and silence its messages about precision."""
     torch.set_num_threads(1)
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
 class Work:
-    """Does cells. Picklable, so that other processes can.
+    """Computes cells. Instances are picklable, so that other processes can use them.
 
     Attributes:
-        out: the benchmark's folder.
-        accelerator, devices: what training runs on; no part of what a cell is. With several devices every process of
-            a run does the same cells in the same order, and the first one alone has results.
+        out: Folder of the benchmark.
+        accelerator: Device type that training runs on; it does not enter the names of cells.
+        devices: Number of devices. With several, each process of a run computes the same cells in the same order, and
+            only the first one has results.
     """
 
     out: Path
@@ -81,7 +84,8 @@ class Work:
     devices: int = 1
 
     def __call__(self, cell: Cell) -> Result | None:
-        # Nobody begins before what the first process wrote of the cell before is there.
+        """Compute a cell. Return its result, or None in any process but the first."""
+        # No process starts before the first one has written the cell before.
         shared(lambda: None, **self._place())
         for need in cell.needs:
             if refused := self._content(need)["result"].get("refused"):
@@ -98,20 +102,20 @@ class Work:
             return {"refused": f"{type(error).__name__}: {error}"}
 
     def kept(self, cell: Cell) -> bool:
-        """Whether what a cell made, an encoder, a key, what a peer trained, lies beside its result."""
+        """Return whether the encoder, key or checkpoint that a cell made still exists."""
         return "refused" in self._content(cell.name)["result"] or all(
             (self.out / kind / cell.name).exists() for kind in kinds_of(cell)
         )
 
     def current(self, cell: Cell) -> bool:
-        """Whether a result comes from the mark that is there, as far as that can be told: see `is_current`."""
+        """Return whether a result comes from the current mark; true if that cannot be determined. See `is_current`."""
         try:
             return is_current(cell, self._content)
         except FileNotFoundError:
             return True
 
     def reference(self, name: str, clean: str, probe: Sequence[str], tasks: Tasks = NO_TASKS) -> Result:
-        """Accuracy of the clean encoder, and A₀: see `probes.baseline`; what its pre-training took."""
+        """Measure a clean encoder: accuracy, baselines (see `probes.baseline`), size, cost of pre-training."""
         del name
         encoder = self.load(clean)
         found = {
@@ -134,12 +138,12 @@ class Work:
         verify: str,
         tasks: Tasks = NO_TASKS,
     ) -> Result:
-        """A protected encoder and its key."""
+        """Watermark an encoder, save it and its key, and measure accuracy and score."""
         built, begun = build_scheme(scheme, settings), time.process_time()
         secret, kept = secret_of(clean, scheme, settings, seed), bool(built.key_home)
         if not kept and not is_first_process():  # peers train in one process
             return {}
-        # What a mark costs is counted whole. Keys that are kept in files need no checkpoint to be there again.
+        # Peers train from the start, so that the whole cost is counted. Their checkpoint stands in for a key file.
         checkpoint = self._unfinished(name) if kept else _checkpoint(self, name)
         if not kept:
             checkpoint.unlink(missing_ok=True)
@@ -162,7 +166,7 @@ class Work:
         }
 
     def make(self, name: str, victim: Mapping[str, str], steps: Sequence[Mapping[str, Any]], precision: str) -> Result:
-        """An encoder by a chain that ends in training or in a change of weights."""
+        """Run a chain of attacks that ends in training or in a change of weights, and save the encoder."""
         attacked, begun = self.victim(victim), time.process_time()
         made = applied(attacked, steps, **self._place(), precision=precision, checkpoint=self._unfinished(name))
         assert isinstance(made, Encoder)
@@ -182,7 +186,10 @@ class Work:
         probe: Sequence[str] = (),
         tasks: Tasks = NO_TASKS,
     ) -> Result:
-        """A suspect under a key: accuracy where it is asked for, and its score. Without `probe` it is an innocent."""
+        """Run a chain of attacks, and measure the suspect's score and, with `probe`, its accuracy.
+
+        Without `probe` the suspect is an innocent.
+        """
         attacked, begun = self.victim(victim), time.process_time()
         suspect = applied(attacked, steps)
         spent = time.process_time() - begun
@@ -192,7 +199,7 @@ class Work:
         return scored(self.key_for(name, mark, verify), suspect, opened(verify))
 
     def innocents(self, name: str, mark: str, population: Sequence[str], members: Sequence[int], verify: str) -> Result:
-        """Members of the population, counted from 0; after those that exist come networks that were never trained."""
+        """Score members of the population, counted from 0. Numbers beyond the population are untrained networks."""
         controls, found = list_controls(population), {}
         args = self._content(mark)["args"]
         derived = set() if build_scheme(args["scheme"], args["settings"]).injects else made_from(args["clean"])
@@ -208,7 +215,7 @@ class Work:
         return {"innocents": found}
 
     def victim(self, named: Mapping[str, str]) -> Embedder:
-        """What an attack begins from: {"clean": spec}, {"mark": cell} or {"made": cell}."""
+        """Return the model that an attack starts from: {"clean": spec}, {"mark": cell} or {"made": cell}."""
         ((kind, which),) = named.items()
         if kind == "clean":
             return self.load(which)
@@ -235,15 +242,15 @@ class Work:
         return {"accelerator": self.accelerator, "devices": self.devices}
 
     def _unfinished(self, name: str) -> Path:
-        """Return where a training that is killed is gone on with."""
+        """Return the path of the checkpoint from which a killed training resumes."""
         return self.out / "unfinished" / f"{name}.pt"
 
     def protected(self, mark: str) -> Watermarked:
-        """What a cell of the group mark made."""
+        """Return the protected encoder and the key that a cell of the group "mark" made."""
         return _protected(self, mark)
 
     def key_for(self, innocent: str, mark: str, verify: str) -> Key:
-        """The key that an innocent of this name is tested with, on items of `verify`."""
+        """Return the key that an innocent of this name is tested with, on items of the data set `verify`."""
         args = self._content(mark)["args"]
         scheme = build_scheme(args["scheme"], args["settings"])
         if not scheme.fresh_secrets:
@@ -251,7 +258,7 @@ class Work:
         secret = Secret.from_seed(seed_of("innocent", innocent))
         assert isinstance(scheme, Exact)
         clean, answers, statistics = _owned(args["clean"], args["data"], verify)
-        # Made without training: its test is that of any key of the scheme.
+        # Made without training: the test is the same for all keys of the scheme.
         return scheme.draw_key(clean, secret, answers, statistics)
 
     def _content(self, name: str) -> dict[str, Any]:
@@ -260,7 +267,7 @@ class Work:
 
 
 def kinds_of(cell: Cell) -> tuple[str, ...]:
-    """Return the folders in which a cell leaves something beside its result."""
+    """Return the folders in which a cell writes a file beside its result."""
     if cell.function == "make":
         return ("encoders",)
     if cell.function != "mark":
@@ -272,14 +279,18 @@ def kinds_of(cell: Cell) -> tuple[str, ...]:
 
 
 def rests_on(function: str, args: Mapping[str, Any], content: Callable[[str], Mapping[str, Any]]) -> str | None:
-    """Hash of the marked weights that a cell's result comes from; None where it comes from none, or where a fresh key
-    tests an innocent.
+    """Return the hash of the watermarked weights that a cell's result depends on.
 
-    A mark that is made again elsewhere is another: a rank among innocents of the former, under a key that was trained
-    with the latter, would be a rank among none.
+    A watermark that is retrained on another machine may differ. Innocents that were scored under the former key must
+    not be ranked with suspects that are scored under the new one.
 
     Args:
-        content: of a cell that is needed, by name.
+        function: Function of the cell.
+        args: Its arguments.
+        content: Returns the result file of a cell, by name.
+
+    Returns:
+        The hash; None if the result depends on no watermark, or if an innocent is tested with a fresh key.
     """
     if function in ("measure", "innocents"):
         marked = content(args["mark"])
@@ -301,23 +312,28 @@ def _weights_of(marked: Mapping[str, Any]) -> str | None:
 
 
 def is_current(cell: Cell, content: Callable[[str], Mapping[str, Any]]) -> bool:
-    """Whether the result of a cell that is done comes from the mark as it is now."""
+    """Return whether the result of a cell comes from the watermark that is there now.
+
+    Args:
+        cell: A cell that is done.
+        content: Returns the result file of a cell, by name.
+    """
     result = content(cell.name)["result"]
     return "refused" in result or result.get("marked") == rests_on(cell.function, cell.args, content)
 
 
 @dataclass(frozen=True, eq=False)
 class Known(Encoder):
-    """An encoder that was asked all items of a data set in their order, and answers a batch of them from that.
+    """An encoder with stored embeddings of all items of a data set.
 
-    Keys of innocents draw the same items each in an order of its own. A clone knows nothing: it may be trained.
+    The keys of innocents draw the same items, each in another order. A clone stores nothing, because it may be trained.
     """
 
     known: Mapping[bytes, NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, encoder: Encoder, data: Data) -> Known:
-        """`encoder` asked what a key's queries can be: texts, or images as bytes."""
+        """Return `encoder` with stored embeddings of `data`. Images are rounded to bytes first, as queries are."""
         known: dict[bytes, NDArray[np.float32]] = {}
         for batch in data.batches(QUERY_BATCH):
             asked = as_bytes(batch) if isinstance(batch, Tensor) else batch
@@ -325,31 +341,35 @@ class Known(Encoder):
         return cls(**vars(encoder), known=known)
 
     def embed(self, batch: Batch, /) -> NDArray[np.float32]:
+        """Return embeddings of shape (items, dim), from the store if it holds all items of the batch."""
         found = [self.known.get(_digest(item)) for item in batch]
         if any(row is None for row in found):
             return super().embed(batch)
         return np.stack([row for row in found if row is not None])
 
     def clone(self) -> Encoder:
+        """Return a copy that can be trained, without the store."""
         return _without(self, "known").clone()
 
 
 @dataclass(frozen=True, eq=False)
 class Remembering(Encoder):
-    """An encoder that answers a batch which it was asked before from memory, bit by bit as it did.
+    """An encoder that stores its embeddings of each batch and returns the same bits when asked again.
 
-    Attacks that put something behind one surrogate ask it the same batches. A clone forgets: it may be trained.
+    Attacks that post-process one surrogate ask it the same batches. A clone stores nothing, because it may be trained.
     """
 
     known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict)
 
     def embed(self, batch: Batch, /) -> NDArray[np.float32]:
+        """Return embeddings of shape (items, dim), from the store if this batch was embedded before."""
         name = hashlib.sha256(b"".join(map(_digest, batch))).digest()
         if name not in self.known:
             self.known[name] = super().embed(batch)
         return self.known[name].copy()
 
     def clone(self) -> Encoder:
+        """Return a copy that can be trained, without the store."""
         return _without(self, "known").clone()
 
 
@@ -364,7 +384,7 @@ def _without(encoder: Encoder, field_name: str) -> Encoder:
 
 @lru_cache(maxsize=2)
 def _owned(clean: str, data: str, verify: str) -> tuple[Known, NDArray[np.floating], NDArray[np.floating]]:
-    """A clean encoder that knows `verify`; its answers to the first of the owner's items, and their statistics."""
+    """Return a clean encoder that stores embeddings of `verify`, its answers to the owner's items, their statistics."""
     encoder, items = load_encoder(clean), opened(data)
     first = items.slice(0, min(len(items), INNOCENT_ITEMS))
     return Known.of(encoder, opened(verify)), embed_all(encoder, first), all_statistics(encoder, first)
@@ -381,7 +401,7 @@ def _protected(work: Work, mark: str) -> Watermarked:
     scheme = build_scheme(args["scheme"], args["settings"])
     if scheme.key_home:
         return Watermarked(work.placed(load_folder(work.out / "encoders" / mark)), load_key(work.out / "keys" / mark))
-    # Peers' keys are not kept in files; the same secret gives the same key.
+    # Keys of peers are not saved; the same secret gives the same key.
     secret = secret_of(args["clean"], args["scheme"], args["settings"], args["seed"])
     return scheme.watermark(
         load_encoder(args["clean"]), opened(args["data"]), secret=secret, checkpoint=_checkpoint(work, mark)
@@ -389,17 +409,23 @@ def _protected(work: Work, mark: str) -> Watermarked:
 
 
 def _checkpoint(work: Work, mark: str) -> Path:
-    """Where a peer that trains keeps what it trained."""
+    """Return the path of the checkpoint of a peer that trains."""
     return work.out / "checkpoints" / mark
 
 
 def secret_of(clean: str, scheme: str, settings: Mapping[str, Any], seed: int) -> Secret:
-    """The owner's: no two schemes share one, or each would be found in the other's encoder."""
+    """Return the owner's secret, different for each scheme: with a shared one, each would detect the other's mark."""
     return Secret.from_seed(seed_of("mark", clean, scheme, dict(settings), seed))
 
 
 def applied(victim: Embedder, steps: Sequence[Mapping[str, Any]], **loop: Any) -> Embedder:
-    """What a chain of attacks leaves. Every step has its own seed, so that a chain may be cut anywhere."""
+    """Return the model after a chain of attacks. Each step has its own seed, so that a chain can be split anywhere.
+
+    Args:
+        victim: Model that is attacked.
+        steps: Arguments of the steps: `attack`, `settings`, `data`, `seed`.
+        loop: Options of the training loop.
+    """
     for step in steps:
         attack = build(step["attack"], step["settings"])
         given = None if step["data"] is None else opened(step["data"])
@@ -408,7 +434,7 @@ def applied(victim: Embedder, steps: Sequence[Mapping[str, Any]], **loop: Any) -
 
 
 def accuracies(embedder: Embedder, probe: Sequence[str], tasks: Tasks) -> Result:
-    """Return `accuracy`, and under `tasks` that of further tasks, where there are any."""
+    """Return the probe accuracy under "accuracy", and that of further tasks, if there are any, under "tasks"."""
     found = {title: accuracy(embedder, **task) for title, task in tasks.items()}
     return {"accuracy": accuracy(embedder, probe), **({"tasks": found} if found else {})}
 
@@ -417,8 +443,8 @@ def accuracy(embedder: Embedder, probe: Sequence[str], **labels: Any) -> float:
     """Return the accuracy of a probe, in [0, 1].
 
     Args:
-        embedder: what is probed.
-        probe: specs that the probe is trained and measured on, and its method unless it is linear.
+        embedder: Model to evaluate.
+        probe: Data specs for training and test, and the method of the probe unless it is linear.
         labels: `per_class` and `seeds` of `probe_encoder`.
     """
     train, test, *method = probe
@@ -426,7 +452,7 @@ def accuracy(embedder: Embedder, probe: Sequence[str], **labels: Any) -> float:
 
 
 def _referred(encoder: Encoder, probe: Sequence[str], **labels: Any) -> Result:
-    """Return what a task gives to a clean encoder, to raw pixels and to its network untrained."""
+    """Return the accuracy of a clean encoder, of raw pixels and of the untrained network on a task."""
     train, test, *method = probe
     found = baseline(encoder, opened(train), opened(test), method=(*method, "linear")[0], **labels)
     return {
@@ -438,7 +464,7 @@ def _referred(encoder: Encoder, probe: Sequence[str], **labels: Any) -> Result:
 
 
 def scored(key: Key, suspect: Embedder, data: Data) -> Result:
-    """Statistic, p-values and queries, or why the suspect cannot be scored; JSON values."""
+    """Return statistic, p-values and number of queries, or why the suspect cannot be scored, as JSON values."""
     try:
         score = score_suspect(key, suspect, data)
     except SuspectError as error:
@@ -455,12 +481,12 @@ def scored(key: Key, suspect: Embedder, data: Data) -> Result:
 
 
 def made_from(clean: str) -> set[str]:
-    """Names of the shipped controls that were made from a clean encoder: no innocents where F itself is claimed."""
+    """Return the names of shipped controls made from a clean encoder. They are not innocent if a scheme claims it."""
     return {member.name for member in read_population(shipped_population()) if member.parent == clean}
 
 
 def untrained(clean: Encoder, data: Data, seed: int) -> Encoder:
-    """A network of another architecture, never trained, as wide as `clean`."""
+    """Return an untrained network with the embedding width of `clean`; `seed` chooses architecture and weights."""
     texts = isinstance(data.take([0])[0], str)
     known = sorted(NETWORKS) if texts else ARCHITECTURES
     made = new_encoder(known[seed % len(known)], data, seed=seed, linear=clean.dim)
