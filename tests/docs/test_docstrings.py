@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "src" / "sslguard"
+SOURCE = Path(__file__).parents[2] / "src" / "sslguard"
 
 # A verb that is missing here may be added.
 VERBS = """
