@@ -221,7 +221,7 @@ def apply(
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
 ) -> Result:
-    """Apply any attack that leaves an encoder, by its name in sslguard.attacks.registry.
+    """Run any attack that leaves an encoder, by its name in sslguard.attacks.registry.
 
     Wrappings and mappings leave no weights and are refused: they are in Python, and in `sslguard bench`. After an
     interruption the same command goes on where it stopped.
