@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import sslguard
+from sslguard.encoders import save_encoder
 from sslguard.errors import UsageError
 
 
@@ -53,3 +54,10 @@ def test_an_attack_that_cannot_be(tiny, images, tmp_path) -> None:
 def test_a_sub_key_needs_the_keys_folder(key_of, tiny, images) -> None:
     with pytest.raises(UsageError, match="give the key's folder"):
         sslguard.verify(key_of(), tiny(), images(4), sub_key=1)
+
+
+def test_paths_may_be_texts(tiny, key_of, tmp_path) -> None:
+    sslguard.save_key(key_of(), f"{tmp_path}/key")
+    assert sslguard.load_key(f"{tmp_path}/key").n_queries == key_of().n_queries
+    save_encoder(tiny(), f"{tmp_path}/encoder")
+    assert sslguard.load_encoder(f"{tmp_path}/encoder").dim == tiny().dim

@@ -446,6 +446,10 @@ REFUSED = {
         {"attacks": {"a": {"set": "held-out", "sweep": {"x": 3}, "steps": [{"attack": "prune"}]}}},
         "attacks.a.sweep must give a list or a table",
     ),
+    "sweep over nothing": (
+        {"attacks": {"{x}": {"set": "held-out", "sweep": {"x": []}, "steps": [{"attack": "prune"}]}}},
+        "sweep.x must give at least one value",
+    ),
     "sweep without its name": (
         {"attacks": {"a": {"set": "held-out", "sweep": {"x": [1, 2]}, "steps": [{"attack": "prune"}]}}},
         "two entries are called 'a': name {x} in it",

@@ -10,7 +10,7 @@ import pytest
 
 from sslguard.data.base import Joined, overlap
 from sslguard.data.specs import open_data
-from sslguard.errors import UsageError
+from sslguard.errors import DataError, UsageError
 
 
 def test_joined_items_are_those_of_one_set_and_then_of_the_other(images: Any) -> None:
@@ -36,3 +36,10 @@ def test_a_sum_of_specs_is_opened_and_overlaps_with_its_parts(tmp_path: Path) ->
     assert both.labels.tolist() == [0, 1, 2, 6, 7, 8]
     assert overlap(both, open_data(f"{tmp_path}/x.npz[2:7]")) == overlap(open_data(f"{tmp_path}/x.npz[2:7]"), both) == 2
     assert overlap(both, open_data(f"{tmp_path}/x.npz[3:6]")) == 0
+
+
+def test_pictures_and_texts_are_not_joined(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 4, 4), np.uint8))
+    (tmp_path / "t.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError, match="joins pictures and texts"):
+        open_data(f"{tmp_path}/a.npy + text:{tmp_path}/t.txt")

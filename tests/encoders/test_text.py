@@ -218,7 +218,7 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet.write_table(pyarrow.table({"text": ["new"]}), tmp_path / "a.parquet")
     assert open_data(f"text:{tmp_path / 'a.parquet'}").take([0]) == ["new"]
     parquet.write_table(pyarrow.table({"text": ["new", None]}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match="line 2: a line must be"):
+    with pytest.raises(DataError, match=r"b\.parquet, row 2: column 'text' holds no text, but None"):
         open_data(f"text:{tmp_path / 'b.parquet'}")
 
 

@@ -81,3 +81,18 @@ def test_a_wrapping_is_a_suspect_as_much_as_its_victim():
     assert as_suspect(wrapped) is wrapped
     wrapped.finish()
     assert (wrapped.name, wrapped.n_missing, victim.ended) == ("ended, served", 3, True)
+
+
+def test_numbers_that_are_out_of_range_are_refused():
+    with pytest.raises(UsageError, match="one score for each of 1000 controls, not 2"):
+        RankNull(1000, (0.1, 0.2))
+    for n, zero in ((10, 20), (-1, 0), (10, -1)):
+        with pytest.raises(UsageError, match="can be zero"):
+            ExactNull().charge(dated=True, n_queries=n, n_zero=zero)
+    with pytest.raises(RefusedError, match="smallest p-value"):
+        ExactNull().check(0.01, 10**400)
+
+
+def test_what_cannot_embed_is_no_suspect():
+    with pytest.raises(UsageError, match="a suspect needs a method embed"):
+        as_suspect(object())

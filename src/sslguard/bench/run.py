@@ -30,7 +30,9 @@ from sslguard.bench.plan import Plan, make_plan
 from sslguard.bench.rows import references, rows_of, write_parquet
 from sslguard.bench.targets import results as targets
 from sslguard.bench.work import Work, is_current, kinds_of, prepare
+from sslguard.data.names import SPLITS, check_data
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.names import check_encoder
 from sslguard.errors import SslguardError, UsageError
 from sslguard.files import write_atomic
 from sslguard.training import is_first_process
@@ -157,6 +159,14 @@ def checked(config: Path) -> tuple[Config, Plan]:
     """
     found = read_config(config)
     targets(found, [], [])
+    # Files may be absent on the machine that plans, but names of what is known must be right.
+    for encoder in found.encoders.values():
+        if encoder.load.startswith("shipped:"):
+            check_encoder(encoder.load)
+    for spec in (spec for roles in found.beds.values() for spec in roles.values()):
+        for part in spec.split(" + "):
+            if part.partition(":")[0].removeprefix("cluttered-") in SPLITS:
+                check_data(part)
     return found, make_plan(found)
 
 

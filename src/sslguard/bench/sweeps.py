@@ -38,6 +38,8 @@ def expanded(entries: object, at: str) -> object:
             continue
         if not isinstance(sweep, Mapping) or not all(isinstance(values, list | Mapping) for values in sweep.values()):
             raise UsageError(f"{at}.{name}.sweep must give a list or a table of values by name, not {sweep!r:.80}")
+        if empty := [key for key, values in sweep.items() if not values]:
+            raise UsageError(f"{at}.{name}.sweep.{empty[0]} must give at least one value")
         rest = {key: value for key, value in entry.items() if key != "sweep"}
         for chosen in product(*map(_labelled, sweep.values())):
             values = dict(zip(sweep, chosen, strict=True))

@@ -219,6 +219,8 @@ class Joined(Data):
     def __init__(self, parts: Sequence[Data]) -> None:
         self.parts = tuple(parts)
         self.spec = " + ".join(part.spec for part in self.parts)
+        if len({isinstance(part.take([0])[0], str) for part in self.parts}) > 1:
+            raise DataError(f"{self.spec} joins pictures and texts: join sets of one kind")
         self._ends = np.cumsum([len(part) for part in self.parts])
 
     def __len__(self) -> int:

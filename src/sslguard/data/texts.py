@@ -333,8 +333,14 @@ def _of_parquet(path: Path, column: str | None) -> Iterator[bytes]:
             texts = [one.name for one in schema if any(is_string(one.type) for is_string in strings)]
             chosen = _chosen_column(path, schema.names, texts, column)
             wanted = [chosen, *(["label"] if "label" in schema.names and chosen != "label" else [])]
+            number = 0
             for batch in table.iter_batches(columns=wanted, batch_size=1024):
                 for row in batch.to_pylist():
+                    number += 1
+                    if not isinstance(row[chosen], str):
+                        raise DataError(
+                            f"{path}, row {number}: column {chosen!r} holds no text, but {row[chosen]!r:.40}"
+                        )
                     line = {"text": row[chosen], **{name: row[name] for name in wanted[1:]}}
                     yield json.dumps(line).encode() + b"\n"
     except DataError:

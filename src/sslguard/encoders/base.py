@@ -22,6 +22,7 @@ EMBED_BATCH = 256
 TEXT_BATCH = 32
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """All that a suspect has to be: `wrapped.as_suspect` adds the rest."""
 

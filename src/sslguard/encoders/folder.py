@@ -54,7 +54,7 @@ _FIELDS: dict[str, type] = {
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def save_encoder(encoder: Encoder, folder: Path, *, half: bool = False) -> None:
+def save_encoder(encoder: Encoder, folder: str | Path, *, half: bool = False) -> None:
     """Write an encoder to `folder`, whole or not at all; an encoder that sslguard wrote there is replaced.
 
     Args:
@@ -68,6 +68,7 @@ def save_encoder(encoder: Encoder, folder: Path, *, half: bool = False) -> None:
     """
     from safetensors.torch import save
 
+    folder = Path(folder)
     description: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,

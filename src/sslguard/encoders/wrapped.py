@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder, Suspect
-from sslguard.errors import EncoderError
+from sslguard.errors import EncoderError, UsageError
 
 
 @runtime_checkable
@@ -42,7 +42,12 @@ def as_suspect(embedder: Embedder) -> Suspect:
     """Return `embedder` itself if it is a suspect, else a suspect around it.
 
     It is then called by its `name`, its `source` or its type, whichever it has first.
+
+    Raises:
+        UsageError: It has no method `embed`.
     """
+    if not isinstance(embedder, Embedder):
+        raise UsageError(f"a suspect needs a method embed(batch), and {type(embedder).__name__} has none")
     if isinstance(embedder, Suspect):
         return embedder
     if isinstance(embedder, _Named):

@@ -129,7 +129,7 @@ class StoredKey:
         return replace(self, key=self.key.opened(number), number=number)
 
 
-def save_key(key: Key, folder: Path, *, seal: Seal | None = None, owner: Owner | None = None) -> None:
+def save_key(key: Key, folder: str | Path, *, seal: Seal | None = None, owner: Owner | None = None) -> None:
     """Write a key to its folder (mode 0700, files 0600), whole or not at all.
 
     A key that is there is replaced, with its stored scores.
@@ -143,7 +143,7 @@ def save_key(key: Key, folder: Path, *, seal: Seal | None = None, owner: Owner |
     Raises:
         OutputError: The folder holds something else, or cannot be written.
     """
-    _write(key, folder, seal, owner or Owner.generate(), {})
+    _write(key, Path(folder), seal, owner or Owner.generate(), {})
 
 
 def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
@@ -160,7 +160,7 @@ def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
     return replace(stored, sealed=seal is not None)
 
 
-def load_key(folder: Path) -> Key:
+def load_key(folder: str | Path) -> Key:
     """Return the key that `save_key` wrote; a sealed one is opened as `sealing` says.
 
     Raises:
@@ -170,8 +170,9 @@ def load_key(folder: Path) -> Key:
     return open_key(folder).key
 
 
-def open_key(folder: Path) -> StoredKey:
+def open_key(folder: str | Path) -> StoredKey:
     """Return the key as `load_key` does, with its owner."""
+    folder = Path(folder)
     header = read_header(folder)
     sealed = header.get("protection") == "age"
     body = _open_body(folder) if sealed else header

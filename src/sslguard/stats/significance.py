@@ -31,6 +31,8 @@ __all__ = [
 # Kinds of null by their names in JSON, and whether each consists of controls.
 _OF_CONTROLS = {"exact": False, "controls": True}
 # Tolerance for rounding in a quotient of two floats. It is far below any difference between two ranks.
+_MANY = 1 << 900
+"""Claims beyond which no level can be reached; floats have no place for many more."""
 _RELATIVE_SLACK = 4 * float(np.finfo(np.float64).eps)
 
 
@@ -237,7 +239,7 @@ def check_floor(floor: float, alpha: float, *, n_claims: int = 1, n_controls: in
     level = _level(alpha, n_claims)
     if floor <= level * (1 + _RELATIVE_SLACK):
         return
-    need = math.ceil(n_claims / alpha * (1 - _RELATIVE_SLACK)) - 1
+    need = math.ceil(min(n_claims, _MANY) / alpha * (1 - _RELATIVE_SLACK)) - 1
     remedy = ""
     if n_controls:
         remedy = f" with {n_controls} controls: give at least {need} controls, or a larger alpha"
@@ -251,4 +253,4 @@ def _level(alpha: float, n_claims: int) -> float:
     level = finite("alpha", alpha)
     if not 0 < level < 1:
         raise UsageError(f"alpha must lie strictly between 0 and 1, not {alpha}")
-    return level / count("n_claims", n_claims, minimum=1)
+    return level / min(count("n_claims", n_claims, minimum=1), _MANY)

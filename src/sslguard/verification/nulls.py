@@ -123,6 +123,10 @@ class RankNull(Null):
 
     _dated_tries = 0
 
+    def __post_init__(self) -> None:
+        if len(self.scores) not in (0, self.n_controls):
+            raise UsageError(f"there must be one score for each of {self.n_controls} controls, not {len(self.scores)}")
+
     def check(self, alpha: float, n_claims: int = 1) -> None:
         """Refuse a level that so few controls cannot support; see `Null.check`.
 
@@ -181,5 +185,7 @@ def null_of(key: Key | type[Key], n_controls: int = 0, scores: Sequence[float] =
 
 def _choices(n: int, k: int) -> int:
     """Return in how many ways k of n can be left out; at most about 2^512, beyond which no level is reached."""
+    if not 0 <= k <= n:
+        raise UsageError(f"of {n} answers between 0 and {n} can be zero, not {k}")
     bits = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
     return math.comb(n, k) if bits < 2 * SECRET_BITS else 1 << 2 * SECRET_BITS
