@@ -21,12 +21,14 @@ import pytest
 
 from helpers.claim_bed import AUTHORITY, COMMITTED, SEED, TERMS
 from helpers.command_line import done, sslguard
-from sslguard import api
+from sslguard.claims.audit import audit
 from sslguard.claims.commitment import commit, timestamp_file
 from sslguard.claims.openings import read_openings
 from sslguard.claims.timestamps import verified_time
 from sslguard.crypto.sealing import IDENTITY
+from sslguard.data.specs import open_data
 from sslguard.encoders.folder import load_folder, save_encoder, weights_hash
+from sslguard.encoders.load import load_encoder
 from sslguard.schemes.keyfile import key_hash, load_key, open_key
 
 TOUCHING = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "ctypes.dlsym", "shutil.rmtree")
@@ -154,7 +156,7 @@ def test_claim(key, work, start):
     def check() -> None:
         assert key_hash(load_key(key)) == whole
         if bundle.exists():
-            found = api.audit(bundle, asked, TERMS, clean=start / "clean")
+            found = audit(bundle, open_data(asked), TERMS, clean=load_encoder(start / "clean"))
             assert not found.of("failed")
             assert read_openings(key).keys() == {1}
 

@@ -18,7 +18,6 @@ from sslguard.training.distillation import (
     Distillation,
     DistillationTask,
     answers_before,
-    augmented,
     centred_loss,
     cont_steal_loss,
     cosine_loss,
@@ -27,7 +26,7 @@ from sslguard.training.distillation import (
     mse_loss,
     rda_loss,
 )
-from sslguard.training.recipes import LOSSES
+from sslguard.training.recipes import LOSSES, augmented
 
 BRIEF = Distillation(architecture="resnet-narrow", steps=3, batch_size=8)
 STUDENT = torch.tensor([[3.0, 4.0], [0.0, 2.0]])

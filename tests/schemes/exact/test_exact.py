@@ -359,7 +359,6 @@ class TestDistilled:
         ({"epsilon": 0.0}, "epsilon must be positive"),
         ({"frequency": float("nan")}, "frequency must be positive"),
         ({"n_features": 0}, "at least 1"),
-        ({"witnesses": "mine"}, "knows no witnesses"),
     ],
 )
 def test_protocols_that_make_no_sense(settings, message):
