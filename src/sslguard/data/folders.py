@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from sslguard.data.base import Data, Extent
+from sslguard.data.base import Batch, Data, Extent, as_batch
 from sslguard.errors import DataError
 
 EXTENSIONS = (
@@ -60,19 +60,13 @@ class ImageFiles(Data):
         """Return the number of items."""
         return len(self.names)
 
-    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor | list[Tensor]:
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
         """Return uint8 (n, C, H, W) if all have one shape, else a list of (C, H, W).
 
         Raises:
             DataError: a file is missing or damaged; the message names it.
         """
-        pictures = [self._picture(int(i)) for i in self.positions(indices)]
-        if len({picture.shape for picture in pictures}) == 1:
-            return torch.stack(pictures)
-        return pictures
-
-    def _picture(self, index: int) -> Tensor:
-        return decode(self.folder / self.names[index])
+        return as_batch([decode(self.folder / self.names[i]) for i in self.positions(indices)])
 
     @property
     def labels(self) -> NDArray[np.int64] | None:

@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sslguard.data.base import Batch, Data, Extent
+from sslguard.data.base import Batch, Data, Extent, as_batch
 from sslguard.data.folders import EXTENSIONS, decode
 from sslguard.errors import DataError, first_line
 
@@ -77,8 +75,7 @@ class Shards(Data):
         contents = [(self._samples[i], self._content(self._samples[i])) for i in self.positions(indices)]
         if self.takes_texts:
             return [self._decoded(sample, content) for sample, content in contents]
-        pictures: list[Tensor] = [decode(io.BytesIO(content), self._shown(sample)) for sample, content in contents]
-        return torch.stack(pictures) if len({picture.shape for picture in pictures}) == 1 else pictures
+        return as_batch([decode(io.BytesIO(content), self._shown(sample)) for sample, content in contents])
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
