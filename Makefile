@@ -40,8 +40,8 @@ format: setup             ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-type: setup               ## mypy
-	$(BIN)/mypy
+type: setup               ## pyrefly
+	$(BIN)/pyrefly check
 
 docs: setup data          ## check the documents: links, commands, figures
 	$(PYTEST) -n $(WORKERS) --dist=worksteal tests/docs
@@ -102,4 +102,4 @@ lock:                     ## rewrite requirements.lock from pyproject.toml
 	rm -f uv.lock
 
 clean:                    ## remove .venv, the demo and caches
-	rm -rf $(VENV) $(SERVERS) demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SERVERS) demo .pytest_cache .ruff_cache

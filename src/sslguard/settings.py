@@ -100,7 +100,7 @@ def read(kind: type[T], table: object, at: str = "", *, start: T | None = None, 
         raise UsageError(f"{title} must be a table of settings, not {table!r:.80}")
     known: dict[str, Field[Any]] = {f.name: f for f in fields(kind) if f.init}  # type: ignore[arg-type]
     catch_all = next((name for name, f in known.items() if f.metadata.get(_REST)), None)
-    hints, values = get_type_hints(kind), dict(table)
+    hints, values, others = get_type_hints(kind), dict(table), {}
     if catch_all is not None:
         others = {name: values.pop(name) for name in table if name not in known or name == catch_all}
         known.pop(catch_all)

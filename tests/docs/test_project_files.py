@@ -73,7 +73,7 @@ def test_workflow_runs_the_two_commands() -> None:
 def test_hooks_run_the_locked_tools() -> None:
     (local,) = read(".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
-    assert {hook["entry"].split()[0] for hook in local["hooks"]} == {".venv/bin/ruff", ".venv/bin/mypy"}
+    assert {hook["entry"].split()[0] for hook in local["hooks"]} == {".venv/bin/ruff", ".venv/bin/pyrefly"}
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[form.name for form in FORMS])

@@ -21,6 +21,7 @@ from sslguard.training.distillation import distil
 from sslguard.training.recipes import Distillation, Loss, augmented
 
 
+@dataclass(frozen=True)
 class Distilling(Stealing):
     """Stealing that trains a student by distillation. Subclasses are frozen dataclasses.
 

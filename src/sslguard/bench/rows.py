@@ -191,7 +191,8 @@ def _row(kind: Any, suspect: str, result: Mapping[str, Any], common: Mapping[str
         "uncapped_bits": None if uncapped is None else -uncapped,
         "refused": result.get("refused") or result.get("unscored"),
     }
-    return Row(**{**given, **common, "kind": kind, "suspect": suspect})
+    found: dict[str, Any] = {**given, **common, "kind": kind, "suspect": suspect}
+    return Row(**found)
 
 
 def _kept(reference: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

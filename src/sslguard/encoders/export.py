@@ -104,7 +104,7 @@ def _model(encoder: Encoder) -> bytes:
                 output_names=["embeddings"],
                 dynamic_axes={**dict.fromkeys(names, axes), "embeddings": {0: "n"}},
             )
-        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        except (RuntimeError, ValueError, TypeError) as error:
             raise _cannot_write(encoder, error) from error
     model = onnx.load_model_from_string(content.getvalue())
     model.producer_name = "sslguard"
@@ -177,7 +177,7 @@ def _inputs(encoder: Encoder, n: int) -> tuple[Tensor, ...]:
         sides = encoder.preprocess.shape
         ramp = torch.linspace(0, 1, n * math.prod(sides), device=encoder.device)
         return (ramp.reshape(n, *sides),)
-    texts = ["a b c d e"[: 2 * i + 1] for i in range(n)]
+    texts: list[str] = ["a b c d e"[: 2 * i + 1] for i in range(n)]
     return encoder.preprocess.prepare(texts).to(encoder.device).unbind(1)
 
 

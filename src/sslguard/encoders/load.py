@@ -414,7 +414,7 @@ _OWN_SOURCE = ("folder", "shipped")  # their files say where they came from
 
 def _try_out(encoder: Encoder) -> None:
     """Embed one blank item: a description that does not fit its network fails here, and in one sentence."""
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] = ()
     try:
         if isinstance(encoder.preprocess, ImagePreprocess):
             shape = encoder.preprocess.shape

@@ -59,7 +59,8 @@ def _environment() -> Environment:
         made.filters[style.__name__.strip("_")] = style
     script = (files("sslguard.report") / "search.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    made.globals.update(generator=Markup(GENERATOR), search_script=Markup(script), search_digest=digest)  # noqa: S704 - ours
+    known: dict[str, Any] = made.globals
+    known.update(generator=Markup(GENERATOR), search_script=Markup(script), search_digest=digest)  # noqa: S704 - ours
     return made
 
 

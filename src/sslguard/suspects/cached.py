@@ -143,7 +143,7 @@ class Cached:
         if not missing:
             return np.stack(known)
         asked = self.embedder.embed(_items(batch, missing))
-        answered = ~np.isnan(asked).all(axis=1)
+        answered = np.logical_not(np.isnan(asked).all(axis=1))
         self.store.put([queries[i] for i, good in zip(missing, answered, strict=True) if good], asked[answered])
         answers = np.empty((len(batch), asked.shape[1]), np.float32)
         answers[missing] = asked

@@ -94,7 +94,7 @@ class Task(ABC):
 
     def to(self, device: torch.device) -> None:
         """Move the networks to `device`. Optimisers follow, because parameters move in place."""
-        self.device = device
+        self.device = device  # pyrefly: ignore[read-only] - torch.device is no descriptor
         for module in self.modules.values():
             module.to(device)
 

@@ -68,7 +68,7 @@ class SupervisedTask(Task):
 
 def _last_block(module: nn.Module) -> nn.Module:
     """Return the last child with parameters of a network that is a sequence of blocks."""
-    backbone = getattr(module, "backbone", module)
+    backbone: nn.Module = getattr(module, "backbone", module)  # pyrefly: ignore[bad-assignment]
     children = [c for c in backbone.children() if next(c.parameters(), None) is not None]
     return children[-1] if children else module
 

@@ -258,10 +258,7 @@ def _keep(folder: Path, entries: Iterable[_Entry], new: _Entry) -> bool:
     """Write `new` and those of `entries` that are still useful; return False if the folder cannot take it."""
     path = folder / FILE
     kept = [*(entry for entry in entries if not new.supersedes(entry)), new][-MAX_ENTRIES:]
-    while kept:
-        content = _canonical(kept)
-        if len(content) <= MAX_BYTES:
-            break
+    while len(content := _canonical(kept)) > MAX_BYTES and kept:
         kept = kept[1:]
     # In a folder that came from elsewhere, a link could point to any file of the user.
     if not kept or path.is_symlink() or (path.exists() and not _is_plain(path)):

@@ -266,7 +266,7 @@ class ExactKey(Key):
             )
         except KeyError as error:
             raise KeyFileError(f"the key lacks {error}") from None
-        except (TypeError, ValueError, OverflowError, RuntimeError, UsageError, EncoderError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError, EncoderError) as error:
             raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
         if not 1 <= key.sub_keys <= MAX_SUB_KEYS:
             raise KeyFileError(f"the key's sub_keys must lie in 1 to {MAX_SUB_KEYS}")

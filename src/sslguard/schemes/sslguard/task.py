@@ -225,6 +225,6 @@ def _start_from(shadow: nn.Module, spec: str) -> None:
     """
     weights = load_encoder(spec).module.state_dict()
     try:
-        getattr(shadow, "backbone", shadow).load_state_dict(weights)
+        getattr(shadow, "backbone", shadow).load_state_dict(weights)  # pyrefly: ignore[missing-attribute]
     except RuntimeError as error:
         raise UsageError(f"shadow_weights {spec!r} do not fit the shadow's architecture: {error!s:.300}") from error
