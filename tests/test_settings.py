@@ -8,12 +8,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
 from sslguard.errors import UsageError
-from sslguard.settings import Choices, load_toml, read, read_named, rest, to_table
+from sslguard.settings import Checked, Choices, Count, Range, load_toml, read, read_named, rest, to_table
 
 
 class Shape:
@@ -128,3 +129,47 @@ def test_needs_neither_torch_nor_numpy() -> None:
     heavy = "import sys, sslguard.settings; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
+
+
+@dataclass(frozen=True)
+class Ranged(Checked):
+    steps: Count = 1
+    share: Annotated[float, Range(above=0, most=1)] = 0.5
+    sizes: tuple[Count, ...] = ()
+    kind: Literal["mean", "sum"] | None = None
+    limit: Count | None = None
+
+
+OUT_OF_RANGE = [
+    ({"steps": 0}, "steps must be at least 1, not 0"),
+    ({"share": 0.0}, "share must be above 0 and at most 1, not 0.0"),
+    ({"share": 1.5}, "share must be above 0 and at most 1, not 1.5"),
+    ({"sizes": [3, 0]}, r"sizes\[1\] must be at least 1, not 0"),
+    ({"kind": "men"}, "kind must be one of mean, sum, not 'men'. Did you mean 'mean'?"),
+    ({"limit": -1}, "limit must be at least 1, not -1"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), OUT_OF_RANGE)
+def test_ranges_and_choices_are_checked_in_python_and_in_a_table(values, message) -> None:
+    with pytest.raises(UsageError, match=f"^{message}"):
+        Ranged(**values)
+    with pytest.raises(UsageError, match=rf"^it\.{message}"):
+        read(Ranged, values, "it")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(float("nan"), "nan"), (float("inf"), "inf"), ("2", "'2'"), (None, "None")]
+)
+def test_what_is_no_finite_number_is_in_no_range(value, shown) -> None:
+    with pytest.raises(UsageError, match=f"^steps must be a finite number at least 1, not {shown}$"):
+        Ranged(steps=value)
+
+
+def test_numbers_of_numpy_and_none_pass() -> None:
+    assert Ranged(steps=np.int64(3), share=np.float32(1), limit=None).steps == 3
+
+
+def test_a_range_says_its_rule() -> None:
+    assert str(Range(least=2, most=16)) == "at least 2 and at most 16"
+    assert str(Range(above=0, below=1)) == "above 0 and below 1"

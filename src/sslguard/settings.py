@@ -5,8 +5,11 @@ A table holds a dataclass's fields by name. Fields that are left out keep their 
     read(Distillation, {"steps": 200, "augmentation": {"flip": 0.5}}, "recipe")
 
 Field types may be bool, int, float, str, Literal, tuples of one type, mappings from texts, other dataclasses, and any
-of these or None. Whole numbers pass as floats; no other value passes as a type that it is not. A field that is made
-by `rest()` takes all keys that are no other field's. Every error names the path of the field, the rule and the value.
+of these or None. Numbers may have a `Range`, as in `steps: Count = 200` or `share: Annotated[float, Range(above=0)]`.
+Whole numbers pass as floats; no other value passes as a type that it is not. A field that is made by `rest()` takes
+all keys that are no other field's. Every error names the path of the field, the rule and the value.
+
+A dataclass that is `Checked` refuses values outside its ranges and choices when it is made in Python as well.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sslguard.errors import UsageError
 from sslguard.lazy import found_at
@@ -27,6 +32,66 @@ from sslguard.lazy import found_at
 T = TypeVar("T")
 _REST = "rest"
 _SCALARS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers that a setting may be, as part of its type. NaN and infinities are in no range.
+
+    Attributes:
+        least: Smallest number.
+        above: Number that it must exceed.
+        below: Number that it must stay below.
+        most: Largest number.
+    """
+
+    least: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    most: float = math.inf
+
+    def __contains__(self, value: Any) -> bool:
+        """Return whether a value is a number in this range."""
+        if not isinstance(value, Real):
+            return False
+        number: Any = value
+        return bool(self.least <= number <= self.most and self.above < number < self.below)
+
+    def check(self, value: object, at: str) -> None:
+        """Raise UsageError for anything that is no number in this range.
+
+        Args:
+            value: What was given.
+            at: what the error calls it.
+        """
+        if value not in self:
+            kind = "" if isinstance(value, Real) and math.isfinite(value) else "a finite number "
+            shown = value if isinstance(value, Real) else f"{value!r:.80}"
+            raise UsageError(f"{at} must be {kind}{self}, not {shown}")
+
+    def __str__(self) -> str:
+        """Return the rule, such as "above 0 and at most 1"."""
+        bounds = {"at least": self.least, "above": self.above, "below": self.below, "at most": self.most}
+        return " and ".join(f"{word} {bound:,}" for word, bound in bounds.items() if math.isfinite(bound))
+
+
+Count = Annotated[int, Range(least=1)]
+Seed = Annotated[int, Range(least=0)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+Share = Annotated[float, Range(above=0, below=1)]
+
+
+class Checked:
+    """A dataclass that refuses values outside the ranges and choices that its fields' types name.
+
+    A subclass with further rules calls `super().__post_init__()` before it checks them.
+    """
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for the first field that is out of range, or none of its choices."""
+        for name, kind in _types(type(self)).items():
+            _check(kind, getattr(self, name), name)
 
 
 @dataclass(frozen=True)
@@ -100,7 +165,7 @@ def read(kind: type[T], table: object, at: str = "", *, start: T | None = None, 
         raise UsageError(f"{title} must be a table of settings, not {table!r:.80}")
     known: dict[str, Field[Any]] = {f.name: f for f in fields(kind) if f.init}  # type: ignore[arg-type]
     catch_all = next((name for name, f in known.items() if f.metadata.get(_REST)), None)
-    hints, values, others = get_type_hints(kind), dict(table), {}
+    hints, values, others = _types(kind), dict(table), {}
     if catch_all is not None:
         others = {name: values.pop(name) for name in table if name not in known or name == catch_all}
         known.pop(catch_all)
@@ -189,6 +254,10 @@ def _value(kind: Any, value: Any, at: str, default: Any, named: Named) -> Any:
             return None
         (kind,) = (option for option in get_args(kind) if option is not NoneType)
     origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        number = _value(parts[0], value, at, default, named)
+        _check(kind, number, at)
+        return number
     if origin is Literal:
         return chosen({part: part for part in parts}, value, at)
     if origin is tuple:
@@ -204,6 +273,29 @@ def _value(kind: Any, value: Any, at: str, default: Any, named: Named) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return read(kind, value, at, start=default, named=named)
     return _scalar(kind, value, at)
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    """Return the type of each field of a dataclass, with its range."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _check(kind: Any, value: Any, at: str) -> None:
+    """Raise UsageError for a value that is out of the range, or none of the choices, of a field of type `kind`."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if value is not None:
+            _check(next(part for part in parts if part is not NoneType), value, at)
+    elif origin is Annotated:
+        for rule in parts[1:]:
+            rule.check(value, at)
+    elif origin is Literal:
+        chosen({part: part for part in parts}, value, at)
+    elif origin is tuple:
+        for number, item in enumerate(value):
+            _check(parts[0], item, f"{at}[{number}]")
 
 
 def _named_value(kind: type, value: Any, at: str, named: Named) -> Any:

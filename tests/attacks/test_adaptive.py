@@ -103,14 +103,14 @@ def test_a_filter_answers_what_is_ordinary_and_nothing_else(images, tiny, instea
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda v, d: ProjectOnto(INNOCENT, ridge=0), "ridge must be positive"),
-        (lambda v, d: CSE(INNOCENT, share=0), "share must lie in"),
+        (lambda v, d: ProjectOnto(INNOCENT, ridge=0), "ridge must be above 0, not 0"),
+        (lambda v, d: CSE(INNOCENT, share=0), "share must be above 0 and at most 1, not 0"),
         (lambda v, d: CSE(INNOCENT, components=64, clusters=2)(v, d), "less than the answers' width 64: 64"),
         (lambda v, d: CSE(INNOCENT, components=2)(v, d), "clusters must be at most the number of items, 12, not 20"),
-        (lambda v, d: RemoveTriggers(batch_size=1), "batch_size at least 2"),
+        (lambda v, d: RemoveTriggers(batch_size=1), "batch_size must be at least 2, not 1"),
         (lambda v, d: RemoveTriggers()(OutputNoise(0.1)(v), d), "needs the weights of an image encoder, not a Wrapped"),
-        (lambda v, d: FilterQueries(1.0), "kept must lie between 0 and 1"),
-        (lambda v, d: FilterQueries(instead="x"), "instead must be nothing or nearest"),
+        (lambda v, d: FilterQueries(1.0), "kept must be above 0 and below 1, not 1.0"),
+        (lambda v, d: FilterQueries(instead="x"), "instead must be one of nothing, nearest, not 'x'"),
         (lambda v, d: FilterQueries()(Marked(v, dark), d), "must be an Encoder, wrapped or not.*, not a Marked"),
     ],
 )

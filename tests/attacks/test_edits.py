@@ -93,7 +93,7 @@ class TestAnswers:
             (lambda: EditAnswers("bend", 1), "edit must be one of round, .*normalise, not 'bend'"),
             (lambda: EditAnswers("round"), "amount of round must be positive, not 0"),
             (lambda: EditAnswers("shuffle", 3), "amount of shuffle must be 0, not 3"),
-            (lambda: EditAnswers("shuffle", seed=-1), "seed must not be negative"),
+            (lambda: EditAnswers("shuffle", seed=-1), "seed must be at least 0, not -1"),
         ],
     )
     def test_what_makes_no_edit_is_refused(self, make, message):

@@ -133,7 +133,7 @@ def test_what_is_refused(numbered, images):
         LinearMap(condition=0.5)
     with pytest.raises(UsageError, match="output must be"):
         Classify("softmax")
-    with pytest.raises(UsageError, match="features and frequency"):
+    with pytest.raises(UsageError, match="features must be at least 1, not 0"):
         SubtractFeatures(features=0)
     with pytest.raises(UsageError, match=r"between 1 and \d+, the rank of the answers, not be 9"):
         LeadingComponents(9)(Rows(ROWS), numbered)

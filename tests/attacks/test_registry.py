@@ -138,7 +138,7 @@ def test_overwrites_by_any_scheme(table, scheme):
         ("prune", {"amount": "half"}, "prune.amount must be a finite number, not 'half'"),
         ("prune", {"amount": True}, "prune.amount must be a finite number, not True"),
         ("prune", {"amount": float("nan")}, "prune.amount must be a finite number, not nan"),
-        ("prune", {"amount": 2}, "amount must lie between 0 and 1, not 2.0"),
+        ("prune", {"amount": 2}, "^prune.amount must be above 0 and below 1, not 2.0"),
         ("prune", {"scope": "all"}, "prune.scope must be one of global, layer, not 'all'"),
         ("prune", 0.3, "prune must be a table of settings, not 0.3"),
         ("input-noise", {}, "input-noise needs a value for std"),

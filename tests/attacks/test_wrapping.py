@@ -143,11 +143,11 @@ class TestContract:
 
     @pytest.mark.parametrize("std", [0, -0.1, float("nan"), float("inf")])
     def test_refuses_a_std_that_is_no_noise(self, name, std):
-        with pytest.raises(UsageError, match=f"std must be a positive finite number, not {std}"):
+        with pytest.raises(UsageError, match=rf"std must be (a finite number )?above 0, not {std}"):
             type(WRAPPINGS[name])(std)
 
     def test_refuses_a_negative_seed(self, name):
-        with pytest.raises(UsageError, match="seed must not be negative, but is -1"):
+        with pytest.raises(UsageError, match="seed must be at least 0, not -1"):
             type(WRAPPINGS[name])(0.1, seed=-1)
 
     def test_leaves_an_empty_batch_to_the_victim(self, name):

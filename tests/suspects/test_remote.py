@@ -366,7 +366,7 @@ class TestOptions:
             ({"request_size": 0}, "at least 1"),
             ({"rate": 0.0}, "rate"),
             ({"seconds": -1.0}, "time limit"),
-            ({"request_seconds": 0.0}, "time of a request"),
+            ({"request_seconds": 0.0}, "seconds must be above 0 and at most 86,400, not 0.0"),
             ({"budget": -1}, "budget"),
             ({"price": float("nan")}, "price"),
             ({"patience": 0}, "patience"),

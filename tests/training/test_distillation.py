@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from sslguard.training.distillation import (
     mse_loss,
     rda_loss,
 )
-from sslguard.training.recipes import LOSSES, augmented
+from sslguard.training.recipes import Loss, augmented
 
 BRIEF = Distillation(architecture="resnet-narrow", steps=3, batch_size=8)
 STUDENT = torch.tensor([[3.0, 4.0], [0.0, 2.0]])
@@ -78,7 +79,7 @@ class TestLosses:
         assert doubled - same == pytest.approx(1)
         assert same == pytest.approx(infonce_loss(TEACHER, TEACHER, temperature=0.5).item() - 1)
 
-    @pytest.mark.parametrize("name", LOSSES)
+    @pytest.mark.parametrize("name", get_args(Loss))
     def test_the_recipe_uses_the_loss_it_names(self, name, images, tiny):
         """The first loss of a run is the named one, of the untrained student in training mode."""
         by_hand = {
@@ -232,7 +233,7 @@ class TestStudents:
         assert teacher.module.training
         assert not one.module.training
 
-    @pytest.mark.parametrize("loss", LOSSES)
+    @pytest.mark.parametrize("loss", get_args(Loss))
     def test_learns(self, loss, images, tiny):
         recipe = replace(BRIEF, loss=loss, steps=60, batch_size=16, learning_rate=1e-2)
         student, history = distil(recipe, tiny(1, linear=6), images(16), seed=2)
@@ -270,12 +271,12 @@ class TestStudents:
     ("settings", "message"),
     [
         ({"loss": "l1"}, "loss must be one of cosine, .*rda, not 'l1'"),
-        ({"steps": 0}, "must be positive"),
-        ({"batch_size": -1}, "must be positive"),
-        ({"learning_rate": 0.0}, "must be positive"),
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, not 0.0"),
         ({"views": "local"}, "views='local' needs an augmentation"),
         ({"views": "all"}, "views must be one of asked, other, local, prototype, not 'all'"),
-        ({"temperature": 0.0}, "must be positive"),
+        ({"temperature": 0.0}, "temperature must be above 0, not 0.0"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(settings, message):

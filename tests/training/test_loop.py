@@ -360,7 +360,7 @@ def test_learning_rates_are_scaled_from_the_first_one():
         ({"steps": 0}, "steps must be at least 1, not 0"),
         ({"devices": 0}, "devices must be at least 1"),
         ({"batch_size": 3, "accumulate": 2}, "must be a multiple of"),
-        ({"precision": "16"}, "precision must be auto, 32 or bf16"),
+        ({"precision": "16"}, "precision must be one of auto, 32, bf16"),
     ],
 )
 def test_a_loop_that_makes_no_sense_is_refused(settings, message):

@@ -7,7 +7,7 @@ Related attacks elsewhere: `mapping.SubtractFeatures`, `mapping.SubtractStatisti
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.features import all_statistics, input_statistics
+from sslguard.settings import Count, NotNegative, Positive, Range, Seed, Share
 
 Array = NDArray[np.float64]
 
@@ -44,11 +45,7 @@ class ProjectOnto(Mapping):
     """
 
     encoder: str
-    ridge: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not self.ridge > 0:
-            raise UsageError(f"ridge must be positive, not {self.ridge}")
+    ridge: Positive = 1e-3
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
         """Return the prediction as an Embedder: answers are float64 (n, m), with m the victim's width.
@@ -93,17 +90,10 @@ class CSE(AnswerMap):
     title = "CSE"
 
     encoder: str
-    components: int = 50
-    clusters: int = 20
-    share: float = 0.05
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.components, self.clusters) < 1 or not 0 < self.share <= 1:
-            raise UsageError(
-                "components and clusters must be positive, and share must lie in (0, 1], not "
-                f"{self.components}, {self.clusters} and {self.share}"
-            )
+    components: Count = 50
+    clusters: Count = 20
+    share: Annotated[float, Range(above=0, most=1)] = 0.05
+    seed: Seed = 0
 
     def fit(self, answers: Array, data: Data) -> Map:
         """Return the map that subtracts the suspicious directions. See `AnswerMap.fit`."""
@@ -151,21 +141,12 @@ class RemoveTriggers(Mapping):
         seed: Seed of the starts and the batches.
     """
 
-    triggers: int = 3
-    steps: int = 200
-    batch_size: int = 32
-    learning_rate: float = 0.1
-    sparsity: float = 0.5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.triggers, self.steps) < 1 or self.batch_size < 2 or not self.learning_rate > 0:
-            raise UsageError(
-                "triggers, steps and learning_rate must be positive and batch_size at least 2, not "
-                f"{self.triggers}, {self.steps}, {self.learning_rate} and {self.batch_size}"
-            )
-        if not self.sparsity >= 0:
-            raise UsageError(f"sparsity must not be negative, but is {self.sparsity}")
+    triggers: Count = 3
+    steps: Count = 200
+    batch_size: Annotated[int, Range(least=2)] = 32
+    learning_rate: Positive = 0.1
+    sparsity: NotNegative = 0.5
+    seed: Seed = 0
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
         """Return `victim` without the triggers' directions: answers are float64 (n, m).
@@ -230,14 +211,8 @@ class FilterQueries(Mapping):
             items.
     """
 
-    kept: float = 0.99
+    kept: Share = 0.99
     instead: Literal["nothing", "nearest"] = "nearest"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.kept < 1:
-            raise UsageError(f"kept must lie between 0 and 1, not {self.kept}")
-        if self.instead not in ("nothing", "nearest"):
-            raise UsageError(f"instead must be nothing or nearest, not {self.instead!r}")
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
         """Return `victim` behind the filter: answers are (n, m).

@@ -21,12 +21,13 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.wrapped import Wrapped
+from sslguard.settings import Checked
 
 Needs = Literal["items", "labels", "nothing"]
 """What an attack's data must hold: items, items with labels, or nothing at all."""
 
 
-class Stealing(ABC):
+class Stealing(Checked, ABC):
     """Attack that trains a surrogate on a victim's answers and sees nothing else of it."""
 
     needs: ClassVar[Needs] = "items"
@@ -46,7 +47,7 @@ class Stealing(ABC):
         """
 
 
-class Removal(ABC):
+class Removal(Checked, ABC):
     """Attack that changes a copy of the victim's weights."""
 
     needs: ClassVar[Needs] = "items"
@@ -63,7 +64,7 @@ class Removal(ABC):
         """
 
 
-class Wrapping(ABC):
+class Wrapping(Checked, ABC):
     """Attack that changes queries on their way to the victim or answers on their way back, without weights or data."""
 
     needs: ClassVar[Needs] = "nothing"
@@ -73,7 +74,7 @@ class Wrapping(ABC):
         """Return an Embedder that asks `victim` and changes queries or answers. `victim` is left unchanged."""
 
 
-class Mapping(ABC):
+class Mapping(Checked, ABC):
     """Attack that changes answers by a function fitted to the victim's answers to the attacker's own items."""
 
     needs: ClassVar[Needs] = "items"

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -25,19 +25,17 @@ from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import DataError, UsageError
+from sslguard.settings import Range, Seed
 
 Image = Literal["blur", "jpeg", "resize", "crop", "colour"]
 Text = Literal["case", "typos", "drop"]
-# Smallest and largest strength of each edit.
+# Smallest and largest strength of each edit of images.
 _STRENGTHS: dict[str, tuple[float, float]] = {
     "blur": (0.1, 32.0),
     "jpeg": (1.0, 100.0),
     "resize": (0.01, 1.0),
     "crop": (0.01, 1.0),
     "colour": (0.01, 1.0),
-    "case": (0.0, 1.0),
-    "typos": (0.0, 1.0),
-    "drop": (0.0, 1.0),
 }
 
 
@@ -63,10 +61,12 @@ class EditImages(Wrapping):
 
     edit: Image
     strength: float
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        _check(self.edit, get_args(Image), self.strength, self.seed)
+        super().__post_init__()
+        least, most = _STRENGTHS[self.edit]
+        Range(least, most=most).check(self.strength, f"strength of {self.edit}")
 
     def __call__(self, victim: Embedder) -> Wrapped:
         """Return `victim` with edited queries: as many images, of the same shapes, dtypes and devices.
@@ -148,11 +148,8 @@ class EditTexts(Wrapping):
     """
 
     edit: Text
-    share: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.edit, get_args(Text), self.share, self.seed)
+    share: Annotated[float, Range(above=0, most=1)]
+    seed: Seed = 0
 
     def __call__(self, victim: Embedder) -> Wrapped:
         """Return `victim` with edited queries. The result's `embed` raises DataError for images."""
@@ -194,13 +191,12 @@ class Smoothed(Wrapping):
     """
 
     by: Wrapping
-    copies: int = 5
+    copies: Annotated[int, Range(least=2)] = 5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(getattr(self.by, "seed", None), int):
             raise UsageError(f"by must be a wrapping with a seed, not {self.by!r:.200}")
-        if self.copies < 2:
-            raise UsageError(f"copies must be at least 2, not {self.copies}")
 
     def __call__(self, victim: Embedder) -> Wrapped:
         """Return `victim`, asked `copies` times about each item: answers are float64 (n, m)."""
@@ -213,13 +209,3 @@ class Smoothed(Wrapping):
 
 def _mean(embedders: list[Wrapped], batch: Batch) -> NDArray[np.float64]:
     return np.asarray(np.mean([rows(each, batch).astype(np.float64) for each in embedders], axis=0))
-
-
-def _check(edit: str, known: tuple[str, ...], strength: float, seed: int) -> None:
-    if edit not in known:
-        raise UsageError(f"edit must be one of {', '.join(known)}, not {edit!r}")
-    least, most = _STRENGTHS[edit]
-    if not least <= strength <= most or not strength > 0:
-        raise UsageError(f"strength of {edit} must be positive and lie in [{least:g}, {most:g}], not {strength}")
-    if seed < 0:
-        raise UsageError(f"seed must not be negative, but is {seed}")

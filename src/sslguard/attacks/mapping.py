@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import DataError, UsageError
 from sslguard.probes import linear_classifier
 from sslguard.schemes.exact.features import all_statistics, input_statistics
+from sslguard.settings import Count, NotNegative, Positive, Range, Seed
 
 Array = NDArray[np.float64]
 Map = Callable[[Array], Array]
@@ -73,13 +74,9 @@ class LinearMap(AnswerMap):
 
     title = "linear map"
 
-    condition: float = 1.0
+    condition: Annotated[float, Range(least=1)] = 1.0
     rectify: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.condition < np.inf:
-            raise UsageError(f"condition must be at least 1 and finite, not {self.condition}")
+    seed: Seed = 0
 
     def fit(self, answers: Array, data: Data) -> Map:  # noqa: ARG002
         """Return the linear map, with the mean of `answers`. See `AnswerMap.fit`."""
@@ -101,7 +98,7 @@ class LeadingComponents(AnswerMap):
 
     title = "leading components"
 
-    components: int = 32
+    components: Count = 32
 
     def fit(self, answers: Array, data: Data) -> Map:  # noqa: ARG002
         """Return the projection onto the leading components of `answers`. See `AnswerMap.fit`."""
@@ -133,10 +130,6 @@ class Classify(AnswerMap):
     needs: ClassVar[Needs] = "labels"
 
     output: Literal["logits", "probabilities", "labels"] = "logits"
-
-    def __post_init__(self) -> None:
-        if self.output not in ("logits", "probabilities", "labels"):
-            raise UsageError(f"output must be logits, probabilities or labels, not {self.output!r}")
 
     def fit(self, answers: Array, data: Data) -> Map:
         """Train the classifier and return the map to its output.
@@ -172,18 +165,11 @@ class SubtractFeatures(AnswerMap):
 
     title = "features subtracted"
 
-    components: int = 12
-    features: int = 800
-    frequency: float = 1.5
-    ridge: float = 1e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.features < 1 or not self.frequency > 0 or not self.ridge >= 0:
-            raise UsageError(
-                "features and frequency must be positive and ridge not negative, not "
-                f"{self.features}, {self.frequency} and {self.ridge}"
-            )
+    components: Count = 12
+    features: Count = 800
+    frequency: Positive = 1.5
+    ridge: NotNegative = 1e-3
+    seed: Seed = 0
 
     def fit(self, answers: Array, data: Data) -> Map:  # noqa: ARG002
         """Return the map that subtracts the fitted features. See `AnswerMap.fit`."""
@@ -225,7 +211,7 @@ class SubtractStatistics(Mapping):
         ridge: Ridge penalty of the fit, as a share of the statistics' variance.
     """
 
-    ridge: float = 1e-4
+    ridge: NotNegative = 1e-4
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
         """Fit the prediction on `data` and return `victim` with it subtracted: answers are float64 (n, m).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from sslguard.encoders.base import Embedder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import EncoderError, UsageError
+from sslguard.settings import Range, Seed
 
 Array = NDArray[np.float64]
 Edit = Literal["round", "top", "truncate", "drop", "pad", "shift", "shuffle", "normalise"]
@@ -47,17 +48,14 @@ class EditAnswers(Wrapping):
     """
 
     edit: Edit
-    amount: int = 0
-    seed: int = 0
+    amount: Annotated[int, Range(least=0)] = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.edit not in get_args(Edit):
-            raise UsageError(f"edit must be one of {', '.join(get_args(Edit))}, not {self.edit!r}")
-        if (self.amount < 1) != (self.edit in _PLAIN) or self.amount < 0:
+        super().__post_init__()
+        if (self.amount == 0) != (self.edit in _PLAIN):
             rule = "0" if self.edit in _PLAIN else "positive"
             raise UsageError(f"amount of {self.edit} must be {rule}, not {self.amount}")
-        if self.seed < 0:
-            raise UsageError(f"seed must not be negative, but is {self.seed}")
 
     def __call__(self, victim: Embedder) -> Wrapped:
         """Return `victim` with edited answers, float64.

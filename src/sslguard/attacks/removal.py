@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from sslguard.attacks.base import Needs, Removal
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
-from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme
 from sslguard.schemes.sslguard import SSLGuard
+from sslguard.settings import Positive, Range, Share
 from sslguard.training.pretraining import train_encoder
 from sslguard.training.recipes import GENTLE, Pretraining, Supervised
 from sslguard.training.supervised import train_supervised
@@ -48,11 +48,7 @@ class FineTune(Removal):
     needs: ClassVar[Needs] = "labels"
 
     recipe: Supervised = field(default_factory=Supervised)
-    epochs: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.epochs is not None and not 0 < self.epochs < math.inf:
-            raise UsageError(f"epochs must be positive and finite, not {self.epochs}")
+    epochs: Positive | None = None
 
     def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
         """Return a copy of `victim`, trained on the labels of `data`. See `Removal`.
@@ -153,13 +149,8 @@ class Prune(Untrained):
 
     title = "prune"
 
-    amount: float = 0.5
+    amount: Share = 0.5
     scope: Literal["global", "layer"] = "global"
-
-    def __post_init__(self) -> None:
-        _check_share(self.amount)
-        if self.scope not in ("global", "layer"):
-            raise UsageError(f"scope must be global or layer, not {self.scope!r}")
 
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:  # noqa: ARG002
         """Set the smallest weights to zero, in place."""
@@ -186,10 +177,7 @@ class PruneFilters(Untrained):
 
     title = "prune filters"
 
-    amount: float = 0.3
-
-    def __post_init__(self) -> None:
-        _check_share(self.amount)
+    amount: Share = 0.3
 
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:  # noqa: ARG002
         """Set the filters with the smallest L1 norms to zero, in place."""
@@ -218,13 +206,7 @@ class Quantise(Untrained):
     title = "quantise"
 
     to: Literal["int", "float16", "bfloat16"] = "int"
-    bits: int = 8
-
-    def __post_init__(self) -> None:
-        if self.to not in ("int", "float16", "bfloat16"):
-            raise UsageError(f"to must be int, float16 or bfloat16, not {self.to!r}")
-        if not 2 <= self.bits <= 16:
-            raise UsageError(f"bits must lie in 2 to 16, not {self.bits}")
+    bits: Annotated[int, Range(least=2, most=16)] = 8
 
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:  # noqa: ARG002
         """Round the weights in place."""
@@ -253,11 +235,7 @@ class WeightNoise(Untrained):
 
     title = "weight noise"
 
-    std: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.std < math.inf:
-            raise UsageError(f"std must be positive and finite, not {self.std}")
+    std: Positive = 0.1
 
     def change(self, module: nn.Module, rng: np.random.Generator) -> None:
         """Add the noise in place."""
@@ -269,11 +247,6 @@ class WeightNoise(Untrained):
     def said(self) -> str:
         """Return "weight noise" and its standard deviation."""
         return f"weight noise {self.std:g}"
-
-
-def _check_share(amount: float) -> None:
-    if not 0 < amount < 1:
-        raise UsageError(f"amount must lie between 0 and 1, not {amount}")
 
 
 def _zero_smallest(weights: Sequence[Tensor], amount: float) -> None:

@@ -15,7 +15,6 @@ drawn is ours.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +28,8 @@ from sslguard.attacks.base import Wrapping
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import Wrapped, rows
-from sslguard.errors import DataError, UsageError
+from sslguard.errors import DataError
+from sslguard.settings import Positive, Seed
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,8 @@ class Noise(Wrapping):
         seed: Seed of the noise, at least 0.
     """
 
-    std: float
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (self.std > 0 and math.isfinite(self.std)):
-            raise UsageError(f"std must be a positive finite number, not {self.std}")
-        if self.seed < 0:
-            raise UsageError(f"seed must not be negative, but is {self.seed}")
+    std: Positive
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

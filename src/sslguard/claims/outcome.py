@@ -21,6 +21,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from sslguard.errors import UsageError
+from sslguard.settings import Range
 from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ class Terms:
             value = getattr(self, name)
             if value is not None and value.tzinfo is None:
                 raise UsageError(f"{name} must say its time zone")
-        if self.n_claims < 1 or not 0 < self.alpha < 1:
-            raise UsageError("n_claims must be at least 1, and alpha lie strictly between 0 and 1")
+        Range(least=1).check(self.n_claims, "n_claims")
+        Range(above=0, below=1).check(self.alpha, "alpha")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.make import RECIPE, Preset
-from sslguard.cli.options import ONE_MACHINE, PRINTED, Machine, Output, Rate, Seed
+from sslguard.cli.options import ONE_MACHINE, PRINTED, Machine, Output, Positive, Seed
 from sslguard.cli.output import Result
 from sslguard.errors import UsageError
 from sslguard.schemes.registry import named_scheme
@@ -76,7 +76,7 @@ def fine_tune(
     *,
     data: str,
     out: Path,
-    epochs: Rate | None = None,
+    epochs: Positive | None = None,
     seed: Seed = 0,
     recipe: FineTuningOptions = TUNING,
     probing: Probing = UNPROBED,
@@ -114,7 +114,7 @@ def prune(
     /,
     *,
     out: Path,
-    amount: Rate = 0.5,
+    amount: Positive = 0.5,
     scope: Literal["global", "layer"] = "global",
     probing: Probing = UNPROBED,
     output: Output = PRINTED,

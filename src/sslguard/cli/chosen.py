@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, cast,
 
 from cyclopts import Group, Parameter
 
-from sslguard.cli.options import whole
+from sslguard.cli.options import whole, within
 from sslguard.errors import UsageError
+from sslguard.settings import Range
 
 C = TypeVar("C", bound="Chosen")
 
@@ -70,6 +71,7 @@ class _Option(NamedTuple):
     kind: Any
     default: Any
     text: str
+    rule: Range | None
 
 
 def options_of(*sources: Source) -> Callable[[type[C]], type[C]]:
@@ -98,7 +100,7 @@ def options_of(*sources: Source) -> Callable[[type[C]], type[C]]:
 
 
 def _plain(settings: Any, without: tuple[str, ...], above: tuple[str, ...] = ()) -> Iterator[_Option]:
-    hints, texts = get_type_hints(type(settings)), _descriptions(type(settings))
+    hints, texts = get_type_hints(type(settings), include_extras=True), _descriptions(type(settings))
     for field in fields(settings):
         value, hint = getattr(settings, field.name), hints[field.name]
         if field.name in without:
@@ -106,8 +108,9 @@ def _plain(settings: Any, without: tuple[str, ...], above: tuple[str, ...] = ())
         if is_dataclass(value):
             yield from _plain(value, without, (*above, field.name))
         (kind, *_) = [part for part in get_args(hint) if part is not NoneType] if NoneType in get_args(hint) else [hint]
+        kind, rule = get_args(kind) if get_origin(kind) is Annotated else (kind, None)
         if kind in (bool, int, float, str) or get_origin(kind) is Literal:
-            yield _Option((*above, field.name), kind, value, texts.get(field.name, ""))
+            yield _Option((*above, field.name), kind, value, texts.get(field.name, ""), rule)
 
 
 def _descriptions(kind: type) -> dict[str, str]:
@@ -135,5 +138,6 @@ def _shown(name: str, group: list[tuple[Source, _Option]]) -> Parameter:
         show_default=", ".join(dict.fromkeys(told)) or False,
         group=source.group,
         converter=whole if option.kind is int else None,
+        validator=None if option.rule is None else within(option.rule),
         negative=f"--no-{name.replace('_', '-')}" if option.kind is bool else (),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sslguard.cli.checks import check
-from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
+from sslguard.cli.options import PRINTED, Count, Output, Positive, Threads, set_threads
 from sslguard.cli.output import Result, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions
 from sslguard.cli.remote import opened as asking
@@ -112,7 +112,7 @@ def claim(
     out: Path,
     sub_key: Count | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    alpha: Rate = 0.01,
+    alpha: Positive = 0.01,
     claims: Count = 1,
     remote: RemoteOptions = DEFAULT_REMOTE,
     threads: Threads | None = None,
@@ -188,7 +188,7 @@ def audit(
     opened: str | None = None,
     authority_roots: Path | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    alpha: Rate = 0.01,
+    alpha: Positive = 0.01,
     claims: Count = 1,
     report: Path | None = None,
     remote: RemoteOptions = DEFAULT_REMOTE,

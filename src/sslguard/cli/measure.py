@@ -10,7 +10,7 @@ from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.make import EXACT
-from sslguard.cli.options import PRINTED, Count, Output, Rate, Seed, Share, Threads, set_threads
+from sslguard.cli.options import PRINTED, Count, NotNegative, Output, Positive, Seed, Threads, set_threads
 from sslguard.cli.output import Result, tracked
 from sslguard.schemes.exact.protocol import Protocol
 
@@ -122,8 +122,8 @@ def power(
     /,
     *,
     data: str,
-    bits: list[Rate] | None = None,
-    fidelity: list[Share] | None = None,
+    bits: list[Positive] | None = None,
+    fidelity: list[NotNegative] | None = None,
     exact: ProtocolOptions = DEFAULT_PROTOCOL,
     out: Path | None = None,
     threads: Threads | None = None,

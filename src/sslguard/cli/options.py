@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
+
+from sslguard.settings import Range
 
 MACHINE = Group("Machine", sort_key=2)
 OUTPUT = Group("Output", sort_key=3)
@@ -21,30 +22,20 @@ def whole(kind: object, tokens: Sequence[Token]) -> int:  # noqa: ARG001 - what 
         raise ValueError(f"must be a whole number, not {tokens[0].value!r}") from None
 
 
-def _at_least_one(kind: object, value: int | None) -> None:  # noqa: ARG001
-    if value is not None and value < 1:
-        raise ValueError("it must be at least 1")
+def within(rule: Range) -> Callable[[object, float | None], None]:
+    """Return the check of an option's number as cyclopts calls it: it raises ValueError outside the range."""
+
+    def check(kind: object, value: float | None) -> None:  # noqa: ARG001
+        if value is not None and value not in rule:
+            raise ValueError(f"It must be {rule}.")
+
+    return check
 
 
-def _not_negative(kind: object, value: float | None) -> None:  # noqa: ARG001
-    if value is not None and not 0 <= value < math.inf:
-        raise ValueError("it must be at least 0 and finite")
-
-
-def _positive(kind: object, value: float | None) -> None:  # noqa: ARG001
-    if value is not None and not 0 < value < math.inf:
-        raise ValueError("it must be positive and finite")
-
-
-def _seed(kind: object, value: int | None) -> None:  # noqa: ARG001
-    if value is not None and not 0 <= value < 1 << 63:
-        raise ValueError("it must be at least 0 and below 2^63")
-
-
-Count = Annotated[int, Parameter(converter=whole, validator=_at_least_one)]
-Seed = Annotated[int, Parameter(converter=whole, validator=_seed)]
-Rate = Annotated[float, Parameter(validator=_positive)]
-Share = Annotated[float, Parameter(validator=_not_negative)]
+Count = Annotated[int, Parameter(converter=whole, validator=within(Range(least=1)))]
+Seed = Annotated[int, Parameter(converter=whole, validator=within(Range(least=0, below=1 << 63)))]
+Positive = Annotated[float, Parameter(validator=within(Range(above=0)))]
+NotNegative = Annotated[float, Parameter(validator=within(Range(least=0)))]
 
 
 @Parameter(name="*", group=OUTPUT)
@@ -102,7 +93,7 @@ class Machine:
 PRINTED, ONE_MACHINE = Output(), Machine()
 """The defaults of every command."""
 
-Threads = Annotated[int, Parameter(converter=whole, validator=_at_least_one, group=MACHINE)]
+Threads = Annotated[Count, Parameter(group=MACHINE)]
 
 
 def set_threads(threads: int | None) -> None:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
-from sslguard.cli.options import PRINTED, Count, Output, Rate, Threads, set_threads
+from sslguard.cli.options import PRINTED, Count, Output, Positive, Threads, set_threads
 from sslguard.cli.output import Result
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.errors import UsageError
@@ -65,7 +65,7 @@ def verify(
     *,
     data: str,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
-    alpha: Rate = 0.01,
+    alpha: Positive = 0.01,
     claims: Count = 1,
     rescore: bool = False,
     sub_key: Count | None = None,

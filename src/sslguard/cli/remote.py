@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from sslguard.cli.options import Count, Rate, Seed, Share
+from sslguard.cli.options import Count, NotNegative, Positive, Seed
 from sslguard.errors import UsageError
 from sslguard.suspects.names import PREFIXES
 
@@ -63,13 +63,13 @@ class RemoteOptions:
     auth_header: str = "Authorization"
     cache: Path | None = None
     budget: Count | None = None
-    price: Share = 0.0
-    rate: Rate | None = None
+    price: NotNegative = 0.0
+    rate: Positive | None = None
     request_size: Count = 16
     workers: Count = 4
     attempts: Count = 5
-    request_seconds: Annotated[Rate, Parameter("--request-limit")] = 60.0
-    seconds: Annotated[Rate, Parameter("--time-limit")] = 86_400.0
+    request_seconds: Annotated[Positive, Parameter("--request-limit")] = 60.0
+    seconds: Annotated[Positive, Parameter("--time-limit")] = 86_400.0
     reask: Seed = 4
 
     def check(self, spec: str) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from sslguard.cli.checks import check
-from sslguard.cli.options import PRINTED, Count, Output, Seed, Share, Threads, set_threads
+from sslguard.cli.options import PRINTED, Count, NotNegative, Output, Seed, Threads, set_threads
 from sslguard.cli.output import Result, say
 from sslguard.errors import MissingExtraError, UsageError
 
@@ -28,7 +28,7 @@ def serve(
     port: Seed = 8000,
     auth_env: str | None = None,
     max_batch: Annotated[Count, Parameter(group=LIMITS)] = 64,
-    max_wait: Annotated[Share, Parameter(group=LIMITS)] = 2.0,
+    max_wait: Annotated[NotNegative, Parameter(group=LIMITS)] = 2.0,
     max_items: Annotated[Count, Parameter(group=LIMITS)] = 1024,
     max_megabytes: Annotated[Count, Parameter(group=LIMITS)] = 32,
     threads: Threads | None = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sslguard.errors import UsageError
 from sslguard.lazy import found_at
+from sslguard.settings import Checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,7 @@ class Watermarked:
         return self.embedder
 
 
-class Scheme(ABC):
+class Scheme(Checked, ABC):
     """A frozen dataclass of hyperparameters; data and encoder come at call time.
 
     Attributes:

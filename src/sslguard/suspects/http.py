@@ -17,9 +17,10 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sslguard.errors import SuspectError, UsageError
+from sslguard.settings import Checked, Count, Range
 from sslguard.suspects.base import UnansweredError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True)
-class Limits:
+class Limits(Checked):
     """Limits of one request.
 
     Attributes:
@@ -48,19 +49,9 @@ class Limits:
         connections: Connections open at the same time.
     """
 
-    seconds: float = 60.0
-    answer_bytes: int = 1 << 25
-    connections: int = 16
-
-    def __post_init__(self) -> None:
-        if not 0 < self.seconds <= MAX_SECONDS:
-            raise UsageError(
-                f"the time of a request must be a positive number of seconds, up to {MAX_SECONDS:,}, not {self.seconds}"
-            )
-        if self.answer_bytes < 1 or self.connections < 1:
-            raise UsageError(
-                f"answer_bytes and connections must be at least 1, not {self.answer_bytes} and {self.connections}"
-            )
+    seconds: Annotated[float, Range(above=0, most=MAX_SECONDS)] = 60.0
+    answer_bytes: Count = 1 << 25
+    connections: Count = 16
 
 
 @dataclass(frozen=True)

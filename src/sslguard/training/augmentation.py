@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from sslguard.errors import UsageError
+from sslguard.settings import Checked, NotNegative, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Checked):
     """A recipe of random views. Probabilities are per image.
 
     Attributes:
@@ -25,19 +25,11 @@ class Augmentation:
         noise: Standard deviation of Gaussian pixel noise, in units of the [0, 1] range; at least 0.
     """
 
-    crop: float = 1.0
-    flip: float = 0.0
-    jitter: float = 0.0
-    blur: float = 0.0
-    noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        good = 0 < self.crop <= 1 and all(0 <= p <= 1 for p in (self.flip, self.blur))
-        # Comparisons with NaN are false, so NaN is refused too.
-        if not (good and self.jitter >= 0 and self.noise >= 0):
-            raise UsageError(
-                f"crop must lie in (0, 1], flip and blur in [0, 1], jitter and noise must be at least 0: {self}"
-            )
+    crop: Annotated[float, Range(above=0, most=1)] = 1.0
+    flip: Annotated[float, Range(least=0, most=1)] = 0.0
+    jitter: NotNegative = 0.0
+    blur: Annotated[float, Range(least=0, most=1)] = 0.0
+    noise: NotNegative = 0.0
 
     def build(self, height: int, width: int) -> Callable[[Tensor], Tensor]:
         """Return a function that makes one random view of each image of a batch.

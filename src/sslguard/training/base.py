@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sslguard.errors import UsageError
+from sslguard.settings import Checked, Count
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -102,7 +103,7 @@ class Task(ABC):
 
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(Checked):
     """Length, devices and bookkeeping of a training run.
 
     Attributes:
@@ -120,30 +121,26 @@ class Loop:
         title: Label of the progress bar.
     """
 
-    steps: int
-    batch_size: int
+    steps: Count
+    batch_size: Count
     seed: int = 0
-    accumulate: int = 1
-    devices: int = 1
-    nodes: int = 1
-    accelerator: str = "cpu"
-    precision: str = "auto"
+    accumulate: Count = 1
+    devices: Count = 1
+    nodes: Count = 1
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
+    precision: Literal["auto", "32", "bf16"] = "auto"
     checkpoint: Path | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     progress: bool = False
     title: str = "training"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "devices", "nodes"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        super().__post_init__()
         chunks = self.accumulate * self.devices * self.nodes
         if self.batch_size % chunks:
             raise UsageError(
                 f"batch_size {self.batch_size} must be a multiple of accumulate × devices × nodes = {chunks}"
             )
-        if self.precision not in ("auto", "32", "bf16"):
-            raise UsageError(f"precision must be auto, 32 or bf16, not {self.precision!r}")
 
 
 @dataclass

@@ -14,7 +14,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -261,13 +260,8 @@ def distil(
     queries: Data,
     *,
     seed: int = 0,
-    checkpoint: Path | None = None,
-    progress: bool = False,
     title: str = "distil",
-    devices: int = 1,
-    nodes: int = 1,
-    accelerator: str = "cpu",
-    precision: str = "auto",
+    **loop: Any,
 ) -> tuple[Encoder, History]:
     """Train a student on the teacher's answers to `queries`.
 
@@ -276,13 +270,8 @@ def distil(
         teacher: Embedder to learn from.
         queries: Items to ask about.
         seed: Seed of all randomness.
-        checkpoint: File that a killed run resumes from; None writes none.
-        progress: Whether to draw a progress bar.
         title: Label of the progress bar.
-        devices: Processes on each node; see `training.Loop`.
-        nodes: Number of nodes.
-        accelerator: "auto", "cpu", "cuda" or "mps".
-        precision: "auto", "32" or "bf16".
+        loop: Further settings of `training.Loop`, such as `checkpoint` and `devices`.
 
     Returns:
         The student in evaluation mode, its record filled in, and the history of losses.
@@ -290,27 +279,16 @@ def distil(
     Raises:
         EncoderError: The teacher's answers are not finite, or of different widths.
     """
-    place: dict[str, Any] = {"devices": devices, "nodes": nodes, "accelerator": accelerator}
     first = queries if recipe.asks_items else queries.slice(0, 1)
-    answers = shared(lambda: embed_all(teacher, first), **place)
+    answers = shared(lambda: embed_all(teacher, first), **loop)
     student = new_student(recipe, teacher, queries, seed=seed, width=answers.shape[1])
     prior: NDArray[np.floating] | None = answers
     if not recipe.asks_items:
         with isolated_rng(seed, 4):
-            prior = shared(lambda: answers_before(recipe, teacher, student, queries), **place)
+            prior = shared(lambda: answers_before(recipe, teacher, student, queries), **loop)
     with isolated_rng(seed, 2):
         task = DistillationTask(recipe, teacher, student, queries, answers=prior)
-    loop = Loop(
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
-        seed=seed,
-        **place,
-        precision=precision,
-        checkpoint=checkpoint,
-        progress=progress,
-        title=title,
-    )
-    history = run(task, loop)
+    history = run(task, Loop(recipe.steps, recipe.batch_size, seed, title=title, **loop))
     student.module.eval()
     teacher_name = source_of(teacher)
     record = {

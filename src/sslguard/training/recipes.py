@@ -5,23 +5,21 @@ They are plain settings: the command line, configurations and records read them 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from sslguard.errors import UsageError
+from sslguard.settings import Checked, Count, NotNegative, Positive, Range
 from sslguard.training.augmentation import MILD, Augmentation
 from sslguard.training.augmentation import VIEWS as CONTRASTED
 
 Method = Literal["simclr", "moco", "byol"]
 Loss = Literal["cosine", "centred", "mse", "infonce", "cont-steal", "rda"]
-LOSSES: tuple[Loss, ...] = ("cosine", "centred", "mse", "infonce", "cont-steal", "rda")
 Views = Literal["asked", "other", "local", "prototype"]
-VIEWS: tuple[Views, ...] = ("asked", "other", "local", "prototype")
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class Pretraining(Checked):
     """A recipe of pre-training.
 
     Attributes:
@@ -40,31 +38,15 @@ class Pretraining:
     """
 
     method: Method
-    steps: int = 2000
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
-    temperature: float = 0.2
-    momentum: float = 0.99
-    queue: int = 4096
-    projection: int = 64
+    steps: Count = 2000
+    batch_size: Count = 256
+    learning_rate: Positive = 2e-3
+    weight_decay: NotNegative = 1e-4
+    temperature: Positive = 0.2
+    momentum: Annotated[float, Range(least=0, most=1)] = 0.99
+    queue: Count = 4096
+    projection: Count = 64
     views: Augmentation = CONTRASTED
-
-    def __post_init__(self) -> None:
-        if self.method not in ("simclr", "moco", "byol"):
-            raise UsageError(f"method must be simclr, moco or byol, not {self.method!r}")
-        for name in ("steps", "batch_size", "queue", "projection"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (
-            0 < self.learning_rate < math.inf and 0 < self.temperature < math.inf and 0 <= self.weight_decay < math.inf
-        ):
-            raise UsageError(
-                "learning_rate and temperature must be positive and weight_decay not negative, not "
-                f"{self.learning_rate}, {self.temperature}, {self.weight_decay}"
-            )
-        if not 0 <= self.momentum <= 1:
-            raise UsageError(f"momentum must lie in [0, 1], not {self.momentum}")
 
 
 GENTLE = Pretraining("simclr", steps=200, batch_size=128, learning_rate=1e-3)
@@ -72,7 +54,7 @@ GENTLE = Pretraining("simclr", steps=200, batch_size=128, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Checked):
     """A recipe of learning from answers.
 
     Attributes:
@@ -98,30 +80,18 @@ class Distillation:
     architecture: str = "resnet-small"
     loss: Loss = "cosine"
     augmentation: Augmentation | None = None
-    steps: int = 400
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-4
+    steps: Count = 400
+    batch_size: Count = 128
+    learning_rate: Positive = 3e-3
+    weight_decay: NotNegative = 1e-4
     anneal: bool = True
     views: Views = "asked"
-    asked_views: int = 1
-    view_weight: float = 1.0
-    temperature: float = 0.1
+    asked_views: Count = 1
+    view_weight: Positive = 1.0
+    temperature: Positive = 0.1
 
     def __post_init__(self) -> None:
-        for name, allowed in (("loss", LOSSES), ("views", VIEWS)):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
-            raise UsageError(
-                "steps, batch_size and learning_rate must be positive, not "
-                f"{self.steps}, {self.batch_size} and {self.learning_rate}"
-            )
-        if self.asked_views < 1 or not (self.view_weight > 0 and self.temperature > 0):
-            raise UsageError(
-                "asked_views, view_weight and temperature must be positive, not "
-                f"{self.asked_views}, {self.view_weight} and {self.temperature}"
-            )
+        super().__post_init__()
         if self.augmentation is None and self.views != "asked":
             raise UsageError(f"views={self.views!r} needs an augmentation: give one, or leave views at 'asked'")
 
@@ -146,7 +116,7 @@ def augmented(recipe: Distillation, augmentation: Augmentation = MILD) -> Distil
 
 
 @dataclass(frozen=True)
-class Supervised:
+class Supervised(Checked):
     """A recipe of training on labels.
 
     Attributes:
@@ -159,18 +129,9 @@ class Supervised:
         augmentation: Recipe of random views of images; None trains on the items as they are.
     """
 
-    steps: int = 100
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
+    steps: Count = 100
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 1e-4
     layers: Literal["all", "last"] = "all"
     augmentation: Augmentation | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
-            raise UsageError(
-                "steps, batch_size and learning_rate must be positive, not "
-                f"{self.steps}, {self.batch_size} and {self.learning_rate}"
-            )
-        if self.layers not in ("all", "last"):
-            raise UsageError(f"layers must be all or last, not {self.layers!r}")

@@ -356,8 +356,8 @@ class TestDistilled:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon must be positive"),
-        ({"frequency": float("nan")}, "frequency must be positive"),
+        ({"epsilon": 0.0}, "epsilon must be above 0, not 0.0"),
+        ({"frequency": float("nan")}, "frequency must be a finite number above 0, not nan"),
         ({"n_features": 0}, "at least 1"),
     ],
 )

@@ -89,9 +89,9 @@ class TestMark:
 
     def test_as_many_as_there_are_statistics_for(self):
         for count in (0, 17):
-            with pytest.raises(UsageError, match="sub_keys must lie in 1 to 16"):
+            with pytest.raises(UsageError, match="sub_keys must be at least 1 and at most 16"):
                 Exact(sub_keys=count)
-        with pytest.raises(UsageError, match="at most 96 statistics"):
+        with pytest.raises(UsageError, match="n_statistics times sub_keys must be at most 96"):
             Exact(Protocol(n_statistics=12), sub_keys=9)
 
 

@@ -246,7 +246,7 @@ class TestDatasetInference:
 
     def test_settings(self):
         for fields, message in [
-            ({"test": "z"}, "welch or ranks"),
+            ({"test": "z"}, "test must be one of welch, ranks"),
             ({"components": 5, "n_fit": 4}, "components"),
             ({"n_tested": 1}, "n_tested"),
         ]:
@@ -385,11 +385,11 @@ class TestEmbMarker:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"most": 21}, "most must lie"),
-            ({"triggers": 8, "targets": 4}, "over the 4 targets"),
+            ({"most": 21}, "most must be at least 1 and at most 16, not 21"),
+            ({"triggers": 8, "targets": 4}, "most, of the triggers of one target, must be at most 2, not 4"),
             ({"targets": 0}, "targets must be"),
-            ({"rarest": 0.5, "commonest": 0.5}, "rarest < commonest"),
-            ({"n": 1}, "n at least 2"),
+            ({"rarest": 0.5, "commonest": 0.5}, "commonest, a share larger than rarest, must be above 0.5, not 0.5"),
+            ({"n": 1}, "n must be at least 2, not 1"),
         ],
     )
     def test_settings(self, fields, message):
@@ -451,7 +451,9 @@ class TestRotation:
         for innocent in (tiny(7), tiny(8)):
             assert score_suspect(made.key, innocent, data).value < own.value - 0.15
 
-    @pytest.mark.parametrize(("fields", "message"), [({"n": 0}, "at least 1"), ({"weight": 0.0}, "positive")])
+    @pytest.mark.parametrize(
+        ("fields", "message"), [({"n": 0}, "at least 1"), ({"weight": 0.0}, "weight must be above 0, not 0.0")]
+    )
     def test_settings(self, fields, message):
         with pytest.raises(UsageError, match=message):
             Rotation(**fields)

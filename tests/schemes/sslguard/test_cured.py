@@ -289,10 +289,10 @@ def test_the_mark_is_learned_inherited_by_copies_of_weights_and_not_shown_by_inn
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"carrier": -1.0}, "carrier must not be negative"),
-        ({"carrier": float("nan")}, "carrier must not be negative"),
-        ({"shift": 0.0}, "shift and shift_weight must be positive"),
-        ({"directions": 0}, "directions and law_steps"),
+        ({"carrier": -1.0}, "carrier must be at least 0, not -1.0"),
+        ({"carrier": float("nan")}, "carrier must be a finite number at least 0, not nan"),
+        ({"shift": 0.0}, "shift must be above 0, not 0.0"),
+        ({"directions": 0}, "directions must be at least 1"),
         ({"carrier": 0.5, "negatives": "shadow"}, "no shadows to set"),
         ({"carrier": 0.5, "gradients": "released"}, "no shadows to set"),
         ({"shadow_weights": "shipped:simclr"}, "shadow_weights needs shadow"),

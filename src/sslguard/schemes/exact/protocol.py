@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from sslguard.errors import UsageError
+from sslguard.settings import Checked, Count, NotNegative, Positive, Range
 
 MAX_STATISTICS = 96
 """`encoders.statistics.N_STATISTICS`, known here without torch."""
@@ -27,7 +27,7 @@ is bound to: a key of other rules is refused, and a change here makes other keys
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Checked):
     """Part of every key, and bound into each of its secret streams. docs/explanation/theory.md has the symbols.
 
     Attributes:
@@ -42,23 +42,13 @@ class Protocol:
         n_queries: Queries that a verification asks (n). A missing answer counts as zero.
     """
 
-    components: int = 6
-    spread_power: float = 0.35
-    n_features: int = 6
-    n_statistics: int = 12
-    frequency: float = 1.5
-    epsilon: float = 0.2
-    n_queries: int = 2000
-
-    def __post_init__(self) -> None:
-        if min(self.components, self.n_features, self.n_queries) < 1:
-            raise UsageError("components, n_features and n_queries must be at least 1")
-        if not 0 <= self.n_statistics <= MAX_STATISTICS:
-            raise UsageError(f"n_statistics must lie in 0 to {MAX_STATISTICS}, not {self.n_statistics}")
-        for name in ("spread_power", "frequency", "epsilon"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0) or (name != "spread_power" and value == 0):
-                raise UsageError(f"{name} must be positive and finite (spread_power may be 0), not {value}")
+    components: Count = 6
+    spread_power: NotNegative = 0.35
+    n_features: Count = 6
+    n_statistics: Annotated[int, Range(least=0, most=MAX_STATISTICS)] = 12
+    frequency: Positive = 1.5
+    epsilon: Positive = 0.2
+    n_queries: Count = 2000
 
     @property
     def n_directions(self) -> int:

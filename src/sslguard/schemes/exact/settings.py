@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.protocol import MAX_STATISTICS, Protocol
+from sslguard.settings import Checked, Count, Positive, Range
 
 MAX_SUB_KEYS = 16
 
 
 @dataclass(frozen=True)
-class ExactSettings:
+class ExactSettings(Checked):
     """Settings of the exact scheme.
 
     Attributes:
@@ -28,18 +29,15 @@ class ExactSettings:
 
     protocol: Protocol = field(default_factory=Protocol)
     mode: Literal["head", "distilled"] = "distilled"
-    steps: int = 900
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    sub_keys: int = 1
+    steps: Count = 900
+    batch_size: Count = 64
+    learning_rate: Positive = 2e-3
+    sub_keys: Annotated[int, Range(least=1, most=MAX_SUB_KEYS)] = 1
 
     def __post_init__(self) -> None:
-        if self.mode not in ("head", "distilled"):
-            raise UsageError(f"mode must be head or distilled, not {self.mode!r}")
-        if min(self.steps, self.batch_size) < 1 or not self.learning_rate > 0:
-            raise UsageError("steps, batch_size and learning_rate must be positive")
-        if not 1 <= self.sub_keys <= MAX_SUB_KEYS or self.sub_keys * self.protocol.n_statistics > MAX_STATISTICS:
+        super().__post_init__()
+        if self.sub_keys * self.protocol.n_statistics > MAX_STATISTICS:
             raise UsageError(
-                f"sub_keys must lie in 1 to {MAX_SUB_KEYS}, with at most {MAX_STATISTICS} statistics in all: not "
-                f"{self.sub_keys} of {self.protocol.n_statistics}"
+                f"n_statistics times sub_keys must be at most {MAX_STATISTICS}, not {self.protocol.n_statistics} times "
+                f"{self.sub_keys}"
             )

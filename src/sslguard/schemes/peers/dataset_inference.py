@@ -24,7 +24,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from sslguard.errors import UsageError
 from sslguard.schemes.base import Score, Watermarked
 from sslguard.schemes.peers.base import Array, Peer, PeerKey, asked, drawn, gathered, log2_pvalue
 from sslguard.schemes.peers.mixture import Mixture
+from sslguard.settings import Count, Range
 from sslguard.stats.moments import unit_rows
 
 
@@ -58,16 +59,14 @@ class DatasetInference(Peer):
     injects: ClassVar[bool] = False
 
     members: str | None = None
-    n_fit: int = 2000
-    n_tested: int = 2000
-    components: int = 20
+    n_fit: Count = 2000
+    n_tested: Annotated[int, Range(least=2)] = 2000
+    components: Count = 20
     test: Literal["welch", "ranks"] = "welch"
 
     def __post_init__(self) -> None:
-        if self.test not in ("welch", "ranks"):
-            raise UsageError(f"test must be welch or ranks, not {self.test!r}")
-        if not 1 <= self.components <= self.n_fit or self.n_tested < 2:
-            raise UsageError("components must lie between 1 and n_fit, and n_tested must be at least 2")
+        super().__post_init__()
+        Range(most=self.n_fit).check(self.components, "components, which are fitted to n_fit items,")
 
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
         """Return F unchanged, and a key that holds members of its pre-training data. See `Scheme.watermark`."""

@@ -33,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from sslguard.errors import UsageError
 from sslguard.schemes.base import Score, Watermarked
 from sslguard.schemes.peers.base import QUERY_BATCH, Array, Peer, PeerKey, drawn, gathered, log2_pvalue
 from sslguard.schemes.peers.words import CELLS, Word, frequencies, painted, words_of
+from sslguard.settings import Count, NotNegative, Range
 from sslguard.stats.moments import unit_rows
 
 T = TypeVar("T")
@@ -68,21 +69,17 @@ class EmbMarker(Peer):
 
     name: ClassVar[str] = "embmarker"
 
-    triggers: int = 20
-    most: int = 4
-    rarest: float = 0.005
-    commonest: float = 0.01
-    n: int = 250
-    targets: int = 1
+    triggers: Count = 20
+    most: Annotated[int, Range(least=1, most=CELLS)] = 4
+    rarest: NotNegative = 0.005
+    commonest: Annotated[float, Range(most=1)] = 0.01
+    n: Annotated[int, Range(least=2)] = 250
+    targets: Count = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.most <= min(CELLS, self.triggers // max(1, self.targets)):
-            raise UsageError(
-                f"most must lie between 1 and {CELLS}, and be at most the {self.triggers} triggers over the "
-                f"{self.targets} targets, not {self.most}"
-            )
-        if self.targets < 1 or self.n < 2 or not 0 <= self.rarest < self.commonest <= 1:
-            raise UsageError("targets must be at least 1, n at least 2, and 0 <= rarest < commonest <= 1 must hold")
+        super().__post_init__()
+        Range(most=self.triggers // self.targets).check(self.most, "most, of the triggers of one target,")
+        Range(above=self.rarest).check(self.commonest, "commonest, a share larger than rarest,")
 
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
         """Return F behind a service that adds the backdoor, and its key. See `Scheme.watermark`."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,9 @@ from scipy.linalg import solve
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
-from sslguard.errors import UsageError
 from sslguard.schemes.base import Score, Watermarked
 from sslguard.schemes.peers.base import Array, ComparingKey, Peer, gathered
+from sslguard.settings import Range
 
 _RIDGE = 1e-3  # in mean variances of G
 
@@ -48,13 +48,7 @@ class Fingerprint(Peer):
     injects: ClassVar[bool] = False
 
     measure: Literal["cka", "predicted"] = "cka"
-    n: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.measure not in ("cka", "predicted"):
-            raise UsageError(f"measure must be cka or predicted, not {self.measure!r}")
-        if self.n < 4:
-            raise UsageError(f"n must be at least 4, not {self.n}")
+    n: Annotated[int, Range(least=4)] = 1000
 
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
         """Return F unchanged, and a key that compares answers with those of F. See `Scheme.watermark`."""

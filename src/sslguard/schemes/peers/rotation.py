@@ -47,6 +47,7 @@ from sslguard.schemes.peers.base import (
     gathered,
     log2_pvalue,
 )
+from sslguard.settings import Count, Positive
 from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate
 
 _SPREAD_ITEMS = 2000
@@ -66,18 +67,12 @@ class Rotation(Peer):
     name: ClassVar[str] = "rotation"
     trains: ClassVar[bool] = True
 
-    hidden: int = 128
-    weight: float = 1.0
-    steps: int = 600
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    n: int = 500
-
-    def __post_init__(self) -> None:
-        if min(self.hidden, self.steps, self.batch_size, self.n) < 1:
-            raise UsageError("hidden, steps, batch_size and n must be at least 1")
-        if not (self.weight > 0 and self.learning_rate > 0):
-            raise UsageError(f"weight and learning_rate must be positive, not {self.weight} and {self.learning_rate}")
+    hidden: Count = 128
+    weight: Positive = 1.0
+    steps: Count = 600
+    batch_size: Count = 64
+    learning_rate: Positive = 2e-3
+    n: Count = 500
 
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any

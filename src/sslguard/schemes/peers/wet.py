@@ -35,6 +35,7 @@ from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Score, Watermarked
 from sslguard.schemes.peers.base import Array, ComparingKey, Peer, gathered
+from sslguard.settings import Count
 from sslguard.stats.moments import unit_rows
 
 
@@ -49,12 +50,8 @@ class Wet(Peer):
 
     name: ClassVar[str] = "wet"
 
-    terms: int = 25
-    n: int = 250
-
-    def __post_init__(self) -> None:
-        if min(self.terms, self.n) < 1:
-            raise UsageError(f"terms and n must be at least 1, not {self.terms} and {self.n}")
+    terms: Count = 25
+    n: Count = 250
 
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
         """Return F behind a secret circulant map, and its key. See `Scheme.watermark`."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
 from sslguard.errors import UsageError
+from sslguard.settings import Checked, Count, NotNegative, Positive, Share
 
 
 @dataclass(frozen=True)
-class SSLGuardSettings:
+class SSLGuardSettings(Checked):
     """Settings of SSLGuard. The defaults are the published losses at a size that suits small encoders.
 
     Attributes:
@@ -45,50 +45,32 @@ class SSLGuardSettings:
         n_queries: Images that a verification asks about.
     """
 
-    steps: int = 200
-    batch_size: int = 32
-    trigger_batch: int = 32
-    encoder_rate: float = 3e-4
-    shadow_rate: float = 3e-3
-    decoder_rate: float = 1e-3
-    trigger_rate: float = 1e-2
-    shadow_decay: float = 0.96
+    steps: Count = 200
+    batch_size: Count = 32
+    trigger_batch: Count = 32
+    encoder_rate: Positive = 3e-4
+    shadow_rate: Positive = 3e-3
+    decoder_rate: Positive = 1e-3
+    trigger_rate: Positive = 1e-2
+    shadow_decay: Positive = 0.96
     optimizer: Literal["sgd", "adam"] = "adam"
     shadow: str | None = None
-    decoder_hidden: tuple[int, ...] = (512, 256)
-    secret_dim: int = 256
-    mask_probability: float = 0.35
+    decoder_hidden: tuple[Count, ...] = (512, 256)
+    secret_dim: Count = 256
+    mask_probability: Share = 0.35
     gradients: Literal["clean", "released"] = "clean"
     negatives: Literal["none", "shadow"] = "none"
     shadow_weights: str | None = None
-    carrier: float = 0.0
-    directions: int = 4
-    shift: float = 8.0
-    shift_weight: float = 0.1
-    law_steps: int = 2000
-    n_verification: int = 1000
-    n_queries: int = 512
+    carrier: NotNegative = 0.0
+    directions: Count = 4
+    shift: Positive = 8.0
+    shift_weight: Positive = 0.1
+    law_steps: Count = 2000
+    n_verification: Count = 1000
+    n_queries: Count = 512
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.trigger_batch, self.n_verification, self.n_queries) < 1:
-            raise UsageError("steps, batch sizes, n_verification and n_queries must be at least 1")
-        if not 0 < self.mask_probability < 1:
-            raise UsageError(f"mask_probability must lie in (0, 1), not {self.mask_probability}")
-        for name, allowed in (
-            ("gradients", ("clean", "released")),
-            ("negatives", ("none", "shadow")),
-            ("optimizer", ("sgd", "adam")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-        rates = "encoder_rate", "shadow_rate", "decoder_rate", "trigger_rate", "shadow_decay"
-        for name in rates:
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{name} must be positive and finite, not {getattr(self, name)}")
-        if not (self.carrier >= 0 and self.shift > 0 and self.shift_weight > 0):
-            raise UsageError("carrier must not be negative; shift and shift_weight must be positive")
-        if min(self.directions, self.law_steps) < 1:
-            raise UsageError("directions and law_steps must be at least 1")
+        super().__post_init__()
         uncured = self.gradients, self.negatives, self.optimizer, self.shadow, self.shadow_weights
         if self.carrier and uncured != ("clean", "none", "adam", None, None):
             raise UsageError(
