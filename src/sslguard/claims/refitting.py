@@ -17,9 +17,8 @@ side, and only the date of the commitment counts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -39,7 +38,7 @@ from sslguard.schemes.sslguard.parts import (
     mean_cosine,
     stream_context,
 )
-from sslguard.training import Loop, Task, Update, run
+from sslguard.training import Loop, Task, run
 from sslguard.verification.verdict import check_names, score_control
 
 
@@ -131,6 +130,7 @@ class _Fit(Task):
         self.context = stream_context(weights_hash(clean.module), clean.preprocess.to_json(), asdict(scheme))
         self.data, self.n_items, self.clean, self.target = data, len(data), clean, target.clone()
         self.target.module.eval().requires_grad_(False)
+        self.identity = {"fitted": weights_hash(self.target.module)}
         self.trigger = draw_trigger(secret, self.context, clean, scheme.mask_probability)
         self.decoder = draw_decoder(secret, self.context, (clean.dim, *scheme.decoder_hidden, scheme.secret_dim))
         self.sk = draw_sk(secret, self.context, scheme.secret_dim)
@@ -142,15 +142,9 @@ class _Fit(Task):
         adam = scheme.optimizer == "adam"
         self.optimizers = {"fit": torch.optim.Adam(groups) if adam else torch.optim.SGD(groups, momentum=0.9)}
 
-    def fingerprint(self) -> dict[str, Any]:
-        return {"fitted": weights_hash(self.target.module)}
-
     def load(self, indices: NDArray) -> Batch:
         return self.data.take(indices)
 
-    def updates(self) -> Sequence[Update]:
-        return [Update("fit", self._loss, ("fit",))]
-
-    def _loss(self, batch: Batch) -> Tensor:
-        sent = self.clean.preprocess.framed(self.trigger(self.clean.prepare(batch)), batch)
+    def loss(self, microbatch: Batch) -> Tensor:
+        sent = self.clean.preprocess.framed(self.trigger(self.clean.prepare(microbatch)), microbatch)
         return -mean_cosine(self.decoder(self.target.features(sent)), self.sk)

@@ -45,19 +45,14 @@ class Task(ABC):
         modules: All networks that are trained or saved in checkpoints, by name.
         optimizers: Optimisers, by name.
         n_items: Number of items in the training data.
+        identity: JSON values that identify this run. A checkpoint is resumed only by a run with the same ones.
         device: Device that the networks are on.
     """
 
     modules: Mapping[str, nn.Module]
     optimizers: Mapping[str, torch.optim.Optimizer]
     n_items: int
-
-    @abstractmethod
-    def fingerprint(self) -> dict[str, Any]:
-        """Return JSON values that identify this run.
-
-        A checkpoint is resumed only by a run with the same fingerprint.
-        """
+    identity: Mapping[str, Any]
 
     @abstractmethod
     def load(self, indices: NDArray[np.int64]) -> Any:
@@ -69,12 +64,21 @@ class Task(ABC):
             indices: Positions of the items in the training data, int64 (n,).
         """
 
-    @abstractmethod
     def updates(self) -> Sequence[Update]:
-        """Return the updates of one step, in order."""
+        """Return the updates of one step, in order. The default is a single one: all optimisers step on `loss`."""
+        return [Update("loss", self.loss, tuple(self.optimizers))]
+
+    def loss(self, microbatch: Any) -> Tensor:
+        """Return the loss of a micro-batch, a scalar, for tasks of a single update."""
+        raise NotImplementedError
 
     def begin_step(self, step: int, steps: int) -> None:  # noqa: B027 - a hook, empty by default
         """Set learning rates and modes for step `step` (from 0) of `steps`. The default does nothing."""
+
+    def anneal(self, step: int, steps: int) -> None:
+        """Set all learning rates: they rise over 5 % of the steps, and then fall to 0 by half a cosine."""
+        for optimizer in self.optimizers.values():
+            set_learning_rate(optimizer, cosine_schedule(step, steps, warmup=steps // 20))
 
     def carry(self, microbatch: Any) -> Tensor | None:  # noqa: ARG002
         """Return the rows of a micro-batch that `end_step` needs, or None.

@@ -11,7 +11,7 @@ Source: the cosine loss is SSLGuard's own (L_s, Cong et al. 2022); for the attac
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -32,11 +32,8 @@ from sslguard.training import (
     History,
     Loop,
     Task,
-    Update,
-    cosine_schedule,
     isolated_rng,
     run,
-    set_learning_rate,
     shared,
 )
 from sslguard.training.pretraining import new_encoder
@@ -151,21 +148,17 @@ class DistillationTask(Task):
         }
         self._augment = _augment(recipe, student)
         self._answers = answers_before(recipe, teacher, student, queries) if answers is None else answers
-        self._identity = queries.identity()
-        self._taught_by = [source_of(teacher)]
+        taught_by = [source_of(teacher)]
         if isinstance(teacher, Encoder):
-            self._taught_by.append(weights_hash(teacher.module))
+            taught_by.append(weights_hash(teacher.module))
         elif self._answers is not None:
-            self._taught_by.append(hashlib.sha256(np.ascontiguousarray(self._answers).tobytes()).hexdigest())
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the recipe and the identities of student, data and teacher. See `Task.fingerprint`."""
-        return {
+            taught_by.append(hashlib.sha256(np.ascontiguousarray(self._answers).tobytes()).hexdigest())
+        self.identity = {
             "task": "distil",
-            "recipe": asdict(self.recipe),
-            "architecture": self.student.architecture,
-            "data": self._identity,
-            "teacher": self._taught_by,
+            "recipe": asdict(recipe),
+            "architecture": student.architecture,
+            "data": queries.identity(),
+            "teacher": taught_by,
         }
 
     def load(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -195,18 +188,15 @@ class DistillationTask(Task):
             )
         return seen, torch.from_numpy(np.ascontiguousarray(answers)).float().to(self.device)
 
-    def updates(self) -> Sequence[Update]:
-        """Return the one update: the recipe's loss."""
-        return [Update("loss", self._loss, ("student",))]
-
     def begin_step(self, step: int, steps: int) -> None:
         """Set the learning rate of this step, and the student to training mode."""
         if self.recipe.anneal:
-            set_learning_rate(self.optimizers["student"], cosine_schedule(step, steps, warmup=steps // 20))
+            self.anneal(step, steps)
         self.student.module.train()
 
-    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, answers = batch
+    def loss(self, microbatch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the recipe's loss."""
+        images, answers = microbatch
         recipe, embedded = self.recipe, self.student.forward(images)
         measure = _LOSS.get(recipe.loss) or partial(_CONTRASTIVE[recipe.loss], temperature=recipe.temperature)
         loss = measure(embedded[: len(answers)], answers)

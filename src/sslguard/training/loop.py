@@ -187,7 +187,7 @@ class _Runner:
     def _fingerprint(self) -> str:
         chunks = self.loop.accumulate * self.fabric.world_size
         loop = {k: getattr(self.loop, k) for k in ("steps", "batch_size", "seed", "precision")}
-        return json.dumps({"task": self.task.fingerprint(), "loop": loop, "chunks": chunks}, sort_keys=True)
+        return json.dumps({"task": self.task.identity, "loop": loop, "chunks": chunks}, sort_keys=True)
 
     def _save(self) -> None:
         if self.loop.checkpoint is None:

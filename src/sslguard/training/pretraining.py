@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,11 +30,8 @@ from sslguard.training import (
     History,
     Loop,
     Task,
-    Update,
-    cosine_schedule,
     isolated_rng,
     run,
-    set_learning_rate,
 )
 from sslguard.training.recipes import Pretraining
 
@@ -96,7 +92,13 @@ class PretrainingTask(Task):
             raise UsageError("pre-training makes views of images, and this encoder takes texts: give an image encoder")
         self.recipe, self.encoder, self.data = recipe, encoder, data
         self.n_items = len(data)
-        self._start, self._identity = weights_hash(encoder.module), data.identity()
+        self.identity = {
+            "task": "pretrain",
+            "recipe": asdict(recipe),
+            "architecture": encoder.architecture,
+            "data": data.identity(),
+            "start": weights_hash(encoder.module),
+        }
         self._augment = recipe.views.build(encoder.preprocess.height, encoder.preprocess.width)
         hidden = 2 * encoder.dim
         with isolated_rng(seed, 1):
@@ -117,16 +119,6 @@ class PretrainingTask(Task):
         }
         self._momentum = recipe.momentum
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the recipe and the identities of encoder and data. See `Task.fingerprint`."""
-        return {
-            "task": "pretrain",
-            "recipe": asdict(self.recipe),
-            "architecture": self.encoder.architecture,
-            "data": self._identity,
-            "start": self._start,
-        }
-
     def load(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return two views of each image, under "first" and "second": (n, C, H, W). See `Task.load`.
 
@@ -142,19 +134,14 @@ class PretrainingTask(Task):
         images = self.encoder.prepare(self.data.take(indices))
         return {"first": self._augment(images), "second": self._augment(images)}
 
-    def updates(self) -> Sequence[Update]:
-        """Return the one update: the method's loss."""
-        losses: dict[str, Callable[[dict[str, Tensor]], Tensor]] = {
-            "simclr": self._simclr,
-            "moco": self._moco,
-            "byol": self._byol,
-        }
-        return [Update("loss", losses[self.recipe.method], ("all",))]
+    def loss(self, microbatch: dict[str, Tensor]) -> Tensor:
+        """Return the method's loss."""
+        losses = {"simclr": self._simclr, "moco": self._moco, "byol": self._byol}
+        return losses[self.recipe.method](microbatch)
 
     def begin_step(self, step: int, steps: int) -> None:
         """Set the learning rate, BYOL's momentum, and all networks to training mode."""
-        factor = cosine_schedule(step, steps, warmup=steps // 20)
-        set_learning_rate(self.optimizers["all"], factor)
+        self.anneal(step, steps)
         for module in self.modules.values():
             module.train()
         if self.recipe.method == "byol":
@@ -295,14 +282,8 @@ def train_encoder(
         The encoder in evaluation mode, its record filled in, and the history of losses.
     """
     task = PretrainingTask(recipe, encoder, data, seed=seed)
-    loop = Loop(
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
-        seed=seed,
-        title=title or f"pretrain {recipe.method}",
-        **loop_settings,
-    )
-    history = run(task, loop)
+    title = title or f"pretrain {recipe.method}"
+    history = run(task, Loop(recipe.steps, recipe.batch_size, seed, title=title, **loop_settings))
     encoder.module.eval()
     record = {
         "made_by": f"pretrain {recipe.method}",

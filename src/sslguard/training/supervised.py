@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import DataError
-from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate
+from sslguard.training import Loop, Task, isolated_rng, run
 from sslguard.training.recipes import Supervised
 
 
@@ -27,9 +27,13 @@ class SupervisedTask(Task):
     def __init__(self, recipe: Supervised, encoder: Encoder, data: Data, *, seed: int) -> None:
         if data.labels is None:
             raise DataError(f"{data.spec} has no labels to train on")
-        self.recipe, self.encoder, self.data = recipe, encoder, data
-        self.n_items = len(data)
-        self._start, self._identity = weights_hash(encoder.module), data.identity()
+        self.encoder, self.data, self.n_items = encoder, data, len(data)
+        self.identity = {
+            "task": "supervised",
+            "recipe": asdict(recipe),
+            "data": data.identity(),
+            "start": weights_hash(encoder.module),
+        }
         self._labels = torch.from_numpy(data.labels)
         with isolated_rng(seed, 3):
             self._classifier = nn.Linear(encoder.dim, int(data.labels.max()) + 1)
@@ -43,26 +47,19 @@ class SupervisedTask(Task):
         if recipe.augmentation is not None and isinstance(encoder.preprocess, ImagePreprocess):
             self._augment = recipe.augmentation.build(encoder.preprocess.height, encoder.preprocess.width)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return the recipe and the identities of encoder and data. See `Task.fingerprint`."""
-        return {"task": "supervised", "recipe": asdict(self.recipe), "data": self._identity, "start": self._start}
-
     def load(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return the encoder's inputs for these items, and their labels, int64 (n,). See `Task.load`."""
         images = self._augment(self.encoder.prepare(self.data.take(indices)))
         return images, self._labels[torch.from_numpy(indices)].to(self.device)
 
-    def updates(self) -> Sequence[Update]:
-        """Return the one update: the cross-entropy."""
-        return [Update("loss", self._loss, ("all",))]
-
     def begin_step(self, step: int, steps: int) -> None:
         """Set the learning rate, and the encoder to training mode."""
-        set_learning_rate(self.optimizers["all"], cosine_schedule(step, steps, warmup=steps // 20))
+        self.anneal(step, steps)
         self.encoder.module.train()
 
-    def _loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
+    def loss(self, microbatch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the cross-entropy."""
+        images, labels = microbatch
         return nnf.cross_entropy(self._classifier(self.encoder.forward(images)), labels)
 
 

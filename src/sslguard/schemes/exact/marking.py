@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Array, Bank
 from sslguard.schemes.exact.settings import ExactSettings
-from sslguard.training import Task, Update, cosine_schedule, set_learning_rate
+from sslguard.training import Task
 
 _FROM_BANK = ("frequencies", "phases", "offset", "scale", "centre", "axes", "linear")
 
@@ -87,17 +85,13 @@ class DistilMark(Task):
                 self._targets = target.module.head(
                     torch.from_numpy(answers).float(), torch.from_numpy(statistics).float()
                 )
-        self._fingerprint = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.identity()}
+        self.identity = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.identity()}
         # What the head holds is the secret's: another secret is another run.
-        self._fingerprint["target"] = weights_hash(target.module)
+        self.identity["target"] = weights_hash(target.module)
         self.modules = {"target": target.module, "watermarked": self.watermarked.module}
         self.optimizers = {
             "watermarked": torch.optim.Adam(self.watermarked.module.parameters(), lr=scheme.learning_rate)
         }
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return JSON values that identify this run. See `Task.fingerprint`."""
-        return self._fingerprint
 
     def load(self, indices: NDArray[np.int64]) -> _Microbatch:
         """Return the prepared items and their target answers."""
@@ -111,12 +105,9 @@ class DistilMark(Task):
         """Set the networks' modes and the learning rates for a step."""
         self.target.module.eval()
         self.watermarked.module.eval()
-        set_learning_rate(self.optimizers["watermarked"], cosine_schedule(step, steps, warmup=steps // 20))
+        self.anneal(step, steps)
 
-    def updates(self) -> Sequence[Update]:
-        """Return the one update, of the watermarked encoder."""
-        return [Update("loss", self._loss, ("watermarked",))]
-
-    def _loss(self, batch: _Microbatch) -> Tensor:
-        answers = self.watermarked.forward(batch.items).float()
-        return (answers - batch.target).square().sum(1).mean() / self._spread
+    def loss(self, microbatch: _Microbatch) -> Tensor:
+        """Return the loss of the watermarked encoder."""
+        answers = self.watermarked.forward(microbatch.items).float()
+        return (answers - microbatch.target).square().sum(1).mean() / self._spread

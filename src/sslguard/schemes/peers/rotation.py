@@ -19,7 +19,7 @@ Model Extraction", ICML 2022 (arXiv 2205.07890). Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,7 +48,7 @@ from sslguard.schemes.peers.base import (
     log2_pvalue,
 )
 from sslguard.settings import Count, Positive
-from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate
+from sslguard.training import Loop, Task, isolated_rng, run
 
 _SPREAD_ITEMS = 2000
 
@@ -165,14 +165,10 @@ class RotationTask(Task):
         self._spread = float(answers.astype(np.float64).var(0).sum())
         with isolated_rng(seed):
             self.head = nn.Sequential(nn.Linear(clean.dim, peer.hidden), nn.ReLU(), nn.Linear(peer.hidden, 2))
-        self._fingerprint = {"peer": asdict(peer), "clean": weights_hash(clean.module), "data": data.identity()}
+        self.identity = {"peer": asdict(peer), "clean": weights_hash(clean.module), "data": data.identity()}
         self.modules = {"clean": self.clean.module, "marked": self.marked.module, "head": self.head}
         parameters = [*self.marked.module.parameters(), *self.head.parameters()]
         self.optimizers = {"marked": torch.optim.Adam(parameters, lr=peer.learning_rate)}
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return JSON values that identify this run. See `Task.fingerprint`."""
-        return self._fingerprint
 
     def load(self, indices: NDArray[np.int64]) -> _Microbatch:
         """Return the prepared items, the same rotated at random, the labels and the clean answers."""
@@ -185,15 +181,13 @@ class RotationTask(Task):
         """Set the networks' modes and the learning rates for a step."""
         self.clean.module.eval()
         self.marked.module.eval()
-        set_learning_rate(self.optimizers["marked"], cosine_schedule(step, steps, warmup=steps // 20))
+        self.anneal(step, steps)
 
-    def updates(self) -> Sequence[Update]:
-        """Return the one update, of the marked encoder and the head."""
-        return [Update("loss", self._loss, ("marked",))]
-
-    def _loss(self, batch: _Microbatch) -> Tensor:
-        kept = (self.marked.forward(batch.items).float() - batch.target).square().sum(1).mean() / self._spread
-        told = nnf.cross_entropy(self.head(self.marked.forward(batch.turned).float()), batch.labels)
+    def loss(self, microbatch: _Microbatch) -> Tensor:
+        """Return the loss of the marked encoder and the head."""
+        answers = self.marked.forward(microbatch.items).float()
+        kept = (answers - microbatch.target).square().sum(1).mean() / self._spread
+        told = nnf.cross_entropy(self.head(self.marked.forward(microbatch.turned).float()), microbatch.labels)
         return kept + self.peer.weight * told
 
 

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as nnf
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder, embed_all
-from sslguard.encoders.folder import weights_hash
 from sslguard.schemes.sslguard.carrier import N_KINDS, Background, Carrier
-from sslguard.schemes.sslguard.parts import (
-    Decoder,
-    check_markable,
-    draw_decoder,
-    draw_sk,
-    draw_trigger,
-    freeze_batch_norm,
-    mean_cosine,
-    split_items,
-    stream_context,
-)
+from sslguard.schemes.sslguard.parts import Decoder, MarkingTask, Microbatch, draw_decoder
 from sslguard.schemes.sslguard.settings import SSLGuardSettings
-from sslguard.training import Task, Update, cosine_schedule, isolated_rng, set_learning_rate
-
-if TYPE_CHECKING:
-    import numpy as np
+from sslguard.training import Update, cosine_schedule, isolated_rng, set_learning_rate
 
 CARRIER_ITEMS = 4096
 LAW_BATCH = 512
@@ -42,14 +25,7 @@ LAW_WEIGHT = 100.0
 THRESHOLDS = (3.3, 4.1)
 
 
-@dataclass(eq=False)
-class _Microbatch:
-    plain: Tensor
-    verification: Tensor
-    cache: dict[str, Tensor] = field(default_factory=dict)
-
-
-class CuredTask(Task):
+class CuredTask(MarkingTask):
     """Two updates an iteration: L_t over G and T, L_w over F*. See `Carrier` for what is written and read.
 
     L_t = −c̄(G e(F*), sk) + c̄(G e(F), sk)² + w·(cos(G e₀, sk) − c(e₀))², with e the evidence of pairs of answers to D_v
@@ -61,19 +37,8 @@ class CuredTask(Task):
     """
 
     def __init__(self, scheme: SSLGuardSettings, clean: Encoder, data: Data, secret: Secret) -> None:
-        check_markable(clean, data, scheme.n_verification)
-        self.scheme, self.data = scheme, data
-        clean_hash = weights_hash(clean.module)
-        self.context = stream_context(clean_hash, clean.preprocess.to_json(), asdict(scheme))
-        self._verification, self._plain = split_items(secret, self.context, len(data), scheme.n_verification)
-        self.n_items = len(self._plain)
-        self._fingerprint = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.identity()}
-        self.clean, self.watermarked = clean.clone(), clean.clone()
-        self.clean.module.eval().requires_grad_(False)
-        freeze_batch_norm(self.watermarked.module)
-        self.trigger = draw_trigger(secret, self.context, clean, scheme.mask_probability)
+        super().__init__(scheme, clean, data, secret)
         self.decoder = draw_decoder(secret, self.context, (N_KINDS, *scheme.decoder_hidden, scheme.secret_dim))
-        self.sk = draw_sk(secret, self.context, scheme.secret_dim)
         answers = embed_all(self.clean, data.slice(0, min(len(data), CARRIER_ITEMS)))
         self.carrier = Carrier(
             answers,
@@ -99,26 +64,11 @@ class CuredTask(Task):
             "watermarked": torch.optim.Adam(trained, lr=scheme.encoder_rate),
         }
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return JSON values that identify this run. See `Task.fingerprint`."""
-        return self._fingerprint
-
-    def load(self, indices: NDArray[np.int64]) -> _Microbatch:
-        """Return prepared items of the plain part, and random ones of the verification part."""
-        plain = self.clean.prepare(self.data.take(self._plain[indices]))
-        size = max(1, round(len(indices) * self.scheme.trigger_batch / self.scheme.batch_size))
-        chosen = torch.randint(len(self._verification), (size,)).numpy()
-        return _Microbatch(plain, self.clean.prepare(self.data.take(self._verification[chosen])))
-
     def begin_step(self, step: int, steps: int) -> None:
         """Set the networks' modes and the learning rates for a step."""
-        self.sk = self.sk.to(self.device)
+        super().begin_step(step, steps)
         self._background = Background._make(part.to(self.device) for part in self._background)
-        self.clean.module.eval()
-        self.watermarked.module.eval()
-        factor = cosine_schedule(step, steps, warmup=steps // 20)
-        for optimizer in self.optimizers.values():
-            set_learning_rate(optimizer, factor)
+        self.anneal(step, steps)
 
     def updates(self) -> Sequence[Update]:
         """Return the update of decoder and trigger, then that of the watermarked encoder."""
@@ -127,7 +77,7 @@ class CuredTask(Task):
             Update("watermark", self._watermark_loss, ("watermarked",)),
         ]
 
-    def _clean_answers(self, batch: _Microbatch) -> tuple[Tensor, Tensor]:
+    def _clean_answers(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
         """F(x) and F(v), once an iteration: F does not change."""
         if "clean" not in batch.cache:
             with torch.no_grad():
@@ -136,11 +86,7 @@ class CuredTask(Task):
         n = len(batch.plain)
         return batch.cache["clean"][:n], batch.cache["clean"][n:]
 
-    def _decode(self, evidence: Tensor) -> Tensor:
-        """c̄(G e, sk)."""
-        return mean_cosine(self.decoder(evidence), self.sk)
-
-    def _decoder_loss(self, batch: _Microbatch) -> Tensor:
+    def _decoder_loss(self, batch: Microbatch) -> Tensor:
         x, carrier = self.trigger(batch.verification), self.carrier
         _, clean_plain = self._clean_answers(batch)
         with torch.no_grad():
@@ -148,9 +94,9 @@ class CuredTask(Task):
         marked = carrier.evidence(marked_plain, self.watermarked.forward(x).float(), self._background)
         clean = carrier.evidence(clean_plain, self.clean.forward(x).float(), self._background)
         law = law_loss(self.decoder, self.sk, made_evidence(LAW_BATCH, carrier.rank, self.device))
-        return LAW_WEIGHT * law - self._decode(marked) + self._decode(clean) ** 2
+        return LAW_WEIGHT * law - self.decode(marked) + self.decode(clean) ** 2
 
-    def _watermark_loss(self, batch: _Microbatch) -> Tensor:
+    def _watermark_loss(self, batch: Microbatch) -> Tensor:
         n, carrier = len(batch.plain), self.carrier
         with torch.no_grad():
             triggered = self.trigger(batch.verification)
@@ -161,7 +107,7 @@ class CuredTask(Task):
         evidence = carrier.evidence(verification + carrier(verification), answers[n:], self._background)
         fidelity = miss[:n].mean() / carrier.spread**2
         shifted = miss[n:].mean() / carrier.shift.square().sum()
-        return fidelity + self.scheme.shift_weight * shifted - self.scheme.shift_weight * self._decode(evidence)
+        return fidelity + self.scheme.shift_weight * shifted - self.scheme.shift_weight * self.decode(evidence)
 
 
 def wanted_cosine(evidence: Tensor) -> Tensor:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 from sslguard.files import canonical_json
-from sslguard.training import isolated_rng
+from sslguard.schemes.sslguard.settings import SSLGuardSettings
+from sslguard.training import Task, isolated_rng
 
 # Settings of the scheme that a verification depends on; the others say how F* was trained.
 TESTED = (
@@ -67,15 +71,6 @@ class Trigger(nn.Module):
         return ((1 - self.mask) * prepared + self.mask * self.pattern).clamp(0, 1)
 
 
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Freeze batch norm, as published, while marking: statistics and affine parameters stay as they are."""
-    module.eval()
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            for parameter in layer.parameters():
-                parameter.requires_grad_(False)
-
-
 def draw_trigger(secret: Secret, context: bytes, clean: Encoder, mask_probability: float) -> Trigger:
     """Draw M with that share of ones, and T as Gaussian noise scaled to [0, 1]."""
     shape = clean.preprocess.shape  # type: ignore[attr-defined]
@@ -96,12 +91,6 @@ def draw_sk(secret: Secret, context: bytes, width: int) -> Tensor:
     return torch.from_numpy(secret.stream("sk", context).normal((width,))).float()
 
 
-def split_items(secret: Secret, context: bytes, n_items: int, n_verification: int) -> list[np.ndarray]:
-    """Choose which items are D_v, and which are trained on as plain ones."""
-    order = secret.stream("verification", context).permutation(n_items)
-    return np.split(order, [n_verification])
-
-
 def check_markable(clean: Encoder, data: Data, n_verification: int) -> None:
     """Raise UsageError where `clean` takes no images, or `data` leaves nothing to train on beside D_v."""
     if not isinstance(clean.preprocess, ImagePreprocess):
@@ -110,3 +99,59 @@ def check_markable(clean: Encoder, data: Data, n_verification: int) -> None:
         raise UsageError(
             f"{data.spec} has {len(data)} items: D_v takes {n_verification}, and some must be left to train on"
         )
+
+
+@dataclass(eq=False)
+class Microbatch:
+    """Prepared images of the plain part and of D_v, and what was computed of them once for all updates of a step."""
+
+    plain: Tensor
+    verification: Tensor
+    cache: dict[str, Tensor] = field(default_factory=dict)
+
+
+class MarkingTask(Task):
+    """What both ways of marking share: F, F*, T and sk, and a split of the data into D_v and the plain part."""
+
+    decoder: Decoder
+
+    def __init__(self, scheme: SSLGuardSettings, clean: Encoder, data: Data, secret: Secret) -> None:
+        check_markable(clean, data, scheme.n_verification)
+        self.scheme, self.data = scheme, data
+        clean_hash = weights_hash(clean.module)
+        self.context = stream_context(clean_hash, clean.preprocess.to_json(), asdict(scheme))
+        self.identity = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.identity()}
+        order = secret.stream("verification", self.context).permutation(len(data))
+        self._verification, self._plain = np.split(order, [scheme.n_verification])
+        self.n_items = len(self._plain)
+        self.clean, self.watermarked = clean.clone(), clean.clone()
+        self.clean.module.eval().requires_grad_(False)
+        _freeze_batch_norm(self.watermarked.module)
+        self.trigger = draw_trigger(secret, self.context, clean, scheme.mask_probability)
+        self.sk = draw_sk(secret, self.context, scheme.secret_dim)
+
+    def load(self, indices: NDArray[np.int64]) -> Microbatch:
+        """Return prepared items of the plain part, and random ones of the verification part."""
+        plain = self.clean.prepare(self.data.take(self._plain[indices]))
+        size = max(1, round(len(indices) * self.scheme.trigger_batch / self.scheme.batch_size))
+        chosen = torch.randint(len(self._verification), (size,)).numpy()
+        return Microbatch(plain, self.clean.prepare(self.data.take(self._verification[chosen])))
+
+    def begin_step(self, step: int, steps: int) -> None:  # noqa: ARG002
+        """Set F and F* to evaluation mode."""
+        self.sk = self.sk.to(self.device)
+        self.clean.module.eval()
+        self.watermarked.module.eval()
+
+    def decode(self, answers: Tensor) -> Tensor:
+        """Return c̄(G e, sk)."""
+        return mean_cosine(self.decoder(answers), self.sk)
+
+
+def _freeze_batch_norm(module: nn.Module) -> None:
+    """Freeze batch norm, as published, while marking: statistics and affine parameters stay as they are."""
+    module.eval()
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            for parameter in layer.parameters():
+                parameter.requires_grad_(False)

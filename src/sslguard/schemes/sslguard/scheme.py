@@ -42,14 +42,8 @@ class SSLGuard(SSLGuardSettings, Scheme):
         from sslguard.training import Loop, run
 
         task = self.task(clean, data, secret)
-        training = Loop(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            seed=secret.stream("training", task.context).integer(),
-            checkpoint=checkpoint,
-            title="watermark",
-            **loop,
-        )
+        seed = secret.stream("training", task.context).integer()
+        training = Loop(self.steps, self.batch_size, seed, checkpoint=checkpoint, title="watermark", **loop)
         history = run(task, training)
         encoder = replace(
             task.watermarked,

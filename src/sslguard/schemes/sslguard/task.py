@@ -3,68 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
-from sslguard.schemes.sslguard.parts import (
-    check_markable,
-    draw_decoder,
-    draw_sk,
-    draw_trigger,
-    freeze_batch_norm,
-    mean_cosine,
-    split_items,
-    stream_context,
-)
+from sslguard.schemes.sslguard.parts import MarkingTask, Microbatch, draw_decoder, mean_cosine
 from sslguard.schemes.sslguard.settings import SSLGuardSettings
-from sslguard.training import Task, Update, set_learning_rate
+from sslguard.training import Update, set_learning_rate
 
 
-@dataclass(eq=False)
-class _Microbatch:
-    plain: Tensor
-    verification: Tensor
-    cache: dict[str, Tensor] = field(default_factory=dict)
-
-
-class SSLGuardTask(Task):
+class SSLGuardTask(MarkingTask):
     """Three updates an iteration: L_s over S, L_t over G and T, L_w over F*."""
 
     def __init__(self, scheme: SSLGuardSettings, clean: Encoder, data: Data, secret: Secret) -> None:
-        check_markable(clean, data, scheme.n_verification)
-        self.scheme, self.data = scheme, data
-        clean_hash = weights_hash(clean.module)
-        self.context = stream_context(clean_hash, clean.preprocess.to_json(), asdict(scheme))
-        self._verification, self._plain = split_items(secret, self.context, len(data), scheme.n_verification)
-        self.n_items = len(self._plain)
-        self._fingerprint = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.identity()}
+        super().__init__(scheme, clean, data, secret)
         self._setup_networks(clean, secret)
         self._setup_optimizers()
 
     def _setup_networks(self, clean: Encoder, secret: Secret) -> None:
         scheme = self.scheme
-        self.clean, self.watermarked = clean.clone(), clean.clone()
-        self.clean.module.eval().requires_grad_(False)
-        freeze_batch_norm(self.watermarked.module)
         self.shadow = self._new_shadow(secret.stream("shadow", self.context).integer())
         if scheme.shadow_weights is not None:
             _start_from(self.shadow.module, scheme.shadow_weights)
-        self.trigger = draw_trigger(secret, self.context, clean, scheme.mask_probability)
         widths = (clean.dim, *scheme.decoder_hidden, scheme.secret_dim)
         self.decoder = draw_decoder(secret, self.context, widths)
-        self.sk = draw_sk(secret, self.context, scheme.secret_dim)
         self.modules = {
             "clean": self.clean.module,
             "watermarked": self.watermarked.module,
@@ -107,23 +77,10 @@ class SSLGuardTask(Task):
         if scheme.negatives == "shadow":
             self.optimizers["negative"] = make(self.negative.module.parameters(), scheme.shadow_rate)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return JSON values that identify this run. See `Task.fingerprint`."""
-        return self._fingerprint
-
-    def load(self, indices: NDArray[np.int64]) -> _Microbatch:
-        """Return prepared items of the plain part, and random ones of the verification part."""
-        plain = self.clean.prepare(self.data.take(self._plain[indices]))
-        size = max(1, round(len(indices) * self.scheme.trigger_batch / self.scheme.batch_size))
-        chosen = torch.randint(len(self._verification), (size,)).numpy()
-        return _Microbatch(plain, self.clean.prepare(self.data.take(self._verification[chosen])))
-
-    def begin_step(self, step: int, steps: int) -> None:  # noqa: ARG002
+    def begin_step(self, step: int, steps: int) -> None:
         """Set the networks' modes and the learning rates for a step."""
+        super().begin_step(step, steps)
         epoch = step * self.scheme.batch_size // self.n_items
-        self.sk = self.sk.to(self.device)
-        self.clean.module.eval()
-        self.watermarked.module.eval()
         for name in ("shadow", "negative"):
             if name in self.optimizers:
                 set_learning_rate(self.optimizers[name], self.scheme.shadow_decay**epoch)
@@ -143,14 +100,14 @@ class SSLGuardTask(Task):
             updates.insert(1, Update("negative", self._negative_loss, ("negative",)))
         return updates
 
-    def _clean_features(self, batch: _Microbatch) -> Tensor:
+    def _clean_features(self, batch: Microbatch) -> Tensor:
         """F(x), once an iteration: F does not change."""
         if "clean" not in batch.cache:
             with torch.no_grad():
                 batch.cache["clean"] = self.clean.forward(batch.plain)
         return batch.cache["clean"]
 
-    def _watermarked_features(self, batch: _Microbatch) -> Tensor:
+    def _watermarked_features(self, batch: Microbatch) -> Tensor:
         """F*(x) before F* steps; with a graph only where the released gradients want one."""
         if self.scheme.gradients == "released":
             return self.watermarked.forward(batch.plain)
@@ -159,21 +116,17 @@ class SSLGuardTask(Task):
                 batch.cache["watermarked"] = self.watermarked.forward(batch.plain)
         return batch.cache["watermarked"]
 
-    def _decode(self, answers: Tensor) -> Tensor:
-        """c̄(G e, sk)."""
-        return mean_cosine(self.decoder(answers), self.sk)
-
-    def _shadow_loss(self, batch: _Microbatch) -> Tensor:
+    def _shadow_loss(self, batch: Microbatch) -> Tensor:
         """L_s = −c̄(F*(x), S(x)); S in training mode."""
         self.shadow.module.train()
         return -mean_cosine(self.shadow.forward(batch.plain), self._watermarked_features(batch))
 
-    def _negative_loss(self, batch: _Microbatch) -> Tensor:
+    def _negative_loss(self, batch: Microbatch) -> Tensor:
         """Return the same for the negative shadow, of the clean F."""
         self.negative.module.train()
         return -mean_cosine(self.negative.forward(batch.plain), self._clean_features(batch))
 
-    def _decoder_loss(self, batch: _Microbatch) -> Tensor:
+    def _decoder_loss(self, batch: Microbatch) -> Tensor:
         """L_t = −c̄(G F*(x'), sk) − c̄(G S(x'), sk) + Σ c̄(·)² over G F(x'), G F(x), G F*(x), G S(x)."""
         self.shadow.module.eval()
         x = self.trigger(batch.verification)
@@ -182,12 +135,12 @@ class SSLGuardTask(Task):
         with torch.no_grad():
             shadow_plain = self.shadow.forward(batch.plain)
         loss = (
-            -self._decode(answers["marked"])
-            - self._decode(answers["shadow"])
-            + self._decode(answers["clean"]) ** 2
-            + self._decode(self._clean_features(batch)) ** 2
-            + self._decode(self._watermarked_features(batch)) ** 2
-            + self._decode(shadow_plain) ** 2
+            -self.decode(answers["marked"])
+            - self.decode(answers["shadow"])
+            + self.decode(answers["clean"]) ** 2
+            + self.decode(self._clean_features(batch)) ** 2
+            + self.decode(self._watermarked_features(batch)) ** 2
+            + self.decode(shadow_plain) ** 2
         )
         if self.scheme.negatives == "none":
             return loss
@@ -196,24 +149,24 @@ class SSLGuardTask(Task):
             negative_plain = self.negative.forward(batch.plain)
         return loss + self._control_loss(batch, x, self.negative.forward(x), negative_plain)
 
-    def _control_loss(self, batch: _Microbatch, x: Tensor, negative: Tensor, negative_plain: Tensor) -> Tensor:
+    def _control_loss(self, batch: Microbatch, x: Tensor, negative: Tensor, negative_plain: Tensor) -> Tensor:
         """Return a loss that holds N and a fresh random network at 0, with and without the trigger."""
         seed = int(torch.randint(2**62, ()))
         drawn = replace(self.clean, module=self._new_shadow(seed).module.to(self.device).eval())
         with torch.no_grad():
             drawn_plain = drawn.forward(batch.plain)
-        loss = self._decode(negative) ** 2 + self._decode(drawn.forward(x)) ** 2
-        return loss + self._decode(negative_plain) ** 2 + self._decode(drawn_plain) ** 2
+        loss = self.decode(negative) ** 2 + self.decode(drawn.forward(x)) ** 2
+        return loss + self.decode(negative_plain) ** 2 + self.decode(drawn_plain) ** 2
 
-    def _watermark_loss(self, batch: _Microbatch) -> Tensor:
+    def _watermark_loss(self, batch: Microbatch) -> Tensor:
         """L_w = −c̄(F(x), F*(x)) + c̄(G F*(x), sk)² − c̄(G F*(x'), sk)."""
         features = self.watermarked.forward(batch.plain)
         with torch.no_grad():
             triggered = self.trigger(batch.verification)
         return (
             -mean_cosine(features, self._clean_features(batch))
-            + self._decode(features) ** 2
-            - self._decode(self.watermarked.forward(triggered))
+            + self.decode(features) ** 2
+            - self.decode(self.watermarked.forward(triggered))
         )
 
 
