@@ -29,7 +29,9 @@ from sslguard.encoders.base import embed_all
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
 from sslguard.schemes.base import Watermarked
-from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.key import ExactKey
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 
 ENCODERS = (
     *("shipped:simclr", "shipped:moco", "shipped:byol", "package:efficientnet-lite0@224"),

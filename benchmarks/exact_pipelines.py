@@ -32,7 +32,9 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
-from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.key import ExactKey
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.stats.corrections import holm
 from sslguard.verification.verdict import ask, score_suspect
 

@@ -24,7 +24,7 @@ from sslguard.controls import list_controls
 from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data
 from sslguard.encoders.load import load_encoder
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.stats.significance import control_rank_test
 from sslguard.verification.verdict import score_controls, score_suspect
 

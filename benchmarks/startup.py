@@ -25,7 +25,8 @@ from common import data, save, table
 
 from sslguard import api
 from sslguard.encoders.folder import save_encoder
-from sslguard.schemes.exact import Exact, Protocol
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import save_key
 from sslguard.training.distillation import Distillation
 

@@ -26,10 +26,11 @@ from sslguard.encoders.base import embed_all
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
 from sslguard.files import write_atomic
-from sslguard.schemes.exact import Bank, ExactKey, Protocol
+from sslguard.schemes.exact.bank import Bank
 from sslguard.schemes.exact.features import all_statistics
-from sslguard.schemes.exact.key import stream_context
+from sslguard.schemes.exact.key import ExactKey, stream_context
 from sslguard.schemes.exact.marking import headed
+from sslguard.schemes.exact.protocol import Protocol
 from sslguard.stats.moments import Moments, unit_rows
 
 Rows = NDArray[np.float64]

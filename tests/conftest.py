@@ -13,8 +13,10 @@ import torch
 from helpers.images import SIZE, CountingTeacher, random_images
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
-from sslguard.encoders import Encoder, weights_hash
-from sslguard.schemes.sslguard import Decoder, SSLGuardKey, Trigger
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
+from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.sslguard.parts import Decoder, Trigger
 from sslguard.training.loop import _Runner
 from sslguard.training.pretraining import new_encoder
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import sslguard
-from sslguard.encoders import save_encoder
+from sslguard.encoders.folder import save_encoder
 from sslguard.errors import UsageError
 
 

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from sslguard.encoders.folder import save_encoder
     from sslguard.encoders.load import load_encoder
     from sslguard.errors import SslguardError
-    from sslguard.schemes.exact import Exact, Protocol
+    from sslguard.schemes.exact.protocol import Protocol
+    from sslguard.schemes.exact.scheme import Exact
     from sslguard.schemes.keyfile import load_key, save_key
-    from sslguard.schemes.sslguard import SSLGuard
-    from sslguard.suspects import Remote, open_suspect
+    from sslguard.schemes.sslguard.scheme import SSLGuard
+    from sslguard.suspects.opening import open_suspect
+    from sslguard.suspects.remote import Remote
     from sslguard.training.recipes import Distillation, Pretraining
 else:
     __getattr__ = exports(

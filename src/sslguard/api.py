@@ -26,11 +26,13 @@ from sslguard.errors import EncoderError, UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.keyfile import StoredKey, load_key, open_key, save_key
 from sslguard.schemes.registry import key_class, named_scheme
-from sslguard.schemes.sslguard import SSLGuard
-from sslguard.suspects import Complete, RemoteSuspect, open_suspect
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.suspects.names import PREFIXES
-from sslguard.training import shared
+from sslguard.suspects.opening import open_suspect
+from sslguard.suspects.remote import RemoteSuspect
+from sslguard.suspects.wrappers import Complete
 from sslguard.training.augmentation import MILD
+from sslguard.training.processes import shared
 from sslguard.training.recipes import Distillation, Pretraining
 from sslguard.training.unfinished import InterruptedRun, unfinished
 from sslguard.verification.nulls import null_of
@@ -121,7 +123,7 @@ def pretrain(
         seed: Seed of initialisation, order and views.
         checkpoint: File from which an interrupted run goes on, without `out`.
         progress: Whether to show bars on standard error.
-        loop: `devices`, `nodes`, `accelerator`, `precision`, `accumulate`; see `training.Loop`.
+        loop: `devices`, `nodes`, `accelerator`, `precision`, `accumulate`; see `training.base.Loop`.
 
     Raises:
         UsageError: A setting is out of range, or the data cannot be learned from.
@@ -175,7 +177,7 @@ def watermark(
             Each item is then read once more, beforehand.
         checkpoint: File from which an interrupted run goes on, without `out`.
         progress: Whether to show bars on standard error.
-        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
+        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.base.Loop`.
 
     Raises:
         UsageError: A setting is out of range, or encoder, data and controls do not go together.
@@ -226,7 +228,7 @@ def steal(
     """Train a surrogate on the victim's answers alone.
 
     Args:
-        victim: Encoder, address, or what `suspects.open_remote` gives for an address, which must answer every query.
+        victim: Encoder, address, or what `suspects.remote.open_remote` gives for one, which must answer every query.
         data: What the victim is asked.
         out: Folder of the surrogate; an encoder that is there is replaced.
         recipe: How the surrogate learns; `Distillation()` unless given.
@@ -235,7 +237,7 @@ def steal(
         seed: Seed of initialisation, order and views.
         checkpoint: File from which an interrupted run goes on, without `out`.
         progress: Whether to show bars on standard error.
-        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
+        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.base.Loop`.
 
     Raises:
         UsageError: A setting is out of range, or victim and data do not go together.
@@ -294,7 +296,7 @@ def attack(
         clean: Clean encoder; with it, the probe measures the accuracy kept above the better baseline.
         checkpoint: File from which an interrupted run goes on, without `out`.
         progress: Whether to show bars on standard error.
-        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.Loop`.
+        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.base.Loop`.
 
     Raises:
         UsageError: A setting is out of range, the attack leaves no weights, or `data` is not what it needs.
@@ -367,7 +369,7 @@ def verify(
 
     Args:
         key: Key, or its folder. The controls' scores are kept in the folder and used again while nothing has changed.
-        suspect: What embeds, or a specification: see `suspects.open_suspect`.
+        suspect: What embeds, or a specification: see `suspects.opening.open_suspect`.
         data: Items to ask about, none of which took part in marking.
         controls: Known innocents to rank among: encoders, folders of populations, or "shipped", the population
             of the test bed, which is the default. A key with an exact null needs none, and asks those that are given

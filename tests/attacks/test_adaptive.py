@@ -10,7 +10,8 @@ from torch import nn
 from sslguard.attacks.adaptive import CSE, FilterQueries, ProjectOnto, RemoveTriggers
 from sslguard.attacks.outputs import unit
 from sslguard.attacks.wrapping import OutputNoise
-from sslguard.encoders import Encoder, embed_all, load_encoder
+from sslguard.encoders.base import Encoder, embed_all
+from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 

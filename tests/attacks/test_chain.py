@@ -15,10 +15,11 @@ from sslguard.attacks.mapping import SignBits
 from sslguard.attacks.removal import FineTune, Overwrite, Prune, Removal, SelfSupervised
 from sslguard.attacks.stealing import Distil
 from sslguard.attacks.wrapping import OutputNoise
-from sslguard.encoders import Encoder, load_folder, save_encoder
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import DataError, UsageError
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.distillation import Distillation
 from sslguard.training.pretraining import Pretraining
 from sslguard.training.supervised import Supervised

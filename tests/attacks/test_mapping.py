@@ -14,7 +14,7 @@ from sslguard.attacks.mapping import (
     SubtractStatistics,
 )
 from sslguard.attacks.wrapping import Wrapped
-from sslguard.encoders import embed_all
+from sslguard.encoders.base import embed_all
 from sslguard.errors import DataError, EncoderError, UsageError
 from sslguard.schemes.exact.features import all_statistics
 from sslguard.suspects.base import checked

@@ -15,8 +15,9 @@ from sslguard.attacks.stealing import Distil
 from sslguard.data.specs import open_data
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
-from sslguard.schemes.exact import Exact, Protocol
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.augmentation import Augmentation
 from sslguard.training.distillation import Distillation
 from sslguard.training.supervised import Supervised

@@ -16,14 +16,16 @@ from sslguard.attacks.removal import FineTune, Overwrite, Prune, Removal, SelfSu
 from sslguard.attacks.stealing import Distil, Stealing, grid, recipes
 from sslguard.crypto.secrets import Secret
 from sslguard.data.sources import ArrayData
-from sslguard.encoders import Encoder, load_folder, save_encoder
 from sslguard.encoders.architectures import SMALL
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import DataError, UsageError
 from sslguard.schemes.base import Scheme, Watermarked
-from sslguard.schemes.sslguard import SSLGuard
-from sslguard.training import Loop, run
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.augmentation import MILD
+from sslguard.training.base import Loop
+from sslguard.training.loop import run
 from sslguard.training.pretraining import Pretraining
 from sslguard.training.supervised import Supervised, SupervisedTask, train_supervised
 

@@ -16,7 +16,7 @@ from sslguard import steal
 from sslguard.cli.remote import RemoteOptions
 from sslguard.data.specs import open_data
 from sslguard.errors import SuspectError
-from sslguard.suspects import Remote
+from sslguard.suspects.remote import Remote
 from sslguard.training.distillation import Distillation
 
 QUERIES = some_texts(10)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sslguard.attacks.removal import PruneFilters, Quantise, WeightNoise
-from sslguard.encoders import Encoder
+from sslguard.encoders.base import Encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 

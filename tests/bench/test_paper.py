@@ -19,8 +19,9 @@ from sslguard.encoders.folder import load_folder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.schemes.registry import build_scheme
-from sslguard.schemes.sslguard import SSLGuard
-from sslguard.training import Loop, run
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.training.base import Loop
+from sslguard.training.loop import run
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "paper"

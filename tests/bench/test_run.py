@@ -41,7 +41,7 @@ from sslguard.report.charts import LIGHT
 from sslguard.schemes.peers.base import as_bytes
 from sslguard.schemes.peers.rotation import RotationTask
 from sslguard.schemes.registry import build_scheme
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.distillation import DistillationTask
 
 

@@ -36,11 +36,12 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data
 from sslguard.encoders.folder import save_encoder
 from sslguard.errors import ClaimError, OutputError, RefusedError, UsageError
-from sslguard.schemes.exact import Exact, Protocol
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import open_key, save_key
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.stats.significance import control_rank_test
-from sslguard.suspects import LoggedAnswers
+from sslguard.suspects.logged import LoggedAnswers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = {"steps": 1, "batch_size": 4, "trigger_batch": 4, "n_verification": 8, "n_queries": 20}

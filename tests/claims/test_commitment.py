@@ -24,7 +24,8 @@ from sslguard.claims.timestamps import MAX_TOKEN, claimed_time, read_roots, requ
 from sslguard.crypto.secrets import Secret
 from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
 from sslguard.files import canonical_json
-from sslguard.schemes.exact import Exact, Protocol
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import Owner, StoredKey, load_key, open_key, save_key
 
 OWNER = Owner(b"s" * 32, b"k" * 32)

@@ -31,12 +31,14 @@ from sslguard.encoders.folder import save_encoder, weights_hash
 from sslguard.errors import ClaimError
 from sslguard.files import canonical_json
 from sslguard.schemes.base import Watermarked
-from sslguard.schemes.exact import Exact, ExactKey, Protocol
-from sslguard.schemes.exact.key import input_statistics
+from sslguard.schemes.exact.key import ExactKey, input_statistics
 from sslguard.schemes.exact.marking import headed
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import Owner
-from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
+from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import Trigger, draw_decoder, draw_sk, draw_trigger, mean_cosine, stream_context
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.stats.moments import unit_rows
 from sslguard.stats.significance import control_rank_test
 from sslguard.verification.nulls import DATED_TRIES

@@ -12,7 +12,7 @@ from sslguard.claims.refitting import fitted_key, refitted_controls
 from sslguard.crypto.secrets import Secret
 from sslguard.encoders.folder import weights_hash
 from sslguard.errors import UsageError
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.verification.verdict import score_suspect
 
 FITTING = SSLGuard(steps=6, trigger_batch=8, decoder_hidden=(16,), secret_dim=4, decoder_rate=5e-3, n_queries=16)

@@ -19,8 +19,9 @@ from sslguard import api, probes
 from sslguard.attacks.removal import FineTune, Overwrite, Prune, Quantise, SelfSupervised
 from sslguard.attacks.stealing import StolenEncoder
 from sslguard.cli.attack import FineTuningOptions
-from sslguard.encoders import load_encoder, save_encoder, weights_hash
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.encoders.folder import save_encoder, weights_hash
+from sslguard.encoders.load import load_encoder
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.pretraining import new_encoder
 from sslguard.training.supervised import Supervised
 

@@ -30,14 +30,16 @@ from sslguard.attacks.removal import Prune
 from sslguard.cli import entry, main
 from sslguard.cli.make import DistillationOptions, PretrainingOptions, SchemeOptions
 from sslguard.cli.output import printable
-from sslguard.encoders import load_encoder
+from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
-from sslguard.schemes.exact import Exact, Protocol
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key
-from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
-from sslguard.training import is_first_process
+from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.distillation import Distillation
 from sslguard.training.pretraining import Pretraining
+from sslguard.training.processes import is_first_process
 
 COMMANDS = (
     *("pretrain", "watermark", "steal", "embed", "probe", "power", "queries", "verify", "controls", "demo"),

@@ -14,8 +14,8 @@ import pytest
 
 from helpers.command_line import done, interrupt_at, sslguard, weights
 from sslguard import api
-from sslguard.encoders import save_encoder
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.encoders.folder import save_encoder
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification import scores as scorefile
 

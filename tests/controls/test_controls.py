@@ -28,7 +28,8 @@ from sslguard.controls import (
     read_population,
 )
 from sslguard.data.specs import open_data
-from sslguard.encoders import load_encoder, save_encoder, weights_hash
+from sslguard.encoders.folder import save_encoder, weights_hash
+from sslguard.encoders.load import load_encoder
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 from sslguard.probes import probe_encoder
 

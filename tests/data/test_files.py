@@ -21,9 +21,9 @@ from PIL import Image
 
 from helpers.data_on_disk import everything, idx, noise, root, write_image
 from sslguard.data import cache as cache_module
-from sslguard.data import open_data, overlap
-from sslguard.data.base import without_unreadable
+from sslguard.data.base import overlap, without_unreadable
 from sslguard.data.folders import EXTENSIONS, decode
+from sslguard.data.specs import open_data
 from sslguard.errors import DataError
 
 __all__ = ["root"]  # a fixture

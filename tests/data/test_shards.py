@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from helpers.data_on_disk import everything
-from sslguard.data import open_data, overlap
+from sslguard.data.base import overlap
+from sslguard.data.specs import open_data
 from sslguard.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 12, 9, 3), dtype=np.uint8)

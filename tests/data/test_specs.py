@@ -17,9 +17,10 @@ import torch
 
 from helpers.data_on_disk import accept_any_checksum, everything, idx, noise, root, write_image, write_mnist
 from sslguard.data import cache as cache_module
-from sslguard.data import open_data, overlap, sources, texts, vader
+from sslguard.data import sources, texts, vader
+from sslguard.data.base import overlap
 from sslguard.data.names import SPLITS, TEXT_FORMS, VADER_ROLES
-from sslguard.data.specs import SETS
+from sslguard.data.specs import SETS, open_data
 from sslguard.errors import DataError, UsageError
 
 __all__ = ["root"]  # a fixture

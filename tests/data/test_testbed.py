@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from sslguard.data import ROLES, Data, Extent, Roles, Slice, open_data, overlap
+from sslguard.data.base import Data, Extent, Slice, overlap
 from sslguard.data.cache import data_root
+from sslguard.data.roles import ROLES, Roles
 from sslguard.data.sources import ArrayData
+from sslguard.data.specs import open_data
 from sslguard.data.testbed import BLOCK, Cluttered, _uniform
 from sslguard.errors import DataError, UsageError
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sslguard.data import open_data, vader
+from sslguard.data import vader
+from sslguard.data.specs import open_data
 from sslguard.data.vader import DOMAINS, FILES, INNER, Sizes, Snippet, parsed, roles, snippets, texts_file, unpacked
 from sslguard.errors import DataError, UsageError
 

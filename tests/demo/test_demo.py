@@ -27,9 +27,10 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import MissingExtraError, OutputError, UsageError
-from sslguard.schemes.exact import Exact, Protocol
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.distillation import Distillation
 from sslguard.verification.verdict import score_controls, verify
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sslguard.attacks import registry
-from sslguard.encoders import embed_all
+from sslguard.encoders.base import embed_all
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "adding-an-attack.md").read_text()
 

@@ -11,7 +11,7 @@ import pytest
 
 from sslguard.cli import main
 from sslguard.controls import read_population, shipped_population
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.distillation import Distillation
 
 pytestmark = pytest.mark.network

@@ -23,10 +23,13 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from sslguard.encoders import Encoder, ImagePreprocess, load_checkpoint, load_encoder, load_folder, save_encoder
 from sslguard.encoders import load as loading
-from sslguard.encoders.checkpoint import CIFAR10, IMAGENET
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.checkpoint import CIFAR10, IMAGENET, load_checkpoint
 from sslguard.encoders.files import read_tensors
+from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.load import load_encoder
+from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
 from sslguard.errors import EncoderError, UsageError
 

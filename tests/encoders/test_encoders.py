@@ -15,9 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslguard.encoders import Encoder, ImagePreprocess, load_encoder, load_folder, names, save_encoder, weights_hash
 from sslguard.encoders import load as loading
+from sslguard.encoders import names
 from sslguard.encoders.architectures import SMALL
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import load_folder, save_encoder, weights_hash
+from sslguard.encoders.load import load_encoder
+from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.words import NETWORKS
 from sslguard.errors import EncoderError, MissingExtraError, OutputError, SuspectError, UsageError

@@ -18,17 +18,19 @@ from torch import nn
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
-from sslguard.encoders import Encoder
 from sslguard.encoders.architectures import SMALL
+from sslguard.encoders.base import Encoder
 from sslguard.encoders.export import METADATA, export_onnx
 from sslguard.encoders.load import new_text_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import DataError, EncoderError, OutputError, SuspectError, UsageError
-from sslguard.schemes.exact import Exact, Protocol
-from sslguard.suspects import OnnxSuspect, open_suspect
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.suspects import onnx as onnx_suspects
+from sslguard.suspects.onnx import OnnxSuspect
+from sslguard.suspects.opening import open_suspect
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

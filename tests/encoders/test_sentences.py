@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from helpers.command_line import sslguard
 from helpers.texts import TEXTS, WORDS, tokenizer_json
-from sslguard.encoders import Encoder, load_encoder, save_encoder
 from sslguard.encoders import text as text_module
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import save_encoder
+from sslguard.encoders.load import load_encoder
 from sslguard.encoders.text import TOKENIZER, TextPreprocess
 from sslguard.errors import DataError, EncoderError, UsageError
 

@@ -12,18 +12,20 @@ import torch
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.sources import ArrayData
-from sslguard.encoders import Encoder, embed_all
+from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.export import export_onnx
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.statistics import InputStatistics
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Key
-from sslguard.schemes.exact import Exact, ExactKey, Protocol
 from sslguard.schemes.exact.features import all_statistics
+from sslguard.schemes.exact.key import ExactKey
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.serve.heads import with_head
-from sslguard.suspects import open_suspect
+from sslguard.suspects.opening import open_suspect
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification.verdict import verify
 

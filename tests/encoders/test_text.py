@@ -25,15 +25,19 @@ from helpers.command_line import done, sslguard
 from helpers.texts import KINDS, TEXTS, WORDS, config_of, described, tokenizer_json
 from sslguard.api import steal
 from sslguard.crypto.secrets import Secret
-from sslguard.data import open_data, overlap
+from sslguard.data.base import overlap
+from sslguard.data.specs import open_data
 from sslguard.data.texts import MAX_ITEM
-from sslguard.encoders import Encoder, load_encoder, load_folder, save_encoder, weights_hash
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import load_folder, save_encoder, weights_hash
+from sslguard.encoders.load import load_encoder
 from sslguard.encoders.rebuild import build, preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess
 from sslguard.encoders.words import NETWORKS, HashedWords, pooled
 from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError
 from sslguard.probes import probe_encoder
-from sslguard.schemes.exact import Exact, Protocol
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.training.distillation import Distillation
 from sslguard.verification.verdict import score_suspect

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sslguard.encoders import load_encoder, load_folder, save_encoder
+from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.processors import processed
 from sslguard.encoders.rebuild import build

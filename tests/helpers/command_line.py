@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from sslguard.cli import main
-from sslguard.encoders import load_encoder, weights_hash
+from sslguard.encoders.folder import weights_hash
+from sslguard.encoders.load import load_encoder
 from sslguard.training import loop as training_loop
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslguard.data import Data, sources
+from sslguard.data import sources
+from sslguard.data.base import Data
 
 
 @pytest.fixture(autouse=True)

@@ -39,10 +39,14 @@ from sslguard.data.specs import open_data
 from sslguard.encoders.files import read_state_dict
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.errors import SslguardError
-from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.key import ExactKey
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import Owner, is_key_folder, key_hash, open_key, save_key
-from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardKey, Trigger
-from sslguard.suspects import LoggedAnswers
+from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.sslguard.parts import Decoder, Trigger
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.suspects.logged import LoggedAnswers
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification.scores import read_entries
 

@@ -30,9 +30,11 @@ from sslguard.encoders.rebuild import build
 from sslguard.encoders.words import HashedWords
 from sslguard.files import canonical_json
 from sslguard.schemes.base import Key
-from sslguard.schemes.exact import Exact, Protocol
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import OPENINGS, Owner, key_hash, open_key, save_key
-from sslguard.schemes.sslguard import Decoder, SSLGuardKey, Trigger
+from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.sslguard.parts import Decoder, Trigger
 from sslguard.verification.verdict import score_suspect
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from sslguard.suspects import Remote, RemoteSuspect, open_remote
+from sslguard.suspects.remote import Remote, RemoteSuspect, open_remote
 
 ADDRESS = "https://suspect.test/api"
 WIDTH = 6

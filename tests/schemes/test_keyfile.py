@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from sslguard.crypto.secrets import Secret
 from sslguard.errors import KeyFileError, OutputError
 from sslguard.schemes.keyfile import MAX_JSON_BYTES, is_key_folder, load_key, open_key, save_key
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 
 SECRET = Secret.from_seed(1)
 

@@ -13,11 +13,13 @@ from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme, Watermarked
-from sslguard.schemes.exact import Exact, ExactKey, Protocol
-from sslguard.schemes.exact.protocol import MAX_STATISTICS
+from sslguard.schemes.exact.key import ExactKey
+from sslguard.schemes.exact.protocol import MAX_STATISTICS, Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.peers.wet import Wet
 from sslguard.schemes.registry import CHOICES, PRESETS, SCHEMES, build_scheme, key_class
-from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
+from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.settings import to_table
 
 

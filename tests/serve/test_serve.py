@@ -24,13 +24,14 @@ import torch
 from PIL import Image
 
 from helpers.texts import described, tokenizer_json
-from sslguard.encoders import Encoder, load_encoder
-from sslguard.encoders.load import new_text_encoder
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.load import load_encoder, new_text_encoder
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import DataError, SuspectError, UsageError
-from sslguard.suspects import Remote, open_remote, open_suspect
+from sslguard.suspects.opening import open_suspect
 from sslguard.suspects.protocols.oip import LENGTH_HEADER, packed_texts
+from sslguard.suspects.remote import Remote, open_remote
 
 pytest.importorskip("fastapi")
 from sslguard.serve import open_server, wire

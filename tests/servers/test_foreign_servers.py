@@ -25,7 +25,7 @@ import torch
 
 from helpers.command_line import done
 from sslguard.encoders.load import load_encoder
-from sslguard.suspects import Remote, open_remote
+from sslguard.suspects.remote import Remote, open_remote
 
 PYTHON = os.environ.get("SSLGUARD_SERVERS_PYTHON", "")
 HERE = Path(__file__).parent

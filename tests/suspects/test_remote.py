@@ -19,15 +19,15 @@ from PIL import Image
 
 from helpers.remote_servers import ADDRESS, Server, openai_reply, rows_of, some_texts, tei_reply, vector
 from sslguard.errors import OutputError, SuspectError, UsageError
-from sslguard.suspects import Remote, open_suspect
 from sslguard.suspects.base import Counted, UnansweredError
 from sslguard.suspects.cached import AnswerStore, Cached, digest
 from sslguard.suspects.clock import Clock
 from sslguard.suspects.http import Credential
+from sslguard.suspects.opening import open_suspect
 from sslguard.suspects.pixels import ImageInput
 from sslguard.suspects.protocols import MalformedReplyError, Template
 from sslguard.suspects.protocols.oip import LENGTH_HEADER, packed_texts, unpacked_texts
-from sslguard.suspects.remote import guessed
+from sslguard.suspects.remote import Remote, guessed
 from sslguard.suspects.wrappers import Concurrent, RateLimited, Retrying, Tolerant
 
 TEXTS = some_texts(11)
@@ -829,7 +829,7 @@ def test_memory_does_not_grow_with_queries() -> None:
 
 
 def open_remote_without_log(reply: Any) -> Any:
-    from sslguard.suspects import open_remote
+    from sslguard.suspects.remote import open_remote
 
     options = Remote(protocol="tei", request_size=500, workers=2)
     return open_remote(ADDRESS, options, transport=httpx2.MockTransport(reply))

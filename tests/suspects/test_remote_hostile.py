@@ -19,9 +19,9 @@ import pytest
 
 from helpers.remote_servers import ADDRESS, Server, rows_of, some_texts, tei_reply
 from sslguard.errors import SuspectError
-from sslguard.suspects import Remote, open_remote
 from sslguard.suspects.base import UnansweredError
 from sslguard.suspects.http import Call, Credential, Exchange, Limits, _retry_after
+from sslguard.suspects.remote import Remote, open_remote
 from sslguard.suspects.steadiness import TOLERANCE
 
 QUERIES = some_texts(12)

@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from sslguard.errors import DataError, EncoderError, SuspectError, UsageError
-from sslguard.suspects import MAX_WIDTH, Counted, LocalSuspect, LoggedAnswers, checked, local, open_suspect
+from sslguard.suspects import local
+from sslguard.suspects.base import MAX_WIDTH, Counted, checked
+from sslguard.suspects.local import LocalSuspect
+from sslguard.suspects.logged import LoggedAnswers
+from sslguard.suspects.opening import open_suspect
 
 
 def queries(n: int) -> torch.Tensor:

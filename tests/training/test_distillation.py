@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from sslguard.encoders import Encoder
+from sslguard.encoders.base import Encoder
 from sslguard.errors import EncoderError, UsageError
-from sslguard.training import Loop, Task, run
 from sslguard.training.augmentation import MILD, Augmentation
+from sslguard.training.base import Loop, Task
 from sslguard.training.distillation import (
     Distillation,
     DistillationTask,
@@ -27,6 +27,7 @@ from sslguard.training.distillation import (
     mse_loss,
     rda_loss,
 )
+from sslguard.training.loop import run
 from sslguard.training.recipes import Loss, augmented
 
 BRIEF = Distillation(architecture="resnet-narrow", steps=3, batch_size=8)

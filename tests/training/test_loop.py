@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from sslguard.crypto.secrets import Secret
-from sslguard.encoders import weights_hash
+from sslguard.encoders.folder import weights_hash
 from sslguard.errors import OutputError, UsageError
-from sslguard.schemes.sslguard import SSLGuard
-from sslguard.training import Loop, Task, Update, cosine_schedule, isolated_rng, run, set_learning_rate, shared
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.training.base import Loop, Task, Update, cosine_schedule, isolated_rng, set_learning_rate
 from sslguard.training.distillation import Distillation, DistillationTask
+from sslguard.training.loop import run
 from sslguard.training.pretraining import Pretraining, PretrainingTask
+from sslguard.training.processes import shared
 
 STEPS = 4
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as nnf
 
 from sslguard.errors import UsageError
-from sslguard.training import Loop, isolated_rng, run
 from sslguard.training.augmentation import MILD, VIEWS, Augmentation
+from sslguard.training.base import Loop, isolated_rng
+from sslguard.training.loop import run
 from sslguard.training.pretraining import (
     Pretraining,
     PretrainingTask,

@@ -11,8 +11,8 @@ from sslguard.encoders.base import Suspect
 from sslguard.encoders.wrapped import Wrapped, as_suspect
 from sslguard.errors import RefusedError, UsageError
 from sslguard.schemes.base import Score
-from sslguard.schemes.exact import ExactKey
-from sslguard.schemes.sslguard import SSLGuardKey
+from sslguard.schemes.exact.key import ExactKey
+from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.verification.nulls import ExactNull, RankNull, null_of
 
 

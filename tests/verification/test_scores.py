@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from sslguard import api
-from sslguard.encoders import Encoder, load_folder, save_encoder
+from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.schemes.keyfile import key_hash, load_key, save_key
 from sslguard.verification import scores as scorefile

@@ -13,7 +13,7 @@ import torch
 from sslguard import api
 from sslguard.controls import Control
 from sslguard.errors import DataError, RefusedError, SuspectError, UsageError
-from sslguard.suspects import LoggedAnswers
+from sslguard.suspects.logged import LoggedAnswers
 from sslguard.verification.nulls import RankNull
 from sslguard.verification.verdict import ask, score_controls, score_suspect, verify
 

@@ -40,7 +40,7 @@ class Stealing(Checked, ABC):
             victim: Embedder to steal. Only `embed` is called.
             queries: Items that the victim is asked about.
             seed: Seed of all randomness, at least 0.
-            loop: Settings passed on to `training.Loop`, such as `devices`.
+            loop: Settings passed on to `training.base.Loop`, such as `devices`.
 
         Returns:
             The surrogate. Its record holds the number of queries and the seconds that training took.
@@ -60,7 +60,7 @@ class Removal(Checked, ABC):
             victim: Encoder to attack. It is left unchanged.
             data: Items of the attacker's own. Attacks whose `needs` is "nothing" ignore them.
             seed: Seed of all randomness, at least 0.
-            loop: Settings passed on to `training.Loop` by attacks that train.
+            loop: Settings passed on to `training.base.Loop` by attacks that train.
         """
 
 

@@ -1,7 +1,7 @@
 """Removals: attempts to erase a mark by an attacker who holds the weights. The victim is left unchanged.
 
 All but the `Untrained` attacks train. They take `checkpoint`, a file from which a killed run resumes with the same
-result, `progress`, and the devices and precision of `training.Loop`.
+result, `progress`, and the devices and precision of `training.base.Loop`.
 
 Source: Cong et al. 2022 fine-tune, prune and overwrite; the other attacks are additions.
 """
@@ -25,7 +25,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.schemes.base import Scheme
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.settings import Positive, Range, Share
 from sslguard.training.pretraining import train_encoder
 from sslguard.training.recipes import GENTLE, Pretraining, Supervised

@@ -8,7 +8,7 @@ from typing import Any
 from sslguard import probes
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
-from sslguard.training import is_first_process
+from sslguard.training.processes import is_first_process
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from sslguard.encoders.load import load_encoder
 from sslguard.encoders.names import check_encoder
 from sslguard.errors import SslguardError, UsageError
 from sslguard.files import write_atomic
-from sslguard.training import is_first_process
+from sslguard.training.processes import is_first_process
 
 CONFIG, PARQUET = "config.toml", "results.parquet"
 

@@ -43,13 +43,13 @@ from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import DataError, MissingExtraError, OutputError, SslguardError, SuspectError
 from sslguard.probes import baseline, probe_encoder
 from sslguard.schemes.base import Key, Watermarked
-from sslguard.schemes.exact import Exact
 from sslguard.schemes.exact.features import all_statistics
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.schemes.peers.base import QUERY_BATCH, Peer, as_bytes
 from sslguard.schemes.registry import build_scheme
-from sslguard.training import is_first_process, shared
 from sslguard.training.pretraining import new_encoder
+from sslguard.training.processes import is_first_process, shared
 from sslguard.verification.verdict import score_suspect
 
 INNOCENT_ITEMS = 1000

@@ -27,7 +27,7 @@ from sslguard.encoders.folder import weights_hash
 from sslguard.errors import ClaimError, EncoderError, KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.base import Key
 from sslguard.stats.direction import SECRET_BITS
-from sslguard.suspects import LoggedAnswers
+from sslguard.suspects.logged import LoggedAnswers
 from sslguard.verification.nulls import DATED_TRIES, UNDATED_TRIES, null_of
 from sslguard.verification.scores import control_scores
 from sslguard.verification.verdict import Verdict, verify

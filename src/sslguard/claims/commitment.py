@@ -44,7 +44,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.errors import ClaimError, OutputError, UsageError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.schemes.base import Key
-from sslguard.schemes.exact import ExactKey
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import Owner, StoredKey, kind_of, tensor_bytes
 
 if TYPE_CHECKING:

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from sslguard.encoders.base import Encoder
 from sslguard.schemes.base import Key
-from sslguard.schemes.exact import ExactKey
-from sslguard.schemes.exact.key import stream_context
-from sslguard.schemes.sslguard import SSLGuardKey
+from sslguard.schemes.exact.key import ExactKey, stream_context
 from sslguard.schemes.sslguard.carrier import Carrier
+from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import draw_sk, draw_trigger
 
 # Relative and absolute, for numbers that are computed in double precision and stored as float32.

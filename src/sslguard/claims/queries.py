@@ -21,7 +21,7 @@ from sslguard.data.base import Batch, Data, Extent
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Key
 from sslguard.schemes.keyfile import tensor_bytes
-from sslguard.schemes.sslguard import SSLGuardKey
+from sslguard.schemes.sslguard.key import SSLGuardKey
 
 MAX_SEED = 256  # characters
 _BATCH = 128

@@ -29,7 +29,7 @@ from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.errors import UsageError
-from sslguard.schemes.sslguard import SSLGuard, SSLGuardKey
+from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import (
     check_markable,
     draw_decoder,
@@ -38,7 +38,9 @@ from sslguard.schemes.sslguard.parts import (
     mean_cosine,
     stream_context,
 )
-from sslguard.training import Loop, Task, run
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.training.base import Loop, Task
+from sslguard.training.loop import run
 from sslguard.verification.verdict import check_names, score_control
 
 

@@ -149,7 +149,7 @@ def _is_first() -> bool:
     """Whether this process reports. Without torch there is only one."""
     if "torch" not in sys.modules:
         return True
-    from sslguard.training import is_first_process
+    from sslguard.training.processes import is_first_process
 
     return is_first_process()
 

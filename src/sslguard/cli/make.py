@@ -149,7 +149,7 @@ def watermark(
     from sslguard import api
     from sslguard.cli.claim import chosen_seal
     from sslguard.crypto.secrets import Secret
-    from sslguard.training import is_first_process
+    from sslguard.training.processes import is_first_process
 
     seal, secret = chosen_seal(recipient, ask_passphrase), None
     if secret_seed is not None:

@@ -15,7 +15,7 @@ from sslguard.errors import UsageError
 from sslguard.suspects.names import PREFIXES
 
 if TYPE_CHECKING:
-    from sslguard.suspects import Remote, RemoteSuspect
+    from sslguard.suspects.remote import Remote, RemoteSuspect
 
 REMOTE = Group("Encoder behind an address", sort_key=1)
 MAX_BODY = 1 << 20  # bytes
@@ -24,7 +24,7 @@ MAX_BODY = 1 << 20  # bytes
 @Parameter(name="*", group=REMOTE)
 @dataclass(frozen=True, kw_only=True)
 class RemoteOptions:
-    """For https://… and http://…. Fields are those of `suspects.Remote`.
+    """For https://… and http://…. Fields are those of `suspects.remote.Remote`.
 
     Attributes:
         protocol: oip is the Open Inference Protocol V2, openai its /v1/embeddings, tei text-embeddings-inference's
@@ -83,7 +83,7 @@ class RemoteOptions:
         """Return what `open_suspect` takes, or None where no option was given."""
         if self == RemoteOptions():
             return None
-        from sslguard.suspects import Remote
+        from sslguard.suspects.remote import Remote
 
         fields: dict[str, Any] = vars(self) | {"body": None if self.body is None else _content(self.body)}
         return Remote(**fields)
@@ -99,7 +99,8 @@ def opened(spec: str, options: RemoteOptions) -> Iterator[RemoteSuspect | str]:
     Raises:
         UsageError: Options came without an address, or nothing tells the address's protocol.
     """
-    from sslguard.suspects import RemoteSuspect, open_suspect
+    from sslguard.suspects.opening import open_suspect
+    from sslguard.suspects.remote import RemoteSuspect
 
     how = options.remote()
     if how is None and not spec.startswith(PREFIXES):

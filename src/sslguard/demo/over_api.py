@@ -26,9 +26,10 @@ from sslguard.errors import UsageError
 from sslguard.files import write_atomic
 from sslguard.report.html import render
 from sslguard.report.table import Table, terminal
-from sslguard.schemes.exact import Exact, Protocol
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import save_key
-from sslguard.suspects import Remote, RemoteSuspect, open_remote
+from sslguard.suspects.remote import Remote, RemoteSuspect, open_remote
 from sslguard.training.recipes import Distillation
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
 from sslguard.schemes.base import Watermarked
 from sslguard.schemes.keyfile import save_key
-from sslguard.training import History
+from sslguard.training.base import History
 from sslguard.verification.verdict import DEFAULT_ALPHA
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from pathlib import Path
 from sslguard.data.roles import ROLES, Roles
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
-from sslguard.schemes.exact import Exact, Protocol
-from sslguard.schemes.sslguard import SSLGuard
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.recipes import Distillation, augmented
 from sslguard.verification.verdict import DEFAULT_ALPHA
 

@@ -27,9 +27,9 @@ from sslguard.encoders.base import Encoder
 from sslguard.errors import RefusedError, SuspectError, UsageError
 from sslguard.probes import accuracy_kept, baseline, probe_encoder
 from sslguard.schemes.base import Key, Scheme, Score, Watermarked
-from sslguard.schemes.sslguard import SSLGuardKey
+from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.stats.direction import SECRET_BITS
-from sslguard.training import History
+from sslguard.training.base import History
 from sslguard.training.distillation import distil
 from sslguard.training.recipes import Distillation
 from sslguard.verification.nulls import ExactNull, RankNull, null_of

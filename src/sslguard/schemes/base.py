@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sslguard.data.base import Batch, Data
     from sslguard.encoders.base import Embedder, Encoder
     from sslguard.stats.significance import Significance
-    from sslguard.training import History
+    from sslguard.training.base import History
 
 
 class Key(ABC):
@@ -102,7 +102,7 @@ class Watermarked:
 
     embedder: Embedder
     key: Key
-    history: History = field(default_factory=lambda: found_at("sslguard.training:History")())
+    history: History = field(default_factory=lambda: found_at("sslguard.training.base:History")())
 
     @property
     def encoder(self) -> Encoder:
@@ -155,7 +155,7 @@ class Scheme(Checked, ABC):
             data: Items of the owner's to mark with.
             secret: The master secret.
             checkpoint: File that a killed training resumes from, and a finished one is read from.
-            loop: What `training.Loop` takes of progress, devices and precision.
+            loop: What `training.base.Loop` takes of progress, devices and precision.
 
         Raises:
             UsageError: Encoder or data are not what this scheme can mark.

@@ -22,7 +22,7 @@ from sslguard.crypto.sealing import Seal, new_identity, open_with, unseal
 from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.files import atomic_folder, canonical_json, write_atomic
 from sslguard.schemes.base import Key
-from sslguard.schemes.exact import ExactKey
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfolder import HEADER
 from sslguard.schemes.registry import key_class
 

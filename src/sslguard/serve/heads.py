@@ -5,8 +5,7 @@ from __future__ import annotations
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Key
-from sslguard.schemes.exact import ExactKey
-from sslguard.schemes.exact.key import stream_context
+from sslguard.schemes.exact.key import ExactKey, stream_context
 from sslguard.schemes.exact.marking import headed
 
 

@@ -28,15 +28,10 @@ from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.wrapped import source_of
 from sslguard.errors import EncoderError, UsageError
-from sslguard.training import (
-    History,
-    Loop,
-    Task,
-    isolated_rng,
-    run,
-    shared,
-)
+from sslguard.training.base import History, Loop, Task, isolated_rng
+from sslguard.training.loop import run
 from sslguard.training.pretraining import new_encoder
+from sslguard.training.processes import shared
 from sslguard.training.recipes import Distillation
 
 
@@ -261,7 +256,7 @@ def distil(
         queries: Items to ask about.
         seed: Seed of all randomness.
         title: Label of the progress bar.
-        loop: Further settings of `training.Loop`, such as `checkpoint` and `devices`.
+        loop: Further settings of `training.base.Loop`, such as `checkpoint` and `devices`.
 
     Returns:
         The student in evaluation mode, its record filled in, and the history of losses.

@@ -26,13 +26,8 @@ from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.words import NETWORKS, HashedWords
 from sslguard.errors import UsageError
-from sslguard.training import (
-    History,
-    Loop,
-    Task,
-    isolated_rng,
-    run,
-)
+from sslguard.training.base import History, Loop, Task, isolated_rng
+from sslguard.training.loop import run
 from sslguard.training.recipes import Pretraining
 
 # Fewest images in a micro-batch: SimCLR needs a negative beside the positive, MoCo two images in each of two groups.
@@ -256,7 +251,7 @@ def pretrain(
         architecture: Name of the network; see `encoders.architectures`.
         seed: Seed of all randomness.
         size: Height and width in pixels; None takes those of the first image.
-        loop_settings: Settings of `training.Loop`, such as `checkpoint` and `devices`.
+        loop_settings: Settings of `training.base.Loop`, such as `checkpoint` and `devices`.
 
     Returns:
         The encoder in evaluation mode, its record filled in, and the history of losses.
@@ -276,7 +271,7 @@ def train_encoder(
         data: Images to train on; labels are not used.
         seed: Seed of all randomness.
         title: Label of the progress bar; None names the method.
-        loop_settings: Settings of `training.Loop`, such as `checkpoint` and `devices`.
+        loop_settings: Settings of `training.base.Loop`, such as `checkpoint` and `devices`.
 
     Returns:
         The encoder in evaluation mode, its record filled in, and the history of losses.

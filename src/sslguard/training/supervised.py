@@ -17,7 +17,8 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import DataError
-from sslguard.training import Loop, Task, isolated_rng, run
+from sslguard.training.base import Loop, Task, isolated_rng
+from sslguard.training.loop import run
 from sslguard.training.recipes import Supervised
 
 
@@ -89,7 +90,7 @@ def train_supervised(
         data: Labelled items.
         seed: Seed of all randomness.
         title: Label of the progress bar.
-        loop_settings: Settings of `training.Loop`, such as `checkpoint` and `devices`.
+        loop_settings: Settings of `training.base.Loop`, such as `checkpoint` and `devices`.
 
     Raises:
         DataError: `data` has no labels.

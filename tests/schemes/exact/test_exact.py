@@ -13,14 +13,16 @@ from scipy import stats
 from helpers.command_line import done, sslguard
 from helpers.exact_oracle import spread_of
 from sslguard.crypto.secrets import Secret
-from sslguard.encoders import embed_all
+from sslguard.encoders.base import embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
-from sslguard.schemes.exact import Bank, Exact, ExactKey, Geometry, Protocol, draw_directions
+from sslguard.schemes.exact.bank import Bank, Geometry, draw_directions
 from sslguard.schemes.exact.features import all_statistics
-from sslguard.schemes.exact.key import folded
+from sslguard.schemes.exact.key import ExactKey, folded
 from sslguard.schemes.exact.marking import DistilMark
 from sslguard.schemes.exact.power import expected_power
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.stats.direction import direction_test, log2_tail
 from sslguard.stats.moments import Moments, unit_rows

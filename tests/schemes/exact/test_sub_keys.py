@@ -18,8 +18,10 @@ from sslguard.claims.openings import opened_at, read_openings, record_opening
 from sslguard.crypto.secrets import Secret
 from sslguard.encoders.folder import save_encoder
 from sslguard.errors import ClaimError, KeyFileError, OutputError, UsageError
-from sslguard.schemes.exact import Exact, ExactKey, Protocol
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.marking import headed
+from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import OPENINGS, StoredKey, load_key, open_key, save_key, serialise_tensors
 from sslguard.stats.witness import witness
 from sslguard.verification.verdict import score_suspect

@@ -14,7 +14,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.sources import ArrayData
 from sslguard.data.specs import open_data
 from sslguard.data.texts import TextFile
-from sslguard.encoders import embed_all
+from sslguard.encoders.base import embed_all
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import DataError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.peers.base import Peer, log2_pvalue

@@ -12,10 +12,14 @@ from scipy import stats
 from sslguard.crypto.secrets import Secret
 from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.errors import KeyFileError, SuspectError, UsageError
-from sslguard.schemes.sslguard import Carrier, CuredTask, Decoder, SSLGuard, SSLGuardKey, SSLGuardTask
-from sslguard.schemes.sslguard.carrier import Background
-from sslguard.schemes.sslguard.cured import THRESHOLDS, fit_decoder, made_evidence, wanted_cosine
-from sslguard.training import Loop, isolated_rng, run
+from sslguard.schemes.sslguard.carrier import Background, Carrier
+from sslguard.schemes.sslguard.cured import THRESHOLDS, CuredTask, fit_decoder, made_evidence, wanted_cosine
+from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.sslguard.parts import Decoder
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.task import SSLGuardTask
+from sslguard.training.base import Loop, isolated_rng
+from sslguard.training.loop import run
 
 D = 40
 TINY = replace(SSLGuard.cured(), steps=3, batch_size=8, trigger_batch=4, n_verification=8, n_queries=6, law_steps=30)

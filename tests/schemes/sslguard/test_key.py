@@ -12,8 +12,9 @@ import torch
 
 from sslguard.crypto.secrets import Secret
 from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
-from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardKey
-from sslguard.schemes.sslguard.parts import stream_context
+from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.schemes.sslguard.parts import Decoder, stream_context
+from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.verification.nulls import null_of
 
 

@@ -13,8 +13,11 @@ from torch import nn
 from sslguard.crypto.secrets import Secret
 from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
-from sslguard.schemes.sslguard import Decoder, SSLGuard, SSLGuardTask, Trigger
-from sslguard.training import Loop, isolated_rng, run
+from sslguard.schemes.sslguard.parts import Decoder, Trigger
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.task import SSLGuardTask
+from sslguard.training.base import Loop, isolated_rng
+from sslguard.training.loop import run
 
 SEED = 9
 SMALL = SSLGuard(

@@ -17,7 +17,7 @@ from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Array, Bank
 from sslguard.schemes.exact.settings import ExactSettings
-from sslguard.training import Task
+from sslguard.training.base import Task
 
 _FROM_BANK = ("frequencies", "phases", "offset", "scale", "centre", "axes", "linear")
 

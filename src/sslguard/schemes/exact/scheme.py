@@ -43,7 +43,8 @@ class Exact(ExactSettings, Scheme):
         from sslguard.encoders.folder import weights_hash
         from sslguard.schemes.exact.features import all_statistics
         from sslguard.schemes.exact.marking import DistilMark, headed
-        from sslguard.training import History, Loop, run
+        from sslguard.training.base import History, Loop
+        from sslguard.training.loop import run
 
         clean = clean.clone()
         clean.module.eval()

@@ -48,7 +48,8 @@ from sslguard.schemes.peers.base import (
     log2_pvalue,
 )
 from sslguard.settings import Count, Positive
-from sslguard.training import Loop, Task, isolated_rng, run
+from sslguard.training.base import Loop, Task, isolated_rng
+from sslguard.training.loop import run
 
 _SPREAD_ITEMS = 2000
 

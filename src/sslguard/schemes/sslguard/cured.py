@@ -14,7 +14,7 @@ from sslguard.encoders.base import Encoder, embed_all
 from sslguard.schemes.sslguard.carrier import N_KINDS, Background, Carrier
 from sslguard.schemes.sslguard.parts import Decoder, MarkingTask, Microbatch, draw_decoder
 from sslguard.schemes.sslguard.settings import SSLGuardSettings
-from sslguard.training import Update, cosine_schedule, isolated_rng, set_learning_rate
+from sslguard.training.base import Update, cosine_schedule, isolated_rng, set_learning_rate
 
 CARRIER_ITEMS = 4096
 LAW_BATCH = 512

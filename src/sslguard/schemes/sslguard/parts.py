@@ -22,7 +22,7 @@ from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 from sslguard.files import canonical_json
 from sslguard.schemes.sslguard.settings import SSLGuardSettings
-from sslguard.training import Task, isolated_rng
+from sslguard.training.base import Task, isolated_rng
 
 # Settings of the scheme that a verification depends on; the others say how F* was trained.
 TESTED = (

@@ -39,7 +39,8 @@ class SSLGuard(SSLGuardSettings, Scheme):
         from sslguard.encoders.folder import weights_hash
         from sslguard.schemes.sslguard.cured import CuredTask
         from sslguard.schemes.sslguard.key import SSLGuardKey
-        from sslguard.training import Loop, run
+        from sslguard.training.base import Loop
+        from sslguard.training.loop import run
 
         task = self.task(clean, data, secret)
         seed = secret.stream("training", task.context).integer()

@@ -17,7 +17,7 @@ from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
 from sslguard.schemes.sslguard.parts import MarkingTask, Microbatch, draw_decoder, mean_cosine
 from sslguard.schemes.sslguard.settings import SSLGuardSettings
-from sslguard.training import Update, set_learning_rate
+from sslguard.training.base import Update, set_learning_rate
 
 
 class SSLGuardTask(MarkingTask):

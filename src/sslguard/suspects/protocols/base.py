@@ -56,7 +56,7 @@ class Protocol(ABC):
 
     @abstractmethod
     def answers(self, reply: Reply, n: int) -> object:
-        """Return what should be n rows of numbers, in the order of the queries. `suspects.checked` checks that it is.
+        """Return what should be n rows of numbers, in the order of the queries. `suspects.base.checked` checks it.
 
         Raises:
             IncompleteReplyError: Answers are missing.
