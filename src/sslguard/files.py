@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all.
+"""Files that are there whole or not at all, and small files that may come from anybody.
 
 A result is written beside its place under a temporary name and renamed when it is complete, so that a full
 disk, an error or ^C halfway leaves what was there before. A process that is killed outright may leave the temporary
@@ -12,12 +12,13 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sslguard.errors import OutputError
+from sslguard.errors import OutputError, SslguardError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -32,6 +33,34 @@ def canonical_json(value: Any) -> bytes:
         ValueError, TypeError: NaN, infinity, or what is no JSON value.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def read_plain(path: Path, most: int, error: type[SslguardError], *, links: bool = True) -> bytes:
+    """Return the content of a plain file. Pipes and devices are refused, since they could block or never end.
+
+    Args:
+        path: The file.
+        most: Most bytes that it may have.
+        error: Class of what is raised.
+        links: Whether a link to a file is followed.
+
+    Raises:
+        SslguardError: One of the class `error`: the file is missing, larger, anything else, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise error(f"{path!s:.200} is not a plain file")
+            content = file.read(most + 1)
+    except FileNotFoundError:
+        raise error(f"{path!s:.200} is missing") from None
+    except (OSError, ValueError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise error(f"{path!s:.200} cannot be read as a plain file: {reason}") from None
+    if len(content) > most:
+        raise error(f"{path!s:.200} is larger than {most} bytes")
+    return content
 
 
 def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:

@@ -119,9 +119,9 @@ def not_finite(value):
 
 HOSTILE = {
     "no key.json": (remove("key.json"), "has no key.json"),
-    "no tensors": (remove("tensors.safetensors"), "cannot be read"),
-    "a pipe for the description": (pipe("key.json"), "is not a file"),
-    "a pipe for the tensors": (pipe("tensors.safetensors"), "is not a file"),
+    "no tensors": (remove("tensors.safetensors"), "tensors.safetensors is missing"),
+    "a pipe for the description": (pipe("key.json"), "is not a plain file"),
+    "a pipe for the tensors": (pipe("tensors.safetensors"), "is not a plain file"),
     "empty description": (write("key.json", b""), "not JSON"),
     "cut description": (cut("key.json", 300), "not JSON"),
     "garbage description": (write("key.json", b"\xff\x00garbage"), "not JSON"),

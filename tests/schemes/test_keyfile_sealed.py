@@ -194,8 +194,8 @@ def of_another_key(name):
 
 
 HOSTILE = {
-    "no body": (lambda f: (f / "secret.json.age").unlink(), "no such file"),
-    "no tensors": (lambda f: (f / "tensors.safetensors.age").unlink(), "no such file"),
+    "no body": (lambda f: (f / "secret.json.age").unlink(), "secret.json.age is missing"),
+    "no tensors": (lambda f: (f / "tensors.safetensors.age").unlink(), "age is missing"),
     "empty": (replaced("secret.json.age", lambda c: b""), "not an age file"),
     "no age": (replaced("secret.json.age", lambda c: b"{}"), "not an age file"),
     "cut": (replaced("secret.json.age", lambda c: c[:-1]), "damaged"),
@@ -242,7 +242,7 @@ class TestSeals:
             (lambda: Seal("  "), "must not be empty"),
             (lambda: Seal(recipients=("age1nonsense",)), "age public key"),
             (lambda: Seal(recipients=(str(ME.to_public()),) * 65), "at most 64"),
-            (lambda: read_recipients(["nowhere.txt"]), "is no file"),
+            (lambda: read_recipients(["nowhere.txt"]), "nowhere.txt is missing"),
         ],
     )
     def test_that_are_none(self, made, message):

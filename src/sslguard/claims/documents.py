@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sslguard.errors import ClaimError
-from sslguard.files import canonical_json
+from sslguard.files import canonical_json, read_plain
 from sslguard.schemes.keyfile import Owner
 
 MAX_DOCUMENT = 1 << 20  # bytes
@@ -147,22 +145,5 @@ def moment(value: Any, what: str) -> datetime:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """Read a plain file of at most `most` bytes. Links and files that could block are refused.
-
-    Raises:
-        ClaimError: The file is anything else, is missing, or cannot be read.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ClaimError(f"{path!s:.200} is not a plain file")
-            content = file.read(most + 1)
-    except FileNotFoundError:
-        raise ClaimError(f"{path!s:.200} is missing") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ClaimError(f"{path!s:.200} cannot be read as a plain file: {reason}") from None
-    if len(content) > most:
-        raise ClaimError(f"{path!s:.200} is larger than {most} bytes")
-    return content
+    """Read a plain file of at most `most` bytes, which is no link. Raise ClaimError for anything else."""
+    return read_plain(path, most, ClaimError, links=False)

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslguard.errors import KeyFileError, UsageError
+from sslguard.errors import KeyFileError, SslguardError, UsageError
+from sslguard.files import read_plain
 
 PASSPHRASE, IDENTITY = "SSLGUARD_PASSPHRASE", "SSLGUARD_IDENTITY"
 MAX_WORK_FACTOR = 22
@@ -206,21 +207,14 @@ def _decrypt(content: bytes, identities: list[Any], what: str) -> bytes:
         raise KeyFileError(f"no identity at hand opens {what}, or the file is damaged") from None
 
 
-def _lines(path: Path, rule: str, kind: type[UsageError] | type[KeyFileError]) -> list[str]:
+def _lines(path: Path, rule: str, kind: type[SslguardError]) -> list[str]:
     """Return the lines of a small text file, without comments and empty lines. No message shows their content."""
-    text = ""
     try:
-        # Reading a pipe or a device could block or never end.
-        problem = None if path.is_file() else "is no file"
-        if problem is None:
-            with path.open("rb") as file:
-                content = file.read(_MAX_TEXT + 1)
-            problem = f"has more than {_MAX_TEXT} bytes" if len(content) > _MAX_TEXT else None
-            text = content.decode("ascii")
-    except (OSError, ValueError):
-        problem = "cannot be read as one"
-    if problem is not None:
-        raise kind(f"{rule}: {path!s:.200} {problem}")
+        text = read_plain(path, _MAX_TEXT, kind).decode("ascii")
+    except UnicodeDecodeError:
+        raise kind(f"{rule}: {path!s:.200} cannot be read as one") from None
+    except SslguardError as error:
+        raise kind(f"{rule}: {error}") from None
     return [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 

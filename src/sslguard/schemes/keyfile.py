@@ -20,10 +20,10 @@ from torch import Tensor
 
 from sslguard.crypto.sealing import Seal, new_identity, open_with, unseal
 from sslguard.errors import KeyFileError, OutputError, UsageError
-from sslguard.files import atomic_folder, canonical_json, write_atomic
+from sslguard.files import atomic_folder, canonical_json, read_plain, write_atomic
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact.key import ExactKey
-from sslguard.schemes.keyfolder import HEADER
+from sslguard.schemes.keyfolder import HEADER, check_key
 from sslguard.schemes.registry import key_class
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def open_key(folder: str | Path) -> StoredKey:
     owner = Owner.from_json(body.get("owner"))
     if (header.get("id"), header.get("scheme")) != (owner.public, kind.scheme):
         raise KeyFileError(f"{folder}/{HEADER} is damaged: its id and its scheme are not those of the key")
-    content = _sealed_tensors(folder, body) if sealed else _read(folder / TENSORS, MAX_TENSOR_BYTES)
+    content = _sealed_tensors(folder, body) if sealed else read_plain(folder / TENSORS, MAX_TENSOR_BYTES, KeyFileError)
     key = kind.from_parts(fields, parse_tensors(content, str(folder)))
     return StoredKey(key, owner, sealed, folder=folder)
 
@@ -233,9 +233,10 @@ def read_header(folder: Path) -> dict[str, Any]:
     Raises:
         KeyFileError: It is missing, damaged, oversized or of another version.
     """
+    check_key(folder)
     path = folder / HEADER
     try:
-        description = json.loads(_read(path, MAX_JSON_BYTES))
+        description = json.loads(read_plain(path, MAX_JSON_BYTES, KeyFileError))
     except (ValueError, RecursionError):
         raise KeyFileError(f"{path} is damaged: not JSON") from None
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -325,7 +326,7 @@ def _line(value: Any) -> bytes:
 
 def _open_body(folder: Path) -> dict[str, Any]:
     path = folder / SEALED_BODY
-    content = unseal(_read(path, _sealed_size(MAX_JSON_BYTES)), str(path))
+    content = unseal(read_plain(path, _sealed_size(MAX_JSON_BYTES), KeyFileError), str(path))
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -337,28 +338,10 @@ def _open_body(folder: Path) -> dict[str, Any]:
 
 def _sealed_tensors(folder: Path, body: Mapping[str, Any]) -> bytes:
     path = folder / SEALED_TENSORS
-    return open_with(body["identity"], _read(path, _sealed_size(MAX_TENSOR_BYTES)), str(path))
+    content = read_plain(path, _sealed_size(MAX_TENSOR_BYTES), KeyFileError)
+    return open_with(body["identity"], content, str(path))
 
 
 def _sealed_size(most: int) -> int:
     factor, header = _SEALED
     return int(most * factor) + header
-
-
-def _read(path: Path, most: int) -> bytes:
-    """Return the content of a plain file of at most so many bytes."""
-    try:
-        # A pipe or a device would block or never end.
-        if path.exists() and not path.is_file():
-            raise KeyFileError(f"{path} is not a file")
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-    except FileNotFoundError:
-        if path.name == HEADER:
-            raise KeyFileError(f"{path.parent} is not a key: it has no {HEADER}") from None
-        raise KeyFileError(f"{path} cannot be read: there is no such file") from None
-    except OSError as error:
-        raise KeyFileError(f"{path} cannot be read: {error.strerror}") from None
-    if len(content) > most:
-        raise KeyFileError(f"{path} is larger than {most} bytes: not a key")
-    return content

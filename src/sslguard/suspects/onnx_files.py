@@ -12,9 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from sslguard.errors import MissingExtraError, SuspectError, first_line
+from sslguard.files import read_plain
 
 if TYPE_CHECKING:
-    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
+    from onnx import ModelProto, TensorProto
 
 MAX_FILE = (1 << 31) - 1  # bytes; protobuf ends there
 MAX_EXTERNAL = 1 << 36  # bytes of weights beside the file
@@ -35,7 +37,7 @@ def checked_file(path: Path) -> tuple[bytes, bool]:
         import onnx
     except ImportError as error:
         raise MissingExtraError("a suspect onnx:FILE", "onnx") from error
-    content = _read(path)
+    content = read_plain(path, MAX_FILE, SuspectError)
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # the only common class of protobuf's errors
@@ -43,14 +45,16 @@ def checked_file(path: Path) -> tuple[bytes, bool]:
     if not model.graph.node:
         raise SuspectError(f"{path} holds no network")
     own = {(function.domain, function.name) for function in model.functions}
-    for node in _nodes(model):
+    parts = list(_parts(model))
+    for node in (part for part in parts if isinstance(part, onnx.NodeProto)):
         bundled = node.domain in _DOMAINS and node.op_type not in _REFUSED
         if not bundled and (node.domain, node.op_type) not in own:
             raise SuspectError(
                 f"{path} uses the operator {node.domain or 'ai.onnx'}.{node.op_type!s:.80}, which is not part of "
                 "onnxruntime: custom operators are not loaded"
             )
-    outside = [tensor for tensor in _tensors(model) if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    tensors = [part for part in parts if isinstance(part, onnx.TensorProto)]
+    outside = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
     _check_external(path, outside)
     return content, bool(outside)
 
@@ -74,49 +78,16 @@ def _check_external(path: Path, tensors: list[TensorProto]) -> None:
         raise SuspectError(f"{path} has {size:,} bytes of weights beside it, more than the {MAX_EXTERNAL:,} allowed")
 
 
-def _graphs(model: ModelProto) -> Iterator[GraphProto]:
-    """Yield all graphs: the model's, and those inside its nodes, however deep."""
-    waiting: list[GraphProto] = [model.graph, *(info.algorithm for info in model.training_info)]
-    nodes: list[NodeProto] = [node for function in model.functions for node in function.node]
-    while waiting or nodes:
-        if waiting:
-            graph = waiting.pop()
-            nodes.extend(graph.node)
-            yield graph
+def _parts(model: ModelProto) -> Iterator[Message]:
+    """Yield the model and every part of it, however deep: graphs, nodes, tensors. Tensors are not looked into."""
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
+
+    waiting: list[Message] = [model]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        if part.DESCRIPTOR.name == "TensorProto":
             continue
-        for attribute in nodes.pop().attribute:
-            waiting.extend([attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs)
-
-
-def _nodes(model: ModelProto) -> Iterator[NodeProto]:
-    for graph in _graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    for graph in _graphs(model):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-    for node in _nodes(model):
-        for attribute in node.attribute:
-            yield from _in_attribute(attribute)
-
-
-def _in_attribute(attribute: AttributeProto) -> Iterator[TensorProto]:
-    yield from (attribute.t, *attribute.tensors)
-    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-        yield from (sparse.values, sparse.indices)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            raise SuspectError(f"there is no ONNX file {path!s:.200}")
-        if (size := path.stat().st_size) > MAX_FILE:
-            raise SuspectError(f"{path} has {size:,} bytes, more than the {MAX_FILE:,} of an ONNX file")
-        return path.read_bytes()
-    except OSError as error:
-        raise SuspectError(f"{path!s:.200} cannot be read: {error.strerror or error}") from error
+        for field, value in part.ListFields():
+            if field.message_type is not None:
+                waiting.extend([value] if isinstance(value, Message) else value)
