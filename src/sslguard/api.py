@@ -13,17 +13,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from sslguard.controls import count_controls
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data, overlap, without_unreadable
+from sslguard.data.own import own_data
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import is_encoder_folder, save_encoder
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.own import check_built, check_writable, confirm, needed
 from sslguard.errors import EncoderError, UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
+from sslguard.schemes.exact import ExactKey
 from sslguard.schemes.keyfile import StoredKey, load_key, open_key, save_key
 from sslguard.schemes.registry import key_class, named_scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
@@ -43,11 +46,21 @@ from sslguard.verification.verdict import verify as verify_key
 if TYPE_CHECKING:
     from datetime import datetime
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+    from torch.utils.data import DataLoader, Dataset
+
     from sslguard.attacks.base import Removal, Stealing
     from sslguard.claims.commitment import Commitment
     from sslguard.claims.outcome import Audit
     from sslguard.controls import Kind, Member
     from sslguard.crypto.sealing import Seal
+
+    AnyData: TypeAlias = "Data | str | Path | NDArray[Any] | Tensor | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
+    AnyEncoder: TypeAlias = "Encoder | nn.Module | Callable[[Any], NDArray[np.floating] | Tensor] | str | Path"
+    Factory: TypeAlias = "str | Callable[[], Any]"
+    AnySuspect: TypeAlias = "Embedder | nn.Module | str | Path"
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class Marked(Watermarked):
     """A watermarked encoder, its key, and where they were saved.
 
     Attributes:
+        needs: What a verification needs beside the key, in words; "" for nothing.
         folder: Folder that holds `encoder` and `key`; None if nothing was saved.
         controls: Scores of known innocents under the key; None if none were asked.
         unreadable: One message for each item that could not be read and was left out.
@@ -63,6 +77,7 @@ class Marked(Watermarked):
     folder: Path | None = None
     controls: ControlScores | None = None
     unreadable: tuple[str, ...] = ()
+    needs: str = ""
 
 
 class Attacked(NamedTuple):
@@ -90,19 +105,29 @@ class Population(NamedTuple):
     width: int
 
 
-def as_data(data: Data | str) -> Data:
-    """Return a data set, opened where it is a specification."""
-    return open_data(data) if isinstance(data, str) else data
+def as_data(data: AnyData) -> Data:
+    """Return a data set, opened where it is a specification, and around what the program has: see `data.own`."""
+    if isinstance(data, Data):
+        return data
+    return open_data(str(data)) if isinstance(data, str | Path) else own_data(data)
 
 
-def as_encoder(encoder: Encoder | str | Path) -> Encoder:
-    """Return an encoder, loaded where it is a specification."""
-    return encoder if isinstance(encoder, Encoder) else load_encoder(encoder)
+def as_encoder(encoder: AnyEncoder, items: Data | None = None) -> Encoder:
+    """Return an encoder, loaded where it is a specification, and around a network of the user's own.
+
+    Args:
+        encoder: What the user gave.
+        items: What shows a network of his own how its items look.
+    """
+    if isinstance(encoder, Encoder):
+        return encoder
+    own = not isinstance(encoder, str | Path) or (isinstance(encoder, str) and encoder.startswith("python:"))
+    return load_encoder(encoder, example=items if own else None)
 
 
 def pretrain(
     method: Literal["simclr", "moco", "byol"] | Pretraining,
-    data: Data | str,
+    data: AnyData,
     *,
     out: str | Path | None = None,
     architecture: str = "resnet-small",
@@ -144,8 +169,8 @@ def pretrain(
 
 
 def watermark(
-    encoder: Encoder | str | Path,
-    data: Data | str,
+    encoder: AnyEncoder,
+    data: AnyData,
     *,
     out: str | Path | None = None,
     scheme: Scheme | str = "sslguard",
@@ -154,7 +179,7 @@ def watermark(
     secret: Secret | None = None,
     seal: Seal | None = None,
     controls: Sequence[str] = (),
-    verify_data: Data | str | None = None,
+    verify_data: AnyData | None = None,
     skip_unreadable: bool = False,
     checkpoint: Path | None = None,
     progress: bool = False,
@@ -187,9 +212,12 @@ def watermark(
     chosen = scheme if isinstance(scheme, Scheme) else named_scheme(scheme, preset, settings or {})
     if out is not None and key_class(chosen.name) is None:
         raise UsageError(f"keys of the scheme {chosen.name} are not kept in files: call without `out`")
-    clean, items, bad = as_encoder(encoder), as_data(data), list[str]()
+    items, bad = as_data(data), list[str]()
     if skip_unreadable:
         items, bad = without_unreadable(items)
+    clean = as_encoder(encoder, items)
+    if out is not None:
+        check_writable(clean)
     asked = None if verify_data is None else as_data(verify_data)
     if controls or asked is not None:
         _check_ranking(chosen, controls, asked, items, clean.dim)
@@ -209,12 +237,14 @@ def watermark(
             kept = None if folder is None else folder / "key"
             scores = control_scores(marked.key, controls, asked, folder=kept, progress=progress)
     parts = {field.name: getattr(marked, field.name) for field in fields(marked)}
-    return Marked(**parts, folder=None if out is None else Path(out), controls=scores, unreadable=tuple(bad))
+    return Marked(
+        **parts, folder=None if out is None else Path(out), controls=scores, unreadable=tuple(bad), needs=needed(clean)
+    )
 
 
 def steal(
-    victim: Embedder | str | Path,
-    data: Data | str,
+    victim: AnySuspect,
+    data: AnyData,
     *,
     out: str | Path | None = None,
     recipe: Distillation | None = None,
@@ -254,7 +284,7 @@ def steal(
         asked = asked.slice(0, queries)
     loop |= {"seed": seed, "progress": progress}
     with _opened(
-        victim, lambda spec: open_suspect(spec) if spec.startswith(PREFIXES) else load_encoder(spec)
+        victim, lambda spec: open_suspect(spec) if spec.startswith(PREFIXES) else load_encoder(spec), asked
     ) as target:
 
         def train(kept: Path | None) -> Encoder:
@@ -268,15 +298,15 @@ def steal(
 
 
 def attack(
-    victim: Encoder | str | Path,
+    victim: AnyEncoder,
     attack: Removal | Stealing | str,
-    data: Data | str | None = None,
+    data: AnyData | None = None,
     *,
     out: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
-    probe: tuple[Data | str, Data | str] | None = None,
-    clean: Encoder | str | Path | None = None,
+    probe: tuple[AnyData, AnyData] | None = None,
+    clean: AnyEncoder | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
     **loop: Any,
@@ -328,11 +358,12 @@ def attack(
 
 def score_controls(
     key: Key | str | Path,
-    data: Data | str,
+    data: AnyData,
     *,
     controls: Sequence[str] = ("shipped",),
     folder: Path | None = None,
     rescore: bool = False,
+    factory: Factory | None = None,
     progress: bool = False,
 ) -> ControlScores:
     """Return what known innocents score under a key on `data`: the null that `verify` ranks suspects in.
@@ -346,8 +377,10 @@ def score_controls(
         controls: Known innocents, as in `verify`.
         folder: Folder of a key that is given as an object.
         rescore: Whether to score anew what the key's folder may hold.
+        factory: Your own function that makes the key's network, or its name: see `load_encoder`.
         progress: Whether to show bars on standard error.
     """
+    _confirm(factory)
     loaded, found = _with_folder(key)
     folder = folder or found
     return control_scores(loaded, controls, as_data(data), folder=folder, rescore=rescore, progress=progress)
@@ -355,14 +388,15 @@ def score_controls(
 
 def verify(
     key: Key | str | Path,
-    suspect: Embedder | str | Path,
-    data: Data | str,
+    suspect: AnySuspect,
+    data: AnyData,
     *,
     controls: Sequence[str] | None = None,
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
     sub_key: int | None = None,
     rescore: bool = False,
+    factory: Factory | None = None,
     progress: bool = False,
 ) -> Verdict:
     """Test whether `suspect` is derived from the key's watermarked encoder.
@@ -379,6 +413,7 @@ def verify(
             that there are.
         sub_key: Number of the sub-key to test by, from 1, in a key that is given by its folder; None for the whole key.
         rescore: Whether to score the controls anew, as an examiner must who does not trust the folder's owner.
+        factory: Your own function that makes the key's network, or its name: see `load_encoder`.
         progress: Whether to show bars on standard error.
 
     Raises:
@@ -387,16 +422,18 @@ def verify(
         KeyFileError: The key is damaged, or does not fit what it is asked about.
         UsageError: A control or an argument cannot be used.
     """
+    _confirm(factory)
     if sub_key is not None:
         stored = _stored(key)
         key = stored.opened(sub_key).key
         n_claims *= 1 + stored.sub_keys
     loaded, folder = _with_folder(key)
+    _check_key(loaded)
     asked = as_data(data)
     if controls is None:
         controls = ("shipped",) if loaded.needs_controls else ()
     null_of(loaded, count_controls(controls)).check(alpha, n_claims)
-    with _opened(suspect, open_suspect) as target:
+    with _opened(suspect, open_suspect, asked) as target:
         null = ControlScores({}, stored=False, kept=False)
         if controls:
             try:
@@ -504,8 +541,8 @@ def commit(
 
 def claim(
     key: StoredKey | str | Path,
-    suspect: Embedder | str | Path,
-    data: Data | str,
+    suspect: AnySuspect,
+    data: AnyData,
     *,
     seed: str,
     commitment: str | Path,
@@ -514,6 +551,7 @@ def claim(
     controls: Sequence[str] = (),
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
+    factory: Factory | None = None,
     progress: bool = False,
 ) -> Verdict:
     """Ask a suspect what an examiner's seed draws, and write the evidence to `out`: see `claims.claim`.
@@ -529,16 +567,20 @@ def claim(
         controls: Known innocents, as in `verify`.
         alpha: Level of the test, in (0, 1).
         n_claims: Number of claims that share the level.
+        factory: Your own function that makes the key's network, or its name: see `load_encoder`.
         progress: Whether to show bars on standard error.
     """
     from sslguard.claims.claim import claim as make_claim
 
+    _confirm(factory)
     stored = _stored(key)
-    with _opened(suspect, open_suspect) as target:
+    _check_key(stored.key)
+    items = as_data(data)
+    with _opened(suspect, open_suspect, items) as target:
         return make_claim(
             stored if sub_key is None else stored.opened(sub_key),
             target,
-            as_data(data),
+            items,
             seed=seed,
             commitment=Path(commitment),
             out=Path(out),
@@ -551,11 +593,11 @@ def claim(
 
 def audit(
     bundle: str | Path,
-    data: Data | str,
+    data: AnyData,
     *,
     seed: str,
-    clean: Encoder | str | Path | None = None,
-    suspect: Embedder | str | Path | None = None,
+    clean: AnyEncoder | None = None,
+    suspect: AnySuspect | None = None,
     commitment: str | Path | None = None,
     not_after: datetime | None = None,
     opened: datetime | None = None,
@@ -564,6 +606,7 @@ def audit(
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
     report: str | Path | None = None,
+    factory: Factory | None = None,
     progress: bool = False,
 ) -> Audit:
     """Check a bundle and decide anew, by an examiner's terms: see `claims.audit`.
@@ -583,6 +626,7 @@ def audit(
         alpha: Level of the test, in (0, 1).
         n_claims: Number of claims that share the level.
         report: File of a report in plain words, HTML.
+        factory: Your own function that makes the key's network, or its name: see `load_encoder`.
         progress: Whether to show bars on standard error.
     """
     from sslguard.claims.audit import audit as audit_bundle
@@ -592,6 +636,7 @@ def audit(
     from sslguard.claims.page import check_page, write_page
     from sslguard.claims.timestamps import read_roots
 
+    _confirm(factory)
     seen = None
     if commitment is not None:
         content = read_file(Path(commitment), MAX_DOCUMENT)
@@ -608,9 +653,10 @@ def audit(
     )
     if report is not None:
         check_page(Path(report))
-    with nullcontext() if suspect is None else _opened(suspect, open_suspect) as target:
+    items = as_data(data)
+    with nullcontext() if suspect is None else _opened(suspect, open_suspect, items) as target:
         found = audit_bundle(
-            *(Path(bundle), as_data(data), terms),
+            *(Path(bundle), items, terms),
             clean=None if clean is None else as_encoder(clean),
             suspect=target,
             progress=progress,
@@ -632,14 +678,25 @@ def _saved(train: Callable[[Path | None], Encoder], out: str | Path | None, chec
 
 
 @contextmanager
-def _opened(embedder: Embedder | str | Path, load: Callable[[str], Embedder]) -> Iterator[Embedder]:
+def _opened(embedder: AnySuspect, load: Callable[[str], Embedder], items: Data) -> Iterator[Embedder]:
     """Yield what embeds; what was given as a specification is loaded, and closed afterwards if it is an address."""
     if not isinstance(embedder, str | Path):
-        yield embedder
+        yield embedder if isinstance(embedder, Embedder) else as_encoder(embedder, items)
         return
     found = load(str(embedder))
     with found if isinstance(found, RemoteSuspect) else nullcontext():
         yield found
+
+
+def _confirm(factory: Factory | None) -> None:
+    if factory is not None:
+        confirm(factory)
+
+
+def _check_key(key: Key) -> None:
+    """Raise, before anybody is asked, the error that a key's clean encoder would raise when it is."""
+    if isinstance(key, ExactKey):
+        check_built(key.clean)
 
 
 def _with_folder(key: Key | str | Path) -> tuple[Key, Path | None]:

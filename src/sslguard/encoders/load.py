@@ -12,6 +12,7 @@ package:efficientnet-lite0             EfficientNet-Lite0 (ImageNet, supervised)
 package:all-minilm-l6-v2               all-MiniLM-L6-v2, an encoder of English texts, from its Python package
 hf:FOLDER                              an encoder that transformers or sentence-transformers wrote, of texts or images
 local-dir:FOLDER                       a network that timm wrote for a hub: config.json and model.safetensors
+python:MODULE:FUNCTION[@SIZE]          what your own function returns, of a module that can be imported: see `own`
 =====================================  =====================================================================
 
 All but folders and shipped encoders take options after an @, such as `moco_v2.pth.tar@96,nopool,raw`:
@@ -53,7 +54,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import torch
+from torch import nn
 
+from sslguard.data.base import Batch, Data
+from sslguard.data.own import own_data
 from sslguard.data.testbed import CANVAS
 from sslguard.encoders import names, vision
 from sslguard.encoders.base import Encoder, evaluating
@@ -61,6 +65,7 @@ from sslguard.encoders.checkpoint import IMAGENET, RESNETS, averages, load_check
 from sslguard.encoders.files import StateDict, read_state_dict
 from sslguard.encoders.folder import load_folder
 from sslguard.encoders.names import LITE0, MINILM, PACKAGES, POOLINGS, Options
+from sslguard.encoders.own import check_built, confirm, own_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.pretrained import read_json, weight_files
 from sslguard.encoders.rebuild import build
@@ -69,21 +74,62 @@ from sslguard.encoders.words import NETWORKS, HashedWords
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError, first_line
 
 
-def load_encoder(spec: str | Path) -> Encoder:
-    """Return the encoder that `spec` names, on the CPU and in evaluation mode. See the table above for the forms.
+def load_encoder(
+    spec: str | Path | nn.Module | Callable[[Any], Any],
+    *,
+    preprocess: Any = None,
+    dim: int | None = None,
+    example: Any = None,
+    factory: str | Callable[[], Any] | None = None,
+) -> Encoder:
+    """Return the encoder that `spec` names, on the CPU and in evaluation mode; or one around your own network.
+
+    Args:
+        spec: A text of the forms above; a `torch.nn.Module` in evaluation mode, which stays where it is; or a function
+            `embed(batch) -> array` of shape (n, dim), for marks that are put on answers.
+        preprocess: Of your own network: an `ImagePreprocess`, or a function from a batch to the network's input. By
+            default items go in as they are, bytes scaled to [0, 1].
+        dim: Width of your network's embedding, to be checked.
+        example: Some items that your network takes, in any form that data may have; needed where `preprocess` does not
+            say what an item looks like. `watermark` takes them from its data.
+        factory: A function of yours that makes the network anew, or its name "package.module:function". Files then hold
+            its name; without it, they hold the program that `torch.export` makes of a module. Of a folder whose encoder
+            was made with a factory: its name, as your word that you trust its code.
 
     Raises:
-        UsageError: `spec` has none of the accepted forms, or names what a library does not have.
-        EncoderError: the weights are missing, damaged, of another shape, or cannot be downloaded.
-        MissingExtraError: the package that holds the weights is not installed.
+        UsageError: `spec` has none of the accepted forms, names what a library does not have, or is a network that
+            does not embed the items as (n, dim) floats.
+        DataError: `example` does not go with the preprocessing.
+        EncoderError: The weights are missing, damaged, of another shape, or cannot be downloaded.
+        MissingExtraError: The package that holds the weights is not installed.
     """
+    own: dict[str, Any] = {"preprocess": preprocess, "dim": dim, "example": _some_of(example)}
+    if not isinstance(spec, str | Path):
+        return own_encoder(spec, factory=factory, **own)
+    if factory is not None:
+        confirm(factory)
     text = str(spec)
     named = names.parse_path(spec, text, Options()) if isinstance(spec, Path) else names.parse_encoder(text)
+    if named.kind == "python":
+        if (side := named.options.size) is not None:
+            own["preprocess"] = ImagePreprocess(side, side)
+        return own_encoder(named.name, **own)
+    if any(value is not None for value in own.values()):
+        raise UsageError(f"preprocess, dim and example are for a network of your own, not for {text!r:.200}")
     encoder = _LOADERS[named.kind](named.name, named.options)
     if named.kind not in _OWN_SOURCE:
         encoder = replace(encoder, source=text)
+    check_built(encoder)
     _try_out(encoder)
     return encoder
+
+
+def _some_of(example: Any) -> Batch | None:
+    """Return some items of an example; None where there is none."""
+    if example is None:
+        return None
+    items = example if isinstance(example, Data) else own_data(example)
+    return items.take(range(min(2, len(items))))
 
 
 def new_text_encoder(

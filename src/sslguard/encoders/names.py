@@ -37,7 +37,10 @@ FORMS = (
     f"package:{MINILM}",
     "hf:FOLDER",
     "local-dir:FOLDER",
+    "python:MODULE:FUNCTION",
 )
+REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+"""The name of a function that can be imported, "package.module:function"."""
 _OPTION = r"([a-z0-9]+|prefix=[\w.]*)"
 _OPTIONS = re.compile(rf"(?P<rest>.+)@(?P<options>{_OPTION}(,{_OPTION})*)")
 
@@ -258,6 +261,13 @@ def _check_local(name: str, options: Options) -> None:
         raise EncoderError(f"there is no folder {name!r:.200}: give one with timm's config.json and model.safetensors")
 
 
+def _check_python(name: str, options: Options) -> None:
+    if REFERENCE.fullmatch(name) is None:
+        raise UsageError(f"a function of your own is named python:package.module:function, not python:{name:.80}")
+    if options != Options(size=options.size):
+        raise UsageError(f"python:{name} takes only @SIZE, the height and width of its images in pixels")
+
+
 def _check_text_extra() -> None:
     if find_spec("transformers") is None:
         raise MissingExtraError("an encoder from transformers", "text")
@@ -271,4 +281,5 @@ _CHECKS: dict[str, Callable[[str, Options], None]] = {
     "package": _check_package,
     "hf": _check_transformers,
     "local-dir": _check_local,
+    "python": _check_python,
 }

@@ -4,7 +4,7 @@ A network's description is a JSON object: {"backbone": NAME} with an optional "l
 a thief adds who wants answers in the victim's space, and an optional "head", a mark's (`heads`). What else it holds is
 the family's own, whose module says it: `architectures` (small networks of images), `words` (small networks of texts),
 `libraries` (timm and torchvision), `transformer` (texts) and `vision` (images; both Hugging Face's transformers),
-`sentences` (tables of vectors). A new family is a module with a function from a description to a network and its width,
+`sentences` (tables of vectors), `own` (networks of the user's). A new family is a module with a function from a description to a network and its width,
 and a line in `FAMILIES`.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslguard.encoders import architectures, libraries, sentences, transformer, vision, words
+from sslguard.encoders import architectures, libraries, own, sentences, transformer, vision, words
 from sslguard.encoders.heads import FourierHead, Headed
 from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
 from sslguard.encoders.size import MAX_PARAMETERS, bounded, check_size
@@ -35,6 +35,7 @@ FAMILIES: Mapping[str, Callable[[dict[str, Any]], tuple[nn.Module, int]]] = Mapp
         "hf": transformer.network,
         "hf-vision": vision.network,
         "static": sentences.static,
+        "own": own.network,
     }
 )
 """A backbone's name, up to its first colon where it has one → what builds it."""
@@ -58,7 +59,8 @@ def build(architecture: dict[str, Any], *, seed: int, most: int = MAX_PARAMETERS
         torch.default_generator.manual_seed(seed)
         with bounded():
             module, width = _network(architecture)
-    return module.to(memory_format=torch.channels_last), width
+    images = all(parameter.dim() < 5 for parameter in module.parameters())  # others have no such order
+    return module.to(memory_format=torch.channels_last) if images else module, width
 
 
 def _network(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
@@ -118,6 +120,8 @@ def preprocess_from_json(fields: object, files: Mapping[str, bytes] | None = Non
         return ImagePreprocess.from_json(fields)
     if kind == "words":
         return words.HashedWords.from_json(fields)
+    if kind in ("items", "characters", "own"):
+        return own.preprocess_of(fields)
     if kind == "text":
         return TextPreprocess.from_json(fields, files or {})
     raise UsageError(f"no preprocessing of kind {kind!r:.80}; known: image, text, words")

@@ -7,6 +7,7 @@ Their use is in the exact scheme, whose mark must be learned by whoever copies t
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import reduce
 
 import numpy as np
@@ -49,6 +50,10 @@ class InputStatistics(nn.Module):
             ids, mask = inputs.unbind(1)
             # Fibonacci hashing: ids that follow one another share no vector.
             return pooled(self.words[(ids * 2654435761 % (1 << 32)) >> 20], mask, "mean")
+        if inputs.dim() != 4:  # of a network that takes no images: its numbers in rows of a square
+            flat = inputs.flatten(1)
+            side = max(_SIDE, math.isqrt(flat.shape[1] - 1) + 1)
+            inputs = nnf.pad(flat, (0, side**2 - flat.shape[1])).reshape(-1, 1, side, side)
         if torch.onnx.is_in_onnx_export():  # a file takes any number of images
             return self._of_images(inputs)
         return torch.cat([self._of_images(part) for part in inputs.split(_TOGETHER)])

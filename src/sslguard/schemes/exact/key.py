@@ -18,6 +18,7 @@ from sslguard.crypto.secrets import SECRET_BYTES, Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
+from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build, preprocess_from_json
 from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.errors import EncoderError, KeyFileError, SuspectError, UsageError
@@ -133,7 +134,8 @@ class ExactKey(Key):
         order = self.secret.stream("queries", self.context).permutation(len(data))[:n]
         for start in range(0, n, QUERY_BATCH):
             batch = data.take(order[start : start + QUERY_BATCH])
-            if isinstance(batch, Tensor) and batch.is_floating_point():
+            pictures = isinstance(self.clean.preprocess, ImagePreprocess)  # other floats are no bytes
+            if isinstance(batch, Tensor) and batch.is_floating_point() and pictures:
                 batch = (batch * 255).round().to(torch.uint8)
             yield batch
 

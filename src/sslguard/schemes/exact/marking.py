@@ -13,7 +13,6 @@ from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.heads import FourierHead, Headed
-from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Array, Bank
 from sslguard.schemes.exact.settings import ExactSettings
@@ -33,9 +32,7 @@ def headed(clean: Encoder, bank: Bank, directions: Array, epsilon: float) -> Enc
     k, (q, features) = bank.size, bank.frequencies.shape
     sizes = {"components": q, "features": features, "statistics": bank.axes.shape[1]}
     architecture = {**clean.architecture, "head": sizes}
-    module, dim = build(architecture, seed=0)
-    assert isinstance(module, Headed)
-    module.encoder.load_state_dict(clean.module.state_dict())
+    module = Headed(clean.clone().module, FourierHead(clean.dim, **sizes).to(clean.device))
     values = {
         "mean": bank.geometry.mean,
         "whitener": bank.geometry.whitener,
@@ -43,7 +40,7 @@ def headed(clean: Encoder, bank: Bank, directions: Array, epsilon: float) -> Enc
         "mark": epsilon / np.sqrt(k) * directions @ bank.geometry.spread,
     }
     module.head.load_state_dict({name: torch.from_numpy(values[name]).float() for name in FourierHead.TENSORS})
-    return replace(clean, module=module.eval().requires_grad_(True), dim=dim, architecture=architecture)
+    return replace(clean, module=module.eval().requires_grad_(True), architecture=architecture)
 
 
 @dataclass(eq=False)
