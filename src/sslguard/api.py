@@ -26,7 +26,7 @@ from sslguard.encoders.load import load_encoder
 from sslguard.encoders.own import check_built, check_writable, confirm, needed
 from sslguard.errors import EncoderError, UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
-from sslguard.schemes.exact import ExactKey
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import StoredKey, load_key, open_key, save_key
 from sslguard.schemes.registry import key_class, named_scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     AnyData: TypeAlias = "Data | str | Path | NDArray[Any] | Tensor | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
     AnyEncoder: TypeAlias = "Encoder | nn.Module | Callable[[Any], NDArray[np.floating] | Tensor] | str | Path"
     Factory: TypeAlias = "str | Callable[[], Any]"
-    AnySuspect: TypeAlias = "Embedder | nn.Module | str | Path"
+    AnySuspect: TypeAlias = "Embedder | AnyEncoder"
 
 
 @dataclass(frozen=True)
@@ -346,7 +346,7 @@ def attack(
     items: Any = None if data is None else as_data(data)
     if chosen.needs == "labels" and items.labels is None:
         raise UsageError(f"{name} needs labels, and {items.spec} has no labels; self-supervised training needs none")
-    if out is not None and not isinstance(victim, Encoder) and os.path.realpath(out) == os.path.realpath(victim):
+    if out is not None and isinstance(victim, str | Path) and os.path.realpath(out) == os.path.realpath(victim):
         raise UsageError("--out is the victim, which an attack leaves as it is: choose another folder")
     loaded = as_encoder(victim)
     task = None if probe is None else (as_data(probe[0]), as_data(probe[1]))
@@ -678,10 +678,10 @@ def _saved(train: Callable[[Path | None], Encoder], out: str | Path | None, chec
 
 
 @contextmanager
-def _opened(embedder: AnySuspect, load: Callable[[str], Embedder], items: Data) -> Iterator[Embedder]:
+def _opened(embedder: Any, load: Callable[[str], Embedder], items: Data) -> Iterator[Embedder]:
     """Yield what embeds; what was given as a specification is loaded, and closed afterwards if it is an address."""
     if not isinstance(embedder, str | Path):
-        yield embedder if isinstance(embedder, Embedder) else as_encoder(embedder, items)
+        yield embedder if hasattr(embedder, "embed") else as_encoder(embedder, items)
         return
     found = load(str(embedder))
     with found if isinstance(found, RemoteSuspect) else nullcontext():

@@ -107,6 +107,10 @@ def _run(tokens: Sequence[str]) -> int:
     output: Output = bound.arguments.get("output", Output())
     # What libraries print must not get between the braces.
     with _log(output.verbose), redirect_stdout(sys.stderr):
+        if output.factory is not None:
+            from sslguard.encoders.own import confirm
+
+            confirm(output.factory)
         result = command(*bound.args, **bound.kwargs)
     _leave_process_group()
     if _is_first():

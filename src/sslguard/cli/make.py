@@ -266,12 +266,14 @@ def _marked(out: Path, marked: Marked) -> Result:
         "n_queries": marked.key.n_queries,
         "final_losses": final,
         "n_unreadable": len(marked.unreadable),
+        "needs": marked.needs,
         **marked.encoder.record,
     }
     rows = [
         ("encoder", str(out / "encoder")),
         ("key", f"{out / 'key'} (private: keep it as you keep a private key)"),
         *([("final losses", ", ".join(f"{name} {loss:.4f}" for name, loss in final.items()))] if final else []),
+        *([("to verify", f"keep {marked.needs}")] if marked.needs else []),
         *([("left out", f"{n} items that cannot be read")] if (n := len(marked.unreadable)) else []),
         ("seconds", f"{marked.history.seconds:.1f}"),
     ]

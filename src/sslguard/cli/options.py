@@ -41,9 +41,11 @@ NotNegative = Annotated[float, Parameter(validator=within(Range(least=0)))]
 @Parameter(name="*", group=OUTPUT)
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """How results and messages are printed.
+    """What every command takes: how results and messages are printed, and whose code may run.
 
     Attributes:
+        factory: Your own function that makes the network of a key or of an encoder's folder, package.module:function.
+            They only say its name; its code runs where you name it here.
         json: Print the result as exactly one JSON object; a failure too.
         quiet: Show no progress.
         verbose: Show the log on standard error.
@@ -52,6 +54,7 @@ class Output:
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    factory: Annotated[str | None, Parameter(group=MACHINE)] = None
 
     @property
     def progress(self) -> bool:

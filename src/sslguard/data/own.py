@@ -63,8 +63,8 @@ def _listed(items: Any, name: str, collate: Callable[[Any], Any] | None) -> Data
         items = _kept(items, name)
     if not hasattr(items, "__len__") or not hasattr(items, "__getitem__"):
         raise DataError(
-            f"data are arrays, tensors, lists, a Dataset with a length, a DataLoader of one, or a text that names them; "
-            f"not {items!r:.80}"
+            f"data are an array, a tensor, a list, a Dataset with a length, a DataLoader of one, or a text that names "
+            f"them; not {items!r:.80}"
         )
     return _Loaded(items, name, collate)
 
@@ -77,8 +77,8 @@ def _kept(stream: Iterable[Any], name: str) -> list[Any]:
         size += item.numel() * item.element_size() if isinstance(item, Tensor) else sys.getsizeof(item)
         if size > MAX_STREAM:
             raise DataError(
-                f"{name} is an IterableDataset of more than {MAX_STREAM:,} bytes, which cannot be asked by number: give "
-                "a Dataset with a length, or write it to tar shards and name them (wds:shards-{000..099}.tar)"
+                f"{name} is an IterableDataset of more than {MAX_STREAM:,} bytes, which cannot be asked by number: "
+                "give a Dataset with a length, or write it to tar shards and name them (wds:shards-{000..099}.tar)"
             )
         found.append(item)
     return found

@@ -15,10 +15,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ class OwnModule(nn.Module):
         self.net, self.constants = net, nn.Module()
         taken = inspect.signature(net.forward).parameters
         self._named = "input_ids" in taken
-        self._single = len(taken) == 1 or "attention_mask" not in taken and self._named
+        self._single = len(taken) == 1 or (self._named and "attention_mask" not in taken)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the module gives for prepared items."""
@@ -263,8 +263,8 @@ def confirm(factory: str | Callable[[], Any]) -> str:
     if not REFERENCE.fullmatch(name):
         raise UsageError(f"a factory is named package.module:function, not {factory!r:.80}")
     module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that nothing here stands before what is installed
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that nothing here stands before what is installed
     try:
         found = getattr(importlib.import_module(module), function)
     except Exception as error:
@@ -370,7 +370,8 @@ def own_encoder(
         UsageError: The network does not embed the items, or gives something else than (n, dim) floats.
         DataError: The items do not go with the preprocessing.
     """
-    name = confirm(thing if isinstance(thing, str) else factory) if isinstance(thing, str) or factory else ""
+    factory = thing if isinstance(thing, str) else factory
+    name = "" if factory is None else confirm(factory)
     if isinstance(thing, str):
         source = f"python:{name}"
         module, given = _made(name)

@@ -53,7 +53,7 @@ _COMPOSED = frozenset(
         *("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like", "empty_like", "linspace"),
         *("upsample_bilinear2d", "upsample_nearest2d", "upsample_bicubic2d", "glu", "prelu", "pixel_shuffle"),
         *("pixel_unshuffle", "channel_shuffle", "unfold", "im2col", "square", "relu6", "amax", "amin", "rsub"),
-        *("numpy_T", "broadcast_to", "argsort", "sort", "topk", "embedding", "bucketize", "sym_size", "_unsafe_view"),
+        *("broadcast_to", "argsort", "sort", "topk", "embedding", "bucketize", "sym_size", "_unsafe_view"),
         *("__and__", "__or__", "fill", "zero", "copy", "logsumexp", "index", "ravel", "unsafe_chunk", "arange"),
         *("multiply", "divide", "true_divide", "subtract", "concatenate", "celu", "unsafe_split", "diff", "kron"),
         *(
@@ -304,11 +304,12 @@ def register(module: nn.Module, state: object) -> list[str]:
             tensor = torch.zeros([int(size) for size in rest[1:]], dtype=_DTYPES[rest[0]])
         else:
             raise UsageError(f"not the description of a weight: {said!r:.80}")
-        if kind == "buffer":
-            holder.register_buffer(last, tensor)
+        if kind == "parameter":
+            tensor = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        if isinstance(tensor, nn.Parameter):
+            holder.register_parameter(last, tensor)
         else:
-            trains = tensor.is_floating_point()
-            holder.register_parameter(last, tensor if kind == "same" else nn.Parameter(tensor, requires_grad=trains))
+            holder.register_buffer(last, tensor)
     return list(state)
 
 

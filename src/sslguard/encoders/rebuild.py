@@ -4,8 +4,8 @@ A network's description is a JSON object: {"backbone": NAME} with an optional "l
 a thief adds who wants answers in the victim's space, and an optional "head", a mark's (`heads`). What else it holds is
 the family's own, whose module says it: `architectures` (small networks of images), `words` (small networks of texts),
 `libraries` (timm and torchvision), `transformer` (texts) and `vision` (images; both Hugging Face's transformers),
-`sentences` (tables of vectors), `own` (networks of the user's). A new family is a module with a function from a description to a network and its width,
-and a line in `FAMILIES`.
+`sentences` (tables of vectors), `own` (networks of the user's). A new family is a module with a function from a
+description to a network and its width, and a line in `FAMILIES`.
 """
 
 from __future__ import annotations
