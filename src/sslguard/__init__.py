@@ -12,7 +12,7 @@ from sslguard.lazy import exports
 
 __version__ = "0.1.0.dev0"
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for type checkers, which do not read the table below
     from sslguard.api import (
         attack,
         audit,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sslguard.data.specs import open_data
     from sslguard.encoders.folder import save_encoder
     from sslguard.encoders.load import load_encoder
+    from sslguard.encoders.preprocess import ImagePreprocess
     from sslguard.errors import SslguardError
     from sslguard.schemes.exact.protocol import Protocol
     from sslguard.schemes.exact.scheme import Exact
@@ -37,57 +38,31 @@ if TYPE_CHECKING:
     from sslguard.suspects.opening import open_suspect
     from sslguard.suspects.remote import Remote
     from sslguard.training.recipes import Distillation, Pretraining
-else:
-    __getattr__ = exports(
-        __name__,
-        {
-            "api": (
-                *("attack", "audit", "claim", "commit", "make_controls", "pretrain"),
-                *("score_controls", "steal", "verify", "watermark"),
-            ),
-            "crypto.secrets": ("Secret",),
-            "data.specs": ("open_data",),
-            "encoders.folder": ("save_encoder",),
-            "encoders.load": ("load_encoder",),
-            "errors": ("SslguardError",),
-            "schemes.exact.protocol": ("Protocol",),
-            "schemes.exact.scheme": ("Exact",),
-            "schemes.keyfile": ("load_key", "save_key"),
-            "schemes.sslguard.scheme": ("SSLGuard",),
-            "suspects.opening": ("open_suspect",),
-            "suspects.remote": ("Remote",),
-            "training.recipes": ("Distillation", "Pretraining"),
-        },
-    )
 
-__all__ = [
-    "Distillation",
-    "Exact",
-    "Pretraining",
-    "Protocol",
-    "Remote",
-    "SSLGuard",
-    "Secret",
-    "SslguardError",
-    "__version__",
-    "attack",
-    "audit",
-    "claim",
-    "commit",
-    "load_encoder",
-    "load_key",
-    "make_controls",
-    "open_data",
-    "open_suspect",
-    "pretrain",
-    "save_encoder",
-    "save_key",
-    "score_controls",
-    "steal",
-    "verify",
-    "watermark",
-]
+__getattr__, _names = exports(
+    __name__,
+    {
+        "api": (
+            *("attack", "audit", "claim", "commit", "make_controls", "pretrain"),
+            *("score_controls", "steal", "verify", "watermark"),
+        ),
+        "crypto.secrets": ("Secret",),
+        "data.specs": ("open_data",),
+        "encoders.folder": ("save_encoder",),
+        "encoders.load": ("load_encoder",),
+        "encoders.preprocess": ("ImagePreprocess",),
+        "errors": ("SslguardError",),
+        "schemes.exact.protocol": ("Protocol",),
+        "schemes.exact.scheme": ("Exact",),
+        "schemes.keyfile": ("load_key", "save_key"),
+        "schemes.sslguard.scheme": ("SSLGuard",),
+        "suspects.opening": ("open_suspect",),
+        "suspects.remote": ("Remote",),
+        "training.recipes": ("Distillation", "Pretraining"),
+    },
+)
+__all__ = [*_names(), "__version__"]
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(__all__)

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import Any
 
 
-def exports(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """Return a `__getattr__` for the package, which finds each name in its module.
+def exports(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a `__getattr__` for the package, which finds each name in its module, and a `__dir__` that lists them.
 
     Args:
         package: dotted name of the package.
@@ -22,7 +22,7 @@ def exports(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
-    return __getattr__
+    return __getattr__, lambda: sorted(homes)
 
 
 def found_at(home: str) -> Any:

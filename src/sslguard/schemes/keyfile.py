@@ -276,7 +276,12 @@ def serialise_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the safetensors file of tensors wherever they are."""
     from safetensors.torch import save
 
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    plain, seen = {}, set[int]()
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu().contiguous()
+        plain[name] = values.clone() if values.data_ptr() in seen else values  # tied weights share memory
+        seen.add(values.data_ptr())
+    return save(plain)
 
 
 def _write(key: Key, folder: Path, seal: Seal | None, owner: Owner, beside: Mapping[str, bytes]) -> None:

@@ -2,3 +2,7 @@
 
 `Exact` marks, `ExactKey` tests. Notation, proof and what defeats it: docs/explanation/theory.md.
 """
+
+from sslguard.lazy import exports
+
+__getattr__, __dir__ = exports(__name__, {"scheme": ("Exact",), "protocol": ("Protocol",), "key": ("ExactKey",)})
