@@ -178,7 +178,7 @@ class TestFiles:
         marked = sslguard.watermark(embed, items[:600], scheme="exact", settings=SETTINGS)
         assert sslguard.verify(marked.key, marked.encoder, items[600:]).decision == "derived"
         assert sslguard.verify(marked.key, embed, items[600:]).decision == "not shown"
-        with pytest.raises(UsageError, match="factory='package.module:function'"):
+        with pytest.raises(UsageError, match=r"factory='package.module:function'"):
             sslguard.watermark(embed, items[:600], scheme="exact", settings=SETTINGS, out=tmp_path / "m")
         assert not list(tmp_path.iterdir())
 
@@ -210,7 +210,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("name", ["os.system", "os:", "no_such_module_at_all:make", "os:no_such_function", "a b:c"])
     def test_what_is_no_factory(self, name: str) -> None:
-        with pytest.raises(UsageError, match="factory|cannot be imported"):
+        with pytest.raises(UsageError, match=r"factory|cannot be imported"):
             own.confirm(name)
 
     def test_what_cannot_be_followed_says_so(self, tmp_path: Path) -> None:
