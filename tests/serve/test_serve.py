@@ -89,12 +89,12 @@ class TestProtocols:
         [
             ("", {"protocol": "oip", "model": "m"}),
             ("", {"protocol": "oip", "model": "m", "binary": True}),
-            ("", {"protocol": "oip", "model": "m", "output": "embeddings", "binary": True}),
+            ("", {"protocol": "oip", "model": "m", "output_tensor": "embeddings", "binary": True}),
             ("/v1", {"protocol": "openai", "model": "m"}),
             ("/v1", {"protocol": "openai", "model": "m", "binary": True}),
             ("", {"protocol": "tei"}),
-            ("/v1/embed", {"protocol": "json", "body": '{"texts": "{texts}"}', "path": "embeddings"}),
-            ("/v1/embed", {"protocol": "json", "body": '{"texts": "{text}"}', "path": "embeddings"}),
+            ("/v1/embed", {"protocol": "json", "body": '{"texts": "{texts}"}', "answers": "embeddings"}),
+            ("/v1/embed", {"protocol": "json", "body": '{"texts": "{text}"}', "answers": "embeddings"}),
         ],
         ids=str,
     )
@@ -110,8 +110,8 @@ class TestProtocols:
         [
             ("", {"protocol": "oip", "model": "encoder"}),
             ("", {"protocol": "oip", "model": "encoder", "binary": True}),
-            ("/v1/embed", {"protocol": "json", "body": '{"images": "{images}"}', "path": "embeddings"}),
-            ("/v1/embed", {"protocol": "json", "body": '{"images": ["{image}"]}', "path": "embeddings[*]"}),
+            ("/v1/embed", {"protocol": "json", "body": '{"images": "{images}"}', "answers": "embeddings"}),
+            ("/v1/embed", {"protocol": "json", "body": '{"images": ["{image}"]}', "answers": "embeddings[*]"}),
         ],
         ids=str,
     )

@@ -27,7 +27,7 @@ from sslguard.suspects.opening import open_suspect
 from sslguard.suspects.pixels import ImageInput
 from sslguard.suspects.protocols import MalformedReplyError, Template
 from sslguard.suspects.protocols.oip import LENGTH_HEADER, packed_texts, unpacked_texts
-from sslguard.suspects.remote import Remote, guessed
+from sslguard.suspects.remote import Remote, guessed, spoken
 from sslguard.suspects.wrappers import Concurrent, RateLimited, Retrying, Tolerant
 
 TEXTS = some_texts(11)
@@ -263,7 +263,7 @@ class TestOIP:
     @pytest.mark.parametrize("model", ["", "a/../b", "m/infer?x=1", "a b", "/"])
     def test_model_names_cannot_lead_elsewhere(self, model: str) -> None:
         with pytest.raises(UsageError, match="--model"):
-            Remote(protocol="oip", model=model).spoken()
+            spoken(Remote(protocol="oip", model=model))
 
 
 class TestTemplate:
@@ -275,7 +275,7 @@ class TestTemplate:
     @pytest.mark.parametrize("body", ['{"input": "{texts}", "k": 3}', '{"parts": [{"t": "{text}"}]}'])
     def test_texts_in_one_request(self, body: str) -> None:
         server = Server(self.reply)
-        with server.suspect(protocol="json", body=body, path="out[*].v") as suspect:
+        with server.suspect(protocol="json", body=body, answers="out[*].v") as suspect:
             np.testing.assert_array_equal(suspect.embed(TEXTS), rows_of(TEXTS))
         assert len(server.requests) == 3
         assert server.requests[0].url.path == "/api"
@@ -284,7 +284,7 @@ class TestTemplate:
         server = Server(
             lambda request: httpx2.Response(200, json={"e": vector(json.loads(request.content)["q"].encode()).tolist()})
         )
-        with server.suspect(protocol="json", body='{"q": "query: {text}"}', path="$.e") as suspect:
+        with server.suspect(protocol="json", body='{"q": "query: {text}"}', answers="$.e") as suspect:
             answers = suspect.embed(TEXTS[:3])
         np.testing.assert_array_equal(answers, rows_of([f"query: {text}" for text in TEXTS[:3]]))
         assert len(server.requests) == 3
@@ -295,14 +295,14 @@ class TestTemplate:
             pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(item)))) for item in found]
             return httpx2.Response(200, json=[p.astype(float).sum((0, 1)).tolist() for p in pixels])
 
-        with Server(reply).suspect(protocol="json", body='{"images": "{images}"}', path="") as suspect:
+        with Server(reply).suspect(protocol="json", body='{"images": "{images}"}', answers="") as suspect:
             answers = suspect.embed(IMAGES)
         np.testing.assert_array_equal(answers, IMAGES.float().sum((2, 3)).numpy())
 
     def test_base64_and_indices(self) -> None:
         coded = [base64.b64encode(row.tobytes()).decode() for row in rows_of(["a", "b"])]
         server = Server(lambda _: httpx2.Response(200, json=[0, {"x": coded}]))
-        with server.suspect(protocol="json", body='["{texts}"]', path="[1].x") as suspect:
+        with server.suspect(protocol="json", body='["{texts}"]', answers="[1].x") as suspect:
             np.testing.assert_array_equal(suspect.embed(["a", "b"]), rows_of(["a", "b"]))
 
     @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ class TestTemplate:
     def test_texts_cannot_break_out(self) -> None:
         hostile = ['"}, "admin": true, {"', "{texts}", "\\", "\x00", "\ud800"]
         server = Server(self.reply)
-        with server.suspect(protocol="json", body='{"parts": [{"t": "{text}"}]}', path="out[*].v") as suspect:
+        with server.suspect(protocol="json", body='{"parts": [{"t": "{text}"}]}', answers="out[*].v") as suspect:
             server.reply = lambda request: httpx2.Response(200, json={"out": [{"v": [1.0]}] * 1})
             for text in hostile:
                 suspect.embed([text])
@@ -362,16 +362,16 @@ class TestOptions:
             ({"protocol": "json"}, "needs --body"),
             ({"protocol": "json", "body": '"{text}"'}, "needs --body"),
             ({"protocol": "tei", "body": '"{text}"'}, "are for --protocol json"),
-            ({"protocol": "grpc", "model": "m"}, "must be oip"),
+            ({"protocol": "grpc", "model": "m"}, "protocol must be one of oip, openai"),
             ({"request_size": 0}, "at least 1"),
             ({"rate": 0.0}, "rate"),
-            ({"seconds": -1.0}, "time limit"),
-            ({"request_seconds": 0.0}, "seconds must be above 0 and at most 86,400, not 0.0"),
+            ({"time_limit": -1.0}, "time_limit must be above 0"),
+            ({"request_limit": 0.0}, "request_limit must be above 0 and at most 86,400, not 0.0"),
             ({"budget": -1}, "budget"),
             ({"price": float("nan")}, "price"),
             ({"patience": 0}, "patience"),
             ({"attempts": 0}, "attempts must be at least 1, not 0"),
-            ({"reask": -1}, "asked again"),
+            ({"reask": -1}, "reask must be at least 0"),
         ],
         ids=str,
     )
@@ -412,7 +412,7 @@ class TestGuessedProtocol:
         assert guessed("https://h/v2/models/n", None)[1].model == "n"
 
     def test_the_chosen_protocol_wins(self) -> None:
-        chosen = Remote(protocol="json", body='{"t": "{text}"}', path="v")
+        chosen = Remote(protocol="json", body='{"t": "{text}"}', answers="v")
         assert guessed("https://h/v1/embeddings", chosen) == ("https://h/v1/embeddings", chosen)
         assert guessed("https://h/embed", Remote(protocol="tei"))[0] == "https://h"
 

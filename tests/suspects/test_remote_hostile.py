@@ -261,7 +261,10 @@ class TestStorms:
     def test_a_day_of_waiting_is_not_waited(self) -> None:
         server = always(status_code=429, headers={"Retry-After": "86400"})
         start = time.monotonic()
-        with server.suspect(attempts=99, seconds=0.5) as suspect, pytest.raises(SuspectError, match=r"limit of 0.5 s"):
+        with (
+            server.suspect(attempts=99, time_limit=0.5) as suspect,
+            pytest.raises(SuspectError, match=r"limit of 0.5 s"),
+        ):
             suspect.embed(["a"])
         assert time.monotonic() - start < 3
         assert len(server.requests) == 1
@@ -398,7 +401,7 @@ class TestSizeAndTime:
     def test_trickle_ends_in_time(self) -> None:
         body = Endless(b" ", pause=0.01)
         start = time.monotonic()
-        said = failure_of(Server(lambda _: httpx2.Response(200, stream=body)), request_seconds=0.3, attempts=2)
+        said = failure_of(Server(lambda _: httpx2.Response(200, stream=body)), request_limit=0.3, attempts=2)
         assert "did not answer within 0.3 s" in said
         assert time.monotonic() - start < 3
         assert body.closed
@@ -409,7 +412,7 @@ class TestSizeAndTime:
             raise AssertionError("unreachable")
 
         start = time.monotonic()
-        assert "0.2 s" in failure_of(Server(silent), request_seconds=0.2)
+        assert "0.2 s" in failure_of(Server(silent), request_limit=0.2)
         assert time.monotonic() - start < 3
 
     def test_time_limit_of_everything(self, tmp_path: Path) -> None:
@@ -417,7 +420,7 @@ class TestSizeAndTime:
             await asyncio.sleep(0.02)
             return tei_reply(request)
 
-        said = failure_of(Server(slow), seconds=0.5, workers=1, cache=tmp_path)
+        said = failure_of(Server(slow), time_limit=0.5, workers=1, cache=tmp_path)
         assert "the same command goes on" in said
         again = Server()
         with again.suspect(cache=tmp_path) as suspect:
@@ -491,7 +494,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
 
 
 def over_loopback(address: str, **options: Any) -> str:
-    settings: dict[str, Any] = {"protocol": "tei", "attempts": 1, "request_seconds": 0.4, **options}
+    settings: dict[str, Any] = {"protocol": "tei", "attempts": 1, "request_limit": 0.4, **options}
     with open_remote(address, Remote(**settings)) as suspect, pytest.raises(SuspectError) as caught:
         suspect.embed(["a"])
     return str(caught.value)
@@ -521,7 +524,7 @@ class TestOnTheWire:
             writer.write(sent)
             writer.close()
 
-        assert complaint in over_loopback(listening(handler), request_seconds=5.0)
+        assert complaint in over_loopback(listening(handler), request_limit=5.0)
 
     @pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nX-Pad: ", b"HTTP/1.1 200 OK\r\n\r\n"])
     def test_a_byte_at_a_time(self, begin: bytes, listening: Callable[[Handler], str]) -> None:
@@ -589,7 +592,7 @@ def test_verdict_counts_missing_answers(images: Any, key_of: Any) -> None:
         )
 
     server = Server(reply)
-    options = {"protocol": "json", "body": '{"images": "{images}"}', "path": "", "request_size": 2, "attempts": 1}
+    options = {"protocol": "json", "body": '{"images": "{images}"}', "answers": "", "request_size": 2, "attempts": 1}
     with server.suspect(**options) as suspect:
         key = key_of(n=8)
         verdict = verify(key, suspect, images(40), control_scores={str(i): 0.0 for i in range(99)})

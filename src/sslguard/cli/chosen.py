@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from functools import reduce
 from inspect import cleandoc
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -109,7 +110,7 @@ def _plain(settings: Any, without: tuple[str, ...], above: tuple[str, ...] = ())
             yield from _plain(value, without, (*above, field.name))
         (kind, *_) = [part for part in get_args(hint) if part is not NoneType] if NoneType in get_args(hint) else [hint]
         kind, rule = get_args(kind) if get_origin(kind) is Annotated else (kind, None)
-        if kind in (bool, int, float, str) or get_origin(kind) is Literal:
+        if kind in (bool, int, float, str, Path) or get_origin(kind) is Literal:
             yield _Option((*above, field.name), kind, value, texts.get(field.name, ""), rule)
 
 

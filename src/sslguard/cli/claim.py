@@ -220,7 +220,7 @@ def audit(
         remote: Access to encoders behind addresses.
         output: How results are printed.
     """
-    if suspect is None and remote != DEFAULT_REMOTE:
+    if suspect is None and remote.remote() is not None:
         raise UsageError("options of a suspect behind an address need --suspect: nobody else is asked in an audit")
     check(data=[data], encoders=[clean], suspect=suspect, controls=control)
     if suspect is not None:

@@ -4,89 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Group
 
-from sslguard.cli.options import Count, NotNegative, Positive, Seed
+from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.errors import UsageError
+from sslguard.files import read_plain
 from sslguard.suspects.names import PREFIXES
+from sslguard.suspects.settings import Remote
 
 if TYPE_CHECKING:
-    from sslguard.suspects.remote import Remote, RemoteSuspect
+    from sslguard.suspects.remote import RemoteSuspect
 
 REMOTE = Group("Encoder behind an address", sort_key=1)
 MAX_BODY = 1 << 20  # bytes
 
 
-@Parameter(name="*", group=REMOTE)
-@dataclass(frozen=True, kw_only=True)
-class RemoteOptions:
-    """For https://… and http://…. Fields are those of `suspects.remote.Remote`.
-
-    Attributes:
-        protocol: oip is the Open Inference Protocol V2, openai its /v1/embeddings, tei text-embeddings-inference's
-            /embed, json any other API: see --body. Images go over oip and json. By default what the address tells by
-            its end: /v1 or /embeddings, /embed, /v2/models/NAME.
-        model: The model's name there, for oip and openai.
-        binary: Numbers as bytes: tensors of oip, base64 of openai.
-        output: For oip: the tensor to read; by default the first with a row a query.
-        scale: For oip: values of images where the model takes floats; unit is [0, 1], signed [-1, 1], bytes [0, 255],
-            imagenet ImageNet's mean and deviation.
-        body: For json: what is sent, JSON or @FILE of it. The texts {text} or {texts}, {image} or {images} (base64 of
-            PNG) stand for queries; an array whose one entry holds {text} or {image} is repeated for each.
-        path: For json: where the answers are, as in data[*].embedding.
-        auth_env: Environment variable that holds the credential.
-        auth_header: Header that carries it; Authorization says Bearer before it.
-        cache: Folder that keeps answers, so that the same command goes on after an interruption.
-        budget: Queries that may be asked, asking again included; the run ends before it would ask more.
-        price: Of one query, for the cost in the result.
-        rate: Queries a second at most.
-        request_size: Queries of a request.
-        workers: Requests at a time.
-        attempts: How often a request is sent at most.
-        request_seconds: Seconds that a request may take.
-        seconds: Seconds that everything may take.
-        reask: First queries that are asked again at the end, to see whether answers change; 0 for none.
-    """
-
-    protocol: Literal["oip", "openai", "tei", "json"] | None = None
-    model: str | None = None
-    binary: bool = False
-    output: Annotated[str | None, Parameter("--output-tensor")] = None
-    scale: Literal["unit", "signed", "bytes", "imagenet"] = "unit"
-    body: str | None = None
-    path: Annotated[str | None, Parameter("--answers")] = None
-    auth_env: str | None = None
-    auth_header: str = "Authorization"
-    cache: Path | None = None
-    budget: Count | None = None
-    price: NotNegative = 0.0
-    rate: Positive | None = None
-    request_size: Count = 16
-    workers: Count = 4
-    attempts: Count = 5
-    request_seconds: Annotated[Positive, Parameter("--request-limit")] = 60.0
-    seconds: Annotated[Positive, Parameter("--time-limit")] = 86_400.0
-    reask: Seed = 4
+@options_of(Source(Remote(), REMOTE, without=("patience",)))
+class RemoteOptions(Chosen):
+    """What the user chose of the settings for asking an address."""
 
     def check(self, spec: str) -> None:
         """Raise UsageError if these options do not go with `spec`, or name a body that cannot be read."""
-        if self != RemoteOptions() and not spec.startswith(PREFIXES):
+        if self.remote() is not None and not spec.startswith(PREFIXES):
             raise UsageError("--protocol is for suspects behind an http:// or https:// address")
-        if self.body is not None:
-            _content(self.body)
 
     def remote(self) -> Remote | None:
         """Return what `open_suspect` takes, or None where no option was given."""
-        if self == RemoteOptions():
-            return None
-        from sslguard.suspects.remote import Remote
-
-        fields: dict[str, Any] = vars(self) | {"body": None if self.body is None else _content(self.body)}
-        return Remote(**fields)
+        table = self.table()
+        if "body" in table:
+            table["body"] = _content(table["body"])
+        return Remote(**table) if table else None
 
 
 DEFAULT_REMOTE = RemoteOptions()
@@ -138,10 +88,7 @@ def _content(body: str) -> str:
     """Return a body as it stands, or the content of the file behind an @."""
     if not body.startswith("@"):
         return body
-    path = Path(body[1:])
     try:
-        if not path.is_file() or path.stat().st_size > MAX_BODY:
-            raise UsageError(f"--body @FILE must name a file of at most {MAX_BODY} bytes, not {str(path)!r:.200}")
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--body {body!s:.200} cannot be read: {error!s:.200}") from error
+        return read_plain(Path(body[1:]), MAX_BODY, UsageError).decode()
+    except (UnicodeDecodeError, UsageError) as error:
+        raise UsageError(f"--body @FILE must name a file of JSON: {error!s:.300}") from error

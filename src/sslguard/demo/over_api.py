@@ -219,7 +219,7 @@ def _marked(settings: ApiSettings, progress: bool) -> Key:
 
 
 def _opened(address: str) -> RemoteSuspect:
-    options = Remote(protocol="openai", model="encoder", binary=True, request_size=64, request_seconds=120.0)
+    options = Remote(protocol="openai", model="encoder", binary=True, request_size=64, request_limit=120.0)
     return open_remote(f"{address}/v1", options)
 
 

@@ -83,10 +83,6 @@ class Counted:
     """
 
     def __init__(self, suspect: Suspect, *, budget: int | None = None, price: float = 0.0) -> None:
-        if budget is not None and budget < 0:
-            raise UsageError(f"a budget must be 0 or more queries, not {budget}")
-        if not 0 <= price < float("inf"):
-            raise UsageError(f"the price of a query must be 0 or more and finite, not {price}")
         self.suspect, self.budget, self.price = suspect, budget, price
         self.n_queries = 0
         self.n_requests = 0

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sslguard.errors import SuspectError, UsageError
+from sslguard.errors import SuspectError
 
 
 class Clock:
@@ -23,12 +23,7 @@ class Clock:
         Args:
             limit: Limit in seconds; None for no limit.
             now: Function that returns a time in seconds and never decreases; tests replace it.
-
-        Raises:
-            UsageError: The limit is not a positive number of seconds.
         """
-        if limit is not None and not 0 < limit < math.inf:
-            raise UsageError(f"a time limit must be a positive number of seconds, not {limit}")
         self.limit = limit
         self.now = now
         self._start: float | None = None

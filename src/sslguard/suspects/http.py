@@ -17,17 +17,15 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from sslguard.errors import SuspectError, UsageError
-from sslguard.settings import Checked, Count, Range
 from sslguard.suspects.base import UnansweredError
 
 if TYPE_CHECKING:
     import httpx2
 
 MAX_REDIRECTS = 3
-MAX_SECONDS = 86_400
 _AGAIN = frozenset({408, 409, 425, 429})
 _SMALLER = frozenset({400, 413, 422})
 """Statuses after which smaller requests may help: the request is too large, or the server refuses one query of it."""
@@ -40,18 +38,18 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True)
-class Limits(Checked):
+class Limits:
     """Limits of one request.
 
     Attributes:
-        seconds: Time from the start of the request to the last byte of the answer, up to 86,400.
+        seconds: Time from the start of the request to the last byte of the answer.
         answer_bytes: Size of the answer's body, decompressed.
         connections: Connections open at the same time.
     """
 
-    seconds: Annotated[float, Range(above=0, most=MAX_SECONDS)] = 60.0
-    answer_bytes: Count = 1 << 25
-    connections: Count = 16
+    seconds: float = 60.0
+    answer_bytes: int = 1 << 25
+    connections: int = 16
 
 
 @dataclass(frozen=True)

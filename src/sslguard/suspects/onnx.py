@@ -40,7 +40,8 @@ from sslguard.encoders.words import pooled
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError, first_line
 from sslguard.suspects.names import ONNX_OPTIONS
 from sslguard.suspects.onnx_files import checked_file
-from sslguard.suspects.pixels import SCALES, ImageInput, Scale
+from sslguard.suspects.pixels import SCALES, ImageInput
+from sslguard.suspects.settings import Scale
 
 Feeds = dict[str, NDArray[Any]]
 RUN_SECONDS = 600.0

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 from sslguard.data.base import Batch
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
+from sslguard.suspects.settings import Scale
 
-Scale = Literal["unit", "signed", "bytes", "imagenet"]
 BYTES = np.dtype(np.uint8)
 SCALES = cast("tuple[Scale, ...]", get_args(Scale))
 _STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {

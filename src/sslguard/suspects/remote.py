@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,8 @@ from sslguard.suspects.base import Counted, UnansweredError, checked
 from sslguard.suspects.cached import AnswerStore, Cached
 from sslguard.suspects.clock import Clock
 from sslguard.suspects.http import Credential, Exchange, Limits, checked_address
-from sslguard.suspects.pixels import SCALES, Scale
 from sslguard.suspects.protocols import OIP, TEI, IncompleteReplyError, MalformedReplyError, OpenAI, Protocol, Template
+from sslguard.suspects.settings import Remote
 from sslguard.suspects.steadiness import Steadiness
 from sslguard.suspects.wrappers import Concurrent, RateLimited, Retrying, Splitting, Tolerant
 
@@ -35,80 +34,6 @@ _PLAIN = (
     (re.compile(r"(?P<base>.*)/v2/models/(?P<model>[^/]+(/versions/[^/]+)?)(/infer)?"), "oip"),
 )
 """Paths of addresses that tell their protocol, and where in them its own path begins."""
-
-
-@dataclass(frozen=True)
-class Remote:
-    """Settings for asking a suspect behind an address.
-
-    Attributes:
-        protocol: "oip", "openai", "tei" or "json"; None if the address tells it, see `guessed`.
-        model: The model's name on the server; required by oip and openai.
-        binary: Whether to send tensors as bytes (oip), or to ask for numbers as base64 (openai).
-        output: Name of the tensor to read (oip); None reads the first with one row a query.
-        scale: Scale of images if the model takes floats (oip); see `pixels`.
-        body: Template of the request (json); see `protocols.template`.
-        path: Path to the answers (json); see `protocols.template`.
-        auth_env: Name of the environment variable that holds the credential; None sends none.
-        auth_header: Name of the header that carries the credential.
-        cache: Folder in which answers are stored; None stores none.
-        budget: Largest number of queries, repeated ones included; None for any number.
-        price: Price of one query, in a currency of the caller's choice.
-        rate: Largest number of queries a second; None for no limit.
-        request_size: Queries in one request.
-        workers: Requests at the same time.
-        attempts: Largest number of times that a request is sent.
-        patience: Number of unanswered requests in a row after which asking stops with an error.
-        request_seconds: Time limit of one request, in seconds.
-        seconds: Time limit of all requests together, in seconds; None for no limit.
-        reask: Number of first queries that are asked again at the end, to see whether answers change; 0
-            asks none again.
-    """
-
-    protocol: Literal["oip", "openai", "tei", "json"] | None = None
-    model: str | None = None
-    binary: bool = False
-    output: str | None = None
-    scale: Scale = "unit"
-    body: str | None = field(default=None, repr=False)
-    path: str | None = None
-    auth_env: str | None = None
-    auth_header: str = "Authorization"
-    cache: Path | None = None
-    budget: int | None = None
-    price: float = 0.0
-    rate: float | None = None
-    request_size: int = 16
-    workers: int = 4
-    attempts: int = 5
-    patience: int = 8
-    request_seconds: float = 60.0
-    seconds: float | None = 86_400.0
-    reask: int = 4
-
-    def spoken(self) -> Protocol:
-        """Return the protocol with its settings.
-
-        Raises:
-            UsageError: A setting is missing, or does not belong to this protocol.
-        """
-        if self.protocol == "json":
-            if self.body is None or self.path is None:
-                raise UsageError("--protocol json needs --body, the request, and --answers, the path to the answers")
-            return Template(self.body, self.path)
-        if self.body is not None or self.path is not None:
-            raise UsageError(f"--body and --answers are for --protocol json, not {self.protocol}")
-        if self.protocol == "tei":
-            return TEI()
-        if self.model is None:
-            raise UsageError(f"--protocol {self.protocol} needs --model, the model's name on the server")
-        if self.scale not in SCALES:
-            raise UsageError(f"--scale must be one of {', '.join(SCALES)}, not {self.scale!r:.80}")
-        if self.protocol == "openai":
-            return OpenAI(self.model, "base64" if self.binary else "float")
-        if self.protocol == "oip":
-            return OIP(self.model, self.binary, self.scale, self.output)
-        raise UsageError(f"--protocol must be oip, openai, tei or json, not {self.protocol!r:.80}")
 
 
 def guessed(address: str, options: Remote | None) -> tuple[str, Remote]:
@@ -273,12 +198,12 @@ def open_remote(
         SuspectError: The server does not give usable metadata.
     """
     address, options = guessed(address, options)
-    protocol = options.spoken()
+    protocol = spoken(options)
     credential = None
     if options.auth_env is not None:
         credential = Credential.from_environment(options.auth_env, options.auth_header)
-    limits = Limits(seconds=options.request_seconds, connections=options.workers)
-    clock = Clock(options.seconds)
+    limits = Limits(seconds=options.request_limit, connections=options.workers)
+    clock = Clock(options.time_limit)
     exchange = Exchange(address, credential=credential, limits=limits, transport=transport)
     try:
         protocol.begin(exchange)
@@ -291,3 +216,24 @@ def open_remote(
     except BaseException:
         exchange.close()
         raise
+
+
+def spoken(options: Remote) -> Protocol:
+    """Return the protocol that is named, with its settings.
+
+    Raises:
+        UsageError: A setting is missing, or does not belong to this protocol.
+    """
+    if options.protocol == "json":
+        if options.body is None or options.answers is None:
+            raise UsageError("--protocol json needs --body, the request, and --answers, the path to the answers")
+        return Template(options.body, options.answers)
+    if options.body is not None or options.answers is not None:
+        raise UsageError(f"--body and --answers are for --protocol json, not {options.protocol}")
+    if options.protocol == "tei":
+        return TEI()
+    if options.model is None:
+        raise UsageError(f"--protocol {options.protocol} needs --model, the model's name on the server")
+    if options.protocol == "openai":
+        return OpenAI(options.model, "base64" if options.binary else "float")
+    return OIP(options.model, options.binary, options.scale, options.output_tensor)

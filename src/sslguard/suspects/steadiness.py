@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sslguard.data.base import Batch, as_batch
 from sslguard.encoders.base import Embedder
-from sslguard.errors import SuspectError, UsageError
+from sslguard.errors import SuspectError
 
 Answers = NDArray[np.floating]
 TOLERANCE = 0.01
@@ -66,8 +66,6 @@ class Steadiness:
             again: Embedder to ask again. It must not answer from a cache.
             n: Number of first queries to keep, at least 0.
         """
-        if n < 0:
-            raise UsageError(f"the number of queries that are asked again must be at least 0, not {n}")
         self._asked, self.n = again, n
         self.noise: Agreement | None = None
         self.again: Agreement | None = None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder, Suspect
-from sslguard.errors import SuspectError, UsageError
+from sslguard.errors import SuspectError
 from sslguard.suspects.base import UnansweredError
 from sslguard.suspects.clock import Clock
 
@@ -35,8 +35,6 @@ class RateLimited:
     """
 
     def __init__(self, embedder: Embedder, per_second: float, clock: Clock) -> None:
-        if not 0 < per_second < float("inf"):
-            raise UsageError(f"a rate must be a positive number of queries a second, not {per_second}")
         self.embedder, self.per_second, self.clock = embedder, per_second, clock
         self._free = clock.now()
         self._lock = threading.Lock()
@@ -67,10 +65,6 @@ class Retrying:
     def __init__(
         self, embedder: Embedder, clock: Clock, *, attempts: int = 5, first: float = 0.5, most: float = 60.0
     ) -> None:
-        if attempts < 1:
-            raise UsageError(f"attempts must be at least 1, not {attempts}")
-        if not 0 <= first <= most:
-            raise UsageError(f"first must lie in [0, most] seconds, not be {first} with most={most}")
         self.embedder, self.clock = embedder, clock
         self.attempts, self.first, self.most = attempts, first, most
         self.n_again = 0
@@ -178,8 +172,6 @@ class Tolerant:
     """
 
     def __init__(self, embedder: Embedder, *, width: int | None = None, patience: int = 8) -> None:
-        if patience < 1:
-            raise UsageError(f"patience must be at least 1 batch, not {patience}")
         self.embedder, self.width, self.patience = embedder, width, patience
         self._failures = 0
         self._lock = threading.Lock()
@@ -218,8 +210,6 @@ class Concurrent:
     """
 
     def __init__(self, embedder: Embedder, *, size: int = 16, workers: int = 4) -> None:
-        if size < 1 or workers < 1:
-            raise UsageError(f"size and workers must be at least 1, not {size} and {workers}")
         self.embedder, self.size, self.workers = embedder, size, workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sslguard-suspect")
         self._begun = False

@@ -22,8 +22,9 @@ from sslguard.data.base import Batch
 from sslguard.errors import SuspectError, UsageError
 from sslguard.suspects.base import MAX_WIDTH, UnansweredError
 from sslguard.suspects.http import Call, Exchange, Reply
-from sslguard.suspects.pixels import ImageInput, Scale
+from sslguard.suspects.pixels import ImageInput
 from sslguard.suspects.protocols.base import MalformedReplyError, Protocol, json_call, member, read_json, shown, texts
+from sslguard.suspects.settings import Scale
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 DTYPES: dict[str, np.dtype[Any]] = {
