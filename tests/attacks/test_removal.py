@@ -13,17 +13,15 @@ from torch import nn
 from helpers.command_line import interrupt_at
 from sslguard.attacks import removal
 from sslguard.attacks.removal import FineTune, Overwrite, Prune, Removal, SelfSupervised
-from sslguard.attacks.stealing import Distil, Stealing, grid, recipes
+from sslguard.attacks.stealing import Distil, Stealing, recipes
 from sslguard.crypto.secrets import Secret
 from sslguard.data.sources import ArrayData
-from sslguard.encoders.architectures import SMALL
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import DataError, UsageError
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.sslguard.scheme import SSLGuard
-from sslguard.training.augmentation import MILD
 from sslguard.training.base import Loop
 from sslguard.training.loop import run
 from sslguard.training.pretraining import Pretraining
@@ -162,29 +160,6 @@ class TestStealing:
         assert len({recipe.architecture for recipe in chosen.values()}) >= 4
         assert all(recipe.steps in (10, 20) for recipe in chosen.values())
         assert len({repr(recipe) for recipe in chosen.values()}) == len(chosen)
-
-    def test_the_grid_crosses_losses_views_and_students(self):
-        thieves = grid(steps=10)
-        assert len(thieves) == 24
-        assert len({repr(recipe) for recipe in thieves.values()}) == 24
-        widths = {"same": 128, "narrower": 64, "wider": 192}
-        for name, recipe in thieves.items():
-            loss, views, size = name.split("-")
-            assert (recipe.loss, recipe.steps) == (loss, 10)
-            assert recipe.augmentation == {"plain": None, "augmented": MILD}[views]
-            assert SMALL[recipe.architecture][1] == widths.get(size, SMALL[recipe.architecture][1])
-            assert recipe.architecture.startswith("resnet") is (size != "other")
-
-    def test_one_choice_of_the_grid_changes_one_setting(self):
-        thieves = grid()
-        one, other = thieves["mse-plain-same"], thieves["mse-plain-wider"]
-        assert replace(one, architecture=other.architecture) == other
-        assert replace(one, loss="infonce", augmentation=MILD) == thieves["infonce-augmented-same"]
-
-    def test_the_grid_takes_other_students(self):
-        assert set(grid(students={"tiny": "plain-small"})) == {
-            f"{loss}-{views}-tiny" for loss in ("cosine", "mse", "infonce") for views in ("plain", "augmented")
-        }
 
     def test_the_population_s_thieves_keep_their_names(self):
         # The shipped controls were made by them.

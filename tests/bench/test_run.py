@@ -38,8 +38,8 @@ from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
 from sslguard.probes import probe_encoder
 from sslguard.report.charts import LIGHT
-from sslguard.schemes.peers.base import as_bytes
 from sslguard.schemes.peers.rotation import RotationTask
+from sslguard.schemes.queries import as_bytes
 from sslguard.schemes.registry import build_scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.distillation import DistillationTask

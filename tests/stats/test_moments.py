@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import doctest
 import math
 import pickle
@@ -80,40 +79,17 @@ def test_the_textbook_formula_would_fail_this() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 200), max_size=6), st.lists(st.integers(0, 2), min_size=7, max_size=7), st.randoms())
-def test_any_split_order_and_number_of_workers(cuts: list[int], owners: list[int], shuffle) -> None:  # type: ignore[no-untyped-def]
+@given(st.lists(st.integers(0, 200), max_size=6), st.randoms())
+def test_any_split_and_order(cuts: list[int], shuffle) -> None:  # type: ignore[no-untyped-def]
     data = rows(200, seed=1, offset=1e4)
     parts = list(zip(*(np.split(a, sorted(cuts)) for a in data), strict=True))
     shuffle.shuffle(parts)
-    workers = [Moments(D, K, M) for _ in range(3)]
-    for part, owner in zip(parts, owners, strict=False):
-        workers[owner].update(*part)
-    total = workers[2] + (workers[0] + workers[1])
+    total = Moments(D, K, M)
+    for part in parts:
+        total.update(*part)
     assert total.n == 200
     assert_same(total, data, 1e-9)
-
-
-def test_addition_leaves_its_operands_alone_and_has_a_zero() -> None:
-    data = rows(50)
-    left, right = gathered(*(a[:20] for a in data)), gathered(*(a[20:] * 1e9 for a in data))
-    before = copy.deepcopy((left.to_arrays(), right.to_arrays()))
-    total = left + right
-    for moments, arrays in zip((left, right), before, strict=True):
-        for name, array in moments.to_arrays().items():
-            np.testing.assert_array_equal(array, arrays[name])
-    empty = Moments(D, K, M)
-    for same in (total + empty, empty + total):
-        for name, array in same.to_arrays().items():
-            np.testing.assert_array_equal(array, total.to_arrays()[name])
-    total.update(*data)
-    assert (left.n, right.n, total.n) == (20, 30, 100)
-
-
-def test_only_moments_of_one_size_can_be_added() -> None:
-    with pytest.raises(UsageError, match="different sizes"):
-        Moments(D, K, M) + Moments(D, K, M + 1)
-    with pytest.raises(TypeError):
-        Moments(D, K, M) + 1  # type: ignore[operator]
+    assert repr(total) == f"Moments(dim={D}, n_features={K}, width={M}, n=200)"
 
 
 @pytest.mark.parametrize("power", [-1000, -500, 0, 500, 1000])
@@ -133,12 +109,12 @@ def test_answers_of_every_size_neither_overflow_nor_become_nan(sizes: tuple[floa
     g = np.vstack((g[:20] * sizes[0], g[20:] * sizes[1]))
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         once = gathered(h, phi, g, [20])
-        added = gathered(h[:20], phi[:20], g[:20]) + gathered(h[20:], phi[20:], g[20:])
-        for moments in (once, added):
+        whole = gathered(h, phi, g)
+        for moments in (once, whole):
             for a, b in [*PAIRS, ("standard", "standard"), ("phi", "standard")]:
                 assert np.isfinite(moments.covariance(a, b)).all()  # type: ignore[arg-type]
             assert 0 < moments.covariance("g", "g").max() <= 1
-    np.testing.assert_allclose(once.covariance("g", "g"), added.covariance("g", "g"), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(once.covariance("g", "g"), whole.covariance("g", "g"), rtol=1e-12, atol=1e-15)
 
 
 def test_columns_of_very_different_size_keep_their_correlation() -> None:
@@ -168,8 +144,7 @@ def test_missing_answers_are_rows_of_zeros_and_count() -> None:
 def test_a_constant_column_has_moments_of_exactly_zero(value: float) -> None:
     h, phi, g = rows(2500)
     g[:] = value * np.arange(1, M + 1) if abs(value) < 1e299 else value
-    one, other = gathered(h[:1201], phi[:1201], g[:1201], [1, 77]), gathered(h[1201:], phi[1201:], g[1201:], [900])
-    total = one + other
+    total = gathered(h, phi, g, [1, 77, 1201, 2101])
     for block in ("h", "phi", "g", "unit", "standard"):
         assert not total.covariance(block, "g").any()  # type: ignore[arg-type]
         assert not total.covariance(block, "standard").any()  # type: ignore[arg-type]
@@ -202,53 +177,6 @@ def test_rows_are_multiplied_in_blocks_not_one_by_one(monkeypatch: pytest.Monkey
     assert len(calls) <= 1 + math.ceil(10_000 / 1024)
 
 
-def test_storage_returns_the_same_moments_and_shares_nothing(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    data = rows(100)
-    moments = gathered(*(a[:60] for a in data))
-    np.savez(tmp_path / "moments.npz", **moments.to_arrays())
-    with np.load(tmp_path / "moments.npz", allow_pickle=False) as stored:
-        arrays = {name: np.asfortranarray(stored[name]) for name in stored}
-    again = Moments.from_arrays(arrays)
-    kept = {name: array.copy() for name, array in arrays.items()}
-    for part in (moments, again):
-        part.update(*(a[60:] for a in data))
-    for name, array in again.to_arrays().items():
-        np.testing.assert_array_equal(array, moments.to_arrays()[name])
-        np.testing.assert_array_equal(arrays[name], kept[name])
-    assert repr(again) == f"Moments(dim={D}, n_features={K}, width={M}, n=100)"
-    assert Moments.from_arrays(Moments(D, K, M).to_arrays()).n == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "complaint"),
-    [
-        ("sizes", lambda a: a[:3], "four whole numbers"),
-        ("sizes", lambda a: a.astype(float), "four whole numbers"),
-        ("sizes", lambda a: a * [-1, 1, 1, 1], "four whole numbers"),
-        ("sizes", lambda a: a * [0, 1, 1, 1], "must be 0"),
-        ("sizes", lambda a: np.add(a, [0, 2**50, 0, 0]), "shape"),
-        ("sizes", lambda a: np.add(a, [0, -D, K + 2, 0]), "dim must be at least 1"),
-        ("mean", lambda a: a * np.nan, "finite"),
-        ("mean", lambda a: a[1:], "shape"),
-        ("exponents", lambda a: a + 5000, "between -1100 and 1100"),
-        ("exponents", lambda a: a * 1.0, "whole numbers"),
-        ("scatter", lambda a: a + np.triu(a, 1), "symmetric"),
-        ("scatter", lambda a: -a, "not negative"),
-        ("scatter", lambda a: a[1:], "symmetric matrix"),
-        ("scatter", lambda a: a * np.inf, "finite"),
-        ("scatter", lambda a: np.array([["a"]]), "matrix of numbers"),
-    ],
-)
-def test_stored_moments_that_cannot_be(name: str, change, complaint: str) -> None:  # type: ignore[no-untyped-def]
-    arrays = gathered(*rows(30)).to_arrays()
-    Moments.from_arrays(arrays)
-    with pytest.raises(UsageError, match=complaint):
-        Moments.from_arrays({**arrays, name: change(arrays[name])})
-    del arrays[name]
-    with pytest.raises(UsageError, match=f"lack {name}"):
-        Moments.from_arrays(arrays)
-
-
 @pytest.mark.parametrize(
     ("place", "change", "complaint"),
     [
@@ -264,13 +192,14 @@ def test_stored_moments_that_cannot_be(name: str, change, complaint: str) -> Non
 )
 def test_a_refused_batch_adds_nothing(place: int, change, complaint: str) -> None:  # type: ignore[no-untyped-def]
     moments = gathered(*rows(9))
-    before = moments.to_arrays()
+    before = [covariance(moments, *pair) for pair in PAIRS]
     batch = list(rows(9, seed=1))
     batch[place] = change(batch[place])
     with pytest.raises(UsageError, match=complaint):
         moments.update(*batch)
-    for name, array in moments.to_arrays().items():
-        np.testing.assert_array_equal(array, before[name])
+    assert moments.n == 9
+    for pair, known in zip(PAIRS, before, strict=True):
+        np.testing.assert_array_equal(covariance(moments, *pair), known)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, -1, 1), (1, 1, 1.5), (1, 1, "many")])

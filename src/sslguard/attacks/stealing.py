@@ -6,10 +6,7 @@ called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
-from types import MappingProxyType
 from typing import Any
 
 from sslguard.attacks.base import Stealing
@@ -18,7 +15,7 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.training.augmentation import VIEWS as CONTRASTED
 from sslguard.training.augmentation import Augmentation
 from sslguard.training.distillation import distil
-from sslguard.training.recipes import Distillation, Loss, augmented
+from sslguard.training.recipes import Distillation, augmented
 
 
 @dataclass(frozen=True)
@@ -110,17 +107,6 @@ class RDA(Distilling):
     recipe: Distillation = field(default_factory=_rda)
 
 
-STUDENTS: Mapping[str, str] = MappingProxyType(
-    {
-        "same": "resnet-small",
-        "narrower": "resnet-narrow",
-        "wider": "resnet-wide",
-        "other": "separable-small",
-    }
-)
-"""Student architectures, named by how they compare to `pretrain`'s default architecture."""
-
-
 def recipes(steps: int = 600) -> dict[str, Distillation]:
     """Return the thieves of the result tables, by name. They differ in loss, augmentation, width and architecture.
 
@@ -138,21 +124,3 @@ def recipes(steps: int = 600) -> dict[str, Distillation]:
         "plain": replace(mse, architecture="plain-small", steps=2 * steps),
         "separable-augmented": augmented(replace(mse, architecture="separable-small", steps=2 * steps)),
     }
-
-
-def grid(steps: int = 600, *, students: Mapping[str, str] = STUDENTS) -> dict[str, Distillation]:
-    """Return every thief of {cosine, mse, infonce} × {plain, augmented} × `students`.
-
-    Names are such as "mse-augmented-wider". The thieves differ in nothing else, so that the difference between two of
-    them shows the effect of one choice. In `recipes`, unlike students train longer.
-
-    Args:
-        steps: Optimiser steps of each thief.
-        students: Architectures, keyed by the last part of the name.
-    """
-    losses: tuple[Loss, ...] = ("cosine", "mse", "infonce")
-    found = {}
-    for loss, views, (size, architecture) in product(losses, ("plain", "augmented"), students.items()):
-        recipe = Distillation(architecture=architecture, loss=loss, steps=steps)
-        found[f"{loss}-{views}-{size}"] = augmented(recipe) if views == "augmented" else recipe
-    return found

@@ -46,7 +46,8 @@ from sslguard.schemes.base import Key, Watermarked
 from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key, save_key
-from sslguard.schemes.peers.base import QUERY_BATCH, Peer, as_bytes
+from sslguard.schemes.peers.base import Peer
+from sslguard.schemes.queries import QUERY_BATCH, as_bytes
 from sslguard.schemes.registry import build_scheme
 from sslguard.training.pretraining import new_encoder
 from sslguard.training.processes import is_first_process, shared

@@ -1,4 +1,4 @@
-"""Streaming, mergeable second moments of clean embeddings, secret features and a suspect's answers.
+"""Streaming second moments of clean embeddings, secret features and a suspect's answers.
 
 They are all that a linear witness of the exact test needs of the data. The answers themselves are dropped, so memory
 does not grow with the number of queries. Other directions on the same features need no new query.
@@ -6,8 +6,7 @@ does not grow with the number of queries. Other directions on the same features 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,11 +60,10 @@ class Moments:
     Examples:
         >>> import numpy as np
         >>> from sslguard.stats.moments import Moments
-        >>> first, second = Moments(1, 1, 1), Moments(1, 1, 1)
-        >>> first.update(h=[[1.0], [2.0]], phi=[[0.5], [-0.5]], g=[[3.0], [4.0]])
-        >>> second.update(h=[[3.0]], phi=[[0.0]], g=[[5.0]])
-        >>> both = first + second
-        >>> both.n, both.covariance("h", "g").item() * 2.0 ** (both.exponent("h") + both.exponent("g"))
+        >>> moments = Moments(1, 1, 1)
+        >>> moments.update(h=[[1.0], [2.0]], phi=[[0.5], [-0.5]], g=[[3.0], [4.0]])
+        >>> moments.update(h=[[3.0]], phi=[[0.0]], g=[[5.0]])
+        >>> moments.n, moments.covariance("h", "g").item() * 2.0 ** (moments.exponent("h") + moments.exponent("g"))
         (3, 0.6666666666666666)
     """
 
@@ -116,26 +114,6 @@ class Moments:
             self._waiting.append(batch)
             self.n += len(batch)
 
-    def __add__(self, other: Moments) -> Moments:
-        """Return the moments of the queries of both.
-
-        Raises:
-            UsageError: The sizes differ.
-        """
-        if not isinstance(other, Moments):
-            return NotImplemented
-        if self._sizes() != other._sizes():
-            raise UsageError(f"moments of different sizes cannot be added: {self!r} and {other!r}")
-        total, part = self._copy(), other._copy()
-        exponents = np.maximum(total._exponents, part._exponents)
-        total._change_units(exponents)
-        part._change_units(exponents)
-        total._scatter += part._scatter
-        step = total._join(part.n, part._mean)
-        total._scatter += np.outer(step, step)
-        total.n = total._absorbed
-        return total
-
     def covariance(self, rows: Block, columns: Block) -> NDArray[np.float64]:
         """Return the covariance of two blocks of columns, divided by n.
 
@@ -168,49 +146,6 @@ class Moments:
         self._absorb()
         return 0 if block == "standard" else int(self._exponents[self._span(block)].max())
 
-    def to_arrays(self) -> dict[str, NDArray[np.float64] | NDArray[np.int64] | NDArray[np.int32]]:
-        """Return everything for storage: `sizes` (n, d, K, m), `exponents` (p,), `mean` (p,), `scatter` (p, p)."""
-        self._absorb()
-        return {
-            "sizes": np.array([self.n, *self._sizes()], dtype=np.int64),
-            "exponents": self._exponents.copy(),
-            "mean": self._mean.copy(),
-            "scatter": _mirrored(self._scatter),
-        }
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Self:
-        """Return the moments that `to_arrays` came from.
-
-        Args:
-            arrays: What `to_arrays` returned.
-
-        Raises:
-            UsageError: An array is missing, or is not what moments can have.
-        """
-        missing = {"sizes", "exponents", "mean", "scatter"} - set(arrays)
-        if missing:
-            raise UsageError(f"stored moments lack {', '.join(sorted(missing))}")
-        sizes, exponents = np.asarray(arrays["sizes"]), np.asarray(arrays["exponents"])
-        if sizes.shape != (4,) or sizes.dtype.kind not in "iu" or sizes.min() < 0 or sizes.max() > 2**53:
-            raise UsageError(f"sizes of stored moments must be four whole numbers n, d, K, m, not {sizes!r}")
-        n, dim, n_features, width = (int(size) for size in sizes)
-        columns = dim + n_features + 2 * width
-        mean = finite_matrix("mean of stored moments", np.asarray(arrays["mean"])[None], columns=columns)[0]
-        scatter = finite_matrix("scatter of stored moments", arrays["scatter"], columns=columns)
-        whole = exponents.dtype.kind in "iu" and exponents.shape == (columns,)
-        if not whole or exponents.min() < _NO_EXPONENT or exponents.max() > -_NO_EXPONENT:
-            raise UsageError(f"exponents of stored moments must be {columns} whole numbers between -1100 and 1100")
-        if scatter.shape != (columns, columns) or (scatter != scatter.T).any() or (np.diag(scatter) < 0).any():
-            raise UsageError(f"scatter of stored moments must be a symmetric matrix of {columns} rows, not negative")
-        if n == 0 and (mean.any() or scatter.any()):
-            raise UsageError("stored moments of no queries must be 0")
-        moments = cls(dim, n_features, width)
-        moments.n = moments._absorbed = n
-        moments._mean, moments._scatter = mean.copy(), np.array(scatter, order="F")
-        moments._exponents = exponents.astype(np.int32)
-        return moments
-
     def _absorb(self) -> None:
         """Add the batches that wait."""
         if not self._waiting:
@@ -232,12 +167,10 @@ class Moments:
         self._scatter = dsyrk(1.0, scaled.T, beta=1.0, c=self._scatter, overwrite_c=1)
 
     def _join(self, n: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Add the count and mean of a part in the same units.
+        """Add the count and mean of a batch in the same units.
 
         Return the vector whose outer product must still be added to the scatter.
         """
-        if n == 0:
-            return np.zeros_like(mean)
         step = mean - self._mean
         weight = np.sqrt(self._absorbed / (self._absorbed + n)) * np.sqrt(n)
         self._absorbed += n
@@ -252,17 +185,6 @@ class Moments:
         self._mean *= factor
         self._scatter *= factor
         self._scatter *= factor[:, None]
-
-    def _copy(self) -> Moments:
-        self._absorb()
-        copy = Moments(*self._sizes())
-        copy.n = copy._absorbed = self.n
-        copy._exponents, copy._mean = self._exponents.copy(), self._mean.copy()
-        copy._scatter = self._scatter.copy(order="F")
-        return copy
-
-    def _sizes(self) -> tuple[int, int, int]:
-        return self.dim, self.n_features, self.width
 
     def _span(self, block: Block) -> slice:
         ends = np.cumsum((0, self.dim, self.n_features, self.width, self.width))

@@ -16,17 +16,6 @@ from numpy.typing import NDArray
 
 from sslguard.errors import RefusedError, UsageError
 from sslguard.stats.arguments import count, finite, finite_vector
-from sslguard.stats.corrections import bonferroni, holm
-
-__all__ = [
-    "Significance",
-    "bonferroni",
-    "check_floor",
-    "control_rank_test",
-    "holm",
-    "rejects",
-    "supports",
-]
 
 # Kinds of null by their names in JSON, and whether each consists of controls.
 _OF_CONTROLS = {"exact": False, "controls": True}
@@ -171,36 +160,13 @@ def control_rank_test(
     )
 
 
-def supports(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
-    """Return whether this null can reach the level `alpha` at all, each of `n_claims` claims at alpha / n_claims.
+def rejects(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
+    """Return whether innocence is rejected at level `alpha`, each of `n_claims` claims at alpha / n_claims.
 
     Args:
         significance: Result of a test.
         alpha: Level of the test, 0 < alpha < 1.
         n_claims: How many claims share the level (Bonferroni), at least 1.
-
-    Returns:
-        Whether floor ≤ alpha / n_claims. Where this is false, "not shown" would say nothing about the suspect.
-
-    Raises:
-        UsageError: `alpha` or `n_claims` is out of range.
-
-    Examples:
-        >>> from sslguard.stats.significance import control_rank_test, supports
-        >>> result = control_rank_test(1.0, [0.0] * 99, n_queries=1)
-        >>> supports(result, 0.01), supports(result, 0.001), supports(result, 0.01, n_claims=2)
-        (True, False, False)
-    """
-    return significance.floor <= _level(alpha, n_claims) * (1 + _RELATIVE_SLACK)
-
-
-def rejects(significance: Significance, alpha: float, *, n_claims: int = 1) -> bool:
-    """Return whether innocence is rejected at level `alpha`, each of `n_claims` claims at alpha / n_claims.
-
-    Args:
-        significance: As in `supports`.
-        alpha: As in `supports`.
-        n_claims: As in `supports`.
 
     Returns:
         Whether p ≤ alpha / n_claims, decided on logarithms: `pvalue` may be off by its last bit.
@@ -224,8 +190,8 @@ def check_floor(floor: float, alpha: float, *, n_claims: int = 1, n_controls: in
 
     Args:
         floor: The smallest p-value that the null can give; 1/(n + 1) for n controls.
-        alpha: As in `supports`.
-        n_claims: As in `supports`.
+        alpha: As in `rejects`.
+        n_claims: As in `rejects`.
         n_controls: How many controls the null is made of, 0 for an exact one; the message says how many are needed.
 
     Raises:

@@ -300,7 +300,7 @@ class TestKey:
             marked.key.statistic([parts[0], np.ones((72, 3))], asked)
 
     def test_too_few_items(self, marked, images):
-        with pytest.raises(UsageError, match="asks 200 queries, but"):
+        with pytest.raises(UsageError, match="asks about 200 items, but"):
             list(marked.key.queries(images(199)))
 
     def test_comes_back_from_its_folder(self, marked, asked, tmp_path):

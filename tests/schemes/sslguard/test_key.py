@@ -38,9 +38,9 @@ class TestStatistic:
     @pytest.mark.parametrize(
         ("answers", "message"),
         [
-            ([np.ones((4, 3))], r"takes answers of width 2, but the suspect's have shape \(4, 3\)"),
-            ([np.ones((2, 2)), np.ones((2, 1))], "width 2"),
-            ([np.ones(4)], "width 2"),
+            ([np.ones((4, 3))], "vectors of width 2, but the suspect's have width 3"),
+            ([np.ones((2, 2)), np.ones((2, 1))], "no rows of one width"),
+            ([np.ones(4)], "no rows of one width"),
             ([np.ones((3, 2))], "asks 4 queries, but 3 answers came"),
             ([np.ones((5, 2))], "asks 4 queries, but 5 answers came"),
             ([], "no answers"),
@@ -88,7 +88,7 @@ class TestQueries:
         assert len(torch.unique(one, dim=0)) == 200
 
     def test_too_few_images(self, images, key_of):
-        with pytest.raises(UsageError, match=r"asks 4 queries, but noise-0-3 has only 3 items"):
+        with pytest.raises(UsageError, match=r"asks about 4 items, but noise-0-3 has only 3"):
             list(key_of().queries(images(3)))
 
     def test_a_key_shows_no_secret(self, key_of):

@@ -27,13 +27,13 @@ from sslguard.schemes.exact.bank import Array, Bank, draw_gaussian, on_sphere
 from sslguard.schemes.exact.features import input_statistics
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.settings import MAX_SUB_KEYS
+from sslguard.schemes.queries import QUERY_BATCH, asked, drawn
 from sslguard.stats.corrections import bonferroni
 from sslguard.stats.direction import SECRET_BITS, direction_test
 from sslguard.stats.moments import Moments, unit_rows
 from sslguard.stats.significance import Significance
 from sslguard.stats.witness import witnesses
 
-QUERY_BATCH = 128
 # Numbers of clean embeddings that are kept between two suspects: 1 GiB.
 KEPT_NUMBERS = 1 << 28
 MAX_COLUMNS, FOLDED = 4096, 2048
@@ -127,17 +127,9 @@ class ExactKey(Key):
         return replace(self, secret=secret, bank=bank, sub_keys=1, whole_bank=whole, _embedded={})
 
     def queries(self, data: Data) -> Iterator[Batch]:
-        """Yield items of `data` as they are, ≤ 128 at a time: nothing marks them as queries."""
-        n = self.n_queries
-        if len(data) < n:
-            raise UsageError(f"this key asks {n} queries, but {data.spec} has only {len(data)} items")
-        order = self.secret.stream("queries", self.context).permutation(len(data))[:n]
-        for start in range(0, n, QUERY_BATCH):
-            batch = data.take(order[start : start + QUERY_BATCH])
-            pictures = isinstance(self.clean.preprocess, ImagePreprocess)  # other floats are no bytes
-            if isinstance(batch, Tensor) and batch.is_floating_point() and pictures:
-                batch = (batch * 255).round().to(torch.uint8)
-            yield batch
+        """Yield items of `data`, ≤ 128 at a time: nothing marks them as queries."""
+        pictures = isinstance(self.clean.preprocess, ImagePreprocess)
+        return asked(data, drawn(self.secret.stream("queries", self.context), data, self.n_queries), pictures=pictures)
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
         """Return the statistic of the exact test with its p-value; see `Key.statistic`."""

@@ -7,24 +7,22 @@ as a benchmark does and are not kept in files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Encoder
-from sslguard.errors import SuspectError, UsageError
+from sslguard.errors import UsageError
 from sslguard.schemes.base import Key, Scheme
+from sslguard.schemes.queries import asked, drawn
 
 Array = NDArray[np.float64]
-
-QUERY_BATCH = 128
 
 
 class PeerKey(Key):
@@ -71,7 +69,7 @@ class ComparingKey(PeerKey):
 
     def queries(self, data: Data) -> Iterator[Batch]:
         """Yield the queries in order, batch by batch."""
-        return asked(data, drawn(self.secret, self.scheme, data, self.n))
+        return asked(data, drawn(self.secret.stream(self.scheme, data.spec.encode()), data, self.n))
 
     def own(self, data: Data) -> Array:
         """Return the clean encoder's answers to the queries, (n, d); the last set's are kept."""
@@ -80,56 +78,6 @@ class ComparingKey(PeerKey):
             self._embedded.clear()
             self._embedded[data.spec] = np.concatenate(answers).astype(np.float64)
         return self._embedded[data.spec]
-
-
-def drawn(secret: Secret, name: str, data: Data, n: int) -> NDArray[np.int64]:
-    """Draw `n` different items of `data` by the secret's stream `name`.
-
-    Raises:
-        UsageError: There are fewer.
-    """
-    if len(data) < n:
-        raise UsageError(f"this key asks {n} items, but {data.spec} has only {len(data)}")
-    return secret.stream(name, data.spec.encode()).permutation(len(data))[:n]
-
-
-def asked(data: Data, order: Sequence[int] | NDArray[np.integer]) -> Iterator[Batch]:
-    """Yield items of `data` in this order, ≤ 128 at a time, images of one size as bytes."""
-    for start in range(0, len(order), QUERY_BATCH):
-        batch = data.take(order[start : start + QUERY_BATCH])
-        yield as_bytes(batch) if isinstance(batch, Tensor) else batch
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Convert images to uint8; floats from [0, 1]."""
-    return (images * 255).round().to(torch.uint8) if images.is_floating_point() else images
-
-
-def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | None = None) -> Array:
-    """Return all answers, float64 (n, m).
-
-    Args:
-        answers: Batch by batch.
-        n: How many there must be.
-        width: M where the scheme can only score answers of the owner's width.
-
-    Raises:
-        SuspectError: The answers are not finite, of changing or another width, or not as many as the queries.
-    """
-    parts = [np.asarray(part, dtype=np.float64) for part in answers]
-    if not parts or any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
-        raise SuspectError("the suspect gave no answers, or answers that are no rows of one width")
-    rows = np.concatenate(parts)
-    if len(rows) != n:
-        raise SuspectError(f"this key asks {n} queries, but {len(rows)} answers came")
-    if width is not None and rows.shape[1] != width:
-        raise SuspectError(
-            f"this key compares answers with vectors of width {width}, but the suspect's have width {rows.shape[1]}: "
-            "this scheme cannot score it"
-        )
-    if not np.isfinite(rows).all():
-        raise SuspectError("the suspect answered with values that are not finite")
-    return rows
 
 
 def log2_pvalue(pvalue: float) -> float:

@@ -36,8 +36,9 @@ from sslguard.data.specs import open_data
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Score, Watermarked
-from sslguard.schemes.peers.base import Array, Peer, PeerKey, asked, drawn, gathered, log2_pvalue
+from sslguard.schemes.peers.base import Array, Peer, PeerKey, log2_pvalue
 from sslguard.schemes.peers.mixture import Mixture
+from sslguard.schemes.queries import asked, drawn, gathered
 from sslguard.settings import Count, Range
 from sslguard.stats.moments import unit_rows
 
@@ -71,7 +72,7 @@ class DatasetInference(Peer):
     def watermark(self, clean: Encoder, data: Data, *, secret: Secret, **loop: Any) -> Watermarked:  # noqa: ARG002
         """Return F unchanged, and a key that holds members of its pre-training data. See `Scheme.watermark`."""
         members = self._members(clean, data)
-        order = drawn(secret, "members", members, self.n_fit + self.n_tested)
+        order = drawn(secret.stream("members", members.spec.encode()), members, self.n_fit + self.n_tested)
         return Watermarked(clean, DatasetInferenceKey(secret, self, members, order))
 
     def _members(self, clean: Encoder, data: Data) -> Data:
@@ -106,7 +107,7 @@ class DatasetInferenceKey(PeerKey):
         """Yield members, then unseen items of `data`. Raise UsageError where it overlaps the pre-training data."""
         if shared := overlap(self.members, data):
             raise UsageError(f"{data.spec} must be unseen, but shares {shared} items with {self.members.spec}")
-        unseen = drawn(self.secret, "unseen", data, self.settings.n_tested)
+        unseen = drawn(self.secret.stream("unseen", data.spec.encode()), data, self.settings.n_tested)
         return chain(asked(self.members, self.order), asked(data, unseen))
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:  # noqa: ARG002

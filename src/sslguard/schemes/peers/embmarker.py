@@ -47,8 +47,9 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Score, Watermarked
-from sslguard.schemes.peers.base import QUERY_BATCH, Array, Peer, PeerKey, drawn, gathered, log2_pvalue
+from sslguard.schemes.peers.base import Array, Peer, PeerKey, log2_pvalue
 from sslguard.schemes.peers.words import CELLS, Word, frequencies, painted, words_of
+from sslguard.schemes.queries import QUERY_BATCH, drawn, gathered
 from sslguard.settings import Count, NotNegative, Range
 from sslguard.stats.moments import unit_rows
 
@@ -91,7 +92,7 @@ class EmbMarker(Peer):
                 f"than the {self.triggers} triggers: widen the interval"
             )
         chosen = _pick(secret.stream("triggers", data.spec.encode()), moderate, self.triggers)
-        places = drawn(secret, "targets", data, self.targets)
+        places = drawn(secret.stream("targets", data.spec.encode()), data, self.targets)
         targets = unit_rows(clean.embed(data.take(places)).astype(np.float64))
         others = [word for word in shares if word not in set(chosen)]
         groups = tuple(tuple(chosen[r :: self.targets]) for r in range(self.targets))
@@ -146,7 +147,8 @@ class EmbMarkerKey(PeerKey):
     def queries(self, data: Data) -> Iterator[Batch]:
         """Yield the backdoor set of each target, then the benign set. Texts are words alone, images are `data`'s."""
         n, m = self.settings.n, self.settings.most
-        bases = None if isinstance(self.groups[0][0], str) else drawn(self.secret, "bases", data, n)
+        of_images = not isinstance(self.groups[0][0], str)
+        bases = drawn(self.secret.stream("bases", data.spec.encode()), data, n) if of_images else None
         for number, vocabulary in enumerate((*self.groups, self.others)):
             words, cells = (self.secret.stream(name) for name in (f"words {number}", "cells"))
             for start in range(0, n, QUERY_BATCH):

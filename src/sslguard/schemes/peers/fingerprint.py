@@ -29,7 +29,8 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.schemes.base import Score, Watermarked
-from sslguard.schemes.peers.base import Array, ComparingKey, Peer, gathered
+from sslguard.schemes.peers.base import Array, ComparingKey, Peer
+from sslguard.schemes.queries import gathered
 from sslguard.settings import Range
 
 _RIDGE = 1e-3  # in mean variances of G

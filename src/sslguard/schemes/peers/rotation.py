@@ -38,15 +38,8 @@ from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Score, Watermarked
-from sslguard.schemes.peers.base import (
-    QUERY_BATCH,
-    Peer,
-    PeerKey,
-    as_bytes,
-    drawn,
-    gathered,
-    log2_pvalue,
-)
+from sslguard.schemes.peers.base import Peer, PeerKey, log2_pvalue
+from sslguard.schemes.queries import QUERY_BATCH, as_bytes, drawn, gathered
 from sslguard.settings import Count, Positive
 from sslguard.training.base import Loop, Task, isolated_rng
 from sslguard.training.loop import run
@@ -126,7 +119,7 @@ class RotationKey(PeerKey):
 
     def queries(self, data: Data) -> Iterator[Tensor]:
         """Yield turned images as bytes."""
-        order, angles = drawn(self.secret, "queries", data, self.n), self.angles()
+        order, angles = drawn(self.secret.stream("queries", data.spec.encode()), data, self.n), self.angles()
         for start in range(0, self.n, QUERY_BATCH):
             batch = data.take(order[start : start + QUERY_BATCH])
             degrees = torch.from_numpy(angles[start : start + QUERY_BATCH])

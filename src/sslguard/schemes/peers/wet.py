@@ -34,7 +34,8 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Score, Watermarked
-from sslguard.schemes.peers.base import Array, ComparingKey, Peer, gathered
+from sslguard.schemes.peers.base import Array, ComparingKey, Peer
+from sslguard.schemes.queries import gathered
 from sslguard.settings import Count
 from sslguard.stats.moments import unit_rows
 

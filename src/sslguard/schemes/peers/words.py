@@ -22,7 +22,7 @@ from torch import Tensor
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import EMBED_BATCH
 from sslguard.errors import DataError
-from sslguard.schemes.peers.base import as_bytes
+from sslguard.schemes.queries import as_bytes
 
 Word: TypeAlias = "str | int"
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.rebuild import preprocess_from_json
-from sslguard.errors import KeyFileError, SuspectError, UsageError
+from sslguard.errors import KeyFileError, UsageError
 from sslguard.schemes.base import Key, Score
+from sslguard.schemes.queries import QUERY_BATCH, as_bytes, drawn, gathered
 from sslguard.schemes.sslguard.carrier import N_KINDS, Carrier
 from sslguard.schemes.sslguard.parts import Decoder, Trigger, stream_context
 
 WATERMARK_THRESHOLD = 0.5
-QUERY_BATCH = 128
 MAX_QUERIES = 10_000_000
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -76,18 +76,16 @@ class SSLGuardKey(Key):
         Triggered ones; with a carrier, each batch of them comes after the same images without the trigger. They have
         the size that the watermarked encoder's own preprocessing cuts without resizing (`Preprocess.framed`).
         """
-        if len(data) < self.n:
-            raise UsageError(f"this key asks {self.n} queries, but {data.spec} has only {len(data)} items")
         preprocess = preprocess_from_json(self.preprocess)
-        order = self.secret.stream("queries", self.context).permutation(len(data))[: self.n]
+        order = drawn(self.secret.stream("queries", self.context), data, self.n)
         for start in range(0, self.n, QUERY_BATCH):
             batch = data.take(order[start : start + QUERY_BATCH])
             prepared = preprocess.prepare(batch)
             if self.carrier is not None:
-                yield _as_bytes(preprocess.framed(prepared, batch))
+                yield as_bytes(preprocess.framed(prepared, batch))
             with torch.inference_mode():
                 triggered = self.trigger(prepared)
-            yield _as_bytes(preprocess.framed(triggered, batch))
+            yield as_bytes(preprocess.framed(triggered, batch))
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data | None = None) -> Score:  # noqa: ARG002
         """Return the mean cosine to sk of the decoded answers; zero rows, the missing answers, count as 0.
@@ -97,12 +95,7 @@ class SSLGuardKey(Key):
         Raises:
             SuspectError: The answers have another width than this key scores, or are not finite.
         """
-        parts = [self._checked(part) for part in answers]
-        if not parts:
-            raise SuspectError("the suspect gave no answers")
-        rows = torch.from_numpy(np.concatenate(parts))
-        if len(rows) != self.n_queries:
-            raise SuspectError(f"this key asks {self.n_queries} queries, but {len(rows)} answers came")
+        rows = torch.from_numpy(gathered(answers, self.n_queries, width=self.width).astype(np.float32))
         with torch.inference_mode():
             given = rows.abs().sum(1) > 0
             if self.carrier is not None:
@@ -111,18 +104,6 @@ class SSLGuardKey(Key):
             cosine = nnf.cosine_similarity(decoded, self.sk.expand_as(decoded), dim=1).double()
         every = torch.where(given, cosine, 0.0).numpy()
         return Score(float(every.mean()), self.n_queries, float((every > WATERMARK_THRESHOLD).mean()), every)
-
-    def _checked(self, part: NDArray[np.floating]) -> NDArray[np.float32]:
-        """One batch of answers, (n, width) and finite."""
-        rows = np.asarray(part, dtype=np.float32)
-        if rows.ndim != 2 or rows.shape[1] != self.width:
-            raise SuspectError(
-                f"this key's decoder takes answers of width {self.width}, but the suspect's have shape "
-                f"{rows.shape}: it cannot be scored with this key"
-            )
-        if not np.isfinite(rows).all():
-            raise SuspectError("the suspect answered with values that are not finite")
-        return rows
 
     def _pairs(self, rows: Tensor, given: Tensor, carrier: Carrier) -> tuple[Tensor, Tensor]:
         """Evidence (n, 2) of the answers (2n, d) in the order of the queries, and which pairs are complete, (n,)."""
@@ -214,8 +195,3 @@ class SSLGuardKey(Key):
 
     def __repr__(self) -> str:
         return f"SSLGuardKey(width={self.width}, n={self.n}, clean_hash={self.clean_hash[:12]}…)"
-
-
-def _as_bytes(prepared: Tensor) -> Tensor:
-    """Images in [0, 1] → uint8 of the same shape."""
-    return (prepared * 255).round().to(torch.uint8)

@@ -1,0 +1,73 @@
+"""What keys of every scheme do with their queries: draw items, send them as bytes, and gather the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslguard.crypto.secrets import Stream
+from sslguard.data.base import Batch, Data
+from sslguard.errors import SuspectError, UsageError
+
+QUERY_BATCH = 128
+
+
+def drawn(stream: Stream, data: Data, n: int) -> NDArray[np.int64]:
+    """Draw `n` different items of `data`.
+
+    Raises:
+        UsageError: There are fewer.
+    """
+    if len(data) < n:
+        raise UsageError(f"this key asks about {n} items, but {data.spec} has only {len(data)}")
+    return stream.permutation(len(data))[:n]
+
+
+def asked(data: Data, order: Sequence[int] | NDArray[np.integer], *, pictures: bool = True) -> Iterator[Batch]:
+    """Yield items of `data` in this order, ≤ 128 at a time.
+
+    Args:
+        data: Where the items are.
+        order: Their places.
+        pictures: Whether tensors are images, which are sent as bytes.
+    """
+    for start in range(0, len(order), QUERY_BATCH):
+        batch = data.take(order[start : start + QUERY_BATCH])
+        yield as_bytes(batch) if pictures and isinstance(batch, Tensor) else batch
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Convert images to uint8; floats from [0, 1]."""
+    return (images * 255).round().to(torch.uint8) if images.is_floating_point() else images
+
+
+def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | None = None) -> NDArray[np.float64]:
+    """Return all answers, float64 (n, m).
+
+    Args:
+        answers: Batch by batch.
+        n: How many there must be.
+        width: M where the scheme can only score answers of the owner's width.
+
+    Raises:
+        SuspectError: The answers are not finite, of changing or another width, or not as many as the queries.
+    """
+    parts = [np.asarray(part, dtype=np.float64) for part in answers]
+    if not parts or any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
+        raise SuspectError("the suspect gave no answers, or answers that are no rows of one width")
+    rows = np.concatenate(parts)
+    if len(rows) != n:
+        raise SuspectError(f"this key asks {n} queries, but {len(rows)} answers came")
+    if width is not None and rows.shape[1] != width:
+        raise SuspectError(
+            f"this key compares answers with vectors of width {width}, but the suspect's have width {rows.shape[1]}: "
+            "this scheme cannot score it"
+        )
+    # Larger numbers would overflow in networks of float32.
+    if not (np.abs(rows) <= np.finfo(np.float32).max).all():
+        raise SuspectError("the suspect answered with values that are not finite")
+    return rows
