@@ -21,11 +21,14 @@ import torch
 
 from sslguard.data.sources import ArrayData
 from sslguard.training.distillation import Distillation, distil
-from sslguard.encoders import weights_hash
+from sslguard.encoders.folder import weights_hash
 from sslguard.training.pretraining import Pretraining, PretrainingTask, new_encoder
-from sslguard.schemes.sslguard import SSLGuard, SSLGuardTask
+from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.task import SSLGuardTask
 from sslguard.crypto.secrets import Secret
-from sslguard.training import Loop, run, shared
+from sslguard.training.base import Loop
+from sslguard.training.loop import run
+from sslguard.training.processes import shared
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
