@@ -174,7 +174,7 @@ def watermark(
     *,
     out: str | Path | None = None,
     scheme: Scheme | str = "sslguard",
-    preset: str = "cured",
+    preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
     secret: Secret | None = None,
     seal: Seal | None = None,
@@ -406,8 +406,7 @@ def verify(
         suspect: What embeds, or a specification: see `suspects.opening.open_suspect`.
         data: Items to ask about, none of which took part in marking.
         controls: Known innocents to rank among: encoders, folders of populations, or "shipped", the population
-            of the test bed, which is the default. A key with an exact null needs none, and asks those that are given
-            only to show them.
+            of the test bed, which is the default. A key with an exact null takes none.
         alpha: Level of the test, in (0, 1), shared among `n_claims`.
         n_claims: Number of claims (suspects, keys, looks) that share the level; with `sub_key`, times the N + 1 keys
             that there are.
@@ -432,6 +431,8 @@ def verify(
     asked = as_data(data)
     if controls is None:
         controls = ("shipped",) if loaded.needs_controls else ()
+    if controls and not loaded.needs_controls:
+        raise UsageError(f"a key of the scheme {loaded.scheme} needs no controls: leave --control out")
     null_of(loaded, count_controls(controls)).check(alpha, n_claims)
     with _opened(suspect, open_suspect, asked) as target:
         null = ControlScores({}, stored=False, kept=False)

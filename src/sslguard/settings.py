@@ -65,9 +65,12 @@ class Range:
             at: what the error calls it.
         """
         if value not in self:
-            kind = "" if isinstance(value, Real) and math.isfinite(value) else "a finite number "
             shown = value if isinstance(value, Real) else f"{value!r:.80}"
-            raise UsageError(f"{at} must be {kind}{self}, not {shown}")
+            raise UsageError(f"{at} must be {self.rule(value)}, not {shown}")
+
+    def rule(self, value: object) -> str:
+        """Return what a value that is not in the range must be, such as "above 0" or "a finite number above 0"."""
+        return str(self) if isinstance(value, Real) and math.isfinite(value) else f"a finite number {self}"
 
     def __str__(self) -> str:
         """Return the rule, such as "above 0 and at most 1"."""

@@ -191,12 +191,12 @@ class TestProbes:
 
 BAD = {
     "amount": ("prune {victim} --out {new} --amount 1.5", 2, "between 0 and 1"),
-    "amount NaN": ("prune {victim} --out {new} --amount nan", 2, "positive"),
+    "amount NaN": ("prune {victim} --out {new} --amount nan", 2, "above 0"),
     "scope": ("prune {victim} --out {new} --scope filters", 2, "filters"),
     "victim": ("prune {root}/nothing --out {new}", 3, "nothing"),
     "the victim itself": ("prune {victim} --out {root}/../{root.name}/victim", 2, "--out is the victim"),
     "steps and epochs": ("fine-tune {victim} --data {data} --out {new} --steps 3 --epochs 1", 2, "give one of them"),
-    "epochs": ("fine-tune {victim} --data {data} --out {new} --epochs 0", 2, "positive"),
+    "epochs": ("fine-tune {victim} --data {data} --out {new} --epochs 0", 2, "above 0"),
     "layers": ("fine-tune {victim} --data {data} --out {new} --layers first", 2, "first"),
     "labels": ("fine-tune {victim} --data {root}/unlabelled.npy --out {new}", 2, "no labels"),
     "data": ("self-supervised {victim} --data {root}/no.npz --out {new}", 2, "does not exist"),

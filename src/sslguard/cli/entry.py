@@ -25,7 +25,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from types import FrameType
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from sslguard import __version__
 from sslguard.cli import attack, bench, claim, make, measure, prove, serve
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(str(error) or "interrupted; nothing was written", "Interrupted", code, as_json)
         except CycloptsError as error:
             page = " ".join(["sslguard", *(error.command_chain or ()), "--help"])
-            return _failed(f"{error} See {page}", "UsageError", 2, as_json)
+            return _failed(f"{_of_arguments(error)} See {page}", "UsageError", 2, as_json)
         except SslguardError as error:
             return _failed(str(error), type(error).__name__, error.exit_code, as_json)
         except OSError as error:
@@ -131,6 +131,13 @@ def _failed(message: str, kind: str, code: int, as_json: bool) -> int:
     if isinstance(sys.exception(), OSError):
         _abandon_stdout()
     return code
+
+
+def _of_arguments(error: CycloptsError) -> str:
+    if not isinstance(error, MissingArgumentError) or error.argument is None:
+        return str(error)
+    name = error.argument.name
+    return f"{name} is missing: add it to the command." if error.keyword is None else f"{name} needs a value behind it."
 
 
 def _of_system(error: OSError) -> str:

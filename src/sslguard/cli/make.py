@@ -107,7 +107,7 @@ def watermark(
     data: str,
     out: Path,
     scheme: SchemeName = "sslguard",
-    preset: Preset = "cured",
+    preset: Annotated[Preset | None, Parameter(show_default=lambda _: "cured")] = None,
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,

@@ -27,7 +27,7 @@ def within(rule: Range) -> Callable[[object, float | None], None]:
 
     def check(kind: object, value: float | None) -> None:  # noqa: ARG001
         if value is not None and value not in rule:
-            raise ValueError(f"It must be {rule}.")
+            raise ValueError(f"It must be {rule.rule(value)}.")
 
     return check
 

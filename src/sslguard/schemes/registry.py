@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sslguard.errors import UsageError
 from sslguard.lazy import found_at
 from sslguard.settings import Choices, chosen, read_named
 
@@ -53,19 +54,23 @@ def build_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
     return scheme
 
 
-def named_scheme(scheme: str, preset: str, settings: Mapping[str, Any]) -> Scheme:
+def named_scheme(scheme: str, preset: str | None, settings: Mapping[str, Any]) -> Scheme:
     """Return the scheme of a name and a preset, with these settings in place of the preset's.
 
     Args:
         scheme: One of `PRESETS`, or of `SCHEMES`.
-        preset: One of the scheme's presets; of no account where it has none.
+        preset: One of the scheme's presets; None takes the first.
         settings: Plain values by field, as TOML or JSON has them.
 
     Raises:
         UsageError: There is no such scheme, preset or setting, or the scheme refuses a value.
     """
     presets = PRESETS.get(scheme)
-    return build_scheme(chosen(presets, preset, "preset") if presets else scheme, settings)
+    if not presets:
+        if preset is not None:
+            raise UsageError(f"the scheme {scheme} has no presets: leave --preset out")
+        return build_scheme(scheme, settings)
+    return build_scheme(chosen(presets, preset or next(iter(presets)), "preset"), settings)
 
 
 def key_class(scheme: object) -> type[Key] | None:

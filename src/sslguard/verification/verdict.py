@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -170,7 +171,7 @@ def verify(
     suspect: Embedder,
     data: Data,
     *,
-    control_scores: Mapping[str, float],
+    control_scores: Mapping[str, float] = MappingProxyType({}),
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
     name: str | None = None,
@@ -182,7 +183,7 @@ def verify(
         suspect: Who is asked.
         data: Items that the queries are made from. None of them may have taken part in marking.
         control_scores: Statistics of known innocents for this key and this data, by name; see `score_controls`. None
-            of them may have taken part in marking. A key with an exact null ignores them.
+            of them may have taken part in marking. A key with an exact null takes none.
         alpha: Level of the test, in (0, 1).
         n_claims: How many claims share that level.
         name: Name of the suspect in the verdict; None takes the suspect's own.
@@ -191,6 +192,8 @@ def verify(
         RefusedError: The null cannot support `alpha`. The suspect was not asked then.
         SuspectError: The suspect gave no usable answers.
     """
+    if control_scores and not key.needs_controls:
+        raise UsageError(f"a key of the scheme {key.scheme} needs no controls: leave them out")
     null = null_of(key, len(control_scores), list(control_scores.values()))
     null.check(alpha, n_claims)
     asked = as_suspect(suspect)
