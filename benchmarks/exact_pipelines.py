@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sslguard.attacks.mapping import Classify
-from sslguard.controls import read_population, shipped_population
+from sslguard.controls.members import read_population, shipped_population
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder, Encoder

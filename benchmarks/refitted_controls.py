@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from sslguard.claims.refitting import fitted_key, refitted_controls
-from sslguard.controls import list_controls
+from sslguard.controls.members import list_controls
 from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data
 from sslguard.encoders.load import load_encoder

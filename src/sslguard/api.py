@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from sslguard.controls import count_controls
+from sslguard.controls.members import count_controls
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data, overlap, without_unreadable
 from sslguard.data.own import own_data
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from sslguard.attacks.base import Removal, Stealing
     from sslguard.claims.commitment import Commitment
     from sslguard.claims.outcome import Audit
-    from sslguard.controls import Kind, Member
+    from sslguard.controls.members import Member
+    from sslguard.controls.recipes import Kind
     from sslguard.crypto.sealing import Seal
 
     AnyData: TypeAlias = "Data | str | Path | NDArray[Any] | Tensor | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
@@ -482,7 +483,9 @@ def make_controls(
         UsageError: No member is left, or encoders and data do not go together. Nothing was trained then.
         InterruptedRun: In place of a KeyboardInterrupt.
     """
-    from sslguard.controls import Bed, make_population, population, probe_population, read_population
+    from sslguard.controls.making import make_population, probe_population
+    from sslguard.controls.members import read_population
+    from sslguard.controls.recipes import Bed, population
 
     folder = Path(out)
     chosen = [r for r in population(victims, steps=steps, thief_steps=thief_steps) if r.kind not in without]

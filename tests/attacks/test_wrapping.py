@@ -13,8 +13,8 @@ from scipy import stats
 
 from sslguard.attacks.stealing import Distil
 from sslguard.attacks.wrapping import InputNoise, OutputNoise, Wrapping
+from sslguard.encoders.wrapped import LocalSuspect
 from sslguard.errors import DataError, EncoderError, SuspectError, UsageError
-from sslguard.suspects.local import LocalSuspect
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.training.augmentation import MILD
 from sslguard.training.distillation import Distillation

@@ -36,7 +36,7 @@ from sslguard.data.specs import open_data
 from sslguard.encoders.folder import load_folder
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
-from sslguard.probes import probe_encoder
+from sslguard.probes.evaluate import probe_encoder
 from sslguard.report.charts import LIGHT
 from sslguard.schemes.peers.rotation import RotationTask
 from sslguard.schemes.queries import as_bytes

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from helpers.command_line import done, interrupt_at, sslguard, weights
-from sslguard import api, probes
+from sslguard import api
+from sslguard.attacks import yardstick
 from sslguard.attacks.removal import FineTune, Overwrite, Prune, Quantise, SelfSupervised
 from sslguard.attacks.stealing import StolenEncoder
 from sslguard.cli.attack import FineTuningOptions
@@ -163,7 +164,7 @@ class TestProbes:
         assert said == {**task, "accuracy": found, "victim": before}
 
     def test_accuracy_kept(self, bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(probes, "baseline", lambda *_: SimpleNamespace(accuracy=0.05))
+        monkeypatch.setattr(yardstick, "baseline", lambda *_: SimpleNamespace(accuracy=0.05))
         line = command(bed, "fine-tune", "--out", tmp_path / "o", *self.task(bed), "--clean", bed.clean)
         said = done(*line)["probe"]
         found, clean = self.accuracy(bed, tmp_path / "o"), self.accuracy(bed, bed.clean)
@@ -183,7 +184,7 @@ class TestProbes:
 
     def test_other_processes_probe_nothing(self, bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("LOCAL_RANK", "1")
-        monkeypatch.setattr(probes, "probe_encoder", lambda *_: pytest.fail("probed"))
+        monkeypatch.setattr(yardstick, "probe_encoder", lambda *_: pytest.fail("probed"))
         ran = sslguard(*command(bed, "prune", "--out", tmp_path / "o", *self.task(bed), "--clean", bed.clean))
         assert ran == (0, "", "")
         assert list(tmp_path.iterdir()) == []

@@ -12,26 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sslguard.controls import (
-    Bed,
-    Control,
-    Recipe,
-    count_controls,
-    list_controls,
-    make,
-    make_population,
-    making,
-    members,
-    open_controls,
-    population,
-    probe_population,
-    read_population,
-)
+from sslguard.controls import making, members
+from sslguard.controls.making import make_population, probe_population
+from sslguard.controls.members import Control, count_controls, list_controls, open_controls, read_population
+from sslguard.controls.recipes import Bed, Recipe, make, population
 from sslguard.data.specs import open_data
 from sslguard.encoders.folder import save_encoder, weights_hash
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
-from sslguard.probes import probe_encoder
+from sslguard.probes.evaluate import probe_encoder
 
 WIDTH = 64
 VICTIMS = {

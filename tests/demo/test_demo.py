@@ -16,8 +16,10 @@ from rich.console import Console
 
 from sslguard.claims.audit import audit
 from sslguard.claims.outcome import Terms
-from sslguard.controls import Bed, Recipe, make_population, read_population
-from sslguard.controls import population as controls_population
+from sslguard.controls.making import make_population
+from sslguard.controls.members import read_population
+from sslguard.controls.recipes import Bed, Recipe
+from sslguard.controls.recipes import population as controls_population
 from sslguard.data.roles import Roles
 from sslguard.data.specs import open_data
 from sslguard.demo import DemoResult, DemoSettings, run_demo

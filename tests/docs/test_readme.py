@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sslguard.cli import main
-from sslguard.controls import read_population, shipped_population
+from sslguard.controls.members import read_population, shipped_population
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.distillation import Distillation
 

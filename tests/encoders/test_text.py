@@ -35,7 +35,7 @@ from sslguard.encoders.rebuild import build, preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess
 from sslguard.encoders.words import NETWORKS, HashedWords, pooled
 from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError
-from sslguard.probes import probe_encoder
+from sslguard.probes.evaluate import probe_encoder
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key, save_key

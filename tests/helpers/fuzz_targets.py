@@ -32,7 +32,7 @@ from sslguard.claims.commitment import parse_commitment
 from sslguard.claims.documents import sign_document
 from sslguard.claims.openings import read_openings, record_opening
 from sslguard.claims.timestamps import verified_time
-from sslguard.controls import read_population
+from sslguard.controls.members import read_population
 from sslguard.crypto.sealing import IDENTITY, Seal
 from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data

@@ -15,22 +15,14 @@ from sslguard.data.base import Data, Extent
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
+from sslguard.encoders.words import HashedWords
 from sslguard.errors import DataError, EncoderError, UsageError
-from sslguard.probes import (
-    PROBES,
-    Baseline,
-    PixelEmbedder,
-    ProbeResult,
-    accuracy_kept,
-    baseline,
-    few_label_subset,
-    knn_probe,
-    linear_probe,
-    mlp_probe,
-    probe_encoder,
-    raw_pixels,
-)
-from sslguard.probes.linear import _choose_l2, _held_out, _principal_axes, _Softmax
+from sslguard.probes.baselines import Baseline, PixelEmbedder, accuracy_kept, baseline
+from sslguard.probes.evaluate import PROBES, few_label_subset, probe_encoder
+from sslguard.probes.knn import knn_probe
+from sslguard.probes.linear import _choose_l2, _held_out, _principal_axes, _Softmax, linear_probe
+from sslguard.probes.mlp import mlp_probe
+from sslguard.probes.task import ProbeResult
 
 # Fewer steps than the default: the tasks here are easy, and the tests many.
 FAST: dict[str, Callable[..., ProbeResult]] = {
@@ -341,8 +333,9 @@ def test_accuracy_kept() -> None:
 def test_raw_pixels_as_they_are_and_pooled() -> None:
     batch = TRAIN.take([0, 1])
     assert isinstance(batch, torch.Tensor)
-    np.testing.assert_allclose(raw_pixels(TRAIN).embed(batch), batch.flatten(1).numpy() / 255, rtol=1e-6)
-    pooled = raw_pixels(TRAIN, max_width=16).embed(batch)
+    same_size = ImagePreprocess(16, 16, 1, (0.0,), (1.0,))
+    np.testing.assert_allclose(PixelEmbedder(same_size).embed(batch), batch.flatten(1).numpy() / 255, rtol=1e-6)
+    pooled = PixelEmbedder(same_size, max_width=16).embed(batch)
     expected = batch.float().reshape(2, 4, 4, 4, 4).mean((2, 4)).flatten(1) / 255
     np.testing.assert_allclose(pooled, expected, rtol=1e-5)
     colour = PixelEmbedder(ImagePreprocess(224, 112)).embed(batch)
@@ -350,17 +343,12 @@ def test_raw_pixels_as_they_are_and_pooled() -> None:
     assert PixelEmbedder(ImagePreprocess(1, 4000, 1, (0.0,), (1.0,))).embed(batch).shape == (2, 2304)
     assert PixelEmbedder(ImagePreprocess(48, 48, 1, (0.0,), (1.0,))).embed(batch).shape == (2, 2304)
     with pytest.raises(UsageError, match="max_width"):
-        raw_pixels(TRAIN, ImagePreprocess(16, 16), max_width=2).embed(batch)
-
-
-class Texts(Pictures):
-    def take(self, indices: object) -> list[str]:  # type: ignore[override]
-        return ["some text"] * len(np.asarray(indices))
+        PixelEmbedder(ImagePreprocess(16, 16), max_width=2).embed(batch)
 
 
 def test_texts_have_no_pixels() -> None:
-    with pytest.raises(DataError, match="does not hold pictures"):
-        raw_pixels(Texts("texts", torch.zeros(3), None))
+    with pytest.raises(DataError, match="raw pixels need pictures"):
+        PixelEmbedder(HashedWords()).embed(["some text"])
 
 
 @pytest.mark.parametrize("method", PROBES)

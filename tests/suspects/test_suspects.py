@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from sslguard.encoders.wrapped import LocalSuspect
 from sslguard.errors import DataError, EncoderError, SuspectError, UsageError
-from sslguard.suspects import local
+from sslguard.suspects import opening
 from sslguard.suspects.base import MAX_WIDTH, Counted, checked
-from sslguard.suspects.local import LocalSuspect
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.suspects.opening import open_suspect
 
@@ -256,7 +256,7 @@ def test_a_suspect_that_does_not_load_is_the_suspects_failure(monkeypatch: pytes
     def broken(spec: object) -> None:
         raise EncoderError("weights.safetensors is truncated")
 
-    monkeypatch.setattr(local, "load_encoder", broken)
+    monkeypatch.setattr(opening, "load_encoder", broken)
     with pytest.raises(SuspectError, match=r"the suspect stolen/encoder .* is truncated"):
         open_suspect("stolen/encoder")
 
@@ -265,7 +265,7 @@ def test_a_specification_that_cannot_be_read_stays_a_usage_error(monkeypatch: py
     def unparsable(spec: object) -> None:
         raise UsageError("no such form")
 
-    monkeypatch.setattr(local, "load_encoder", unparsable)
+    monkeypatch.setattr(opening, "load_encoder", unparsable)
     with pytest.raises(UsageError, match="no such form"):
         open_suspect("???")
 

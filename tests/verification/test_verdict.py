@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sslguard import api
-from sslguard.controls import Control
+from sslguard.controls.members import Control
 from sslguard.errors import DataError, RefusedError, SuspectError, UsageError
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.verification.nulls import RankNull
@@ -213,7 +213,7 @@ class TestAsking:
         def breaks(batch):
             return {}[len(batch)]
 
-        with pytest.raises(SuspectError, match=r"failed to answer \(KeyError: 4\)"):
+        with pytest.raises(SuspectError, match="failed on a batch of 4: KeyError: 4"):
             verify(key, Answers(breaks), data, control_scores=controls(1), alpha=0.5)
 
     def test_missing_answers_count_as_zero_and_are_said(self, key, data, tmp_path):
@@ -231,7 +231,7 @@ class TestAsking:
             score_suspect(key, LoggedAnswers(tmp_path / "log.npy"), data)
 
     def test_too_little_data(self, key, images):
-        with pytest.raises(UsageError, match="has only 3 items"):
+        with pytest.raises(UsageError, match="has only 3"):
             verify(key, Untouchable(), images(3), control_scores=controls(1), alpha=0.5)
 
 

@@ -22,7 +22,7 @@ from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import DataError, UsageError
-from sslguard.probes import linear_classifier
+from sslguard.probes.linear import linear_classifier
 from sslguard.schemes.exact.features import all_statistics, input_statistics
 from sslguard.settings import Count, NotNegative, Positive, Range, Seed
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sslguard import probes
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
+from sslguard.probes.baselines import accuracy_kept, baseline
+from sslguard.probes.evaluate import probe_encoder
 from sslguard.training.processes import is_first_process
 
 
@@ -43,18 +44,18 @@ class Yardstick:
         """
         if task is None or not is_first_process():
             return None
-        accuracy = probes.probe_encoder(victim, *task).accuracy
+        accuracy = probe_encoder(victim, *task).accuracy
         if clean is None:
             return cls(*task, accuracy)
-        reference, floor = probes.probe_encoder(clean, *task).accuracy, probes.baseline(clean, *task).accuracy
-        probes.accuracy_kept(reference, reference, floor)
+        reference, floor = probe_encoder(clean, *task).accuracy, baseline(clean, *task).accuracy
+        accuracy_kept(reference, reference, floor)
         return cls(*task, accuracy, reference, floor)
 
     def measure(self, encoder: Encoder) -> dict[str, Any]:
         """Return the accuracy of an encoder, what it is compared with and, with a clean encoder, the accuracy kept."""
-        accuracy = probes.probe_encoder(encoder, self.train, self.test).accuracy
+        accuracy = probe_encoder(encoder, self.train, self.test).accuracy
         found = {"train": self.train.spec, "test": self.test.spec, "accuracy": accuracy, "victim": self.victim}
         if self.clean is None or self.baseline is None:
             return found
-        kept = probes.accuracy_kept(accuracy, self.clean, self.baseline)
+        kept = accuracy_kept(accuracy, self.clean, self.baseline)
         return {**found, "clean": self.clean, "baseline": self.baseline, "kept": kept}

@@ -30,7 +30,7 @@ from sslguard.attacks.base import Removal, Stealing
 from sslguard.attacks.registry import build
 from sslguard.bench.cells import Cell
 from sslguard.bench.config import Config, EncoderEntry, SchemeEntry, Step, digest_of, within
-from sslguard.controls import count_controls
+from sslguard.controls.members import count_controls
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme
 from sslguard.schemes.registry import build_scheme

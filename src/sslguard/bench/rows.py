@@ -42,10 +42,10 @@ from typing import Any, Literal
 
 from sslguard.bench.config import Config
 from sslguard.bench.plan import Plan
-from sslguard.controls import read_population, shipped_population
+from sslguard.controls.members import read_population, shipped_population
 from sslguard.errors import MissingExtraError
 from sslguard.files import write_atomic
-from sslguard.probes import accuracy_kept
+from sslguard.probes.baselines import accuracy_kept
 from sslguard.stats.direction import SECRET_BITS
 from sslguard.stats.significance import control_rank_test
 

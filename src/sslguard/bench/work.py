@@ -32,7 +32,8 @@ from sslguard.attacks.registry import build
 from sslguard.bench.beds import opened
 from sslguard.bench.cells import Cell, path_of
 from sslguard.bench.plan import seed_of
-from sslguard.controls import ARCHITECTURES, list_controls, read_population, shipped_population
+from sslguard.controls.members import list_controls, read_population, shipped_population
+from sslguard.controls.recipes import ARCHITECTURES
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
@@ -41,7 +42,8 @@ from sslguard.encoders.load import load_encoder
 from sslguard.encoders.words import NETWORKS
 from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import DataError, MissingExtraError, OutputError, SslguardError, SuspectError
-from sslguard.probes import baseline, probe_encoder
+from sslguard.probes.baselines import baseline
+from sslguard.probes.evaluate import probe_encoder
 from sslguard.schemes.base import Key, Watermarked
 from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.exact.scheme import Exact

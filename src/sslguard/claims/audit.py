@@ -20,7 +20,7 @@ from sslguard.claims.derivation import undue_freedom
 from sslguard.claims.outcome import Audit, Check, Status, Terms
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import claimed_time, verified_time
-from sslguard.controls import count_controls
+from sslguard.controls.members import count_controls
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import weights_hash

@@ -19,7 +19,7 @@ from sslguard.claims.documents import MAX_DOCUMENT, read_file, sign_document
 from sslguard.claims.openings import check_recordable, opened_at, record_opening
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import MAX_TOKEN
-from sslguard.controls import count_controls
+from sslguard.controls.members import count_controls
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import as_suspect

@@ -93,20 +93,21 @@ def probe(
     """
     check(encoders=[encoder], data=[train, test])
 
-    from sslguard import probes
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
+    from sslguard.probes.baselines import baseline as probe_baselines
+    from sslguard.probes.evaluate import probe_encoder
 
     set_threads(threads)
     loaded, train_items, test_items = load_encoder(encoder), open_data(train), open_data(test)
     settings: dict[str, Any] = {"method": method, "per_class": per_class, "seeds": tuple(seed or (0,))}
-    result = probes.probe_encoder(loaded, train_items, test_items, **settings)
+    result = probe_encoder(loaded, train_items, test_items, **settings)
     # JSON's names are texts.
     per_class_accuracy = {str(label): accuracy for label, accuracy in result.per_class.items()}
     fields: dict[str, Any] = {"encoder": loaded.source, **result.to_json(), "per_class": per_class_accuracy}
     rows = [("accuracy", f"{result.accuracy:.4f}"), ("method", method), ("trained on", f"{result.n_train} items")]
     if baseline:
-        floor = probes.baseline(loaded, train_items, test_items, **settings)
+        floor = probe_baselines(loaded, train_items, test_items, **settings)
         pixels = None if floor.pixels is None else floor.pixels.accuracy
         fields["baseline"] = {"pixels": pixels, "random": floor.random.accuracy, "better": floor.accuracy}
         rows += [

@@ -18,7 +18,7 @@ from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_ro
 from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
-    from sslguard.controls import Member
+    from sslguard.controls.members import Member
     from sslguard.verification.verdict import Verdict
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

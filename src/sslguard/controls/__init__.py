@@ -7,36 +7,3 @@ are the hard ones: they agree with F as much as a thief's surrogate agrees with 
 Every member answers in the same width, so that one key can score them all. What each is worth downstream stands beside
 it: a null of useless encoders would resemble no suspect.
 """
-
-from sslguard.controls.making import make_population, probe_population, progress_bar
-from sslguard.controls.members import (
-    Control,
-    Member,
-    SeenWeights,
-    count_controls,
-    list_controls,
-    open_controls,
-    read_population,
-    shipped_population,
-)
-from sslguard.controls.recipes import ARCHITECTURES, Bed, Kind, Recipe, make, population
-
-__all__ = [
-    "ARCHITECTURES",
-    "Bed",
-    "Control",
-    "Kind",
-    "Member",
-    "Recipe",
-    "SeenWeights",
-    "count_controls",
-    "list_controls",
-    "make",
-    "make_population",
-    "open_controls",
-    "population",
-    "probe_population",
-    "progress_bar",
-    "read_population",
-    "shipped_population",
-]

@@ -22,7 +22,7 @@ from sslguard.encoders.load import load_encoder
 from sslguard.encoders.names import DESCRIPTION
 from sslguard.errors import UsageError
 from sslguard.files import canonical_json, write_atomic
-from sslguard.probes import probe_encoder
+from sslguard.probes.evaluate import probe_encoder
 
 T = TypeVar("T")
 

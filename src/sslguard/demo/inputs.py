@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslguard.controls import Member, read_population, shipped_population
+from sslguard.controls.members import Member, read_population, shipped_population
 from sslguard.data.base import Batch, Data, Extent, overlap
 from sslguard.data.specs import open_data
 from sslguard.demo.settings import CLEAN, MARKED, STOLEN, DemoSettings

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from sslguard.controls import Member
+from sslguard.controls.members import Member
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.demo.inputs import Inputs, ProbeTask
@@ -25,7 +25,8 @@ from sslguard.demo.result import (
 from sslguard.demo.settings import CLEAN, CURED, EXACT_MARKED, EXACT_STOLEN, MARKED, PUBLISHED, STOLEN, DemoSettings
 from sslguard.encoders.base import Encoder
 from sslguard.errors import RefusedError, SuspectError, UsageError
-from sslguard.probes import accuracy_kept, baseline, probe_encoder
+from sslguard.probes.baselines import accuracy_kept, baseline
+from sslguard.probes.evaluate import probe_encoder
 from sslguard.schemes.base import Key, Scheme, Score, Watermarked
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.stats.direction import SECRET_BITS

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder, Suspect
-from sslguard.errors import EncoderError, UsageError
+from sslguard.errors import EncoderError, SslguardError, SuspectError, UsageError, first_line
 
 
 @runtime_checkable
@@ -23,8 +23,14 @@ class _FromSource(Protocol):
     source: str
 
 
-class _Plain:
-    """An object that only embeds, as a suspect: it answers every query or fails, and need not be told the end."""
+class LocalSuspect:
+    """Any Embedder, as a suspect: it answers every query or fails, and need not be told the end.
+
+    Attributes:
+        embedder: Embedder that answers.
+        name: Name of the suspect in reports.
+        n_missing: Always 0.
+    """
 
     n_missing = 0
 
@@ -32,10 +38,22 @@ class _Plain:
         self.embedder, self.name = embedder, name
 
     def embed(self, batch: Batch, /) -> NDArray[np.floating]:
-        return self.embedder.embed(batch)
+        """Return the embedder's answers, unchecked.
+
+        Raises:
+            SuspectError: The embedder failed.
+            UsageError: The items are not what it takes, such as texts for an image encoder.
+        """
+        try:
+            return self.embedder.embed(batch)
+        except SslguardError:
+            raise
+        except Exception as error:  # foreign code may raise anything
+            said = f"{type(error).__name__}: {first_line(error):.200}"
+            raise SuspectError(f"{self.name} failed on a batch of {len(batch)}: {said}") from error
 
     def finish(self) -> None:
-        pass
+        """Do nothing: no query is left over."""
 
 
 def as_suspect(embedder: Embedder) -> Suspect:
@@ -51,8 +69,8 @@ def as_suspect(embedder: Embedder) -> Suspect:
     if isinstance(embedder, Suspect):
         return embedder
     if isinstance(embedder, _Named):
-        return _Plain(embedder, str(embedder.name))
-    return _Plain(embedder, source_of(embedder))
+        return LocalSuspect(embedder, str(embedder.name))
+    return LocalSuspect(embedder, source_of(embedder))
 
 
 def source_of(embedder: Embedder) -> str:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch.nn.functional as nnf
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder
-from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
+from sslguard.encoders.preprocess import Preprocess
 from sslguard.encoders.rebuild import build
 from sslguard.errors import DataError, UsageError
 from sslguard.probes.evaluate import average, probe_encoder
@@ -90,7 +89,7 @@ def baseline(
         return probe_encoder(embedder, train, test, method=method, per_class=per_class, seeds=of)
 
     pictures = encoder.preprocess.prepare(train.take([0])).dim() == 4
-    pixels = probe(raw_pixels(train, encoder.preprocess), seeds) if pictures else None
+    pixels = probe(PixelEmbedder(encoder.preprocess), seeds) if pictures else None
     return Baseline(pixels, average([probe(_untrained(encoder, seed), (seed,)) for seed in seeds]))
 
 
@@ -131,25 +130,3 @@ class PixelEmbedder:
             columns = min(max(1, int(width * ratio)), self.max_width // (channels * rows))
             prepared = nnf.adaptive_avg_pool2d(prepared, (rows, columns))
         return prepared.flatten(1).float().cpu().numpy()
-
-
-def raw_pixels(data: Data, preprocess: Preprocess | None = None, *, max_width: int = PIXEL_WIDTH) -> PixelEmbedder:
-    """Return the embedder of raw pixels for `data`.
-
-    Args:
-        data: Images.
-        preprocess: Preparation of the items; None keeps the size of the first image.
-        max_width: Largest width of an embedding.
-
-    Raises:
-        DataError: The items are not images.
-    """
-    if preprocess is None:
-        items = data.take([0])
-        first = items[0]
-        if not isinstance(first, Tensor) or first.dim() != 3:
-            raise DataError(f"{data.spec} does not hold pictures (C, H, W): raw pixels are not defined for it")
-        channels, height, width = first.shape
-        mean, std = (0.0,) * channels, (1.0,) * channels
-        preprocess = ImagePreprocess(height, width, channels, mean, std)
-    return PixelEmbedder(preprocess, max_width)

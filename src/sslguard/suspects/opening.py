@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sslguard.encoders.base import Suspect
-from sslguard.errors import UsageError
-from sslguard.suspects.local import load_local
+from sslguard.encoders.load import load_encoder
+from sslguard.encoders.wrapped import LocalSuspect
+from sslguard.errors import EncoderError, SuspectError, UsageError
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.suspects.names import LOGGED, ONNX, PREFIXES
 from sslguard.suspects.onnx import OnnxSuspect
@@ -38,4 +39,7 @@ def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
         return LoggedAnswers(file, name=spec)
     if isinstance(spec, str) and spec.startswith(ONNX):
         return OnnxSuspect(spec.removeprefix(ONNX))
-    return load_local(spec)
+    try:
+        return LocalSuspect(load_encoder(spec), str(spec))
+    except EncoderError as error:
+        raise SuspectError(f"the suspect {spec!s:.200} cannot be loaded: {error}") from error

@@ -34,7 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslguard.controls import Control, SeenWeights, list_controls, progress_bar
+from sslguard.controls.making import progress_bar
+from sslguard.controls.members import Control, SeenWeights, list_controls
 from sslguard.data.base import Data
 from sslguard.errors import EncoderError, KeyFileError, OutputError, UsageError
 from sslguard.files import write_atomic
