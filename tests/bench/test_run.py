@@ -30,7 +30,7 @@ from sslguard.bench.plan import Plan, make_plan
 from sslguard.bench.run import checked, findings, forecast, open_run, progress, run_bench, write_results
 from sslguard.bench.sweeps import expanded
 from sslguard.bench.targets import results as results_of_targets
-from sslguard.bench.work import Known, Remembering
+from sslguard.bench.work import Remembering, remembering
 from sslguard.cli.entry import main
 from sslguard.data.specs import open_data
 from sslguard.encoders.folder import load_folder
@@ -360,7 +360,7 @@ def test_an_encoder_that_remembers_forgets_when_it_is_cloned(images) -> None:
 
 def test_an_encoder_that_knows_a_data_set_answers_any_order_of_it(images) -> None:
     data = images(300)
-    known = Known.of(load_encoder("random:resnet-narrow@16"), data)
+    known = remembering(load_encoder("random:resnet-narrow@16"), data)
     batch = as_bytes(data.take([7, 200, 3]))
     expected = load_encoder("random:resnet-narrow@16").embed(batch)
     with torch.no_grad():
@@ -436,7 +436,13 @@ REFUSED = {
         r"schemes.s.beds\[0\] must be a text, not \[1\]",
     ),
     "setting without an end": ({"schemes": {"s": {"scheme": "exact", "epsilon": math.nan}}}, "no finite number"),
-    "unknown precision": ({"precision": "bogus"}, "precision must be 32 or bf16"),
+    "unknown precision": ({"precision": "bogus"}, "precision must be one of 32, bf16"),
+    "unknown precision of an attack": (
+        {"attacks": {"a": {"set": "held-out", "precision": "16", "steps": [{"attack": "prune"}]}}},
+        "attacks.a.precision must be one of",
+    ),
+    "seed below 0": ({"seeds": [-1]}, r"seeds\[0\] must be at least 0"),
+    "tasks without a draw": ({"tasks": {"t": {"draws": 0}}}, "draws must be at least 1"),
     "fewer than no networks": ({"encoders": {"e": {"load": "x", "bed": "images", "random": -3}}}, "at least 0"),
     "number for an encoder": (
         {"encoders": {"e": {"load": 3, "bed": "images"}}},
@@ -449,6 +455,10 @@ REFUSED = {
     "sweep over nothing": (
         {"attacks": {"{x}": {"set": "held-out", "sweep": {"x": []}, "steps": [{"attack": "prune"}]}}},
         "sweep.x must give at least one value",
+    ),
+    "sweep that nothing uses": (
+        {"attacks": {"{x}": {"set": "held-out", "sweep": {"x": [1, 2]}, "steps": [{"attack": "prune"}]}}},
+        "sweep.x is used by nothing: write {x} into a setting",
     ),
     "sweep without its name": (
         {"attacks": {"a": {"set": "held-out", "sweep": {"x": [1, 2]}, "steps": [{"attack": "prune"}]}}},
@@ -545,6 +555,15 @@ def test_configurations_are_listed_checked_and_forecast(
     assert main(["bench", "list", str(tmp_path)]) == 2
     assert main(["bench", "validate", str(grid), "--json"]) == 0
     assert sum(json.loads(capsys.readouterr().out)["cells"].values()) == total
+    missing = f'base = "grid.toml"\n[encoders.gone]\nload = "{tmp_path}/gone"\nbed = "noise"\n'
+    grid.with_name("missing.toml").write_text(missing)
+    checked(grid.with_name("missing.toml"))  # can be planned, perhaps for another machine
+    assert main(["bench", "validate", str(grid.with_name("missing.toml"))]) != 0
+    assert f"there is no encoder {tmp_path}/gone" in " ".join(capsys.readouterr().err.split())
+    grid.with_name("missing.toml").write_text(f'base = "grid.toml"\n[beds.noise]\nmark = "{tmp_path}/no.npz"\n')
+    assert main(["bench", "validate", str(grid.with_name("missing.toml"))]) != 0
+    grid.with_name("missing.toml").unlink()
+    capsys.readouterr()
     assert main(["bench", "run", str(grid), str(tmp_path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert f"0 of {total} cells, unknown time left" in shown

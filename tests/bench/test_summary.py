@@ -10,8 +10,8 @@ import pytest
 
 from sslguard.bench.config import parse_config
 from sslguard.bench.rows import Row, _pruned, ranked
-from sslguard.bench.summary import Interval, average, costs, false_claims, hardest, outcomes, roc, separations, share
-from sslguard.bench.tables import all_tables
+from sslguard.bench.summary import Interval, average, hardest, outcomes, published, roc, share
+from sslguard.bench.tables import all_tables, costs_table, innocents_table, keys_table
 
 RATES = (math.log2(0.1), -64.0)
 
@@ -143,11 +143,11 @@ def test_false_claims_count_exact_pvalues_and_published_ones() -> None:
     ]
     peers = [row("innocent", 0.0, published_log2_pvalue=p) for p in (-20.0, -0.5, -0.1, -0.2)]
     unscored = row("innocent", None, refused="another width")
-    ours, theirs = false_claims([*exact, *ranked([*peers, unscored])], RATES)
-    assert (ours.n, ours.claimed, ours.least, ours.published) == (2, (1, 0), -8.0, None)
-    assert (theirs.n, theirs.families, theirs.refused, theirs.claimed) == (4, 1, 1, None)
-    assert theirs.published is not None
-    assert (theirs.published.value, theirs.published.low) == (0.25, None)
+    ours, theirs = innocents_table([*exact, *ranked([*peers, unscored])], RATES).rows
+    # Scheme, innocents, families, not scorable, claimed at each rate, least p, published test. 2 · 2^-8 = 0.0078.
+    assert ours == ("exact", "2", "1", "0", "1", "0", "2^-8.0, corrected 0.0078", "–")
+    assert theirs == ("s", "4", "1", "1", "by rank", "by rank", "–", "25 %")
+    assert published(peers) == Interval(0.25)
 
 
 def test_what_was_only_pruned_is_of_its_encoders_family() -> None:
@@ -163,8 +163,7 @@ def test_innocents_of_one_key_are_no_independent_draws_of_a_published_test() -> 
         for encoder, pvalues in (("e", (-20.0, -0.1, -0.1, -0.1)), ("f", (-9.0, -9.0)))
         for p in pvalues
     ]
-    found = false_claims(rows, RATES)[0].published
-    assert found == Interval(0.5, 0.25, 1.0)
+    assert published(rows) == Interval(0.5, 0.25, 1.0)
 
 
 def test_each_key_is_shown_beside_its_own_innocents() -> None:
@@ -175,10 +174,11 @@ def test_each_key_is_shown_beside_its_own_innocents() -> None:
         *(row("innocent", v, encoder="f", published_log2_pvalue=p) for v, p in ((0.1, -20.0), (0.3, -1.0))),
         row("innocent", None, encoder="f", refused="another width"),
     ]
-    one, other = separations(rows)
-    assert (one.encoder, one.own, one.middle, one.largest, one.published) == ("e", 7.0, 2.0, 4.0, None)
-    assert (other.encoder, other.own, other.largest, other.published, other.least) == ("f", 3.0, 0.3, 0.5, -20.0)
-    assert separations([row("protected", 7.0)]) == []
+    one, other = keys_table(rows).rows
+    # Scheme, encoder, seed, its own, median, largest, published test, least p of that test.
+    assert one == ("s", "e", "0", "7.000", "2.000", "4.000", "–", "–")
+    assert other == ("s", "f", "0", "3.000", "0.200", "0.300", "50 %", "2^-20")
+    assert keys_table([row("protected", 7.0)]).rows == ()
 
 
 def test_the_roc_counts_attacks_that_keep_the_accuracy() -> None:
@@ -191,5 +191,5 @@ def test_the_roc_counts_attacks_that_keep_the_accuracy() -> None:
 
 
 def test_costs_are_those_of_protecting() -> None:
-    (found,) = costs([row("protected", mark_seconds=4.0, kept=0.99, log2_pvalue=-7.0), attack("a", 1.0)])
-    assert (found.seconds, found.asked, found.bits) == (4.0, 5, 7.0)
+    rows = [row("protected", mark_seconds=4.0, kept=0.99, log2_pvalue=-7.0), attack("a", 1.0)]
+    assert costs_table(rows).rows == (("s", "4.0", "99 %", "5.0", "7.0"),)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sslguard.bench.config import Config, Target
-from sslguard.bench.details import target_lines
 from sslguard.bench.rows import Row
+from sslguard.bench.tables import targets_table
 from sslguard.bench.targets import Result, results
 from sslguard.errors import UsageError
 
@@ -71,7 +71,7 @@ def test_negatives_are_the_same_attacks_on_the_clean_encoder_whatever_they_keep(
     member = row(kind="innocent", suspect="random-1", attack="", log2_pvalue=-7.0)
     found = result(target, row(), *twins, other, member)
     assert found.negatives == (1, 2)
-    assert target_lines([found]) == (("found", "1 of 1", "1 of 2", "met"),)
+    assert targets_table([found]).rows == (("found", "1 of 1", "1 of 2", "met"),)
 
 
 def test_a_mean_is_bounded_encoder_by_encoder() -> None:
@@ -81,7 +81,7 @@ def test_a_mean_is_bounded_encoder_by_encoder() -> None:
     found = result(target, *rows)
     assert found.values == {"s, e": pytest.approx(0.995), "s, f": pytest.approx(0.96)}
     assert (found.met, found.verdict) == (1, "not met")
-    assert target_lines([found])[0][1] == "s, e 0.995; s, f 0.96"
+    assert targets_table([found]).rows[0][1] == "s, e 0.995; s, f 0.96"
 
 
 def test_innocents_of_all_kinds_are_bounded_from_above() -> None:

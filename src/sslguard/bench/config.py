@@ -64,11 +64,10 @@ from typing import Any, Literal
 from sslguard.bench.beds import check_bed
 from sslguard.bench.sweeps import expanded
 from sslguard.errors import UsageError
-from sslguard.settings import load_toml, read, rest
+from sslguard.settings import Count, Seed, load_toml, read, rest
 
 AttackSet = Literal["development", "held-out"]
 NAME_LENGTH = 60
-PRECISIONS = ("32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class EncoderEntry:
     load: str
     bed: str
     null: tuple[str, ...] = ()
-    random: int = 0
+    random: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class SchemeEntry:
     """
 
     scheme: str
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     verify: str = "verify"
     beds: tuple[str, ...] = ()
     null: bool = True
@@ -140,7 +139,7 @@ class AttackEntry:
     beds: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
-    precision: str = ""
+    precision: Literal["", "32", "bf16"] = ""
 
     @property
     def one_task(self) -> bool:
@@ -188,8 +187,8 @@ class Task:
     train: str = "probe_train"
     test: str = "probe_test"
     method: Literal["", "linear", "mlp", "knn"] = ""
-    per_class: int = 0
-    draws: int = 1
+    per_class: Seed = 0
+    draws: Count = 1
     beds: tuple[str, ...] = ()
 
 
@@ -229,9 +228,9 @@ class Config:
     encoders: Mapping[str, EncoderEntry] = field(default_factory=dict)
     schemes: Mapping[str, SchemeEntry] = field(default_factory=dict)
     attacks: Mapping[str, AttackEntry] = field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     rates: tuple[float, ...] = (math.log2(0.01),)
-    precision: str = "32"
+    precision: Literal["32", "bf16"] = "32"
     method: Literal["linear", "mlp", "knn"] = "linear"
     notes: tuple[str, ...] = ()
     without: tuple[Without, ...] = ()
@@ -334,46 +333,24 @@ def log2_rate(text: Any) -> float:
 
 def _check(config: Config) -> None:
     """Raise UsageError if a value is out of range, or if a part names something that the configuration lacks."""
-    for title, entries in (("encoders", config.encoders), ("seeds", config.seeds)):
-        if not entries:
+    for title, given in (("encoders", config.encoders), ("seeds", config.seeds)):
+        if not given:
             raise UsageError(f"{title} must not be empty")
     for seeds in (config.seeds, *(scheme.seeds for scheme in config.schemes.values())):
-        if min(seeds, default=0) < 0 or len(set(seeds)) != len(seeds):
-            raise UsageError(f"seeds must be different numbers from 0 up, not {list(seeds)}")
-    for where, precision in (("precision", config.precision), *_precisions(config)):
-        if precision not in PRECISIONS:
-            raise UsageError(f"{where} must be {' or '.join(PRECISIONS)}, not {precision!r:.40}")
-    for name, encoder in config.encoders.items():
-        if encoder.random < 0:
-            raise UsageError(f"encoders.{name}.random must be at least 0, not {encoder.random}")
-    limited: list[tuple[str, Sequence[str], Mapping[str, Any]]] = []
-    for name, scheme in config.schemes.items():
-        limited.append((f"schemes.{name}.beds", scheme.beds, config.beds))
+        if len(set(seeds)) != len(seeds):
+            raise UsageError(f"seeds must be different numbers, not {list(seeds)}")
     for name, attack in config.attacks.items():
         if not attack.steps:
             raise UsageError(f"attacks.{name}.steps must name at least one attack")
-        limited.append((f"attacks.{name}.beds", attack.beds, config.beds))
-        limited.append((f"attacks.{name}.encoders", attack.encoders, config.encoders))
-        limited.append((f"attacks.{name}.schemes", attack.schemes, config.schemes))
-    for one in config.without:
-        limited.append(("without.attacks", one.attacks, config.attacks))
-        limited.append(("without.schemes", one.schemes, config.schemes))
-        limited.append(("without.encoders", one.encoders, config.encoders))
-    for name, task in config.tasks.items():
-        limited.append((f"tasks.{name}.beds", task.beds, config.beds))
-        if task.per_class < 0 or task.draws < 1:
-            raise UsageError(f"tasks.{name}: per_class must be at least 0 and draws at least 1")
     for target in config.targets:
-        limited.append(("targets.schemes", target.schemes, config.schemes))
-        limited.append(("targets.encoders", target.encoders, config.encoders))
-        limited.append(("targets.attacks", target.attacks, config.attacks))
         if (target.at_least is None) == (target.at_most is None):
             raise UsageError(f"targets: {target.aim!r:.80} needs either at_least or at_most")
-    for where, names, known in limited:
-        if unknown := [pattern for pattern in names if not any(_matches(name, (pattern,)) for name in known)]:
-            raise UsageError(f"{where} must name {', '.join(known)}, not {unknown[0]!r:.80}")
-
-
-def _precisions(config: Config) -> list[tuple[str, str]]:
-    """Return the place and the value of each precision that an attack sets for itself."""
-    return [(f"attacks.{n}.precision", entry.precision) for n, entry in config.attacks.items() if entry.precision]
+    known = {"beds": config.beds, "encoders": config.encoders, "schemes": config.schemes, "attacks": config.attacks}
+    tables = {"schemes": config.schemes, "attacks": config.attacks, "tasks": config.tasks}
+    entries = [(f"{part}.{name}", entry) for part, table in tables.items() for name, entry in table.items()]
+    entries += [("without", one) for one in config.without] + [("targets", one) for one in config.targets]
+    for where, entry in entries:
+        for part, names in known.items():
+            for pattern in vars(entry).get(part, ()):
+                if not any(_matches(name, (pattern,)) for name in names):
+                    raise UsageError(f"{where}.{part} must name {', '.join(names)}, not {pattern!r:.80}")

@@ -53,7 +53,7 @@ Contents = Mapping[str, Mapping[str, Any]]
 _MEASURED = ("statistic", "published_log2_pvalue", "watermark_rate", "asked")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A suspect; see the module."""
 
@@ -64,23 +64,23 @@ class Row:
     attack: str
     set: str
     suspect: str
-    family: str | None
-    statistic: float | None
-    log2_pvalue: float | None
-    floor_log2: float | None
-    uncapped_bits: float | None
-    published_log2_pvalue: float | None
-    watermark_rate: float | None
-    accuracy: float | None
-    tasks: Mapping[str, float] | None
-    kept: float | None
-    kept_error: float | None
-    asked: int | None
-    thief_queries: int | None
-    attack_seconds: float | None
-    share: float | None
-    mark_seconds: float | None
-    refused: str | None
+    family: str | None = None
+    statistic: float | None = None
+    log2_pvalue: float | None = None
+    floor_log2: float | None = None
+    uncapped_bits: float | None = None
+    published_log2_pvalue: float | None = None
+    watermark_rate: float | None = None
+    accuracy: float | None = None
+    tasks: Mapping[str, float] | None = None
+    kept: float | None = None
+    kept_error: float | None = None
+    asked: int | None = None
+    thief_queries: int | None = None
+    attack_seconds: float | None = None
+    share: float | None = None
+    mark_seconds: float | None = None
+    refused: str | None = None
     cell: str
     date: str
     config: str
@@ -89,6 +89,11 @@ class Row:
     def applies(self) -> bool:
         """Whether the attack could be carried out, even if the scheme cannot score its result."""
         return self.refused is None or self.accuracy is not None
+
+    @property
+    def twin(self) -> bool:
+        """Whether this is the clean encoder after an attack, an innocent."""
+        return self.kind == "innocent" and bool(self.attack)
 
     def detected(self, log2_rate: float) -> bool | None:
         """Return whether the suspect is claimed at this false-claim rate, or None if the null cannot support the rate.
@@ -181,18 +186,18 @@ def _other(plan: Plan, kind: str, which: str) -> str:
 
 
 def _row(kind: Any, suspect: str, result: Mapping[str, Any], common: Mapping[str, Any]) -> Row:
-    pvalue = result.get("log2_pvalue")
-    uncapped = result.get("details", {}).get("log2_pvalue_uncapped")
-    given: dict[str, Any] = dict.fromkeys(Row.__dataclass_fields__)
-    given |= {name: result[name] for name in _MEASURED if name in result}
-    given |= {
-        "log2_pvalue": pvalue,
-        "floor_log2": None if pvalue is None else -float(SECRET_BITS),
-        "uncapped_bits": None if uncapped is None else -uncapped,
-        "refused": result.get("refused") or result.get("unscored"),
-    }
-    found: dict[str, Any] = {**given, **common, "kind": kind, "suspect": suspect}
-    return Row(**found)
+    pvalue, uncapped = result.get("log2_pvalue"), result.get("details", {}).get("log2_pvalue_uncapped")
+    measured: dict[str, Any] = {name: result.get(name) for name in _MEASURED}
+    return Row(
+        kind=kind,
+        suspect=suspect,
+        **measured,
+        log2_pvalue=pvalue,
+        floor_log2=None if pvalue is None else -float(SECRET_BITS),
+        uncapped_bits=None if uncapped is None else -uncapped,
+        refused=result.get("refused") or result.get("unscored"),
+        **common,
+    )
 
 
 def _kept(reference: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +231,7 @@ def _price(contents: Contents, content: Mapping[str, Any], pretraining: float | 
     seconds, queries, victim = content["result"].get("seconds", 0.0), None, content["args"]["victim"]
     while name := victim.get("made"):
         if name not in contents:  # its result is out of date, and the cell runs again
-            return {"attack_seconds": None, "thief_queries": None}
+            return {}
         made = contents[name]
         seconds += made["result"].get("seconds", 0.0)
         queries, victim = made["result"].get("queries"), made["args"]["victim"]

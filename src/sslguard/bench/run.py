@@ -14,7 +14,7 @@ results.*          the results as Parquet, Markdown and HTML
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from sslguard.bench.cells import Cell, Outcome, Pool, path_of, read_cells, run_c
 from sslguard.bench.config import Config, files_of, read_config
 from sslguard.bench.page import Run, render_html, render_markdown
 from sslguard.bench.plan import Plan, make_plan
-from sslguard.bench.rows import references, rows_of, write_parquet
+from sslguard.bench.rows import Contents, references, rows_of, write_parquet
 from sslguard.bench.targets import results as targets
 from sslguard.bench.work import Work, is_current, kinds_of, prepare
 from sslguard.data.names import SPLITS, check_data
@@ -192,18 +192,16 @@ def forecast(config: Path, out: Path, *, only: Sequence[str] = ()) -> Forecast:
     found, plan = checked(config)
     chosen = plan.chosen(tuple(only))
     contents, _ = read_cells(out, plan.cells)
-    spent: dict[tuple[str, ...], list[float]] = {}
+    runs = [(plan, contents)]
     if found.recorded:
         with TemporaryDirectory() as folder:
             with tarfile.open(config.parent / found.recorded) as archive:
                 archive.extractall(folder, filter="data")
-            _, earlier, recorded = open_run(Path(folder))
-            _add_costs(spent, earlier, recorded)
-    _add_costs(spent, plan, contents)
+            runs.append(open_run(Path(folder))[1:])
     kept = [cell for cell in chosen if "encoders" in kinds_of(cell) and cell.name not in contents]
     sizes, unknown = _sizes(found, {plan.about[cell.name]["encoder"] for cell in kept})
     known = [sizes[name] for cell in kept if (name := plan.about[cell.name]["encoder"]) in sizes]
-    return Forecast(_groups(plan, chosen, contents, spent), len(kept), sum(known) if known else None, unknown)
+    return Forecast(_progress(plan, chosen, contents, runs), len(kept), sum(known) if known else None, unknown)
 
 
 def _sizes(config: Config, names: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -262,61 +260,46 @@ def progress(out: Path) -> list[Progress]:
         UsageError: `out` holds no benchmark.
     """
     _, plan, contents = open_run(out)
-    spent: dict[tuple[str, ...], list[float]] = {}
-    _add_costs(spent, plan, contents)
-    return _groups(plan, plan.cells, contents, spent)
-
-
-def _add_costs(spent: dict[tuple[str, ...], list[float]], plan: Plan, contents: Mapping[str, Any]) -> None:
-    for cell in plan.cells:
-        if cell.name in contents:
-            for like in _likes(plan, cell):
-                spent.setdefault(like, []).append(float(contents[cell.name]["cpu_seconds"]))
-
-
-def _groups(
-    plan: Plan, cells: Sequence[Cell], contents: Mapping[str, Any], spent: Mapping[tuple[str, ...], Sequence[float]]
-) -> list[Progress]:
-    return [
-        _progress(plan, group, [cell for cell in cells if cell.group == group], contents, spent)
-        for group in dict.fromkeys(cell.group for cell in cells)
-    ]
+    return _progress(plan, plan.cells, contents, [(plan, contents)])
 
 
 def _progress(
-    plan: Plan,
-    group: str,
-    cells: Sequence[Cell],
-    contents: Mapping[str, Any],
-    spent: Mapping[tuple[str, ...], Sequence[float]],
-) -> Progress:
-    done = [contents[cell.name] for cell in cells if cell.name in contents]
-    left: list[float | None] = [
-        next((mean(spent[like]) for like in _likes(plan, cell) if like in spent), None)
-        for cell in cells
-        if cell.name not in contents
-    ]
-    known = [seconds for seconds in left if seconds is not None]
-    return Progress(
-        group=group,
-        done=len(done),
-        refused=sum("refused" in content["result"] for content in done),
-        total=len(cells),
-        seconds=sum(content["cpu_seconds"] for content in done),
-        left=sum(known) * len(left) / len(known) if known else None if left else 0.0,
-    )
+    plan: Plan, cells: Sequence[Cell], contents: Contents, runs: Iterable[tuple[Plan, Contents]]
+) -> list[Progress]:
+    """Return the progress of each group of these cells.
+
+    Args:
+        plan: Plan of the cells.
+        cells: Cells to count.
+        contents: Results that are there, by cell name.
+        runs: Plans and results that costs are estimated from.
+    """
+    spent: dict[tuple[str, ...], list[float]] = {}
+    for done_plan, results in runs:
+        for cell in done_plan.cells:
+            if cell.name in results:
+                for like in _likes(done_plan, cell):
+                    spent.setdefault(like, []).append(float(results[cell.name]["cpu_seconds"]))
+    found = []
+    for group in dict.fromkeys(cell.group for cell in cells):
+        members = [cell for cell in cells if cell.group == group]
+        done = [contents[cell.name] for cell in members if cell.name in contents]
+        open_ = [cell for cell in members if cell.name not in contents]
+        likes = [next((spent[like] for like in _likes(plan, cell) if like in spent), None) for cell in open_]
+        known = [mean(costs) for costs in likes if costs is not None]
+        left = sum(known) * len(open_) / len(known) if known else None if open_ else 0.0
+        refused = sum("refused" in content["result"] for content in done)
+        seconds = sum(content["cpu_seconds"] for content in done)
+        found.append(Progress(group, len(done), refused, len(members), seconds, left))
+    return found
 
 
 def _likes(plan: Plan, cell: Cell) -> Iterable[tuple[str, ...]]:
     """Yield the classes of cells whose cost is similar to that of this cell, the most similar first."""
-    about = plan.about[cell.name]
-    names = {name: str(about.get(name, "")) for name in ("encoder", "scheme", "attack")}
-    if cell.group in ("make", "attack", "twin"):
-        yield cell.group, names["encoder"], names["attack"]
-        yield cell.group, names["attack"]
-    else:
-        yield cell.group, names["encoder"], names["scheme"]
-        yield cell.group, names["scheme"]
+    about = {"encoder": "", "scheme": "", "attack": "", **plan.about[cell.name]}
+    which = about["attack" if cell.group in ("make", "attack", "twin") else "scheme"]
+    yield cell.group, about["encoder"], which
+    yield cell.group, which
     yield (cell.group,)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from statistics import mean, median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,6 @@ from scipy import stats
 
 from sslguard.bench.rows import Row, controls
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 KEPT = 0.9
@@ -65,71 +63,6 @@ class Outcome:
         return self.kept is not None and self.kept.value >= KEPT
 
 
-@dataclass(frozen=True)
-class FalseClaims:
-    """False claims of a scheme on its innocents.
-
-    Attributes:
-        scheme: Name of the scheme.
-        n: Number of innocents that were scored.
-        refused: Number of innocents that could not be scored.
-        families: Number of families of innocents, summed over keys; see `rows.controls`.
-        claimed: Number claimed at each rate; None if the null is a rank among these same innocents.
-        least: Smallest log₂ p of an exact null; None for ranks.
-        published: Share that the test of the scheme's own paper claims at 1 %; its ends are the smallest and the
-            largest share of any key, because innocents of one key are not independent. None without such a test.
-    """
-
-    scheme: str
-    n: int
-    refused: int
-    families: int
-    claimed: tuple[int, ...] | None
-    least: float | None
-    published: Interval | None
-
-
-@dataclass(frozen=True)
-class Separation:
-    """Statistics of one key: that of the protected encoder, and those of its innocents.
-
-    Attributes:
-        scheme, encoder, seed: The key.
-        own: Statistic of the protected encoder, unattacked; None if it has none.
-        middle, largest: Median and maximum of the innocents; under an exact null each is tested with a fresh secret.
-        published: Share of innocents that the test of the scheme's own paper claims at 1 %; None without such a test.
-        least: Smallest log₂ p of that test.
-    """
-
-    scheme: str
-    encoder: str
-    seed: int
-    own: float | None
-    middle: float
-    largest: float
-    published: float | None
-    least: float | None
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Costs of a scheme.
-
-    Attributes:
-        scheme: Name of the scheme.
-        seconds: Median CPU seconds of protecting an encoder.
-        kept: Mean share of accuracy that protecting keeps, with Student's interval.
-        asked: Largest number of queries of a verification.
-        bits: Median −log₂ p of the protected encoder, unattacked.
-    """
-
-    scheme: str
-    seconds: float | None
-    kept: Interval | None
-    asked: int | None
-    bits: float | None
-
-
 def outcomes(rows: Sequence[Row], rates: Sequence[float], *, encoders: Iterable[str] = ()) -> list[Outcome]:
     """Return the outcome of each attack against each scheme, in the order of the rows.
 
@@ -139,11 +72,8 @@ def outcomes(rows: Sequence[Row], rates: Sequence[float], *, encoders: Iterable[
         encoders: Names of the encoders that count; default: all.
     """
     chosen = set(encoders)
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.kind == "attack" and (not chosen or row.encoder in chosen):
-            groups.setdefault((row.attack, row.scheme), []).append(row)
-    return [_outcome(group, rates) for group in groups.values()]
+    attacked = [row for row in rows if row.kind == "attack" and (not chosen or row.encoder in chosen)]
+    return [_outcome(group, rates) for group in grouped(attacked, "attack", "scheme").values()]
 
 
 def _outcome(group: Sequence[Row], rates: Sequence[float]) -> Outcome:
@@ -157,16 +87,12 @@ def _outcome(group: Sequence[Row], rates: Sequence[float]) -> Outcome:
         set=first.set,
         n=len(group),
         detected=tuple(None if None in each or not each else share(sum(map(bool, each)), len(each)) for each in found),
-        kept=_over(group, lambda row: row.kept, average),
-        bits=_over(group, lambda row: row.bits, median),
-        seconds=_over(group, lambda row: row.attack_seconds, median),
-        queries=_over(group, lambda row: row.thief_queries, _most),
+        kept=over(group, "kept", average),
+        bits=over(group, "bits", median),
+        seconds=over(group, "attack_seconds", median),
+        queries=over(group, "thief_queries", max),
         refused=first.refused if None not in reasons else None,
     )
-
-
-def _most(counts: Sequence[int]) -> int:
-    return max(counts)
 
 
 def hardest(rows: Sequence[Row], scheme: str, kept: float = KEPT) -> Row | None:
@@ -183,88 +109,31 @@ def hardest(rows: Sequence[Row], scheme: str, kept: float = KEPT) -> Row | None:
         The row; None if no suspect counts.
     """
     candidates = [
-        (row.bits, -row.kept, number)
-        for number, row in enumerate(rows)
+        row
+        for row in rows
         if row.kind == "attack" and row.scheme == scheme and row.bits is not None
         if row.kept is not None and row.kept >= kept
     ]
-    return rows[min(candidates)[2]] if candidates else None
+    return min(candidates, key=lambda row: (row.bits or 0.0, -(row.kept or 0.0)), default=None)
 
 
-def false_claims(rows: Sequence[Row], rates: Sequence[float]) -> list[FalseClaims]:
-    """Return the false claims of each scheme, over all encoders and seeds. Rates are base-2 logarithms."""
-    found = []
-    for scheme in dict.fromkeys(row.scheme for row in rows):
-        everyone = [row for row in rows if row.scheme == scheme and row.kind == "innocent"]
-        group = [row for row in everyone if row.refused is None]
-        exact = [row.log2_pvalue for row in group if row.uncapped_bits is not None and row.log2_pvalue is not None]
-        found.append(
-            FalseClaims(
-                scheme=scheme,
-                n=len(group),
-                refused=len(everyone) - len(group),
-                families=len({(row.encoder, row.seed, row.family) for row in group}),
-                claimed=tuple(sum(value <= rate for value in exact) for rate in rates) if exact else None,
-                least=min(exact, default=None),
-                published=_published(group),
-            )
-        )
-    return found
+def published(rows: Sequence[Row]) -> Interval | None:
+    """Return the share of innocents that the test of the scheme's own paper claims at 1 %; None without such a test.
 
-
-def _published(group: Sequence[Row]) -> Interval | None:
-    claimed: dict[tuple[str, int], list[float]] = {}
-    for row in group:
-        if row.published_log2_pvalue is not None:
-            below = float(row.published_log2_pvalue <= _PUBLISHED_LOG2)
-            claimed.setdefault((row.encoder, row.seed), []).append(below)
-    if not claimed:
+    The ends of the interval are the smallest and the largest share of any key, because innocents of one key are not
+    independent.
+    """
+    tested = [row for row in rows if row.published_log2_pvalue is not None]
+    shares = [claimed_as_published(group) for group in grouped(tested, "encoder", "seed").values()]
+    if not tested:
         return None
-    shares = [mean(one) for one in claimed.values()]
     ends = (min(shares), max(shares)) if len(shares) > 1 else (None, None)
-    return Interval(mean(chain.from_iterable(claimed.values())), *ends)
+    return Interval(claimed_as_published(tested), *ends)
 
 
-def separations(rows: Sequence[Row]) -> list[Separation]:
-    """Return the statistics of each key that has innocents. Schemes keep the order of the rows."""
-    innocents: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
-        if row.kind == "innocent" and row.statistic is not None:
-            innocents.setdefault((row.scheme, row.encoder, row.seed), []).append(row)
-    own = {(row.scheme, row.encoder, row.seed): row.statistic for row in rows if row.kind == "protected"}
-    order = {scheme: place for place, scheme in enumerate(dict.fromkeys(row.scheme for row in rows))}
-    found = []
-    for key in sorted(innocents, key=lambda key: order[key[0]]):
-        statistics = [row.statistic for row in innocents[key] if row.statistic is not None]
-        published = [p for row in innocents[key] if (p := row.published_log2_pvalue) is not None]
-        found.append(
-            Separation(
-                *key,
-                own=own.get(key),
-                middle=median(statistics),
-                largest=max(statistics),
-                published=mean(p <= _PUBLISHED_LOG2 for p in published) if published else None,
-                least=min(published, default=None),
-            )
-        )
-    return found
-
-
-def costs(rows: Sequence[Row]) -> list[Costs]:
-    """Return the costs of each scheme."""
-    found = []
-    for scheme in dict.fromkeys(row.scheme for row in rows):
-        group = [row for row in rows if row.scheme == scheme and row.kind == "protected"]
-        found.append(
-            Costs(
-                scheme=scheme,
-                seconds=_over(group, lambda row: row.mark_seconds, median),
-                kept=_over(group, lambda row: row.kept, average),
-                asked=_over(group, lambda row: row.asked, _most),
-                bits=_over(group, lambda row: row.bits, median),
-            )
-        )
-    return found
+def claimed_as_published(rows: Sequence[Row]) -> float:
+    """Return the share of the rows with such a test that it claims at 1 %."""
+    return mean(pvalue <= _PUBLISHED_LOG2 for pvalue in known(rows, "published_log2_pvalue"))
 
 
 def roc(rows: Sequence[Row], scheme: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -308,7 +177,20 @@ def average(values: Sequence[float]) -> Interval:
     return Interval(centre, centre - half, centre + half)
 
 
-def _over(group: Sequence[Row], of: Callable[[Row], T | None], how: Callable[[list[T]], R]) -> R | None:
-    """Return `how` applied to the values that rows have, or None if no row has a value."""
-    values = [value for row in group if (value := of(row)) is not None]
+def grouped(rows: Iterable[Row], *columns: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Return the rows by the values of these columns, in the order of the rows."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(getattr(row, column) for column in columns), []).append(row)
+    return found
+
+
+def known(rows: Iterable[Row], column: str) -> list[Any]:
+    """Return the values of a column, without those that are missing."""
+    return [value for row in rows if (value := getattr(row, column)) is not None]
+
+
+def over(rows: Iterable[Row], column: str, how: Callable[[list[Any]], R]) -> R | None:
+    """Return `how` applied to the known values of a column, or None if there are none."""
+    values = known(rows, column)
     return how(values) if values else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -26,7 +27,7 @@ def expanded(entries: object, at: str) -> object:
         at: Name of the table, for error messages.
 
     Raises:
-        UsageError: A sweep is no table of values, or two entries get the same name.
+        UsageError: A sweep is no table of values, no setting uses one of its names, or two entries get the same name.
     """
     if not isinstance(entries, Mapping):
         return entries
@@ -47,6 +48,8 @@ def expanded(entries: object, at: str) -> object:
             if title in found:
                 raise UsageError(f"{at}: two entries are called {title!r:.80}: name {{{'} and {'.join(sweep)}}} in it")
             found[title] = _filled(rest, values)
+        if unused := [key for key in sweep if f"{{{key}}}" not in json.dumps(rest)]:
+            raise UsageError(f"{at}.{name}.sweep.{unused[0]} is used by nothing: write {{{unused[0]}}} into a setting")
     return found
 
 

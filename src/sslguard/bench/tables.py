@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, median
 from types import MappingProxyType
 from typing import Any
 
 from sslguard.bench.config import Config
-from sslguard.bench.details import beside_header, beside_lines, clean_lines, target_lines
 from sslguard.bench.rows import Row
-from sslguard.bench.summary import KEPT, Interval, Outcome, costs, false_claims, hardest, outcomes, separations
-from sslguard.bench.targets import results
+from sslguard.bench.summary import (
+    KEPT,
+    Interval,
+    Outcome,
+    average,
+    claimed_as_published,
+    grouped,
+    hardest,
+    known,
+    outcomes,
+    over,
+    published,
+)
+from sslguard.bench.targets import Result, results
 from sslguard.report.table import Table
 from sslguard.report.text import NONE
 
 # Shares of accuracy that an attack must keep. The lower ones serve if no attack keeps more.
 _LEAST = (KEPT, 0.75, 0.5, 0.25)
 
+References = Mapping[str, Mapping[str, Any]]
+"""Result file of each clean encoder's cell, by the encoder's name."""
+
 
 def all_tables(
     config: Config,
     rows: Sequence[Row],
-    references: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    references: References = MappingProxyType({}),
     undone: Sequence[Mapping[str, Any]] = (),
 ) -> list[Table]:
     """Return all tables of the page that have lines, in their order.
@@ -33,41 +48,91 @@ def all_tables(
         undone: `Plan.about` of each cell that is not done, with its `group`.
     """
     found = outcomes(rows, config.rates)
-    tables = [_targets(config, rows, undone), *_details(config, rows, references)]
-    tables += [_hardest(config, rows), _false_claims(config, rows), _separations(rows), _costs(rows)]
+    tables = [targets_table(results(config, rows, undone))]
+    if config.tasks or config.targets:
+        tables += [_clean_encoders(references), _beside(config, rows, references)]
+    tables += [_hardest(config, rows), innocents_table(rows, config.rates), keys_table(rows), costs_table(rows)]
     tables += [_grid(config, found, group) for group in ("held-out", "development")]
     return [table for table in tables if table.rows]
 
 
-def _targets(config: Config, rows: Sequence[Row], undone: Sequence[Mapping[str, Any]]) -> Table:
+def targets_table(found: Sequence[Result]) -> Table:
+    """Return a line for each target: aim, figure, the same figure for unmarked encoders, whether it is met."""
+    lines = []
+    for one in found:
+        met, total = one.negatives
+        lines.append((one.target.aim, _figure(one), f"{met} of {total}" if total else NONE, one.verdict))
     return Table(
         "Targets",
         "What was aimed at and what came. Of attacks only those count that keep enough and, where its cost is known, "
         "take no longer than pre-training. Where no mark is: the same attacks on the clean encoder, whatever they "
         "keep. Brackets: Wilson's 95 % interval.",
         ("aim", "figure", "where no mark is", ""),
-        target_lines(results(config, rows, undone)),
+        tuple(lines),
     )
 
 
-def _details(config: Config, rows: Sequence[Row], references: Mapping[str, Mapping[str, Any]]) -> list[Table]:
-    """Return the tables that only benchmarks with further tasks or targets have."""
-    if not (config.tasks or config.targets):
-        return []
-    clean = Table(
+def _figure(one: Result) -> str:
+    if one.target.mean:
+        return "; ".join(f"{name} {_formatted(value, '.3g')}" for name, value in one.values.items())
+    interval, text = one.share, f"{one.met} of {len(one.values)}"
+    if interval is None or interval.low is None or interval.high is None:
+        return text
+    return f"{text} (95 %: {100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
+
+
+def _clean_encoders(references: References) -> Table:
+    lines = []
+    for encoder, content in references.items():
+        result = content["result"]
+        for task, found in (("", result), *result.get("tasks", {}).items()):
+            figures = (found["accuracy"], found.get("pixels"), found.get("untrained"))
+            gain = f"{found['accuracy'] - found['floor']:+.3f}"
+            lines.append((encoder, task, *(_formatted(figure, ".3f") for figure in figures), gain))
+    return Table(
         "The clean encoders",
         "Accuracy of probes on each task, of raw pixels and of the network untrained; gain over the better of the two.",
         ("encoder", "task", "accuracy", "raw pixels", "untrained", "gain"),
-        clean_lines(references),
+        tuple(lines),
     )
-    beside = Table(
+
+
+def _beside(config: Config, rows: Sequence[Row], references: References) -> Table:
+    """Return a line for each scheme unattacked and under each attack, beside the same attack on the clean encoder."""
+    own = ("statistic", "watermark rate")
+    twins = grouped([row for row in rows if row.twin], "scheme", "attack")
+    lines = []
+    for (scheme, attack), group in grouped([row for row in rows if row.kind != "innocent"], "scheme", "attack").items():
+        applied = [row for row in group if row.applies]
+        if applied:
+            kept = [over(applied, "kept", mean), *(_kept(applied, references, task) for task in config.tasks)]
+            shares = map(_share, [*kept, over(applied, "share", median)])
+            clean = twins.get((scheme, attack), [])
+            lines.append((scheme, attack or "none", *shares, *_evidence_of(applied), *_evidence_of(clean)))
+    return Table(
         "Attacks beside the same attacks on the clean encoder",
         "Over encoders and keys: means of accuracy kept, medians of all else. Costs are CPU seconds over those that "
         "pre-training the clean encoder took.",
-        beside_header(config),
-        beside_lines(config, rows, references),
+        (
+            *("scheme", "attack", "kept", *(f"kept, {task}" for task in config.tasks), "of pre-training"),
+            *(*own, *(f"{name}, clean" for name in own)),
+        ),
+        tuple(lines),
     )
-    return [clean, beside]
+
+
+def _kept(rows: Iterable[Row], references: References, task: str) -> float | None:
+    """Return the mean share of the clean encoders' accuracy above their baselines that is kept in a further task."""
+    shares = []
+    for row in rows:
+        clean = references.get(row.encoder, {"result": {}})["result"].get("tasks", {}).get(task)
+        if clean and row.tasks and task in row.tasks and clean["accuracy"] > clean["floor"]:
+            shares.append((row.tasks[task] - clean["floor"]) / (clean["accuracy"] - clean["floor"]))
+    return mean(shares) if shares else None
+
+
+def _evidence_of(rows: Sequence[Row]) -> list[str]:
+    return [_formatted(over(rows, column, median), ".3g") for column in ("statistic", "watermark_rate")]
 
 
 def _hardest(config: Config, rows: Sequence[Row]) -> Table:
@@ -81,7 +146,7 @@ def _hardest(config: Config, rows: Sequence[Row]) -> Table:
             for least, one in [*found[:1], *(pair for pair in found[1:] if pair[0] == _LEAST[1])]:
                 if one not in named:
                     named.append(one)
-                    lines.append((scheme, answers, f"{100 * least:.0f} %", *_attacked(one)))
+                    lines.append((scheme, answers, _share(least), *_attacked(one)))
     return Table(
         "What hurts each scheme most",
         "Of all attacks on all encoders that keep at least so much of the clean encoder's accuracy above its "
@@ -96,21 +161,34 @@ def _hardest(config: Config, rows: Sequence[Row]) -> Table:
 
 def _attacked(one: Row) -> tuple[str, ...]:
     error = "" if one.kept_error is None else f" ± {100 * one.kept_error:.0f}"
-    share = "" if one.share is None else f" ({100 * one.share:.0f} % of pre-training)"
-    price = f"{_number(one.attack_seconds)} CPU s{share}, {_queries(one.thief_queries)}"
+    share = "" if one.share is None else f" ({_share(one.share)} of pre-training)"
+    queries = "no queries" if one.thief_queries is None else f"{one.thief_queries:,} queries"
     bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
-    return one.attack, one.encoder, one.set, f"{100 * (one.kept or 0):.0f}{error} %", bits, price
+    kept, price = f"{100 * (one.kept or 0):.0f}{error} %", f"{_number(one.attack_seconds)} CPU s{share}, {queries}"
+    return one.attack, one.encoder, one.set, kept, bits, price
 
 
-def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
+def innocents_table(rows: Sequence[Row], rates: Sequence[float]) -> Table:
+    """Return a line for each scheme: its innocents, and how many of them are claimed at each rate.
+
+    Args:
+        rows: All rows.
+        rates: False-claim rates, as base-2 logarithms.
+    """
+    innocents = [row for row in rows if row.kind == "innocent"]
     lines = []
-    for one in false_claims(rows, config.rates):
-        unranked = "by rank" if one.n else NONE
-        claimed = [unranked] * len(config.rates) if one.claimed is None else [str(count) for count in one.claimed]
-        least = NONE if one.least is None else f"2^{one.least:.1f}, corrected {min(1.0, one.n * 2**one.least):.2g}"
-        counts = (str(one.n), str(one.families), str(one.refused))
-        lines.append((one.scheme, *counts, *claimed, least, _percent(one.published)))
-    claims = (f"claimed at {rate_name(rate)}" for rate in config.rates)
+    for scheme in _schemes(rows):
+        everyone = [row for row in innocents if row.scheme == scheme]
+        group = [row for row in everyone if row.refused is None]
+        exact = known([row for row in group if row.uncapped_bits is not None], "log2_pvalue")
+        claimed, least = ["by rank" if group else NONE] * len(rates), NONE
+        if exact:
+            claimed = [str(sum(value <= rate for value in exact)) for rate in rates]
+            least = f"2^{min(exact):.1f}, corrected {min(1.0, len(group) * 2 ** min(exact)):.2g}"
+        families = grouped(group, "encoder", "seed", "family")
+        counts = map(str, (len(group), len(families), len(everyone) - len(group)))
+        lines.append((scheme, *counts, *claimed, least, _percent(published(group))))
+    claims = (f"claimed at {rate_name(rate)}" for rate in rates)
     return Table(
         "Innocents",
         "Encoders that nobody derived from the protected one. Of schemes that inject a mark, what the same attacks "
@@ -126,13 +204,17 @@ def _false_claims(config: Config, rows: Sequence[Row]) -> Table:
     )
 
 
-def _separations(rows: Sequence[Row]) -> Table:
+def keys_table(rows: Sequence[Row]) -> Table:
+    """Return a line for each key that has innocents: what the protected encoder scores, and what they score."""
+    scored = [row for row in rows if row.kind == "innocent" and row.statistic is not None]
+    keys, order = grouped(scored, "scheme", "encoder", "seed"), _schemes(rows)
+    protected = grouped([row for row in rows if row.kind == "protected"], "scheme", "encoder", "seed")
     lines = []
-    for one in separations(rows):
-        own, middle, largest = map(_statistic, (one.own, one.middle, one.largest))
-        published = NONE if one.published is None else f"{100 * one.published:.0f} %"
-        least = NONE if one.least is None else f"2^{one.least:.0f}"
-        lines.append((one.scheme, one.encoder, str(one.seed), own, middle, largest, published, least))
+    for key in sorted(keys, key=lambda key: order.index(key[0])):
+        statistics, pvalues = known(keys[key], "statistic"), known(keys[key], "published_log2_pvalue")
+        own = protected[key][-1].statistic if key in protected else None
+        share, least = (_share(claimed_as_published(keys[key])), f"2^{min(pvalues):.0f}") if pvalues else (NONE, NONE)
+        lines.append((*map(str, key), *map(_statistic, (own, median(statistics), max(statistics))), share, least))
     return Table(
         "Innocents, key by key",
         "What a scheme ranks: of the encoder that the key protects, as it is served, and of the innocents. Under an "
@@ -143,15 +225,19 @@ def _separations(rows: Sequence[Row]) -> Table:
     )
 
 
-def _costs(rows: Sequence[Row]) -> Table:
+def costs_table(rows: Sequence[Row]) -> Table:
+    """Return a line for each scheme: what it costs to protect an encoder and to verify."""
+    lines = []
+    for scheme in _schemes(rows):
+        group = [row for row in rows if row.scheme == scheme and row.kind == "protected"]
+        seconds, bits = over(group, "mark_seconds", median), over(group, "bits", median)
+        kept, asked = over(group, "kept", average), over(group, "asked", max)
+        lines.append((scheme, _number(seconds), _percent(kept), _number(asked), _number(bits)))
     return Table(
         "Cost of the schemes",
         "CPU seconds of one thread and bits are medians, accuracy kept a mean, queries the most.",
         ("scheme", "protecting, CPU s", "accuracy kept", "queries to verify", "bits unattacked"),
-        tuple(
-            (one.scheme, _number(one.seconds), _percent(one.kept), _number(one.asked), _number(one.bits))
-            for one in costs(rows)
-        ),
+        tuple(lines),
     )
 
 
@@ -180,7 +266,8 @@ def _cell(one: Outcome | None) -> str:
     if not one.n:
         return "not applicable"
     found = " ".join(NONE if each is None else _count(each, one.n) for each in one.detected)
-    return f"{found}; {_evidence(one)}; {_percent(one.kept)}{'' if one.counts else ' †'}"
+    bits = "not scorable" if one.refused else _formatted(one.bits, ".1f")
+    return f"{found}; {bits}; {_percent(one.kept)}{'' if one.counts else ' †'}"
 
 
 def _count(found: Interval, n: int) -> str:
@@ -199,20 +286,22 @@ def _intervals(found: Iterable[Outcome]) -> str:
     return f" Wilson's 95 % intervals: {listed}." if listed else ""
 
 
+def _schemes(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.scheme for row in rows))
+
+
 def rate_name(log2_rate: float) -> str:
     """Return a false-claim rate as text, such as "0.01" or "2^-64"."""
     rate = 2.0**log2_rate
     return f"{rate:g}" if rate >= 1e-6 else f"2^{log2_rate:.4g}"
 
 
-def _evidence(one: Outcome) -> str:
-    if one.refused:
-        return "not scorable"
-    return NONE if one.bits is None else f"{one.bits:.1f}"
+def _formatted(value: float | None, style: str) -> str:
+    return NONE if value is None else format(value, style)
 
 
-def _queries(n: int | None) -> str:
-    return "no queries" if n is None else f"{n:,} queries"
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.0f} %"
 
 
 def _statistic(value: float | None) -> str:
@@ -224,11 +313,8 @@ def _number(value: float | None) -> str:
 
 
 def _percent(value: Interval | None) -> str:
-    return NONE if value is None else _ends(value, value.value)
-
-
-def _ends(value: Interval, shown: float) -> str:
-    text = f"{100 * shown:.0f} %"
+    if value is None:
+        return NONE
     if value.low is None or value.high is None:
-        return text
-    return f"{text} ({100 * value.low:.0f} to {100 * value.high:.0f})"
+        return _share(value.value)
+    return f"{_share(value.value)} ({100 * value.low:.0f} to {100 * value.high:.0f})"

@@ -9,7 +9,7 @@ from typing import Any
 
 from sslguard.bench.config import Config, Target, within
 from sslguard.bench.rows import Row
-from sslguard.bench.summary import Interval, share
+from sslguard.bench.summary import Interval, grouped, over, share
 from sslguard.errors import UsageError
 
 _GROUPS = {"protected": ("mark",), "attack": ("attack",), "innocent": ("null", "other", "twin")}
@@ -69,27 +69,14 @@ def _result(target: Target, rows: Sequence[Row], undone: Sequence[Mapping[str, A
         raise UsageError(f"targets: rows have no column {target.column!r:.80}; see sslguard.bench.rows")
     mine = [row for row in rows if row.kind == target.kind and _named(target, row.encoder, row.scheme, row.attack)]
     counted = [row for row in mine if row.applies and _counts(target, row)]
-    values: dict[str, float | None] = {}
+    values: dict[str, float | None] = {f"{row.cell} {row.suspect}": _value(target, row) for row in counted}
     if target.mean:
-        for pair in dict.fromkeys((row.scheme, row.encoder) for row in counted):
-            known = [
-                v for row in counted if (row.scheme, row.encoder) == pair and (v := _value(target, row)) is not None
-            ]
-            values[", ".join(pair)] = mean(known) if known else None
-    else:
-        values = {f"{row.cell} {row.suspect}": _value(target, row) for row in counted}
-    twins = [
-        row
-        for row in rows
-        if target.kind == "attack" and row.kind == "innocent" and row.attack
-        if row.suspect.startswith("twin of ") and _named(target, row.encoder, row.scheme, row.attack)
-    ]
-    missing = [
-        about
-        for about in undone
-        if about["group"] in _GROUPS[target.kind]
-        and _named(target, about["encoder"], about["scheme"], about.get("attack", ""))
-    ]
+        groups = grouped(counted, "scheme", "encoder")
+        values = {", ".join(pair): over(group, target.column, mean) for pair, group in groups.items()}
+    twins = [row for row in rows if target.kind == "attack" and row.twin]
+    twins = [row for row in twins if _named(target, row.encoder, row.scheme, row.attack)]
+    missing = [one for one in undone if one["group"] in _GROUPS[target.kind]]
+    missing = [one for one in missing if _named(target, one["encoder"], one["scheme"], one.get("attack", ""))]
     return Result(
         target=target,
         values=values,

@@ -326,54 +326,33 @@ def is_current(cell: Cell, content: Callable[[str], Mapping[str, Any]]) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Known(Encoder):
-    """An encoder with stored embeddings of all items of a data set.
-
-    The keys of innocents draw the same items, each in another order. A clone stores nothing, because it may be trained.
-    """
-
-    known: Mapping[bytes, NDArray[np.float32]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, encoder: Encoder, data: Data) -> Known:
-        """Return `encoder` with stored embeddings of `data`. Images are rounded to bytes first, as queries are."""
-        known: dict[bytes, NDArray[np.float32]] = {}
-        for batch in data.batches(QUERY_BATCH):
-            asked = as_bytes(batch) if isinstance(batch, Tensor) else batch
-            known.update(zip(map(_digest, asked), encoder.embed(asked), strict=True))
-        return cls(**vars(encoder), known=known)
-
-    def embed(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Return embeddings of shape (items, dim), from the store if it holds all items of the batch."""
-        found = [self.known.get(_digest(item)) for item in batch]
-        if any(row is None for row in found):
-            return super().embed(batch)
-        return np.stack([row for row in found if row is not None])
-
-    def clone(self) -> Encoder:
-        """Return a copy that can be trained, without the store."""
-        return _without(self, "known").clone()
-
-
-@dataclass(frozen=True, eq=False)
 class Remembering(Encoder):
-    """An encoder that stores its embeddings of each batch and returns the same bits when asked again.
+    """An encoder that stores its embedding of each item and returns the same bits when asked again.
 
-    Attacks that post-process one surrogate ask it the same batches. A clone stores nothing, because it may be trained.
+    Attacks that post-process one surrogate ask it the same items, and the keys of innocents draw the same items, each
+    in another order. A clone stores nothing, because it may be trained.
     """
 
     known: dict[bytes, NDArray[np.float32]] = field(default_factory=dict)
 
     def embed(self, batch: Batch, /) -> NDArray[np.float32]:
-        """Return embeddings of shape (items, dim), from the store if this batch was embedded before."""
-        name = hashlib.sha256(b"".join(map(_digest, batch))).digest()
-        if name not in self.known:
-            self.known[name] = super().embed(batch)
-        return self.known[name].copy()
+        """Return embeddings of shape (items, dim), from the store if it holds all items of the batch."""
+        names = [_digest(item) for item in batch]
+        if not self.known.keys() >= set(names):
+            self.known.update(zip(names, super().embed(batch), strict=True))
+        return np.stack([self.known[name] for name in names])
 
     def clone(self) -> Encoder:
         """Return a copy that can be trained, without the store."""
-        return _without(self, "known").clone()
+        return Encoder(**{name: value for name, value in vars(self).items() if name != "known"}).clone()
+
+
+def remembering(encoder: Encoder, data: Data) -> Remembering:
+    """Return `encoder` with stored embeddings of `data`. Images are rounded to bytes first, as queries are."""
+    found = Remembering(**vars(encoder))
+    for batch in data.batches(QUERY_BATCH):
+        found.embed(as_bytes(batch) if isinstance(batch, Tensor) else batch)
+    return found
 
 
 def _digest(item: Any) -> bytes:
@@ -381,16 +360,12 @@ def _digest(item: Any) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _without(encoder: Encoder, field_name: str) -> Encoder:
-    return Encoder(**{name: value for name, value in vars(encoder).items() if name != field_name})
-
-
 @lru_cache(maxsize=2)
-def _owned(clean: str, data: str, verify: str) -> tuple[Known, NDArray[np.floating], NDArray[np.floating]]:
+def _owned(clean: str, data: str, verify: str) -> tuple[Remembering, NDArray[np.floating], NDArray[np.floating]]:
     """Return a clean encoder that stores embeddings of `verify`, its answers to the owner's items, their statistics."""
     encoder, items = load_encoder(clean), opened(data)
     first = items.slice(0, min(len(items), INNOCENT_ITEMS))
-    return Known.of(encoder, opened(verify)), embed_all(encoder, first), all_statistics(encoder, first)
+    return remembering(encoder, opened(verify)), embed_all(encoder, first), all_statistics(encoder, first)
 
 
 @lru_cache(maxsize=2)

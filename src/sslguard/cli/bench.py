@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Group, Parameter
 
+from sslguard.cli.checks import check
 from sslguard.cli.options import PRINTED, Count, Output, Seed
 from sslguard.cli.output import Result, say
 from sslguard.errors import MissingExtraError, UsageError
@@ -42,7 +43,9 @@ def list_(folder: Path = Path("benchmarks"), /, *, output: Output = PRINTED) -> 
 
 
 def validate(config: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001
-    """Check a configuration: read it and plan its cells, without opening data or encoders.
+    """Check a configuration: read it, plan its cells, and look whether encoders and data are there.
+
+    Nothing is opened.
 
     Args:
         config: TOML file.
@@ -53,6 +56,12 @@ def validate(config: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: A
     from sslguard.bench.run import checked
 
     found, plan = checked(config)
+    encoders = found.encoders.values()
+    check(
+        encoders=[encoder.load for encoder in encoders],
+        data=[spec for roles in found.beds.values() for spec in roles.values()],
+        controls=[spec for encoder in encoders for spec in encoder.null],
+    )
     groups = Counter(cell.group for cell in plan.cells)
     rows = [("title", found.title), *((group, f"{count:,} cells") for group, count in groups.items())]
     return Result({"title": found.title, "cells": dict(groups), "digest": found.digest()}, rows)
