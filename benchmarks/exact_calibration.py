@@ -9,12 +9,11 @@ Run: python benchmarks/exact_calibration.py
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
-from common import save, table
+from common import options, save
 from scipy import stats
 
+from sslguard.report.markdown import table
 from sslguard.stats import witness
 from sslguard.stats.corrections import holm
 from sslguard.stats.direction import log2_tail
@@ -103,7 +102,7 @@ def pvalues(v: Array, basis: Array | None, directions: Array) -> Array:
 
 
 def main() -> None:
-    started = time.time()
+    options(__doc__)
     rng = np.random.default_rng(SEED)
     cells = {
         (suspect, witness, "all" if basis is None else f"{basis.shape[1]}"): (v, basis)
@@ -116,10 +115,10 @@ def main() -> None:
         directions = rng.standard_normal((CHUNK, K, D))
         for cell, (v, basis) in cells.items():
             p[cell][start : start + CHUNK] = pvalues(v, basis, directions)
-    report(cells, p, started)
+    report(cells, p)
 
 
-def report(cells: dict[tuple[str, str, str], tuple[Array, Array | None]], p: dict, started: float) -> None:
+def report(cells: dict[tuple[str, str, str], tuple[Array, Array | None]], p: dict) -> None:
     live = [cell for cell in cells if cells[cell][0].any()]
     uniform = dict(zip(live, (stats.kstest(p[cell], "uniform").pvalue for cell in live), strict=True))
     adjusted = dict(zip(live, 2 ** holm(np.log2([uniform[cell] for cell in live])), strict=True))
@@ -149,11 +148,7 @@ def report(cells: dict[tuple[str, str, str], tuple[Array, Array | None]], p: dic
     )
     print(f"\n{summary}\nwitness 0, so p = 1: {'; '.join(nothing)}")
     settings = {"n": N, "d": D, "K": K, "draws": DRAWS, "seed": SEED}
-    save(
-        "exact_calibration",
-        {"settings": settings, "summary": summary, "cells": figures, "p = 1": nothing},
-        started=started,
-    )
+    save("exact_calibration", {"settings": settings, "summary": summary, "cells": figures, "p = 1": nothing})
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ Run: OMP_NUM_THREADS=1 python benchmarks/exact_cost.py [--rounds 9] [--encoders 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
-from common import data, keep_freed_memory, save, table
+from common import items, options, prepare, save
 from torch import nn
 
 from sslguard.crypto.secrets import Secret
-from sslguard.data.base import Data
-from sslguard.data.specs import open_data
 from sslguard.encoders.base import embed_all
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
+from sslguard.report.markdown import table
 from sslguard.schemes.base import Watermarked
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.protocol import Protocol
@@ -39,11 +36,6 @@ ENCODERS = (
 )
 BATCH, QUERIES, ITEMS = 256, 2000, 2600
 SMALL_ROUNDS = 8  # times as many for shipped encoders, whose embeddings are fast
-
-
-def items(spec: str, role: str) -> Data:
-    """What the owner marks with, or asks."""
-    return open_data(f"vader:{role}") if "minilm" in spec else data(role)
 
 
 def in_turn(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -109,16 +101,11 @@ def test_cost(spec: str, made: Watermarked) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--encoders", nargs="+", default=ENCODERS)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    started = time.time()
+    given = options(__doc__, rounds=9, encoders=ENCODERS)
+    prepare()
     found = {}
-    for spec in options.encoders:
-        head, made = head_cost(spec, options.rounds * (SMALL_ROUNDS if spec.startswith("shipped:") else 1))
+    for spec in given.encoders:
+        head, made = head_cost(spec, given.rounds * (SMALL_ROUNDS if spec.startswith("shipped:") else 1))
         found[spec] = {**head, **test_cost(spec, made)}
     rows = [
         [
@@ -130,7 +117,7 @@ def main() -> None:
     ]
     header = ["encoder", "ms an embedding", "head", "middle half", "alone", "s to embed the queries", "test beside it"]
     print(table(header, rows))
-    save("exact_cost", {"rounds": options.rounds, "encoders": found}, started=started)
+    save("exact_cost", {"rounds": given.rounds, "encoders": found})
 
 
 if __name__ == "__main__":

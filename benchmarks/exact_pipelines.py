@@ -13,16 +13,14 @@ Run: python benchmarks/exact_pipelines.py [--pipelines 2000] [--workers 2]
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
-import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 
 import numpy as np
-from common import data, keep_freed_memory, save, table
+from common import data, options, prepare, save
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -32,6 +30,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
+from sslguard.report.markdown import table
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
@@ -42,14 +41,6 @@ SCHEME = Exact(Protocol(n_queries=400), mode="head")
 MARKING_ITEMS, ASKED_ITEMS = 500, 600
 LEVELS = (0.1, 0.01, 0.001)
 FIRST_SEED = 10_000
-
-
-def prepare() -> None:
-    """A process of one thread that keeps its memory."""
-    import torch
-
-    keep_freed_memory()
-    torch.set_num_threads(1)
 
 
 def marked(seed: int) -> tuple[Encoder, ExactKey]:
@@ -114,13 +105,9 @@ def member_alone(number: int) -> tuple[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipelines", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=2)
-    options = parser.parse_args()
-    started = time.time()
-    seeds = range(FIRST_SEED, FIRST_SEED + options.pipelines)
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn"), initializer=prepare) as pool:
+    given = options(__doc__, pipelines=2000, workers=2)
+    seeds = range(FIRST_SEED, FIRST_SEED + given.pipelines)
+    with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn"), initializer=prepare) as pool:
         alone = dict(pool.map(member_alone, range(len(read_population(shipped_population()))), chunksize=4))
         runs = list(pool.map(pipeline, seeds, chunksize=8))
     cells = {(name, w): np.array([run[name][w] for run in runs]) for name in runs[0] for w in runs[0][name]}
@@ -135,7 +122,7 @@ def main() -> None:
     tested = [k for k, value in enumerate(uniform) if not math.isnan(value)]
     adjusted = 2.0 ** holm(np.log2([max(uniform[k], 1e-300) for k in tested]))
     figures = {
-        "pipelines": options.pipelines,
+        "pipelines": given.pipelines,
         "least p of uniformity, Holm": float(adjusted.min()),
         "population, log2 p": alone,
         "population, least p after Bonferroni": min(1.0, 2 ** min(alone.values()) * len(alone)),
@@ -157,7 +144,7 @@ def main() -> None:
         f"null population, a fresh secret each: least p of {len(alone)} is {2 ** alone[least]:.4f} ({least}), "
         f"after Bonferroni {figures['population, least p after Bonferroni']:.3f}"
     )
-    save("exact_pipelines", figures, started=started)
+    save("exact_pipelines", figures)
 
 
 if __name__ == "__main__":

@@ -1,26 +1,23 @@
 """Damaged files by the million: every reader that files of strangers reach, until a fault or the end.
 
-    python benchmarks/fuzz.py --inputs 1000000 --out benchmarks/results/fuzz.json
-    python benchmarks/fuzz.py --guided --inputs 100000 --out benchmarks/results/fuzz_guided.json
+    python benchmarks/fuzz.py --inputs 1000000            (writes results/fuzz.json)
+    python benchmarks/fuzz.py --guided --inputs 100000    (writes results/fuzz_guided.json)
 
 A fault (anything but an `SslguardError`), an accepted forgery, or a file that a reader wrote stops the run; the input
 that did it is left beside the result. Inputs follow from --seed and their number alone. The result is written anew
 every 20,000 inputs, so a run that is stopped says how far it came.
 
---guided damages more than the good files: an input that reaches a line of Python that none before it reached is kept,
-and damaged on. Lines count in this program's readers and in those of numpy, torch and zipfile below them, all in
-Python; what safetensors and age do in compiled code is not seen.
+--only names one target. --guided damages more than the good files: an input that reaches a line of Python that none
+before it reached is kept, and damaged on. Lines count in this program's readers and in those of numpy, torch and
+zipfile below them, all in Python; what safetensors and age do in compiled code is not seen.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import resource
 import sys
 import tempfile
-import time
 import traceback
 import zipfile
 from collections import Counter
@@ -34,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, options, save
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -143,56 +141,45 @@ class Fuzzer:
         self.outcomes[target.name][outcome] += 1
 
 
-def report(fuzzer: Fuzzer, inputs: int, started: float, at_first: int) -> dict[str, Any]:
+def report(fuzzer: Fuzzer, inputs: int, at_first: int) -> dict[str, Any]:
     """What a run of so many inputs found."""
-    guided: dict[str, Any] = {}
-    if fuzzer.lines is not None:
-        entered = fuzzer.lines.reached + fuzzer.lines.unreached
-        guided = {
-            "lines": {"by good files": at_first, "reached": fuzzer.lines.reached, "of functions entered": entered}
-        }
-        guided["kept"] = dict(fuzzer.kept)
-    return {
+    found: dict[str, Any] = {
         "inputs": inputs,
         "seed": fuzzer.seed,
         "guided": fuzzer.lines is not None,
         "faults": 0,
         "accepted_forgeries": 0,
-        "seconds": round(time.monotonic() - started),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "outcomes": {name: dict(found) for name, found in fuzzer.outcomes.items()},
-        **guided,
+        "outcomes": fuzzer.outcomes,
     }
+    if fuzzer.lines is not None:
+        entered = fuzzer.lines.reached + fuzzer.lines.unreached
+        lines = {"by good files": at_first, "reached": fuzzer.lines.reached, "of functions entered": entered}
+        found |= {"lines": lines, "kept": fuzzer.kept}
+    return found
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--inputs", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="one target, by name")
-    parser.add_argument("--guided", action="store_true", help="keep and damage on what reaches new lines")
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    started = time.monotonic()
+    given = options(__doc__, inputs=1_000_000, seed=0, only="", guided=False)
+    name = "fuzz_guided" if given.guided else "fuzz"
     with tempfile.TemporaryDirectory() as folder:
         good, work = Path(folder) / "good", Path(folder) / "work"
         good.mkdir()
         work.mkdir()
         os.environ["SSLGUARD_CACHE"] = str(Path(folder) / "cache")
-        targets = [t for t in make_targets(good) if given.only in (None, t.name)]
+        targets = [t for t in make_targets(good) if given.only in ("", t.name)]
         fuzzer = Fuzzer(targets, given.seed, Lines() if given.guided else None)
         fuzzer.reach_what_good_files_reach(work)
         at_first = fuzzer.lines.reached if fuzzer.lines else 0
         for number in range(given.inputs):
             try:
-                fuzzer.one(number, work, given.out.with_suffix(".failed"))
+                fuzzer.one(number, work, RESULTS / f"{name}.failed")
             except Exception:
                 traceback.print_exc()
                 return 1
             if (number + 1) % EVERY == 0 or number + 1 == given.inputs:
-                found = report(fuzzer, number + 1, started, at_first)
-                given.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-                print(f"{number + 1:,} inputs in {found['seconds']:,} s", flush=True)
+                save(name, report(fuzzer, number + 1, at_first))
+                print(f"{number + 1:,} inputs", flush=True)
     return 0
 
 

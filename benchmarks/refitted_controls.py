@@ -1,23 +1,20 @@
 """What a trained trigger and decoder show without a date: an honest mark and fitted keys, ranked in two ways.
 
-    python benchmarks/refitted_controls.py --out benchmarks/results/refitted_controls.json
-
 A key of the published losses is made honestly, and others are fitted to innocents. Each ranks its suspect among
 controls that it was not made for, and among controls that got trigger and decoder of their own (`claims.refitting`), by
-a tenth of the steps and by all of them.
+a tenth of the steps and by all of them. Controls are evenly chosen from the shipped population.
+
+Run: python benchmarks/refitted_controls.py [--controls 12] [--steps 200]
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
+from common import options, prepare, save
 
 from sslguard.claims.refitting import fitted_key, refitted_controls
 from sslguard.controls.members import list_controls
@@ -32,13 +29,9 @@ CLEAN, INNOCENTS = "shipped:simclr", ("shipped:moco", "shipped:byol")
 MARK, VERIFY = "cluttered-fashion-mnist:train[30000:33000]", "cluttered-fashion-mnist:train[50000:50512]"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--controls", type=int, default=12, help="of the shipped population, evenly chosen")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+def main() -> None:
+    given = options(__doc__, controls=12, steps=200)
+    prepare()
     scheme = SSLGuard(steps=given.steps)
     clean, data, asked = load_encoder(CLEAN), open_data(MARK), open_data(VERIFY)
     population = list_controls(["shipped"])
@@ -75,10 +68,9 @@ def main() -> int:
         for steps, scores in likewise.items():
             found[name][f"fitted with {steps} steps"] = among(score.value, scores)
     result = {"controls": given.controls, "steps": given.steps, "cpu_seconds": seconds, "suspects": found}
-    given.out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    save("refitted_controls", result)
     print(json.dumps(result, indent=1, sort_keys=True))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

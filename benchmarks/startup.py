@@ -10,7 +10,6 @@ Run: python benchmarks/startup.py [--rounds 5]   (a minute or two; it makes a ke
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -18,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from common import data, save, table
+from common import data, options, save
 
 from sslguard import api
 from sslguard.encoders.folder import save_encoder
+from sslguard.report.markdown import table
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import save_key
@@ -69,10 +69,7 @@ def timed(arguments: Sequence[str], environment: Mapping[str, str], codes: Seque
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    started = time.time()
+    given = options(__doc__, rounds=5)
     cores = sorted(os.sched_getaffinity(0))[:2]
     os.sched_setaffinity(0, cores)
     load = os.getloadavg()[0]
@@ -94,12 +91,9 @@ def main() -> None:
             "verify, 2 threads that spin, busy neighbour": ((*verify, "--threads", "2"), spinning, verdict, True),
         }
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-        for number in range(options.rounds + 1):
+        for number in range(given.rounds + 1):
             for name, (arguments, environment, codes, busy) in runs.items():
-                if busy:
-                    with neighbour(cores[-1]):
-                        found = timed(arguments, environment, codes)
-                else:
+                with neighbour(cores[-1]) if busy else nullcontext():
                     found = timed(arguments, environment, codes)
                 if number:  # the first round compiles
                     seconds[name].append(found)
@@ -109,8 +103,8 @@ def main() -> None:
     ratios = {name: clock[name + beside] / clock[name] for name in clock if name + beside in clock}
     rows = [[name, clock[name], cpu[name], ratios.get(name, "")] for name in runs]
     print(table(["command", "seconds", "CPU seconds", "busy neighbour / idle"], rows))
-    figures = {"rounds": options.rounds, "queries": QUERIES, "cores": len(cores), "load_before": load}
-    save("startup", {**figures, "seconds": clock, "cpu_seconds": cpu, "busy_over_idle": ratios}, started=started)
+    figures = {"rounds": given.rounds, "queries": QUERIES, "cores": len(cores), "load_before": load}
+    save("startup", {**figures, "seconds": clock, "cpu_seconds": cpu, "busy_over_idle": ratios})
 
 
 if __name__ == "__main__":

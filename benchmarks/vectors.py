@@ -8,24 +8,21 @@ Run: OMP_NUM_THREADS=1 python benchmarks/vectors.py   (writes docs/results/vecto
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import RESULTS, data, save, table
+from common import RESULTS, items, options, prepare, save
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from sslguard.crypto.secrets import Secret
-from sslguard.data.base import Data
-from sslguard.data.specs import open_data
 from sslguard.encoders.base import embed_all
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.load import load_encoder
 from sslguard.files import write_atomic
+from sslguard.report.markdown import table
 from sslguard.schemes.exact.bank import Bank
 from sslguard.schemes.exact.features import all_statistics
 from sslguard.schemes.exact.key import ExactKey, stream_context
@@ -34,16 +31,10 @@ from sslguard.schemes.exact.protocol import Protocol
 from sslguard.stats.moments import Moments, unit_rows
 
 Rows = NDArray[np.float64]
+ENCODERS = ("package:all-minilm-l6-v2", "shipped:simclr")
 EPSILONS = (0.05, 0.1, 0.2, 0.3)
 ITEMS, NEAREST, PAIRS, SEED = 2000, 10, 200_000, 1
 PAGE = Path(__file__).parent.parent / "docs" / "results" / "vectors.md"
-
-
-def beds() -> dict[str, tuple[Data, Data]]:
-    """Encoder → items to mark with and items to look at."""
-    texts = (open_data(f"vader:{role}[0:{ITEMS}]") for role in ("mark", "verify"))
-    images = (data(role).slice(0, ITEMS) for role in ("mark", "verify"))
-    return {"package:all-minilm-l6-v2": tuple(texts), "shipped:simclr": tuple(images)}  # type: ignore[dict-item]
 
 
 def int8(rows: Rows) -> Rows:
@@ -96,9 +87,10 @@ def bits(key: ExactKey, h: Rows, phi: Rows, answers: Rows) -> float:
     return abs(key.test(key.witnesses(moments), n_queries=len(h)).log2_pvalue)
 
 
-def figures(spec: str, mark: Data, look: Data) -> dict[str, dict[str, dict[str, float]]]:
+def figures(spec: str) -> dict[str, dict[str, dict[str, float]]]:
     """ε → what is felt, and the bits of each service's answers."""
     clean = load_encoder(spec)
+    mark, look = (items(spec, role).slice(0, ITEMS) for role in ("mark", "verify"))
     seen, psi = embed_all(clean, mark), all_statistics(clean, mark)
     answers, statistics = embed_all(clean, look), all_statistics(clean, look)
     h = unit_rows(answers.astype(np.float64))
@@ -152,11 +144,10 @@ FELT = {"overlap": "overlap@10", "mixed": "mixed", "spearman": "Spearman", "self
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    torch.set_num_threads(1)
-    started = time.time()
-    found = {spec: figures(spec, mark, look) for spec, (mark, look) in beds().items()}
-    save("vectors", {"encoders": found}, started=started)
+    options(__doc__)
+    prepare()
+    found = {spec: figures(spec) for spec in ENCODERS}
+    save("vectors", {"encoders": found})
     write_atomic(PAGE, page(found).encode())
     print(PAGE.read_text(), f"\n{RESULTS / 'vectors.json'}")
 

@@ -687,7 +687,7 @@ def test_a_thread_keeps_freed_memory() -> None:
     program = """if True:
         import platform, resource, threading
         import numpy as np
-        from sslguard.cli.entry import _keep_freed_memory
+        from sslguard.cli.entry import keep_freed_memory
 
         def faults():
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -699,7 +699,7 @@ def test_a_thread_keeps_freed_memory() -> None:
                 [np.ones(3_000_000) for _ in range(4)]  # 96 MB, 23,000 pages
             print(platform.libc_ver()[0], (faults() - begun) // 10)
 
-        _keep_freed_memory()
+        keep_freed_memory()
         thread = threading.Thread(target=work)
         thread.start()
         thread.join()

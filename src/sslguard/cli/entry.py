@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in tokens
-    _keep_freed_memory()
+    keep_freed_memory()
     _wait_without_spinning()
     with _sigterm_as_interrupt() as terminated:
         try:
@@ -171,7 +171,7 @@ def _leave_process_group() -> None:
         processes.leave()
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Ask glibc to keep what is freed instead of returning it to the system.
 
     Training frees and takes the same large tensors at every step; fresh pages each time cost 1.6 times the run on
