@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,36 +13,68 @@ import numpy as np
 
 from sslguard.claims.outcome import Audit, Check, Terms
 from sslguard.claims.page import render_page as audit_page
+from sslguard.controls.members import Member
 from sslguard.demo.over_api import ApiResult, ApiSettings, Asked
 from sslguard.demo.over_api import render_page as api_page
 from sslguard.demo.page import render_page as demo_page
-from sslguard.demo.result import Accuracy, Bar, Curve, KeyReport, ReportData, Scores, Suspect, TriggerPictures
+from sslguard.demo.result import (
+    Accuracy,
+    Bar,
+    Decision,
+    ExactReport,
+    KeyScores,
+    ReportData,
+    Suspect,
+    TriggerPictures,
+)
+from sslguard.schemes.base import Score
+from sslguard.stats.significance import Significance
 
 LONG = "a name that goes on for as long as anybody would want to read of one encoder"
 
 
-def scores(mean: float, spread: float = 0.05) -> Scores:
+def scores(mean: float, spread: float = 0.05) -> Score:
     cosines = mean + spread * np.linspace(-1, 1, 32)
-    return Scores(float(cosines.mean()), float((cosines > 0.5).mean()), cosines)
+    return Score(float(cosines.mean()), 32, float((cosines > 0.5).mean()), cosines)
+
+
+def suspect(
+    name: str, story: str, derived: bool, decision: Decision, pvalue: float, score: Score | None = None
+) -> Suspect:
+    """A suspect with a p-value among eight controls."""
+    score = score or scores(0.9 if derived else -0.2)
+    found = Significance(score.value, math.log2(pvalue), 1 / 9, "controls", 32, n_controls=8)
+    return Suspect(name, story, derived, decision, score, found)
+
+
+def exact_report() -> ExactReport:
+    """Two suspects under the exact null, and three controls, one of them below 0.01."""
+
+    def shown(name: str, derived: bool, decision: Decision, log2_pvalue: float) -> Suspect:
+        found = Significance(-log2_pvalue, log2_pvalue, 2.0**-256, "exact", 100)
+        return Suspect(name, "x", derived, decision, Score(-log2_pvalue, 100, evidence=found), found)
+
+    suspects = (shown("F* (exact)", True, "derived", -256.0), shown("other", False, "not shown", -0.5))
+    return ExactReport(suspects, {"a": -7.0, "b": -1.0, "c": -0.1}, 100, 1e-6, replace(audit(), verdict=None))
 
 
 def report_data(n_controls: int = 8, **changes: object) -> ReportData:
     """Two suspects and controls at 0, 0.01 …, half of a kind each."""
-    kinds = {f"control-{i}": ("random", "surrogate of F")[i % 2] for i in range(n_controls)}
-    controls = {name: scores(i / 100) for i, name in enumerate(kinds)}
-    false = {name: scores(0.4 + i / 20) for i, name in enumerate(kinds)}
+    members = [Member(f"control-{i}", ("random", "surrogate of F")[i % 2], None, Path()) for i in range(n_controls)]
+    controls = {member.name: scores(i / 100) for i, member in enumerate(members)}
+    false = {member.name: scores(0.4 + i / 20) for i, member in enumerate(members)}
     suspects = (
-        Suspect("F*", "marked", True, "derived", 1 / (n_controls + 1)),
-        Suspect("other", "somebody else's", False, "not shown", 1.0),
+        suspect("F*", "marked", True, "derived", 1 / (n_controls + 1)),
+        suspect("other", "somebody else's", False, "not shown", 1.0),
     )
-    main = KeyReport("cured", {"F*": scores(0.9), "other": scores(-0.2)}, controls, 1 / (n_controls + 1))
-    beside = KeyReport("published", {"F*": scores(0.9), "other": scores(0.7)}, false, 0.5)
+    main = KeyScores("cured", {"F*": scores(0.9), "other": scores(-0.2)}, controls, 1 / (n_controls + 1))
+    beside = KeyScores("published", {"F*": scores(0.9), "other": scores(0.7)}, false, 0.5)
     bars = (Bar("raw pixels", "baseline", 0.2), Bar("F", "clean", 0.6, 1.0), Bar("F*", "marked", 0.58, 0.95))
     values: dict[str, object] = {
         "created": "2025-01-01 00:00 UTC",
         "suspects": suspects,
         "keys": (main, beside),
-        "kinds": kinds,
+        "controls": members,
         "alpha": 0.2,
         "n_claims": 1,
         "statistic_name": "mean cosine",
@@ -48,10 +82,11 @@ def report_data(n_controls: int = 8, **changes: object) -> ReportData:
             np.zeros((2, 1, 4, 4)), np.ones((2, 1, 4, 4)), np.ones((1, 4, 4)), np.ones((1, 4, 4))
         ),
         "accuracies": (Accuracy("garments", bars), Accuracy("digits", skipped="not installed")),
-        "curves": (Curve("marking", {"shadow": [0.0, -0.5, -1.0]}),),
+        "curves": {"marking": {"shadow": [0.0, -0.5, -1.0]}},
         "settings": {"Marking": {"steps": 3}},
         "seconds": {"mark": 1.5},
         "versions": {"sslguard": "0"},
+        "exact": exact_report(),
         "commands": ("sslguard verify 'a key' \\\n    --data x",),
     }
     return ReportData(**{**values, **changes})  # type: ignore[arg-type]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sslguard.demo.result import THRESHOLD, Accuracy, KeyReport, ReportData, Scores, Suspect
+from sslguard.demo.result import THRESHOLD, Accuracy, KeyScores, ReportData, Suspect
 from sslguard.report import charts
 from sslguard.report.charts import WIDTH, Theme
 from sslguard.report.text import printable
+from sslguard.schemes.base import Score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,19 +31,21 @@ def summary_png(data: ReportData) -> bytes:
 
 def decision(data: ReportData, theme: Theme) -> Figure:
     """Return the statistic of every suspect and control under the first key, and what a suspect must exceed."""
-    kinds, key = data.kinds_present(), data.keys[0]
-    rows = len(data.suspects) + len(kinds)
-    figure = charts.figure(WIDTH, 1.1 + 0.34 * rows)
+    scores = {kind: data.scores_of_kind(data.keys[0], kind) for kind in data.kinds()}
+    labels = [suspect.name for suspect in data.suspects]
+    labels += [f"{kind} ({len(of_kind)})" for kind, of_kind in scores.items()]
+    figure = charts.figure(WIDTH, 1.1 + 0.34 * len(labels))
     axes = figure.add_subplot()
     for y, suspect in enumerate(data.suspects):
         marker = "D" if suspect.derived else "o"
-        axes.plot(key.suspects[suspect.name].statistic, y, marker, color=_colour(suspect, theme), ms=8, zorder=3)
-    for y, kind in enumerate(kinds, start=len(data.suspects)):
-        values = [scores.statistic for scores in data.scores_of_kind(key, kind)]
+        axes.plot(suspect.score.value, y, marker, color=_colour(suspect, theme), ms=8, zorder=3)
+    for y, of_kind in enumerate(scores.values(), start=len(data.suspects)):
+        values = [score.value for score in of_kind]
         axes.plot(values, np.full(len(values), y), "|", color=theme.muted, ms=12, mew=1.4)
     axes.axhline(len(data.suspects) - 0.5, color=theme.grid, lw=1)
-    _critical_line(axes, data, theme)
-    labels = [s.name for s in data.suspects] + [f"{kind} ({len(data.scores_of_kind(key, kind))})" for kind in kinds]
+    critical = data.critical()
+    if critical is not None:
+        _critical_line(axes, critical, data.level, theme)
     charts.rows(axes, labels)
     charts.bare(axes, theme)
     axes.grid(axis="x", color=theme.grid, lw=0.6)
@@ -75,15 +78,15 @@ def accuracy(data: ReportData, theme: Theme) -> Figure:
 def losses(data: ReportData, theme: Theme) -> Figure:
     """Return loss against step for every training run: single steps pale, their running mean on top."""
     figure = charts.figure(WIDTH, 2.9)
-    columns = figure.subplots(1, max(1, len(data.curves)), squeeze=False)[0]
+    columns = figure.subplots(1, len(data.curves), squeeze=False)[0]
     colours = (*theme.palette[:3], theme.ink)
-    for axes, curve in zip(columns, data.curves, strict=False):
-        for number, (name, values) in enumerate(curve.losses.items()):
+    for axes, (title, curves) in zip(columns, data.curves.items(), strict=True):
+        for number, (name, values) in enumerate(curves.items()):
             colour, style = colours[number % 4], ("-", "--", "-.", ":")[number % 4]
             shown = np.unique(np.linspace(0, len(values) - 1, _CURVE_POINTS).round().astype(int))
             axes.plot(shown + 1, np.asarray(values)[shown], color=colour, lw=0.6, alpha=0.25)
             axes.plot(shown + 1, _running_mean(values)[shown], style, color=colour, lw=1.8, label=printable(name, 24))
-        charts.title(axes, curve.title, 36)
+        charts.title(axes, title, 36)
         axes.set_xlabel("step")
         axes.grid(axis="y", color=theme.grid, lw=0.6)
         axes.legend(frameon=False, handlelength=2.4)
@@ -93,16 +96,16 @@ def losses(data: ReportData, theme: Theme) -> Figure:
 
 def summary(data: ReportData, theme: Theme) -> Figure:
     """Return cosines under every key, innocents in one row, beside the accuracy of the first task."""
-    rows = _histogram_rows(data, data.keys[0], theme, brief=True)
+    rows = {key.name: _histogram_rows(data, key, theme, brief=True) for key in data.keys}
     tasks = [task for task in data.accuracies if task.bars][:1]
-    ratios = [1.0] * len(data.keys) + [0.85] * len(tasks)
-    figure = charts.figure(12, 1.7 + 0.44 * len(rows))
+    ratios = [1.0] * len(rows) + [0.85] * len(tasks)
+    figure = charts.figure(12, 1.7 + 0.44 * len(rows[data.keys[0].name]))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     grid = figure.add_gridspec(1, len(ratios), width_ratios=ratios)
-    for column, key in enumerate(data.keys):
+    for column, (name, of_key) in enumerate(rows.items()):
         axes = figure.add_subplot(grid[column])
-        _ridges(axes, _histogram_rows(data, key, theme, brief=True), theme, labels=column == 0)
-        charts.title(axes, key.name, 27)
+        _ridges(axes, of_key, theme, labels=column == 0)
+        charts.title(axes, name, 27)
         axes.set_xlabel("cosine to the secret vector")
     for task in tasks:
         axes = figure.add_subplot(grid[-1])
@@ -113,31 +116,29 @@ def summary(data: ReportData, theme: Theme) -> Figure:
 
 
 def _colour(suspect: Suspect, theme: Theme) -> str:
-    """Return a suspect's colour, by the truth about it: unknown is drawn as ink."""
-    if suspect.derived is None:
-        return theme.ink
+    """Return a suspect's colour, by the truth about it."""
     return theme.palette[0] if suspect.derived else theme.palette[2]
 
 
 @dataclass(frozen=True)
 class _Row:
     label: str
-    scores: list[Scores]
+    scores: list[Score]
     colour: str
 
 
-def _histogram_rows(data: ReportData, key: KeyReport, theme: Theme, *, brief: bool) -> list[_Row]:
+def _histogram_rows(data: ReportData, key: KeyScores, theme: Theme, *, brief: bool) -> list[_Row]:
     rows: list[_Row] = []
-    innocent: list[Scores] = []
+    innocent: list[Score] = []
     for suspect in data.suspects:
         found = [key.suspects[suspect.name]] if suspect.name in key.suspects else []
-        if brief and suspect.derived is False:
+        if brief and not suspect.derived:
             innocent += found
         else:
             rows.append(_Row(suspect.name, found, _colour(suspect, theme)))
     if innocent:
         rows.append(_Row(f"innocent suspects ({len(innocent)})", innocent, theme.palette[2]))
-    for kind in data.kinds_present():
+    for kind in data.kinds():
         scores = data.scores_of_kind(key, kind)
         rows.append(_Row(f"{kind} ({len(scores)})", scores, theme.muted))
     return rows
@@ -149,7 +150,7 @@ def _ridges(axes: Axes, rows: Sequence[_Row], theme: Theme, *, labels: bool = Tr
         if not row.scores:
             axes.text(-0.97, y, "not made with this key", color=theme.soft, va="bottom", style="italic")
             continue
-        every = np.concatenate([scores.cosines for scores in row.scores])
+        every = np.concatenate([score.cosines for score in row.scores])
         counts, _ = np.histogram(every, _BINS)
         ridge = y - 0.78 * counts / counts.max()
         axes.stairs(ridge, _BINS, baseline=y, fill=True, color=row.colour, alpha=0.45)
@@ -164,46 +165,21 @@ def _ridges(axes: Axes, rows: Sequence[_Row], theme: Theme, *, labels: bool = Tr
         axes.axhline(y, color=theme.grid, lw=0.8, zorder=0)
 
 
-def _critical_line(axes: Axes, data: ReportData, theme: Theme) -> None:
-    critical = data.critical()
-    if critical is None:
-        return
+def _critical_line(axes: Axes, critical: float, level: float, theme: Theme) -> None:
     axes.axvline(critical, color=theme.ink, ls="--", lw=1.2)
-    text = f" to be shown derived at {data.level:.3g}, a suspect must lie right of this line"
-    right = critical > np.mean(axes.get_xlim())
-    axes.text(
-        critical,
-        -0.75,
-        text.strip() + " " if right else text,
-        color=theme.ink,
-        ha="right" if right else "left",
-        va="bottom",
-        fontsize="small",
-    )
+    side = "right" if critical > np.mean(axes.get_xlim()) else "left"
+    text = f" to be shown derived at {level:.3g}, a suspect must lie right of this line "
+    axes.text(critical, -0.75, text, color=theme.ink, ha=side, va="bottom", fontsize="small")
 
 
 def _accuracy_bars(axes: Axes, task: Accuracy, theme: Theme, *, kept: bool = True, thickness: float = 0.68) -> None:
-    colours = {
-        "baseline": theme.muted,
-        "clean": theme.palette[2],
-        "marked": theme.palette[0],
-        "stolen": theme.palette[0],
-    }
+    colours = {"baseline": theme.muted, "clean": theme.palette[2]}
     top = max(bar.accuracy for bar in task.bars)
     for y, bar in enumerate(task.bars):
-        axes.barh(
-            y,
-            bar.accuracy,
-            thickness,
-            color=colours[bar.role],
-            alpha=0.85,
-            hatch="///" if bar.role == "baseline" else None,
-            edgecolor=theme.grid,
-        )
-        text = f"{bar.accuracy:.3f}" + (
-            f", keeps {bar.kept:.0%}" if kept and bar.kept is not None and bar.role != "clean" else ""
-        )
-        axes.text(bar.accuracy + 0.02 * top, y, text, color=theme.ink, va="center")
+        colour, hatch = colours.get(bar.role, theme.palette[0]), "///" if bar.role == "baseline" else None
+        axes.barh(y, bar.accuracy, thickness, color=colour, alpha=0.85, hatch=hatch, edgecolor=theme.grid)
+        share = f", keeps {bar.kept:.0%}" if kept and bar.kept is not None and bar.role != "clean" else ""
+        axes.text(bar.accuracy + 0.02 * top, y, f"{bar.accuracy:.3f}{share}", color=theme.ink, va="center")
     axes.set_xlim(0, top * (1.75 if kept else 1.3))
     axes.set_xlabel("accuracy of a linear probe")
     charts.rows(axes, [bar.name for bar in task.bars])

@@ -1,84 +1,92 @@
-"""Writing of a report: `report.html`, `result.json` and `result.png`. Each file is written whole or not at all."""
+"""What both demonstrations write: files of their folder, each whole or not at all, and lines on standard error."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sslguard.demo import figures, page
-from sslguard.demo.result import FORMAT, ReportData
 from sslguard.errors import OutputError
 from sslguard.files import write_atomic
-from sslguard.report.html import is_page
 
-PAGE, RESULT, PICTURE = "report.html", "result.json", "result.png"
+PAGE, RESULT, PICTURE, AUDIT = "report.html", "result.json", "result.png", "audit.html"
+FORMAT = "sslguard-report"
 
 
-def check_report_folder(folder: Path) -> None:
-    """Make a folder and check that a report can be written there. Called before long work.
+class Clock:
+    """Clock that measures the seconds of each stage, and prints one line a stage on standard error.
 
-    Raises:
-        OutputError: `folder` is not a folder, cannot be written to, or holds another file under a report's name.
+    Attributes:
+        seconds: Wall-clock seconds by stage.
+        shown: Whether lines are printed.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Access rights are not enough: the file system may be read-only, or full.
-        trial = folder / f".{secrets.token_hex(4)}.partial"
-        try:
-            trial.write_bytes(b"sslguard")
-        finally:
-            trial.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise OutputError(f"{folder} exists and is not a folder: choose another name") from error
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
-    for name, ours in ((PAGE, is_page), (RESULT, _is_result), (PICTURE, _is_picture)):
-        path = folder / name
-        if os.path.lexists(path) and not (path.is_file() and ours(path)):
-            raise OutputError(f"{path} exists and is not sslguard's. It is not overwritten: choose another folder")
+
+    def __init__(self, shown: bool) -> None:
+        """Start without any stage."""
+        self.seconds: dict[str, float] = {}
+        self.shown = shown
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block as the stage of this name."""
+        if self.shown:
+            from rich.console import Console
+
+            Console(stderr=True).print(f"{name} …", markup=False)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 2)
 
 
-def write_report(data: ReportData, folder: Path, *, extra: dict[str, Any] | None = None) -> dict[str, Path]:
-    """Render and write the three files, the page last.
+def begin(out: Path, names: Iterable[str]) -> None:
+    """Make the folder of a demonstration, and mark it as one by its `result.json`. Called before long work.
+
+    Only in a folder that is marked so is anything replaced. A folder whose demonstration was killed is marked, too.
 
     Args:
-        data: Content of the report.
-        folder: Folder of the report.
-        extra: Further fields of `result.json`, JSON values.
+        out: Folder of the demonstration.
+        names: Names of all that will be written to it.
 
-    Returns:
-        Paths of the files, by "page", "result" and "picture".
+    Raises:
+        OutputError: `out` cannot be written to, or holds something else under one of these names.
+    """
+    result = out / RESULT
+    earlier = _read_result(result)
+    for name in (RESULT, *names) if earlier is None else ():
+        if os.path.lexists(out / name):
+            raise OutputError(f"{out / name} holds something else, which is not overwritten: choose another --out")
+    # Access rights would not tell enough: the file system may be read-only, or full.
+    write_atomic(result, _encoded({"format": FORMAT}) if earlier is None else earlier)
+
+
+def write_report(out: Path, fields: Mapping[str, Any], pages: Mapping[str, bytes]) -> None:
+    """Write `result.json`, then the other files of a report.
+
+    Args:
+        out: Folder of the demonstration.
+        fields: Content of `result.json`, JSON values; its "format" is `FORMAT`.
+        pages: Content of the other files by name.
 
     Raises:
         OutputError: A file cannot be written. The file of an earlier report is then left as it was.
     """
-    result = json.dumps({**data.to_json(), **(extra or {})}, indent=1, sort_keys=True, allow_nan=False)
-    contents = {
-        RESULT: result.encode() + b"\n",
-        PICTURE: figures.summary_png(data),
-        PAGE: page.render_page(data).encode(),
-    }
-    for name, content in contents.items():
-        write_atomic(folder / name, content)
-    return {"page": folder / PAGE, "result": folder / RESULT, "picture": folder / PICTURE}
+    for name, content in {RESULT: _encoded(fields), **pages}.items():
+        write_atomic(out / name, content)
 
 
-def _is_result(path: Path) -> bool:
+def _encoded(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def _read_result(path: Path) -> bytes | None:
+    """Return the content of a demonstration's result; None if there is none at this path."""
     try:
-        content = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        found = json.loads(content)
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
-
-
-def _is_picture(path: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == "sslguard"
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return False
+        return None
+    return content if isinstance(found, dict) and found.get("format") == FORMAT else None

@@ -7,23 +7,19 @@ The owner asks the other two.
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslguard import __version__, api
 from sslguard.crypto.secrets import Secret
-from sslguard.data.base import overlap
 from sslguard.data.specs import open_data
-from sslguard.demo.output import PAGE, RESULT
-from sslguard.demo.result import FORMAT
+from sslguard.demo.inputs import check_unseen
+from sslguard.demo.output import FORMAT, PAGE, RESULT, Clock, begin, write_report
 from sslguard.demo.serving import served
-from sslguard.demo.stage import Clock, check_folders
-from sslguard.errors import UsageError
-from sslguard.files import write_atomic
 from sslguard.report.html import render
 from sslguard.report.table import Table, terminal
 from sslguard.schemes.exact.protocol import Protocol
@@ -35,12 +31,11 @@ from sslguard.training.recipes import Distillation
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sslguard.schemes.base import Key
     from sslguard.verification.verdict import Verdict
 
 STOLEN, INNOCENT = "the thief's address", "an innocent's address"
-N_SUSPECTS = 2
-KEY, SURROGATE = "key", "surrogate"
+FILES = {"key": "key", "surrogate": "surrogate", "page": PAGE, "result": RESULT}
+"""Name in the folder of everything that is written."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +74,43 @@ class Asked:
         story: How it was made, one sentence.
         address: Where it was asked.
         verdict: Verdict of the key.
-        report: Counts of queries, requests and failures; see `RemoteSuspect.report`.
+        remote: Counts of queries, requests and failures; see `RemoteSuspect.report`.
     """
 
     name: str
     story: str
     address: str
     verdict: Verdict
-    report: Mapping[str, Any]
+    remote: Mapping[str, Any]
 
     @property
     def bits(self) -> float:
         """Bits of evidence, −log₂ p."""
         return abs(self.verdict.significance.log2_pvalue)
 
+    @property
+    def wrong(self) -> bool:
+        """Whether the verdict is not the truth, which is known here."""
+        return self.verdict.decision != ("derived" if self.name == STOLEN else "not shown")
+
+    def sentence(self) -> str:
+        """Return what is shown of it."""
+        missing, n = self.remote["n_missing"], self.verdict.significance.n_queries
+        asked = f"From {n:,} ordinary queries{f', {missing} of them unanswered' if missing else ''}, "
+        if self.verdict.decision == "derived":
+            return (
+                f"{asked}{self.name} is shown to be derived from the owner's encoder: {self.bits:.0f} bits. Had it "
+                "nothing to do with the key, that would come about once in "
+                f"2^{self.bits:.0f} draws of the key's secret."
+            )
+        return (
+            f"{asked}nothing is shown of {self.name}: {self.bits:.1f} bits, as of any encoder that has nothing to do "
+            "with the key."
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
-        fields = {"name": self.name, "story": self.story, "address": self.address, "remote": dict(self.report)}
-        return {**fields, "verdict": self.verdict.to_json()}
+        return {**vars(self), "verdict": self.verdict.to_json()}
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ class ApiResult:
         theft: The surrogate's record, with the counts of queries and requests as `remote`.
         suspects: Suspects that were verified.
         seconds: Wall-clock seconds by stage.
-        files: Paths by "key", "surrogate", "page" and "result".
+        files: Paths by the names in `FILES`.
     """
 
     settings: ApiSettings
@@ -119,22 +133,20 @@ class ApiResult:
 
     def shown(self) -> list[str]:
         """Return what was shown, in sentences."""
-        asked, wrong = self.theft["remote"]["n_asked"], [s.name for s in self.suspects if not self._expected(s)]
-        sentences = [
-            f"An encoder behind an address was copied by {asked:,} queries: the copy is of another architecture and "
-            "has none of its weights.",
-            *(_sentence(suspect) for suspect in self.suspects),
+        wrong = [suspect.name for suspect in self.suspects if suspect.wrong]
+        last = f"This result is wrong for {' and '.join(wrong)}."
+        if not wrong:
+            last = "Derived does not mean stolen: a licensee's fine-tuned copy is derived, too."
+        return [
+            f"An encoder behind an address was copied by {self.theft['remote']['n_asked']:,} queries: the copy is of "
+            "another architecture and has none of its weights.",
+            *(suspect.sentence() for suspect in self.suspects),
+            last,
         ]
-        if wrong:
-            return [*sentences, f"This result is wrong for {' and '.join(wrong)}."]
-        return [*sentences, "Derived does not mean stolen: a licensee's fine-tuned copy is derived, too."]
-
-    def _expected(self, suspect: Asked) -> bool:
-        return suspect.verdict.decision == ("derived" if suspect.name == STOLEN else "not shown")
 
     def commands(self) -> list[str]:
         """Return the commands that repeat the test by hand."""
-        key, surrogate = (shlex.quote(str(self.files[name])) for name in (KEY, SURROGATE))
+        key, surrogate = (shlex.quote(str(self.files[name])) for name in ("key", "surrogate"))
         return [
             f"sslguard serve {self.settings.encoder} --head {key} --port 8000 &",
             f"sslguard serve {surrogate} --port 8001 &",
@@ -160,7 +172,7 @@ class ApiResult:
         from rich.text import Text
 
         rows = tuple(
-            (one.name, one.verdict.decision, f"{one.bits:.1f}", str(one.report["n_asked"])) for one in self.suspects
+            (one.name, one.verdict.decision, f"{one.bits:.1f}", str(one.remote["n_asked"])) for one in self.suspects
         )
         title = f"Suspects behind addresses, alpha {self.settings.alpha:g} for both"
         table = Table(title, "", ("suspect", "decision", "bits", "queries"), rows)
@@ -180,83 +192,44 @@ def run_api_demo(out: Path, *, settings: ApiSettings | None = None, progress: bo
         UsageError: Encoder and data do not fit together.
         SuspectError: A server does not start or does not answer.
     """
-    chosen, out, clock = settings or ApiSettings(), Path(out), Clock(progress)
-    check_folders(out, encoders=(SURROGATE,), keys=(KEY,))
-    _check_data(chosen)
-    files = {KEY: out / KEY, SURROGATE: out / SURROGATE, "page": out / PAGE, "result": out / RESULT}
+    chosen, clock = settings or ApiSettings(), Clock(progress)
+    check_unseen(open_data(chosen.verify), open_data(chosen.mark), open_data(chosen.thief))
+    begin(Path(out), FILES.values())
+    files = {name: Path(out) / place for name, place in FILES.items()}
     with clock.stage("mark the encoder by a head"):
-        key = _marked(chosen, progress)
-        save_key(key, files[KEY])
+        secret = None if chosen.seed is None else Secret.from_seed(chosen.seed)
+        scheme = Exact(Protocol(n_queries=chosen.n_queries), mode="head")
+        key = api.watermark(chosen.encoder, chosen.mark, scheme=scheme, secret=secret, progress=progress).key
+        save_key(key, files["key"])
     with clock.stage("serve it, and steal it through its address"):
         theft = _stolen(chosen, files, progress)
     suspects = []
     for name, story, spec in (
-        (STOLEN, "serves what was learned from the owner's answers", str(files[SURROGATE])),
+        (STOLEN, "serves what was learned from the owner's answers", str(files["surrogate"])),
         (INNOCENT, "serves the same public encoder, which nobody marked", chosen.encoder),
     ):
-        with clock.stage(f"serve and verify {name}"):
-            suspects.append(_verified(chosen, key, name, story, spec))
+        with clock.stage(f"serve and verify {name}"), _behind_address(spec) as suspect:
+            verdict = api.verify(key, suspect, chosen.verify, controls=(), alpha=chosen.alpha, n_claims=2)
+            suspects.append(Asked(name, story, suspect.name, verdict, suspect.report()))
     result = ApiResult(chosen, theft, tuple(suspects), clock.seconds, files)
-    content = json.dumps(result.to_json(), indent=1, sort_keys=True, allow_nan=False)
-    write_atomic(files["result"], content.encode() + b"\n")
-    write_atomic(files["page"], render_page(result).encode())
+    write_report(Path(out), result.to_json(), {PAGE: render_page(result).encode()})
     return result
 
 
-def _check_data(settings: ApiSettings) -> None:
-    asked = open_data(settings.verify)
-    for spec in (settings.mark, settings.thief):
-        if shared := overlap(open_data(spec), asked):
-            raise UsageError(
-                f"{spec} and {settings.verify} share {shared} items: verification takes items that nobody trained on"
-            )
-
-
-def _marked(settings: ApiSettings, progress: bool) -> Key:
-    secret = None if settings.seed is None else Secret.from_seed(settings.seed)
-    scheme = Exact(Protocol(n_queries=settings.n_queries), mode="head")
-    return api.watermark(settings.encoder, settings.mark, scheme=scheme, secret=secret, progress=progress).key
-
-
-def _opened(address: str) -> RemoteSuspect:
+@contextmanager
+def _behind_address(*arguments: str) -> Iterator[RemoteSuspect]:
+    """Serve an encoder with the arguments of `sslguard serve`, and yield it as somebody who asks its address."""
     options = Remote(protocol="openai", model="encoder", binary=True, request_size=64, request_limit=120.0)
-    return open_remote(f"{address}/v1", options)
+    with served(*arguments) as address, open_remote(f"{address}/v1", options) as suspect:
+        yield suspect
 
 
 def _stolen(settings: ApiSettings, files: Mapping[str, Path], progress: bool) -> dict[str, Any]:
     """Steal the served encoder and write the surrogate; return its record, with counts of queries and requests."""
-    with served(settings.encoder, "--head", str(files[KEY])) as address, _opened(address) as victim:
-        surrogate = api.steal(
-            *(victim, settings.thief),
-            out=files[SURROGATE],
-            recipe=settings.recipe,
-            seed=settings.seed or 0,
-            progress=progress,
-        )
-        report = victim.report()
-    return {**surrogate.record, "n_parameters": surrogate.n_parameters, "remote": report}
-
-
-def _verified(settings: ApiSettings, key: Key, name: str, story: str, spec: str) -> Asked:
-    with served(spec) as address, _opened(address) as suspect:
-        verdict = api.verify(key, suspect, settings.verify, controls=(), alpha=settings.alpha, n_claims=N_SUSPECTS)
-        return Asked(name, story, suspect.name, verdict, suspect.report())
-
-
-def _sentence(suspect: Asked) -> str:
-    missing = suspect.report["n_missing"]
-    unanswered = f", {missing} of them unanswered" if missing else ""
-    n = suspect.verdict.significance.n_queries
-    if suspect.verdict.decision == "derived":
-        return (
-            f"From {n:,} ordinary queries{unanswered}, {suspect.name} is shown to be derived from the owner's encoder: "
-            f"{suspect.bits:.0f} bits. Had it nothing to do with the key, that would come about once in "
-            f"2^{suspect.bits:.0f} draws of the key's secret."
-        )
-    return (
-        f"From {n:,} ordinary queries{unanswered}, nothing is shown of {suspect.name}: {suspect.bits:.1f} bits, "
-        "as of any encoder that has nothing to do with the key."
-    )
+    with _behind_address(settings.encoder, "--head", str(files["key"])) as victim:
+        seed, out = settings.seed or 0, files["surrogate"]
+        surrogate = api.steal(victim, settings.thief, out=out, recipe=settings.recipe, seed=seed, progress=progress)
+        return {**surrogate.record, "n_parameters": surrogate.n_parameters, "remote": victim.report()}
 
 
 def render_page(result: ApiResult) -> str:

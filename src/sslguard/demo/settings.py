@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sslguard.data.roles import ROLES, Roles
 from sslguard.encoders.base import Encoder
-from sslguard.errors import UsageError
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.settings import Checked, Count, Seed, Share
 from sslguard.training.recipes import Distillation, augmented
 from sslguard.verification.verdict import DEFAULT_ALPHA
 
@@ -20,7 +20,7 @@ CURED, PUBLISHED = "key with the cure", "key as published"
 
 
 @dataclass(frozen=True)
-class DemoSettings:
+class DemoSettings(Checked):
     """Settings of the demonstration. The defaults use the shipped encoder and controls.
 
     Attributes:
@@ -28,7 +28,7 @@ class DemoSettings:
         population: Folder of the controls; None takes the shipped ones.
         scheme: Scheme that marks F*.
         published: The same scheme with the published losses. Its encoder is scored, but not kept.
-        exact: Scheme whose null is exact, on the same encoder; None leaves it out.
+        exact: Scheme whose null is exact, on the same encoder.
         thief: How F* is stolen.
         exact_thief: How the exact scheme's F* is stolen.
         innocents: Further innocent suspects besides F.
@@ -38,7 +38,7 @@ class DemoSettings:
         exact_alpha: Level of the exact test. It is not limited by the number of controls. At 1e-6, one demonstration in
             a million claims an innocent.
         roles: Data of owner, thief and verification.
-        few_labels: Labels per class of a second, harder task; None leaves it out.
+        few_labels: Labels per class of a second, harder task.
         seed: Makes the run repeatable and its key public; None takes the secret from the operating system.
     """
 
@@ -46,26 +46,16 @@ class DemoSettings:
     population: Path | None = None
     scheme: SSLGuard = field(default_factory=SSLGuard.cured)
     published: SSLGuard = field(default_factory=SSLGuard)
-    exact: Exact | None = field(default_factory=lambda: Exact(Protocol(n_queries=1000), mode="head"))
+    exact: Exact = field(default_factory=lambda: Exact(Protocol(n_queries=1000), mode="head"))
     thief: Distillation = field(default_factory=lambda: augmented(Distillation(loss="centred")))
     exact_thief: Distillation = field(default_factory=lambda: Distillation(loss="mse"))
     innocents: tuple[Encoder | str, ...] = ("shipped:moco", "shipped:byol")
     held_out: tuple[str, ...] = ("surrogate-simclr-centred-augmented", "independent-simclr-resnet-small-first")
-    alpha: float = DEFAULT_ALPHA
-    exact_alpha: float = 1e-6
+    alpha: Share = DEFAULT_ALPHA
+    exact_alpha: Share = 1e-6
     roles: Roles = ROLES
-    few_labels: int | None = 10
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check levels, labels and seed."""
-        for name in ("alpha", "exact_alpha"):
-            if not 0 < getattr(self, name) < 1:
-                raise UsageError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        if self.few_labels is not None and self.few_labels < 1:
-            raise UsageError(f"few_labels must be at least 1, not {self.few_labels}")
-        if self.seed is not None and self.seed < 0:
-            raise UsageError(f"seed must not be negative, but is {self.seed}")
+    few_labels: Count = 10
+    seed: Seed | None = None
 
 
 DEFAULTS = DemoSettings()

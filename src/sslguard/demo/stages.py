@@ -2,42 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+import secrets
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from sslguard import api
+from sslguard.claims.commitment import timestamp_file
+from sslguard.claims.outcome import Audit
+from sslguard.controls.making import progress_bar
 from sslguard.controls.members import Member
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
-from sslguard.demo.inputs import Inputs, ProbeTask
-from sslguard.demo.result import (
-    Accuracy,
-    Bar,
-    Decision,
-    ExactReport,
-    ExactRow,
-    KeyReport,
-    Scores,
-    Suspect,
-    TriggerPictures,
-)
-from sslguard.demo.settings import CLEAN, CURED, EXACT_MARKED, EXACT_STOLEN, MARKED, PUBLISHED, STOLEN, DemoSettings
+from sslguard.demo.inputs import Inputs, ProbeTask, Tested
+from sslguard.demo.result import Accuracy, Bar, Decision, KeyScores, Role, Suspect, TriggerPictures
+from sslguard.demo.settings import CLEAN, MARKED
 from sslguard.encoders.base import Encoder
-from sslguard.errors import RefusedError, SuspectError, UsageError
+from sslguard.errors import RefusedError
 from sslguard.probes.baselines import accuracy_kept, baseline
 from sslguard.probes.evaluate import probe_encoder
 from sslguard.schemes.base import Key, Scheme, Score, Watermarked
 from sslguard.schemes.sslguard.key import SSLGuardKey
-from sslguard.stats.direction import SECRET_BITS
+from sslguard.stats.significance import rejects
 from sslguard.training.base import History
 from sslguard.training.distillation import distil
 from sslguard.training.recipes import Distillation
-from sslguard.verification.nulls import ExactNull, RankNull, null_of
-from sslguard.verification.verdict import score_suspect, verify
+from sslguard.verification.nulls import Null, null_of
+from sslguard.verification.verdict import score_control, score_suspect
 
 N_PICTURES = 5
-Probed = tuple[str, Literal["marked", "stolen"], Encoder]
+Probed = tuple[str, Role, Encoder]
 
 
 def mark(inputs: Inputs, scheme: Scheme, secret: Secret, *, progress: bool) -> Watermarked:
@@ -73,24 +70,23 @@ def score_controls(
         UsageError: A control cannot be scored. It is not dropped, because that would change the null.
     """
     scores: list[dict[str, Score]] = [{} for _ in keys]
-    for member in _tracked(controls, progress):
-        encoder = member.load()
-        for key, found in zip(keys, scores, strict=True):
-            try:
-                found[member.name] = score_suspect(key, encoder, data)
-            except SuspectError as error:
-                raise UsageError(f"control {member.name!r:.80} cannot be scored: {error}") from error
+    with progress_bar(len(controls), shown=progress) as advance:
+        for member in controls:
+            encoder = member.load()
+            for key, found in zip(keys, scores, strict=True):
+                found[member.name] = score_control(key, member.name, encoder, data)
+            advance(member.name)
     return scores
 
 
-def shared_claims(n_controls: int, alpha: float, n_suspects: int) -> tuple[int, str | None]:
+def shared_claims(null: Null, alpha: float, n_suspects: int) -> tuple[int, str | None]:
     """Choose how many claims share alpha.
 
-    All suspects share it if the number of controls allows that. Otherwise each suspect is tested at alpha by itself,
-    and the report says so.
+    All suspects share it if the null allows that. Otherwise each suspect is tested at alpha by itself, and the report
+    says so.
 
     Args:
-        n_controls: Number of controls.
+        null: Null distribution that the suspects are compared with.
         alpha: Level of the test.
         n_suspects: Number of suspects.
 
@@ -100,7 +96,7 @@ def shared_claims(n_controls: int, alpha: float, n_suspects: int) -> tuple[int, 
     refusal = None
     for n_claims in (n_suspects, 1):
         try:
-            RankNull(n_controls).check(alpha, n_claims)
+            null.check(alpha, n_claims)
         except RefusedError as error:
             refusal = str(error)
         else:
@@ -108,101 +104,45 @@ def shared_claims(n_controls: int, alpha: float, n_suspects: int) -> tuple[int, 
     return 1, refusal
 
 
-def examine_suspects(
-    inputs: Inputs,
-    settings: DemoSettings,
-    marked: Watermarked,
-    surrogate: Encoder,
-    control_scores: Mapping[str, Score],
-) -> tuple[tuple[Suspect, ...], KeyReport]:
-    """Verify every suspect: F*, the surrogate, and the innocents; return the verdicts and the key's scores."""
-    thief = settings.thief
-    recipe = f"trained on F*’s answers to the thief’s own pictures ({thief.loss} loss"
-    tested = [
-        (MARKED, "the owner’s watermarked encoder itself", True, marked.encoder),
-        (STOLEN, recipe + (", augmented views)" if thief.augmentation else ")"), True, surrogate),
-        *((name, innocent.story, False, innocent.encoder) for name, innocent in inputs.innocents.items()),
-    ]
-    suspects, scores = [], {}
-    for name, story, derived, encoder in tested:
-        decision, pvalue, scores[name] = _examine(
-            marked.key, encoder, inputs.verify, control_scores, alpha=settings.alpha, n_suspects=len(tested)
-        )
-        suspects.append(Suspect(name, story, derived, decision, pvalue))
-    controls = {name: _scores(score) for name, score in control_scores.items()}
-    return tuple(suspects), KeyReport(CURED, scores, controls, suspects[0].pvalue)
-
-
-def score_beside(inputs: Inputs, marked: Watermarked, control_scores: Mapping[str, Score]) -> KeyReport:
-    """Score a second key's own F* and the same innocents under that key. No verdict depends on these scores."""
-    own = score_suspect(marked.key, marked.encoder, inputs.verify)
-    scores = {MARKED: _scores(own)}
-    for name, innocent in inputs.innocents.items():
-        scores[name] = _scores(score_suspect(marked.key, innocent.encoder, inputs.verify))
-    controls = {name: _scores(score) for name, score in control_scores.items()}
-    return KeyReport(PUBLISHED, scores, controls, _pvalue(marked.key, own, control_scores))
-
-
-def examine_exactly(
-    inputs: Inputs,
-    settings: DemoSettings,
-    marked: Watermarked,
-    surrogate: Encoder,
-    controls: Mapping[str, Score],
-    kept: Mapping[str, float | None],
-) -> ExactReport:
-    """Verify every suspect under a key whose null is exact.
+def examine(
+    key: Key, tested: Sequence[Tested], data: Data, controls: Mapping[str, Score], *, alpha: float
+) -> tuple[tuple[Suspect, ...], int, str | None]:
+    """Verify suspects under a key.
 
     Args:
-        inputs: Inputs of all stages.
-        settings: Settings of the run.
-        marked: F* of this scheme, and its key.
-        surrogate: Surrogate of that F*.
-        controls: Scores of the other key's controls under this key. The test does not need them.
-        kept: Share of accuracy kept, by encoder's name.
+        key: Key whose queries are asked.
+        tested: Suspects.
+        data: Items that the queries are made from.
+        controls: Scores of known innocents, by name. A key whose null is exact ignores them.
+        alpha: Level of the test.
+
+    Returns:
+        The suspects with their verdicts, and what `shared_claims` returned. Where no decision can be made, they are
+        scored and ranked all the same.
     """
-    tested: list[tuple[str, str, bool, Encoder]] = [
-        (EXACT_MARKED, "the clean encoder with this scheme’s mark on its output", True, marked.encoder),
-        (EXACT_STOLEN, f"trained on its answers ({settings.exact_thief.loss} loss)", True, surrogate),
-        *((name, innocent.story, False, innocent.encoder) for name, innocent in inputs.innocents.items()),
-    ]
-    rows = []
-    for name, story, derived, encoder in tested:
-        verdict = verify(
-            marked.key, encoder, inputs.verify, control_scores={}, alpha=settings.exact_alpha, n_claims=len(tested)
-        )
-        rows.append(ExactRow(name, story, derived, verdict.decision, verdict.significance.log2_pvalue, kept.get(name)))
-    others = {name: ExactNull().significance(score).log2_pvalue for name, score in controls.items()}
-    return ExactReport(tuple(rows), others, marked.key.n_queries, settings.exact_alpha, SECRET_BITS)
+    null = _null(key, controls)
+    n_claims, refusal = shared_claims(null, alpha, len(tested))
+    suspects = []
+    for one in tested:
+        score = score_suspect(key, one.encoder, data)
+        significance = null.significance(score)
+        decision: Decision = "refused"
+        if refusal is None:
+            decision = "derived" if rejects(significance, alpha, n_claims=n_claims) else "not shown"
+        suspects.append(Suspect(one.name, one.story, one.derived, decision, score, significance))
+    return tuple(suspects), n_claims, refusal
 
 
-def _examine(
-    key: Key, suspect: Encoder, data: Data, controls: Mapping[str, Score], *, alpha: float, n_suspects: int
-) -> tuple[Decision, float | None, Scores]:
-    n_claims, refusal = shared_claims(len(controls), alpha, n_suspects)
-    if refusal is not None:
-        score = score_suspect(key, suspect, data)
-        return "refused", _pvalue(key, score, controls), _scores(score)
-    values = {name: score.value for name, score in controls.items()}
-    verdict = verify(key, suspect, data, control_scores=values, alpha=alpha, n_claims=n_claims)
-    found = verdict.significance
-    return verdict.decision, found.pvalue, Scores(found.statistic, _rate(verdict.watermark_rate), verdict.cosines)
+def score_beside(inputs: Inputs, name: str, marked: Watermarked, controls: Mapping[str, Score]) -> KeyScores:
+    """Score a second key's own F* and the same innocents under that key. No verdict depends on these scores."""
+    tested = [Tested(MARKED, "", marked.encoder, derived=True), *inputs.innocents]
+    scores = {one.name: score_suspect(marked.key, one.encoder, inputs.verify) for one in tested}
+    own = _null(marked.key, controls).significance(scores[MARKED])
+    return KeyScores(name, scores, controls, own.pvalue)
 
 
-def _pvalue(key: Key, score: Score, controls: Mapping[str, Score]) -> float | None:
-    if not controls:
-        return None
-    return null_of(key, len(controls), [control.value for control in controls.values()]).significance(score).pvalue
-
-
-def _scores(score: Score) -> Scores:
-    return Scores(score.value, _rate(score.watermark_rate), score.cosines)
-
-
-def _rate(watermark_rate: float | None) -> float:
-    """Return a watermark rate that is known to exist: all keys of the demonstration with controls have one."""
-    assert watermark_rate is not None
-    return watermark_rate
+def _null(key: Key, controls: Mapping[str, Score]) -> Null:
+    return null_of(key, len(controls), [control.value for control in controls.values()])
 
 
 def probe(inputs: Inputs, derived: Sequence[Probed]) -> tuple[Accuracy, ...]:
@@ -210,30 +150,22 @@ def probe(inputs: Inputs, derived: Sequence[Probed]) -> tuple[Accuracy, ...]:
     return tuple(_probe_task(task, inputs.clean, derived) for task in inputs.tasks)
 
 
-def kept_on_first(accuracies: Sequence[Accuracy]) -> dict[str, float | None]:
-    """Return the share of accuracy kept on the first task that was measured, by encoder's name."""
-    return next(({bar.name: bar.kept for bar in task.bars} for task in accuracies if task.bars), {})
-
-
 def _probe_task(task: ProbeTask, clean: Encoder, derived: Sequence[Probed]) -> Accuracy:
     if task.train is None or task.test is None:
         return Accuracy(task.title, skipped=task.skipped)
     chosen: dict[str, Any] = {"per_class": task.per_class, "seeds": task.seeds}
     without = baseline(clean, task.train, task.test, **chosen)
-    bars = [Bar("untrained network", "baseline", without.random.accuracy)]
-    if without.pixels is not None:
-        bars.insert(0, Bar("raw pixels", "baseline", without.pixels.accuracy))
-    reference = probe_encoder(clean, task.train, task.test, **chosen).accuracy
-    bars.append(Bar(CLEAN, "clean", reference, _kept(reference, reference, without.accuracy)))
-    for name, role, encoder in derived:
+    bars = [] if without.pixels is None else [Bar("raw pixels", "baseline", without.pixels.accuracy)]
+    bars.append(Bar("untrained network", "baseline", without.random.accuracy))
+    reference = None
+    for name, role, encoder in ((CLEAN, "clean", clean), *derived):
         accuracy = probe_encoder(encoder, task.train, task.test, **chosen).accuracy
-        bars.append(Bar(name, role, accuracy, _kept(accuracy, reference, without.accuracy)))
+        reference = accuracy if reference is None else reference
+        # The share kept is undefined if the clean encoder is not above its baselines.
+        above = reference > without.accuracy
+        kept = accuracy_kept(accuracy, reference, without.accuracy) if above else None
+        bars.append(Bar(name, role, accuracy, kept))
     return Accuracy(task.title, tuple(bars))
-
-
-def _kept(accuracy: float, clean: float, without: float) -> float | None:
-    """Return the share of accuracy kept, or None if the clean encoder is no better than the baseline."""
-    return accuracy_kept(accuracy, clean, without) if clean > without else None
 
 
 def pictures(marked: Watermarked, data: Data) -> TriggerPictures:
@@ -247,10 +179,29 @@ def pictures(marked: Watermarked, data: Data) -> TriggerPictures:
     return TriggerPictures(plain.numpy(), triggered.numpy(), mask.numpy(), pattern.numpy())
 
 
-def _tracked(controls: Sequence[Member], shown: bool) -> Iterable[Member]:
-    if not shown:
-        return controls
-    from rich.console import Console
-    from rich.progress import track
+def claim_and_audit(
+    files: Mapping[str, Path], clean: Encoder, suspect: Encoder, data: Data, *, alpha: float, seed: int | None
+) -> Audit:
+    """Commit to a key, claim the suspect on queries that an examiner's seed draws, and audit the claim.
 
-    return track(controls, "controls", console=Console(stderr=True), total=len(controls))
+    Owner, examiner and suspect are one program here, so nothing shows the date of the commitment. The audit charges 64
+    bits for that.
+
+    Args:
+        files: "exact-key", the owner's key, is read; "commitment", "claim" and "audit", the examiner's page, are
+            written. Earlier ones are replaced.
+        clean: F.
+        suspect: Encoder that the claim is about.
+        data: Data set that the queries are drawn from.
+        alpha: Level of the test, in (0, 1).
+        seed: Makes the examiner's seed repeatable; None draws it at random.
+    """
+    key, commitment, bundle = (files[name] for name in ("exact-key", "commitment", "claim"))
+    for old in (commitment, timestamp_file(commitment)):
+        old.unlink(missing_ok=True)
+    if bundle.exists():
+        shutil.rmtree(bundle)
+    drawn = secrets.token_hex(16) if seed is None else f"demonstration {seed}"
+    api.commit(key, commitment)
+    api.claim(key, suspect, data, seed=drawn, commitment=commitment, out=bundle, alpha=alpha)
+    return api.audit(bundle, data, seed=drawn, clean=clean, suspect=suspect, alpha=alpha, report=files["audit"])
