@@ -36,6 +36,12 @@ def test_a_sum_of_specs_is_opened_and_overlaps_with_its_parts(tmp_path: Path) ->
     assert both.labels.tolist() == [0, 1, 2, 6, 7, 8]
     assert overlap(both, open_data(f"{tmp_path}/x.npz[2:7]")) == overlap(open_data(f"{tmp_path}/x.npz[2:7]"), both) == 2
     assert overlap(both, open_data(f"{tmp_path}/x.npz[3:6]")) == 0
+    # A slice of both overlaps with what its items came from.
+    assert overlap(both.slice(2, 5), open_data(f"{tmp_path}/x.npz[2:7]")) == 2
+    assert overlap(both.slice(0, 2), open_data(f"{tmp_path}/x.npz[2:7]")) == 0
+    assert open_data(both.slice(2, 5).spec).labels.tolist() == both.slice(2, 5).labels.tolist() == [2, 6, 7]
+    with pytest.raises(DataError, match="has 6 items"):
+        both.slice(2, 7)
 
 
 def test_pictures_and_texts_are_not_joined(tmp_path: Path) -> None:

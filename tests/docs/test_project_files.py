@@ -35,6 +35,15 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_source_archive_holds_every_folder_of_the_project() -> None:
+    """Whoever has it can run the tests: make setup installs the package of controls from its folder."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]
+    folders = {
+        f"/{path.split('/')[0]}" for path in [*CODE, *(str(page.relative_to(ROOT)) for page in PAGES)] if "/" in path
+    }
+    assert folders <= set(build["include"])
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):

@@ -47,7 +47,7 @@ class Pictures(Data):
     """Labelled pictures in memory, each a function of its class and noise."""
 
     def __init__(self, spec: str, pictures: torch.Tensor, labels: NDArray[np.int64] | None) -> None:
-        self.spec, self.pictures, self._labels = spec, pictures, labels
+        self.spec, self.pictures, self.labels = spec, pictures, labels
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -55,12 +55,8 @@ class Pictures(Data):
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> torch.Tensor:
         return self.pictures[torch.as_tensor(np.asarray(indices))]
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        return self._labels
-
-    def extent(self) -> Extent:
-        return Extent(self.spec, 0, len(self))
+    def extent_of(self, start: int, stop: int) -> Extent:
+        return Extent(self.spec, start, stop)
 
 
 def stripes(spec: str, n: int, seed: int, classes: int = 3) -> Pictures:

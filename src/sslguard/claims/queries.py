@@ -10,14 +10,11 @@ What it does not protect against: a seed that the claimant knew before committin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sslguard.crypto.secrets import Stream
-from sslguard.data.base import Batch, Data, Extent
+from sslguard.data.base import Chosen, Data
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Key
 from sslguard.schemes.keyfile import tensor_bytes
@@ -27,7 +24,7 @@ MAX_SEED = 256  # characters
 _BATCH = 128
 
 
-class ExaminerData(Data):
+class ExaminerData(Chosen):
     """The items of a data set that the examiner's seed draws, in the order in which it draws them.
 
     Args:
@@ -47,27 +44,9 @@ class ExaminerData(Data):
             raise UsageError(f"this key asks about {n} items, but {whole.spec} has only {len(whole)}")
         parts = (bytes.fromhex(commitment), hashlib.sha256(seed.encode()).digest(), len(whole).to_bytes(8, "big"))
         digest = hashlib.sha256(b"sslguard examiner's queries" + b"".join(parts))
-        self._whole, self._order = whole, Stream(digest.digest()).permutation(len(whole))[:n]
+        order = Stream(digest.digest()).permutation(len(whole))[:n]
         # A key may cache what it computed for a data set by this name, so the name must be unique.
-        self.spec = f"{whole.spec} as drawn by {digest.hexdigest()}"
-
-    def __len__(self) -> int:
-        """Return the number of drawn items."""
-        return len(self._order)
-
-    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
-        """Return drawn items by their positions in the order of drawing."""
-        return self._whole.take(self._order[self.positions(indices)])
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Labels of the drawn items, int64 (n,); None if the data set has none."""
-        labels = self._whole.labels
-        return None if labels is None else labels[self._order]
-
-    def extent(self) -> Extent:
-        """Return the extent of the whole data set."""
-        return self._whole.extent()
+        super().__init__(whole, order, f"{whole.spec} as drawn by {digest.hexdigest()}")
 
 
 def check_seed(seed: str) -> None:

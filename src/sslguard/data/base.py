@@ -43,9 +43,15 @@ class Extent:
 
 
 class Data(ABC):
-    """A finite, indexable data set. `spec` is the text that opens it again."""
+    """A finite, indexable data set.
+
+    Attributes:
+        spec: the text that opens it again.
+        labels: the class of each item, int64 (len,), or None where the set has no labels.
+    """
 
     spec: str
+    labels: NDArray[np.int64] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -55,22 +61,16 @@ class Data(ABC):
     def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Batch:
         """Return the items at `indices` (0 ≤ i < len), in that order, as one batch."""
 
-    @property
     @abstractmethod
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, int64 (len,), or None where the set has no labels."""
+    def extent_of(self, start: int, stop: int) -> Extent:
+        """Return which items of which origin the items start ≤ i < stop are made from.
 
-    @abstractmethod
+        An overlap may be overstated, never missed: a set in an order of its own may name its whole origin.
+        """
+
     def extent(self) -> Extent:
         """Return which items of which origin this set is made from: what disjointness is decided on."""
-
-    def extent_of(self, start: int, stop: int) -> Extent:
-        """Return what items start ≤ i < stop are made from: as much as the whole set, unless a class knows better.
-
-        An overlap may be overstated, never missed: a set in an order of its own needs no code to be safe.
-        """
-        del start, stop
-        return self.extent()
+        return self.extent_of(0, len(self))
 
     def positions(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
         """Return `indices` as int64, each one checked to be an item: 0 ≤ i < len.
@@ -136,6 +136,7 @@ class Slice(Data):
         """Keep the set and the bounds, which `Data.slice` has checked."""
         self.whole, self.start, self.stop = whole, start, stop
         self.spec = f"{whole.spec}[{start}:{stop}]"
+        self.labels = None if whole.labels is None else whole.labels[start:stop]
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -145,28 +146,18 @@ class Slice(Data):
         """Return the items at `indices`, as one batch."""
         return self.whole.take(self.positions(indices) + self.start)
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, or None."""
-        labels = self.whole.labels
-        return None if labels is None else labels[self.start : self.stop]
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from."""
-        return self.whole.extent_of(self.start, self.stop)
-
     def extent_of(self, start: int, stop: int) -> Extent:
         """Return which items of that origin the items start ≤ i < stop are made from."""
         return self.whole.extent_of(self.start + start, self.start + stop)
 
 
 class Chosen(Data):
-    """Some items of another data set, in the order of that set."""
+    """Some items of another data set, in any order."""
 
-    def __init__(self, whole: Data, indices: Sequence[int]) -> None:
-        """Keep the set and the indices of its items, in increasing order."""
-        self.whole, self.indices = whole, np.asarray(indices, np.int64)
-        self.spec = whole.spec
+    def __init__(self, whole: Data, indices: Sequence[int] | NDArray[np.integer], spec: str) -> None:
+        """Keep the set and the indices of its items."""
+        self.whole, self.indices, self.spec = whole, np.asarray(indices, np.int64), spec
+        self.labels = None if whole.labels is None else whole.labels[self.indices]
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -176,19 +167,10 @@ class Chosen(Data):
         """Return the items at `indices`, as one batch."""
         return self.whole.take(self.indices[self.positions(indices)])
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, or None."""
-        labels = self.whole.labels
-        return None if labels is None else labels[self.indices]
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from: all between the first and the last."""
-        return self.extent_of(0, len(self))
-
     def extent_of(self, start: int, stop: int) -> Extent:
-        """Return which items of that origin the items start ≤ i < stop are made from."""
-        return self.whole.extent_of(int(self.indices[start]), int(self.indices[stop - 1]) + 1)
+        """Return all items of the origin between the first and the last of those that are chosen here."""
+        chosen = self.indices[start:stop]
+        return self.whole.extent_of(int(chosen.min()), int(chosen.max()) + 1)
 
 
 def without_unreadable(data: Data) -> tuple[Data, list[str]]:
@@ -210,18 +192,20 @@ def without_unreadable(data: Data) -> tuple[Data, list[str]]:
             good.append(index)
     if not good:
         raise DataError(f"none of the {len(data)} items of {data.spec} can be read; the first: {bad[0]}")
-    return (Chosen(data, good) if bad else data), bad
+    return (Chosen(data, good, data.spec) if bad else data), bad
 
 
 class Joined(Data):
     """The items of several data sets, one set after the other. Labels are those of the parts, where all have them."""
 
-    def __init__(self, parts: Sequence[Data]) -> None:
+    def __init__(self, parts: Sequence[Data], spec: str | None = None) -> None:
         self.parts = tuple(parts)
-        self.spec = " + ".join(part.spec for part in self.parts)
+        self.spec = spec or " + ".join(part.spec for part in self.parts)
         if len({isinstance(part.take([0])[0], str) for part in self.parts}) > 1:
             raise DataError(f"{self.spec} joins pictures and texts: join sets of one kind")
         self._ends = np.cumsum([len(part) for part in self.parts])
+        labels = [part.labels for part in self.parts if part.labels is not None]
+        self.labels = np.concatenate(labels) if len(labels) == len(self.parts) else None
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -238,15 +222,21 @@ class Joined(Data):
             items.update(zip(places.tolist(), taken, strict=True))
         return as_batch([items[place] for place in range(len(index))])
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the labels of all parts in a row, None where a part has none."""
-        labels = [part.labels for part in self.parts]
-        return None if any(each is None for each in labels) else np.concatenate([x for x in labels if x is not None])
+    def slice(self, start: int | None, stop: int | None) -> Data:
+        """Return the items start ≤ i < stop, as slices of the parts: `overlap` asks each part for its origin."""
+        bounds = range(len(self))[start:stop]
+        super().slice(start, stop)
+        parts = []
+        for part, end in zip(self.parts, self._ends.tolist(), strict=True):
+            first = end - len(part)
+            low, high = max(bounds.start - first, 0), min(bounds.stop - first, len(part))
+            if low < high:
+                parts.append(part.slice(low, high))
+        return Joined(parts)
 
-    def extent(self) -> Extent:
-        """Return all of this set: `overlap` asks its parts."""
-        return Extent(self.spec, 0, len(self))
+    def extent_of(self, start: int, stop: int) -> Extent:
+        """Return items of this set: `overlap` asks its parts."""
+        return Extent(self.spec, start, stop)
 
 
 def overlap(one: Data, other: Data) -> int:

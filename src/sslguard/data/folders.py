@@ -53,7 +53,7 @@ class ImageFiles(Data):
     ) -> None:
         """Keep the names; nothing is read."""
         self.spec, self.folder, self.names, self.classes = spec, folder, list(names), tuple(classes)
-        self._labels = labels
+        self.labels = labels
         self._origin = origin or str(folder.resolve())
 
     def __len__(self) -> int:
@@ -67,15 +67,6 @@ class ImageFiles(Data):
             DataError: a file is missing or damaged; the message names it.
         """
         return as_batch([decode(self.folder / self.names[i]) for i in self.positions(indices)])
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, or None."""
-        return self._labels
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from."""
-        return self.extent_of(0, len(self))
 
     def extent_of(self, start: int, stop: int) -> Extent:
         """Return which items of that origin the items start ≤ i < stop are made from."""

@@ -128,15 +128,6 @@ class _Loaded(Data):
             raise DataError(f"collate_fn must return a row for each of {len(index)} items, not {batch!r:.80}")
         return batch if isinstance(batch, Tensor) else as_batch([_item(one) for one in batch])
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return None: what stands beside an item is not read."""
-        return None
-
-    def extent(self) -> Extent:
-        """Return all items of this set, which is an origin of its own."""
-        return Extent(self.spec, 0, len(self))
-
     def extent_of(self, start: int, stop: int) -> Extent:
         """Return the items start ≤ i < stop of this set."""
         return Extent(self.spec, start, stop)

@@ -60,7 +60,7 @@ class Shards(Data):
         labels = [sample.label for sample in self._samples if sample.label is not None]
         if labels and len(labels) != len(self._samples):
             raise DataError(f"{spec}: either all samples have a class ({_CLASS}) or none has")
-        self._labels = np.array(labels, np.int64) if labels else None
+        self.labels = np.array(labels, np.int64) if labels else None
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -76,15 +76,6 @@ class Shards(Data):
         if self.takes_texts:
             return [self._decoded(sample, content) for sample, content in contents]
         return as_batch([decode(io.BytesIO(content), self._shown(sample)) for sample, content in contents])
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, or None."""
-        return self._labels
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from."""
-        return self.extent_of(0, len(self))
 
     def extent_of(self, start: int, stop: int) -> Extent:
         """Return which items of that origin the items start ≤ i < stop are made from."""

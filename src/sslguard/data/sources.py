@@ -49,7 +49,7 @@ class ArrayData(Data):
         offset: int = 0,
     ) -> None:
         """Keep the arrays."""
-        self.spec, self._pictures, self._labels = spec, pictures, labels
+        self.spec, self._pictures, self.labels = spec, pictures, labels
         self._origin, self._offset = origin or spec, offset
         if labels is not None and labels.shape != (len(pictures),):
             raise DataError(f"{spec} holds {len(pictures)} pictures and labels of shape {labels.shape}")
@@ -75,15 +75,6 @@ class ArrayData(Data):
             item = int(index[np.argmin(good)])
             raise DataError(f"{self.spec}: floating pictures must be finite and lie in [0, 1]; item {item} does not")
         return torch.from_numpy(chosen)
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, or None."""
-        return self._labels
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from."""
-        return self.extent_of(0, len(self))
 
     def extent_of(self, start: int, stop: int) -> Extent:
         """Return which items of that origin the items start ≤ i < stop are made from."""

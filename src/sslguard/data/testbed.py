@@ -54,20 +54,11 @@ class Cluttered(Data):
     def __init__(self, whole: Data, *, seed: int = 0) -> None:
         """Keep the set and the seed of the placements."""
         self.whole, self.seed = whole, seed
-        self.spec = f"cluttered-{whole.spec}"
+        self.spec, self.labels = f"cluttered-{whole.spec}", whole.labels
 
     def __len__(self) -> int:
         """Return the number of items."""
         return len(self.whole)
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, or None."""
-        return self.whole.labels
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from."""
-        return self.whole.extent()
 
     def extent_of(self, start: int, stop: int) -> Extent:
         """Return the extent rounded outwards to blocks of 1,000: the clutter of these items comes from there."""

@@ -86,7 +86,7 @@ class TextFile(Data):
         if not places:
             raise DataError(f"{path} holds no texts")
         self._places = np.frombuffer(places, np.int64).reshape(-1, 2)
-        self._labels, self.classes = labels.finished(path)
+        self.labels, self.classes = labels.finished(path)
 
     def __len__(self) -> int:
         """Return the number of items."""
@@ -106,15 +106,6 @@ class TextFile(Data):
                 return [self._text(file, start, stop) for start, stop in places]
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, or None."""
-        return self._labels
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from."""
-        return self.extent_of(0, len(self))
 
     def extent_of(self, start: int, stop: int) -> Extent:
         """Return which items of that origin the items start ≤ i < stop are made from."""

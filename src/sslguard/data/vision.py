@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sslguard.data.base import Data, Extent
+from sslguard.data.base import Data, Joined
 from sslguard.data.cache import data_root, npy_stream, unpacked
 from sslguard.data.download import from_torchvision
 from sslguard.data.folders import ImageFiles, open_folder
@@ -37,48 +35,6 @@ from sslguard.errors import DataError
 
 _STL_SHAPE = (3, 96, 96)
 _STL_TRAIN = 5000  # train+unlabeled counts its items on from here
-
-
-class Joined(Data):
-    """Several sets of pictures of one size, one after the other; it has no labels."""
-
-    def __init__(self, spec: str, parts: Sequence[ArrayData]) -> None:
-        """Keep the parts."""
-        self.spec, self.parts = spec, tuple(parts)
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
-
-    def __len__(self) -> int:
-        """Return the number of items."""
-        return int(self._starts[-1])
-
-    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> Tensor:
-        """Return the items at `indices`, as one batch."""
-        index = self.positions(indices)
-        order, batches = [], []
-        for part, start in zip(self.parts, self._starts, strict=False):
-            mine = np.flatnonzero((index >= start) & (index < start + len(part)))
-            order.append(mine)
-            batches.append(part.take(index[mine] - start))
-        batch = torch.cat(batches)
-        return batch[torch.from_numpy(np.argsort(np.concatenate(order)))]
-
-    @property
-    def labels(self) -> None:
-        """Return the class of each item, or None."""
-        return None
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from."""
-        return self.extent_of(0, len(self))
-
-    def extent_of(self, start: int, stop: int) -> Extent:
-        """Return the hull of what the parts between start and stop are made from."""
-        hulls = [
-            part.extent_of(max(start - first, 0), min(stop - first, len(part)))
-            for part, first in zip(self.parts, self._starts.tolist(), strict=False)
-            if start < first + len(part) and stop > first
-        ]
-        return Extent(hulls[0].origin, min(h.start for h in hulls), max(h.stop for h in hulls))
 
 
 def stl10(split: str) -> Data:
@@ -93,7 +49,7 @@ def stl10(split: str) -> Data:
         wanted = f"the files of stl10_binary.tar.gz into {folder}"
         from_torchvision(f"stl10:{split}", "STL10", root, wanted, split="test", download=True)
     parts = [_stl10_part(folder, name) for name in names]
-    return parts[0] if len(parts) == 1 else Joined(f"stl10:{split}", parts)
+    return parts[0] if len(parts) == 1 else Joined(parts, f"stl10:{split}")
 
 
 def _stl10_part(folder: Path, name: str) -> ArrayData:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,12 +33,13 @@ from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import DataError, SslguardError, UsageError
 from sslguard.serve import wire
 from sslguard.serve.batching import Answers, Batcher, OverloadedError
+from sslguard.settings import Checked, Count, Positive
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
     """Settings of a server.
 
     Attributes:
@@ -57,19 +57,15 @@ class Settings:
     max_batch: int = 64
     max_wait: float = 0.002
     max_queued: int = 4096
-    max_items: int = 1024
-    max_bytes: int = 1 << 25
-    body_seconds: float = 30.0
+    max_items: Count = 1024
+    max_bytes: Count = 1 << 25
+    body_seconds: Positive = 30.0
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (self.name and self.name.replace("-", "").replace("_", "").replace(".", "").isalnum()):
             raise UsageError(f"name may hold letters, digits, '_', '.' and '-' only, not {self.name!r:.80}")
-        if self.max_items < 1 or self.max_bytes < 1 or not 0 < self.body_seconds < math.inf:
-            raise UsageError(
-                "max_items, max_bytes and body_seconds must be positive and finite, not "
-                f"{self.max_items}, {self.max_bytes} and {self.body_seconds}"
-            )
 
 
 class _RefusedError(Exception):
