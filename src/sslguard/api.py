@@ -70,6 +70,8 @@ class Marked(Watermarked):
 
     Attributes:
         needs: What a verification needs beside the key, in words; "" for nothing.
+        formats: What `folder`/encoder holds besides: the formats of the library that the encoder came from.
+        not_written: Why there is none of them, in words; "" where there is nothing to say.
         folder: Folder that holds `encoder` and `key`; None if nothing was saved.
         controls: Scores of known innocents under the key; None if none were asked.
         unreadable: One message for each item that could not be read and was left out.
@@ -79,6 +81,8 @@ class Marked(Watermarked):
     controls: ControlScores | None = None
     unreadable: tuple[str, ...] = ()
     needs: str = ""
+    formats: tuple[str, ...] = ()
+    not_written: str = ""
 
 
 class Attacked(NamedTuple):
@@ -191,7 +195,8 @@ def watermark(
     Args:
         encoder: Clean encoder. It is left as it is.
         data: Unlabelled items to mark with. SSLGuard sets part of them aside as D_v.
-        out: Folder that `encoder` and `key` are written to. Nothing may be there.
+        out: Folder that `encoder` and `key` are written to. Nothing may be there. `encoder` also holds the files of
+            the library that the encoder came from: see `encoders.formats`.
         scheme: Scheme with its settings, or a name: "sslguard", "exact", or another of `schemes.registry`.
         preset: Settings that "sslguard" starts from: "cured", "small" or "published". Other schemes have none.
         settings: Settings that replace those of the preset, by field, as in a configuration file.
@@ -229,9 +234,20 @@ def watermark(
         elif secret is None:
             secret = shared(Secret.generate, **loop)
         marked = chosen.watermark(clean, items, secret=secret, checkpoint=checkpoint, **loop)
+        if isinstance(made := marked.embedder, Encoder):
+            came = {name: clean.record[name] for name in ("checkpoint",) if name in clean.record}
+            marked = replace(marked, embedder=replace(made, record={**made.record, **came, "base": clean.source}))
+        formats: tuple[str, ...] = ()
+        reason = ""
         folder = None if work is None or work.result is None else work.result
         if folder is not None:
+            from sslguard.encoders.formats import write_usual
+
             save_encoder(marked.encoder, folder / "encoder")
+            try:
+                formats = write_usual(marked.encoder, folder / "encoder")
+            except (EncoderError, UsageError) as error:
+                reason = str(error)
             save_key(marked.key, folder / "key", seal=seal)
         scores = None
         if asked is not None and (out is None or folder is not None):
@@ -239,7 +255,13 @@ def watermark(
             scores = control_scores(marked.key, controls, asked, folder=kept, progress=progress)
     parts = {field.name: getattr(marked, field.name) for field in fields(marked)}
     return Marked(
-        **parts, folder=None if out is None else Path(out), controls=scores, unreadable=tuple(bad), needs=needed(clean)
+        **parts,
+        folder=None if out is None else Path(out),
+        controls=scores,
+        unreadable=tuple(bad),
+        needs=needed(clean),
+        formats=formats,
+        not_written=reason,
     )
 
 

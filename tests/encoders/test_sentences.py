@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from helpers.texts import TEXTS, WORDS, tokenizer_json
 from sslguard.encoders import text as text_module
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
+from sslguard.encoders.formats import export
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.text import TOKENIZER, TextPreprocess
 from sslguard.errors import DataError, EncoderError, UsageError
@@ -135,6 +137,32 @@ def close(encoder: Encoder, rows: Sequence[Tensor], texts: Sequence[str] = TEXTS
     got = encoder.embed(list(texts))
     assert got.shape == want.shape
     assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+    with tempfile.TemporaryDirectory() as place:  # what is written comes back the same
+        form = export(encoder, Path(place) / "back")
+        # Folders of transformers do not say how vectors are scaled.
+        scaled = "" if form == "sentence-transformers" else "@unit" if encoder.architecture["unit"] else "@nounit"
+        again = load_encoder(f"hf:{place}/back{scaled}")
+        if form != "hf" or again.architecture["pooling"] == encoder.architecture["pooling"]:  # CLIP's has two
+            assert np.abs(again.embed(list(texts)) - got).max() <= 1e-5 * np.abs(want).max()
+        if form == "sentence-transformers":
+            assert written_as_they_say(Path(place) / "back")
+
+
+def written_as_they_say(folder: Path) -> bool:
+    """Whether every module that modules.json lists stands where sentence-transformers looks for it."""
+    listed = json.loads((folder / "modules.json").read_text())
+    places = [module["path"] for module in listed]
+    kinds = [module["type"].removeprefix("sentence_transformers.models.") for module in listed]
+    assert places[0] == ""
+    assert [f"{k}_{kind}" for k, kind in enumerate(kinds)][1:] == places[1:]
+    assert all((folder / place).is_dir() for place in places)
+    weights = {"Dense": "linear.weight", "LayerNorm": "norm.weight", "StaticEmbedding": "embedding.weight"}
+    for kind, place in zip(kinds, places, strict=True):
+        if kind in weights:
+            assert weights[kind] in load_file(folder / place / "model.safetensors")
+        if kind in ("Dense", "LayerNorm", "Pooling"):
+            assert (folder / place / "config.json").is_file()
+    return (folder / TOKENIZER).is_file() and (folder / "config_sentence_transformers.json").is_file()
 
 
 def unit(row: Tensor) -> Tensor:
@@ -177,6 +205,25 @@ def test_an_architecture_answers_as_transformers_does(kind: str, tmp_path: Path)
     close(load_encoder(f"hf:{tmp_path}@mean,nounit"), [hidden.mean(0) for hidden in tokens_of(model)])
     save_encoder(encoder, tmp_path / "out")
     assert np.array_equal(load_encoder(tmp_path / "out").embed(TEXTS), encoder.embed(TEXTS))
+    by_transformers_alone(load_encoder(f"hf:{tmp_path}@mean,nounit"), tmp_path / "hf")
+
+
+@torch.no_grad()
+def by_transformers_alone(encoder: Encoder, folder: Path) -> None:
+    """What is written in the format hf answers without this package as the encoder does, by the mean of the tokens."""
+    import transformers
+
+    assert export(encoder, folder, "hf") == "hf"
+    model = getattr(transformers, CLASSES.get(encoder.architecture["config"]["model_type"], "AutoModel"))
+    # Of Qwen2 the library takes a tokenizer of its own, whatever a folder says.
+    qwen = encoder.architecture["config"]["model_type"] == "qwen2"
+    loader = transformers.PreTrainedTokenizerFast if qwen else transformers.AutoTokenizer
+    tokens = loader.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    hidden = model.from_pretrained(folder).eval()(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][:, :, None]
+    found = ((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).numpy()
+    got = encoder.embed(TEXTS)
+    assert np.abs(found - got).max() <= 1e-5 * np.abs(got).max()
 
 
 def test_a_decoder_saved_with_its_head_loses_the_head(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.formats import export
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.processors import processed
@@ -206,6 +208,22 @@ def test_the_library_gives_the_same_numbers(name: str, tmp_path: Path) -> None:
         assert off(encoder.embed(images), answers(model, processor, images, MODELS[name][3])) < 1e-5
     save_encoder(encoder, tmp_path / "saved")
     assert np.array_equal(load_folder(tmp_path / "saved").embed(images), encoder.embed(images))
+    written_back(encoder, tmp_path / "back", images)
+
+
+def written_back(encoder: Encoder, folder: Path, images: Tensor) -> None:
+    """What is written loads without this package, and gives the same numbers."""
+    assert export(encoder, folder) == "hf"
+    module: Any = encoder.module
+    model = type(module.model).from_pretrained(folder).eval()
+    seen = transformers.AutoImageProcessor.from_pretrained(folder)(images=list(images), return_tensors="pt")
+    more = {"noise": torch.arange(16.0).expand(len(images), -1)} if module.kind == "vit_mae" else {}
+    found = model(**seen, **more)
+    with torch.no_grad():
+        pooled = module._pooled(found)
+    assert off(pooled.detach().numpy(), encoder.embed(images)) < 1e-5
+    again = load_encoder(f"hf:{folder}@{module.pooling}")
+    assert off(again.embed(images), encoder.embed(images)) < 1e-5
 
 
 def test_every_type_of_models_is_tried() -> None:

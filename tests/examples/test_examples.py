@@ -15,9 +15,11 @@ VERDICTS = {
     "mark_and_verify.py": {"marked/encoder": "derived", "shipped:simclr": "not shown"},
     "steal_and_detect.py": {"copy of the marked encoder": "derived", "copy of the clean encoder": "not shown"},
     "claim_and_audit.py": {"derivation": "passed", "commitment": "passed", "decision": "derived"},
+    "own_module.py": {"marked": "derived", "clean": "not shown", "the same without sslguard": "True"},
     "served_api.py": {"marked": "derived", "clean": "not shown"},
 }
 LEFT = {"mark_and_verify.py": ["marked"], "claim_and_audit.py": ["bundle", "commitment.json", "marked"]}
+LEFT["own_module.py"] = ["marked"]
 
 
 def test_every_example_is_run() -> None:
@@ -32,6 +34,6 @@ def test_example(script: str, tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     said = dict(line.split(": ", 1) for line in ran.stdout.splitlines())
-    found = {name: re.match("derived|not shown|passed|$", said.get(name, ""))[0] for name in VERDICTS[script]}
+    found = {name: re.match("derived|not shown|passed|True|$", said.get(name, ""))[0] for name in VERDICTS[script]}
     assert found == VERDICTS[script], ran.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == LEFT.get(script, [])

@@ -267,12 +267,19 @@ def _marked(out: Path, marked: Marked) -> Result:
         "final_losses": final,
         "n_unreadable": len(marked.unreadable),
         "needs": marked.needs,
+        "formats": list(marked.formats),
         **marked.encoder.record,
     }
     rows = [
         ("encoder", str(out / "encoder")),
         ("key", f"{out / 'key'} (private: keep it as you keep a private key)"),
         *([("final losses", ", ".join(f"{name} {loss:.4f}" for name, loss in final.items()))] if final else []),
+        *(
+            [("formats", f"{', '.join(marked.formats)}; sslguard export writes what you publish")]
+            if marked.formats
+            else []
+        ),
+        *([("formats", f"only sslguard's own: {marked.not_written}")] if marked.not_written else []),
         *([("to verify", f"keep {marked.needs}")] if marked.needs else []),
         *([("left out", f"{n} items that cannot be read")] if (n := len(marked.unreadable)) else []),
         ("seconds", f"{marked.history.seconds:.1f}"),

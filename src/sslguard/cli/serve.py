@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
@@ -16,6 +16,7 @@ from sslguard.errors import MissingExtraError, UsageError
 
 LIMITS = Group("Limits", sort_key=1)
 _MIB = 1 << 20
+Format = Literal["hf", "sentence-transformers", "timm", "state-dict", "onnx", "torch-export"]
 
 
 def serve(
@@ -92,31 +93,39 @@ def export(
     /,
     *,
     out: Path,
+    format: Format | None = None,
+    base_model: str | None = None,
+    tell: bool = False,
     output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
 ) -> Result:
-    """Write an encoder as an ONNX file; a head that marks it becomes part of the file.
+    """Write an encoder as other programs load it, to hand it on: nothing in what is written names a key or a mark.
 
-    Images go in as float32 (n, C, H, W) in [0, 1] of the encoder's own size, tokens with the tokenizer.json that is
-    written beside the file.
+    hf, sentence-transformers and timm are folders, with a model card; state-dict (.safetensors, .pth), onnx (.onnx) and
+    torch-export (.pt2) are files. A head that marks the encoder is part of the last two; beside the others it is
+    written as head.pt2. Of ONNX and torch.export images go in as float32 (n, C, H, W) in [0, 1] of the encoder's own
+    size, tokens with the tokenizer.json beside the file.
 
     Args:
-        encoder: The encoder.
-        out: FILE.onnx.
+        encoder: The encoder, such as OUT/encoder of watermark.
+        out: Folder, which must not be there, or file.
+        format: By default what the ending of OUT says, else the format of the library that the encoder came from.
+        base_model: What the model card names as its base; by default what the encoder came from.
+        tell: Say in the model card that the encoder is watermarked.
         output: How results are printed.
     """
     check(encoders=[encoder])
-    if find_spec("onnx") is None or find_spec("onnxruntime") is None:
+    if (format == "onnx" or out.suffix == ".onnx") and not (find_spec("onnx") and find_spec("onnxruntime")):
         raise MissingExtraError("writing ONNX", "onnx")
 
-    from sslguard.encoders.export import export_onnx
+    from sslguard.encoders.formats import export as write
     from sslguard.encoders.load import load_encoder
 
     loaded = load_encoder(encoder)
-    export_onnx(loaded, out)
-    fields = {"encoder": encoder, "out": str(out), "dim": loaded.dim, "bytes": out.stat().st_size}
-    return Result(
-        fields, [("written", str(out)), ("width", str(loaded.dim)), ("size", f"{out.stat().st_size:,} bytes")]
-    )
+    written = write(loaded, out, format, base_model=base_model, tell=tell)
+    size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file())
+    fields = {"encoder": encoder, "out": str(out), "format": written, "dim": loaded.dim, "bytes": size}
+    rows = [("written", str(out)), ("format", written), ("width", str(loaded.dim)), ("size", f"{size:,} bytes")]
+    return Result(fields, rows)
 
 
 COMMANDS = (serve, export)

@@ -101,6 +101,7 @@ class CheckpointReport:
         aside: what else lies in the file: optimizers, counters, the state dicts of other networks.
         missing: names, in the network, that the file lacks. Only batch counters may be, and they start at 0.
         maxpool: whether the first max-pool is kept; None for networks without that question.
+        renamed: name in the network → name in the file, where that is not the prefix with the same name.
     """
 
     path: str
@@ -113,6 +114,7 @@ class CheckpointReport:
     aside: tuple[str, ...]
     missing: tuple[str, ...]
     maxpool: bool | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values, the kept names counted only: they are the encoder's own."""
@@ -212,6 +214,40 @@ def load_into(module: nn.Module, file: StateDict, *, description: str, prefix: s
         except EncoderError:
             pass
         raise
+
+
+def checkpoint_names(record: dict[str, Any], network: Collection[str]) -> dict[str, str]:
+    """Return a network's names of weights → those of the checkpoint that it was read from.
+
+    Args:
+        record: `CheckpointReport.to_json`; empty for a network that came from none.
+        network: Names in the network.
+    """
+    prefix, renamed = record.get("prefix", ""), record.get("renamed", {})
+    return {name: renamed.get(name, prefix + name) for name in network}
+
+
+def checkpoint_heads(record: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the heads that stand beside the network in its checkpoint, by name; none where the file is gone.
+
+    They are needed to load the file as before. Other networks in it, such as a momentum copy, are not marked and are
+    no part of what is handed on.
+    """
+    path, prefix = Path(record.get("path") or ""), record.get("prefix", "")
+    wanted = [
+        name
+        for name in record.get("dropped", ())
+        if name.startswith(prefix)
+        and not _MOMENTUM.search(name)
+        and not _HEADS.isdisjoint(name.removeprefix(prefix).split("."))
+    ]
+    if not wanted or not path.is_file():
+        return {}
+    try:
+        tensors = read_state_dict(path).tensors
+    except EncoderError:
+        return {}
+    return {name: tensors[name] for name in wanted if name in tensors}
 
 
 def averages(module: nn.Module, file: StateDict) -> bool:
@@ -446,6 +482,7 @@ def _fill(
         aside=file.aside,
         missing=missing,
         maxpool=maxpool,
+        renamed={name: names[name] for name in state if names[name] != backbone.prefix + name},
     )
     _tell(report)
     return report

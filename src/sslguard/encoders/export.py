@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from sslguard.encoders.base import Encoder, evaluating
+from sslguard.encoders.own import Called, Characters, Items
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import EncoderError, MissingExtraError, OutputError, first_line
 from sslguard.files import write_atomic
@@ -65,7 +66,7 @@ def export_onnx(encoder: Encoder, path: Path) -> None:
     """
     runtime, beside = _libraries(), encoder.preprocess.files()
     for name, content in beside.items():
-        _check_free(path.parent / name, content)
+        check_free(path.parent / name, content)
     with evaluating(encoder.module), torch.no_grad():
         model = _model(encoder)
         _check(encoder, model, runtime)
@@ -74,7 +75,7 @@ def export_onnx(encoder: Encoder, path: Path) -> None:
     write_atomic(path, model)
 
 
-def _check_free(path: Path, content: bytes) -> None:
+def check_free(path: Path, content: bytes) -> None:
     """Raise OutputError where something else than `content` stands at `path`."""
     if not os.path.lexists(path):
         return
@@ -90,13 +91,14 @@ def _model(encoder: Encoder) -> bytes:
     """Return the content of the file."""
     import onnx
 
-    network, content = _network(encoder).eval(), io.BytesIO()
-    names, axes = (["images"], {0: "n"}) if _is_of_images(encoder) else (list(_TOKENS), {0: "n", 1: "length"})
-    with _traceable():
+    network, content = whole_network(encoder), io.BytesIO()
+    tokens = _takes_tokens(encoder)
+    names, axes = (list(_TOKENS), {0: "n", 1: "length"}) if tokens else (["images"], {0: "n"})
+    with traceable():
         try:
             torch.onnx.export(
                 network,
-                _inputs(encoder, 2),
+                example_inputs(encoder, 2),
                 content,  # type: ignore[arg-type]
                 dynamo=False,
                 opset_version=OPSET,
@@ -114,8 +116,8 @@ def _model(encoder: Encoder) -> bytes:
 
 def _check(encoder: Encoder, model: bytes, runtime: Any) -> None:
     """Raise EncoderError where the file does not answer as the encoder does."""
-    inputs = _inputs(encoder, 3)
-    expected = _network(encoder).eval()(*inputs).float().cpu().numpy()
+    inputs = example_inputs(encoder, 3)
+    expected = whole_network(encoder)(*inputs).float().cpu().numpy()
     settings = runtime.SessionOptions()
     settings.log_severity_level = 4
     try:
@@ -146,7 +148,7 @@ def _libraries() -> Any:
 
 
 @contextmanager
-def _traceable() -> Iterator[None]:
+def traceable() -> Iterator[None]:
     """Keep torch from fusing layers, which ONNX has no name for, and send what it prints to standard error."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -162,23 +164,41 @@ def _traceable() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _is_of_images(encoder: Encoder) -> bool:
+def is_of_images(encoder: Encoder) -> bool:
+    """Return whether an encoder takes images."""
     return isinstance(encoder.preprocess, ImagePreprocess)
 
 
-def _network(encoder: Encoder) -> nn.Module:
-    """Return the network as ONNX shall see it."""
-    return _Images(encoder) if _is_of_images(encoder) else _Tokens(encoder)
+def _takes_tokens(encoder: Encoder) -> bool:
+    preprocess = encoder.preprocess
+    return not is_of_images(encoder) and not (isinstance(preprocess, Items) and preprocess.shape)
 
 
-def _inputs(encoder: Encoder, n: int) -> tuple[Tensor, ...]:
-    """Return inputs of n items; texts grow longer with n."""
-    if isinstance(encoder.preprocess, ImagePreprocess):
-        sides = encoder.preprocess.shape
+def whole_network(encoder: Encoder) -> nn.Module:
+    """Return the network as a file shall hold it: of images in [0, 1], of ids and mask, or of what an item is."""
+    if is_of_images(encoder):
+        return _Images(encoder).eval()
+    return (_Tokens(encoder) if _takes_tokens(encoder) else encoder.module).eval()
+
+
+def example_inputs(encoder: Encoder, n: int) -> tuple[Tensor, ...]:
+    """Return inputs of n items for `whole_network`; texts grow longer with n.
+
+    Raises:
+        EncoderError: What comes before the network is a function of the user's, which no file can hold.
+    """
+    preprocess = encoder.preprocess
+    if isinstance(preprocess, Called | Characters):
+        raise EncoderError(f"{encoder.source} has a function before its network, which no file can hold")
+    if isinstance(preprocess, Items) and not preprocess.shape:
+        ids = torch.arange(1, n * (n + 1) + 1, device=encoder.device).reshape(n, n + 1) % 50
+        return ids, torch.ones_like(ids)
+    if isinstance(preprocess, Items | ImagePreprocess):
+        sides = preprocess.shape
         ramp = torch.linspace(0, 1, n * math.prod(sides), device=encoder.device)
         return (ramp.reshape(n, *sides),)
     texts: list[str] = ["a b c d e"[: 2 * i + 1] for i in range(n)]
-    return encoder.preprocess.prepare(texts).to(encoder.device).unbind(1)
+    return preprocess.prepare(texts).to(encoder.device).unbind(1)
 
 
 def _seen_from_outside(encoder: Encoder) -> dict[str, object]:

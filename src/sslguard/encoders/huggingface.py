@@ -1,4 +1,4 @@
-"""Encoders of texts from folders that transformers or sentence-transformers wrote: read offline, no code run.
+"""Encoders of texts in folders as transformers and sentence-transformers have them: read offline, no code run; written.
 
 `transformer` builds the network of a configuration, `sentences` what sentence-transformers puts behind it,
 `pretrained` reads the weights, `tokenizers` the tokenizer.
@@ -6,21 +6,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.names import POOLINGS
 from sslguard.encoders.pretrained import read_json, read_weights, stream_weights
 from sslguard.encoders.rebuild import build
-from sslguard.encoders.sentences import StaticModule
-from sslguard.encoders.text import TextModule, TextPreprocess
+from sslguard.encoders.sentences import Behind, StaticModule
+from sslguard.encoders.text import TOKENIZER, TextModule, TextPreprocess, parse_tokenizer
 from sslguard.encoders.tokenizer import folder_tokenizer, read_tokenizer_config
 from sslguard.encoders.transformer import CLIP, MAX_SIZE, checked_config
+from sslguard.encoders.vision import quiet
 from sslguard.encoders.words import MAX_LENGTH
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
 
@@ -296,6 +299,104 @@ def _preprocess(
         raise
     except UsageError as error:
         raise EncoderError(f"{folder}: {error}") from error
+
+
+def write_transformer(encoder: Encoder, module: TextModule, folder: Path) -> None:
+    """Write a transformer and its tokenizer as transformers' `save_pretrained` does."""
+    assert isinstance(encoder.preprocess, TextPreprocess)
+    save_model(module.model, folder)
+    _write_tokenizer(encoder.preprocess, folder)
+
+
+def write_sentences(encoder: Encoder, module: TextModule | StaticModule, folder: Path) -> list[dict[str, Any]]:
+    """Write an encoder of texts as sentence-transformers does; return what its modules.json lists.
+
+    Raises:
+        UsageError: It is pooled as no module of sentence-transformers pools.
+    """
+    described, preprocess = encoder.architecture, encoder.preprocess
+    assert isinstance(preprocess, TextPreprocess)
+    listed: list[dict[str, Any]] = []
+
+    def add(kind: str, content: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None) -> None:
+        place = len(listed)
+        path = f"{place}_{kind}" if place else ""
+        listed.append({"idx": place, "name": str(place), "path": path, "type": f"{_PACKAGE}models.{kind}"})
+        (folder / path).mkdir(exist_ok=True)
+        if content is not None:
+            _write_json(folder / path / "config.json", content)
+        if weights is not None:
+            save_file(weights, folder / path / "model.safetensors")
+
+    if isinstance(module, StaticModule):
+        add("StaticEmbedding", weights={"embedding.weight": module.words.weight.detach().cpu().contiguous()})
+        _write_tokenizer(preprocess, folder)
+    else:
+        if not set(parts := module.pooling.split("+")) <= set(_FLAGS.values()):
+            raise UsageError(f"sentence-transformers has no pooling {module.pooling!r}: choose the format hf")
+        add("Transformer")
+        write_transformer(encoder, module, folder)
+        _write_json(folder / _SETTINGS[0], {"max_seq_length": preprocess.max_length, "do_lower_case": False})
+        config: Any = module.model.config
+        flags = {flag: way in parts for flag, way in _FLAGS.items()}
+        add(
+            "Pooling",
+            {"word_embedding_dimension": config.hidden_size, **flags, "include_prompt": preprocess.pool_prompt},
+        )
+    behind = module.behind
+    assert isinstance(behind, Behind)
+    for layer, said in zip(behind.layers, described.get("layers", []), strict=True):
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in layer.state_dict().items()}
+        if said["kind"] == "dense":
+            function = type(layer.activation)
+            fields = {"in_features": said["in"], "out_features": said["out"], "bias": said["bias"]}
+            add("Dense", fields | {"activation_function": f"{function.__module__}.{function.__name__}"}, weights)
+        elif said["kind"] == "norm":
+            named = {f"norm.{name}": tensor for name, tensor in weights.items()}
+            add("LayerNorm", {"dimension": len(weights["bias"])}, named)
+        else:
+            add("Normalize")
+    if behind.unit:
+        add("Normalize")
+    general: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    if preprocess.prompt:
+        general |= {"prompts": {"default": preprocess.prompt}, "default_prompt_name": "default"}
+    if behind.truncate is not None:
+        general["truncate_dim"] = behind.truncate
+    _write_json(folder / "config_sentence_transformers.json", general)
+    _write_json(folder / "modules.json", listed)
+    return listed
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a model of transformers and its configuration."""
+    with quiet():
+        model.config._name_or_path = ""
+        model.save_pretrained(folder)
+
+
+def _write_tokenizer(preprocess: TextPreprocess, folder: Path) -> None:
+    """Write tokenizer.json and the configuration by which transformers reads it."""
+    content = json.loads(preprocess.tokenizer)
+    special = {one["id"]: one["content"] for one in content.get("added_tokens") or [] if one.get("special")}
+    # The filler is masked. A word of the vocabulary in its place would become special in texts.
+    filler = special.get(preprocess.pad_id) or next(iter(special.values()), None)
+    filler = filler or parse_tokenizer(preprocess.tokenizer).id_to_token(preprocess.pad_id)
+    left = str((content.get("truncation") or {}).get("direction", "")).lower() == "left"
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": preprocess.max_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "truncation_side": "left" if left else "right",
+        **({} if filler is None else {"pad_token": filler}),
+    }
+    (folder / TOKENIZER).write_bytes(preprocess.tokenizer.encode())
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _load_weights(folder: Path, model: Any) -> list[str]:

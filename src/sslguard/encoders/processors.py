@@ -101,6 +101,51 @@ def processed(fields: dict[str, Any], config: dict[str, Any], usual: str) -> Ima
     return ImagePreprocess(channels=channels, mean=mean, std=std, **resized)
 
 
+def described(preprocess: ImagePreprocess) -> dict[str, Any]:
+    """Return the content of a preprocessor_config.json that describes a preprocessing: the way of `processed` back.
+
+    Raises:
+        UsageError: No image processor of transformers does the same.
+    """
+    resize, _, rounds = preprocess.resample.partition("-")
+    across = [round(side / (preprocess.crop or 1)) for side in (preprocess.height, preprocess.width)]
+    named: dict[str, Any] = {
+        "image_processor_type": "ViTImageProcessor" if rounds or resize == "none" else "DINOv3ViTImageProcessor",
+        "do_resize": resize != "none",
+        "size": {"height": across[0], "width": across[1]},
+        "do_center_crop": False,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+    }
+    if resize != "none":
+        named["resample"] = next(number for number, name in _RESAMPLES.items() if name == resize)
+    if preprocess.crop is not None:
+        named |= {"do_center_crop": True, "crop_size": {"height": preprocess.height, "width": preprocess.width}}
+        named["image_processor_type"] = "DeiTImageProcessor" if preprocess.stretch else "CLIPImageProcessor"
+        named |= {} if preprocess.stretch else {"size": {"shortest_edge": min(across)}}
+    sizes = {"num_channels": preprocess.channels, "image_size": tuple(across)}
+    try:
+        again = processed(named, sizes, "ViT")
+    except UsageError:
+        again = None
+    if again is None or not _alike(again, preprocess):
+        raise UsageError(
+            f"no image processor of transformers resizes and cuts as this one: {preprocess.to_json()}; choose the "
+            "format onnx or torch-export"
+        )
+    return named
+
+
+def _alike(one: ImagePreprocess, other: ImagePreprocess) -> bool:
+    """Return whether two do the same, but for rounding."""
+    same = all(getattr(one, name) == getattr(other, name) for name in ("height", "width", "channels", "resample"))
+    flat = [[*each.mean, *each.std, each.crop or 1, each.crop is not None and each.stretch] for each in (one, other)]
+    return same and all(abs(a - b) <= 1e-6 for a, b in zip(*flat, strict=True))
+
+
 def _resized(name: str, given: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Return height, width, crop, resample and stretch of the preprocessing."""
     crops = _flag(given, "do_center_crop", usual=False)

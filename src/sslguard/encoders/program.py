@@ -213,7 +213,8 @@ class Program(nn.Module):
         Raises:
             UsageError: The program does not run on an input of this shape, or would take too much memory.
         """
-        if (shape := tuple(x.shape[1:])) not in self._seen:
+        exporting = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        if not exporting and (shape := tuple(x.shape[1:])) not in self._seen:
             self._check(x)
             self._seen.add(shape)
         return self._run(x, {name: self._weight(name) for name in self._places}, most=None)

@@ -306,7 +306,7 @@ def _filled(folder: Path, described: _Described, tensors: dict[str, Tensor], wan
     """Return the model with the tensors of a file, and the names in the file that are not in it."""
     names = _own_names(tensors, wanted)
     try:
-        with _quiet():
+        with quiet():
             model, told = described.model.from_pretrained(
                 None,
                 config=described.config,
@@ -340,7 +340,7 @@ def _own_names(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[st
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and reports off the terminal inside the block."""
     from transformers.utils import logging
 
