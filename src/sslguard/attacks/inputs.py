@@ -29,14 +29,6 @@ from sslguard.settings import Range, Seed
 
 Image = Literal["blur", "jpeg", "resize", "crop", "colour"]
 Text = Literal["case", "typos", "drop"]
-# Smallest and largest strength of each edit of images.
-_STRENGTHS: dict[str, tuple[float, float]] = {
-    "blur": (0.1, 32.0),
-    "jpeg": (1.0, 100.0),
-    "resize": (0.01, 1.0),
-    "crop": (0.01, 1.0),
-    "colour": (0.01, 1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class EditImages(Wrapping):
 
     Attributes:
         edit: Name of the edit, from the table.
-        strength: Strength of the edit; positive, within the range of `_STRENGTHS`.
+        strength: Strength of the edit; positive, within the range of `_IMAGES`.
         seed: Seed of what is drawn, at least 0.
     """
 
@@ -65,8 +57,8 @@ class EditImages(Wrapping):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least, most = _STRENGTHS[self.edit]
-        Range(least, most=most).check(self.strength, f"strength of {self.edit}")
+        _, strengths = _IMAGES[self.edit]
+        strengths.check(self.strength, f"strength of {self.edit}")
 
     def __call__(self, victim: Embedder) -> Wrapped:
         """Return `victim` with edited queries: as many images, of the same shapes, dtypes and devices.
@@ -80,7 +72,8 @@ class EditImages(Wrapping):
         return ask_about(victim, batch, f"{self.edit} of images", self._edited)
 
     def _edited(self, image: Tensor) -> Tensor:
-        return _IMAGES[self.edit](torch.from_numpy(pixels_of(image)), self.strength, item_rng("edit", self.seed, image))
+        change, _ = _IMAGES[self.edit]
+        return change(torch.from_numpy(pixels_of(image)), self.strength, item_rng("edit", self.seed, image))
 
 
 def _blurred(x: Tensor, strength: float, rng: np.random.Generator) -> Tensor:  # noqa: ARG001
@@ -120,13 +113,14 @@ def _coloured(x: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     return x.mean() + contrast * (x - x.mean())
 
 
-_IMAGES: dict[str, Callable[[Tensor, float, np.random.Generator], Tensor]] = {
-    "blur": _blurred,
-    "jpeg": _compressed,
-    "resize": _down_and_up,
-    "crop": _cropped,
-    "colour": _coloured,
+_IMAGES: dict[str, tuple[Callable[[Tensor, float, np.random.Generator], Tensor], Range]] = {
+    "blur": (_blurred, Range(least=0.1, most=32)),
+    "jpeg": (_compressed, Range(least=1, most=100)),
+    "resize": (_down_and_up, Range(least=0.01, most=1)),
+    "crop": (_cropped, Range(least=0.01, most=1)),
+    "colour": (_coloured, Range(least=0.01, most=1)),
 }
+"""How each edit changes an image, and what strengths it takes."""
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,7 @@ def request_token(url: str, content: bytes) -> bytes:
     builder = TimestampRequestBuilder().data(content).hash_algorithm(HashAlgorithm.SHA256)
     request = builder.nonce(nonce=True).cert_request(cert_request=True).build()
     shown, token = _post(url, request.as_bytes())
-    response = parse_token(token, f"the answer of {shown}")
-    _check_imprint(response, content, f"the answer of {shown}")
+    response = parse_token(token, content, f"the answer of {shown}")
     if response.tst_info.nonce != request.nonce:
         raise ClaimError(f"the answer of {shown} is not to this request: its nonce differs")
     return token
@@ -66,9 +65,7 @@ def claimed_time(token: bytes, content: bytes, what: str) -> datetime:
     Raises:
         ClaimError: It is not a granted token over these bytes.
     """
-    response = parse_token(token, what)
-    _check_imprint(response, content, what)
-    return _time(response, what)
+    return _time(parse_token(token, content, what), what)
 
 
 def verified_time(token: bytes, content: bytes, roots: Sequence[Certificate], what: str) -> datetime:
@@ -87,8 +84,7 @@ def verified_time(token: bytes, content: bytes, roots: Sequence[Certificate], wh
     """
     from rfc3161_client import VerifierBuilder
 
-    response = parse_token(token, what)
-    _check_imprint(response, content, what)
+    response = parse_token(token, content, what)
     verifier = VerifierBuilder(roots=list(roots)).build()
     try:
         verifier.verify(response, hashlib.sha256(content).digest())
@@ -113,40 +109,37 @@ def read_roots(path: Path) -> list[Certificate]:
         raise UsageError(f"{path} must hold certificates of authorities, PEM: {error!s:.160}") from None
 
 
-def parse_token(content: bytes, what: str) -> Any:
-    """Read a granted response of an authority.
+def parse_token(token: bytes, content: bytes, what: str) -> Any:
+    """Read a granted response of an authority, which must be over these bytes.
 
     Args:
-        content: The response, DER.
-        what: Its name, for error messages.
+        token: The response, DER.
+        content: Bytes that it must be over.
+        what: Name of the token, for error messages.
 
     Raises:
-        ClaimError: The content is anything else, or too large.
+        ClaimError: The token is anything else, or too large.
     """
     from rfc3161_client import decode_timestamp_response
 
-    if len(content) > MAX_TOKEN:
+    if len(token) > MAX_TOKEN:
         raise ClaimError(f"{what} is larger than {MAX_TOKEN} bytes: no timestamp")
     try:
-        response = decode_timestamp_response(content)
+        response = decode_timestamp_response(token)
         status = int(response.status)
-    except Exception:  # a hostile token may fail in any step of foreign parsers
-        raise ClaimError(f"{what} is no timestamp: a response of RFC 3161 in DER") from None
-    if status != _GRANTED:
-        raise ClaimError(f"{what} is no timestamp: the authority refused, with status {status}")
-    return response
-
-
-def _check_imprint(response: Any, content: bytes, what: str) -> None:
-    try:
+        if status != _GRANTED:
+            raise ClaimError(f"{what} is no timestamp: the authority refused, with status {status}")
         imprint = response.tst_info.message_imprint
         algorithm, message = imprint.hash_algorithm.dotted_string, bytes(imprint.message)
-    except Exception:  # as above: fields are parsed when they are read
-        raise ClaimError(f"{what} is no timestamp: it cannot be read") from None
+    except ClaimError:
+        raise
+    except Exception:  # a hostile token may fail in any step of foreign parsers
+        raise ClaimError(f"{what} is no timestamp: a response of RFC 3161 in DER") from None
     if algorithm != _SHA256:
         raise ClaimError(f"{what} must be over a SHA-256 hash, and is over another hash")
     if message != hashlib.sha256(content).digest():
         raise ClaimError(f"{what} is not over this commitment, but over other content")
+    return response
 
 
 def _time(response: Any, what: str) -> datetime:

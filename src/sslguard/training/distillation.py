@@ -100,16 +100,16 @@ def rda_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.1) -> T
     return apart + mse_loss(student, teacher) + cosine_loss(student, teacher)
 
 
-_LOSS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+_LOSSES: dict[str, Callable[..., Tensor]] = {
     "cosine": cosine_loss,
     "centred": centred_loss,
     "mse": mse_loss,
-}
-_CONTRASTIVE: dict[str, Callable[..., Tensor]] = {
     "infonce": infonce_loss,
     "cont-steal": cont_steal_loss,
     "rda": rda_loss,
 }
+_CONTRASTIVE = frozenset({"infonce", "cont-steal", "rda"})
+"""Losses that take a temperature."""
 
 
 class DistillationTask(Task):
@@ -193,7 +193,9 @@ class DistillationTask(Task):
         """Return the recipe's loss."""
         images, answers = microbatch
         recipe, embedded = self.recipe, self.student.forward(images)
-        measure = _LOSS.get(recipe.loss) or partial(_CONTRASTIVE[recipe.loss], temperature=recipe.temperature)
+        measure = _LOSSES[recipe.loss]
+        if recipe.loss in _CONTRASTIVE:
+            measure = partial(measure, temperature=recipe.temperature)
         loss = measure(embedded[: len(answers)], answers)
         if len(embedded) > len(answers):
             loss = loss + recipe.view_weight * measure(embedded[len(answers) :], answers)

@@ -56,14 +56,8 @@ class Exact(ExactSettings, Scheme):
         history = History()
         if self.mode == "distilled":
             task = DistilMark(self, clean, encoder, data, answers, statistics)
-            training = Loop(
-                steps=self.steps,
-                batch_size=self.batch_size,
-                seed=secret.stream("training", key.context).integer(),
-                checkpoint=checkpoint,
-                title="watermark",
-                **loop,
-            )
+            seed = secret.stream("training", key.context).integer()
+            training = Loop(self.steps, self.batch_size, seed, checkpoint=checkpoint, title="watermark", **loop)
             history = run(task, training)
             encoder = task.watermarked
             encoder.module.eval().requires_grad_(True).to("cpu")

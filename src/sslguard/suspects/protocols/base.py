@@ -122,6 +122,25 @@ def numbers(value: object) -> NDArray[np.float32] | object:
     return np.frombuffer(content, "<f4")
 
 
+def embeddings(found: object, n: int, where: str) -> list[Any]:
+    """Return a list of n answers.
+
+    Args:
+        found: What the reply holds.
+        n: Number of queries.
+        where: What the reply calls it, for error messages.
+
+    Raises:
+        IncompleteReplyError: The list has fewer answers.
+        MalformedReplyError: It is no list, or has more.
+    """
+    if not isinstance(found, list) or len(found) > n:
+        raise MalformedReplyError(f"{where} must be a list of {n} embeddings, not {shown(found)}")
+    if len(found) < n:
+        raise IncompleteReplyError(f"{where} must be a list of {n} embeddings, and has {len(found)}")
+    return found
+
+
 def texts(batch: Batch, protocol: str) -> list[str]:
     """Return the batch as texts.
 

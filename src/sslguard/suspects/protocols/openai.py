@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 from sslguard.data.base import Batch
 from sslguard.suspects.http import Call, Reply
 from sslguard.suspects.protocols.base import (
-    IncompleteReplyError,
     MalformedReplyError,
     Protocol,
+    embeddings,
     json_call,
     member,
     numbers,
@@ -46,11 +46,7 @@ class OpenAI(Protocol):
 
     def answers(self, reply: Reply, n: int) -> object:
         """Return the embeddings in the order of their `index`. See `Protocol.answers`."""
-        data = member(read_json(reply.body), "data")
-        if not isinstance(data, list) or len(data) > n:
-            raise MalformedReplyError(f"'data' must be a list of {n} embeddings, not {shown(data)}")
-        if len(data) < n:
-            raise IncompleteReplyError(f"'data' must be a list of {n} embeddings, and has {len(data)}")
+        data = embeddings(member(read_json(reply.body), "data"), n, "'data'")
         rows = [numbers(member(entry, "embedding")) for entry in data]
         return [rows[place] for place in _order([entry.get("index") for entry in data])]
 
@@ -92,12 +88,7 @@ class TEI(Protocol):
 
     def answers(self, reply: Reply, n: int) -> object:
         """Return the list of embeddings. See `Protocol.answers`."""
-        rows = read_json(reply.body)
-        if not isinstance(rows, list) or len(rows) > n:
-            raise MalformedReplyError(f"the answer must be a list of {n} embeddings, not {shown(rows)}")
-        if len(rows) < n:
-            raise IncompleteReplyError(f"the answer must be a list of {n} embeddings, and has {len(rows)}")
-        return rows
+        return embeddings(read_json(reply.body), n, "the answer")
 
     def identity(self) -> dict[str, Any]:
         """Return the protocol."""
