@@ -20,7 +20,7 @@ import pytest
 from helpers.remote_servers import ADDRESS, Server, rows_of, some_texts, tei_reply
 from sslguard.errors import SuspectError
 from sslguard.suspects.base import UnansweredError
-from sslguard.suspects.http import Call, Credential, Exchange, Limits, _retry_after
+from sslguard.suspects.http import Call, Credential, Exchange, _retry_after
 from sslguard.suspects.remote import Remote, open_remote
 from sslguard.suspects.steadiness import TOLERANCE
 
@@ -543,7 +543,7 @@ class TestOnTheWire:
         async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await asyncio.sleep(60)
 
-        exchange = Exchange(listening(handler), limits=Limits(seconds=0.4))
+        exchange = Exchange(listening(handler), seconds=0.4)
         start = time.monotonic()
         with pytest.raises(UnansweredError, match=r"within 0.4 s"):
             exchange.send(Call(body=b" " * (1 << 25)))

@@ -164,7 +164,7 @@ def _post(url: str, request: bytes) -> tuple[str, bytes]:
 
     Return its address as it may be shown, and its answer of at most `MAX_TOKEN` bytes within `TIMEOUT`.
     """
-    from sslguard.suspects.http import Call, Exchange, Limits
+    from sslguard.suspects.http import Call, Exchange
 
     headers = {
         "Content-Type": "application/timestamp-query",
@@ -172,7 +172,7 @@ def _post(url: str, request: bytes) -> tuple[str, bytes]:
         "Accept-Encoding": "identity",
     }
     try:
-        exchange = Exchange(url, limits=Limits(TIMEOUT, MAX_TOKEN, connections=1))
+        exchange = Exchange(url, seconds=TIMEOUT, answer_bytes=MAX_TOKEN, connections=1)
     except UsageError:
         raise UsageError(
             "an authority's address begins with http:// or https://, names a host, and holds no user or password"

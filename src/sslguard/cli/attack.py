@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
-from sslguard.cli.make import RECIPE, Preset
+from sslguard.cli.make import RECIPE, Preset, trained_encoder
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Machine, Output, Positive, Seed
 from sslguard.cli.output import Result
 from sslguard.errors import UsageError
@@ -297,10 +297,8 @@ def _attacked(
         progress=output.progress,
         **machine.loop(),
     )
-    fields: dict[str, Any] = {"encoder": str(out), "dim": left.dim, "n_parameters": left.n_parameters, **left.record}
-    rows = [("encoder", str(out)), ("width", str(left.dim)), ("seconds", f"{left.record['seconds']:.1f}")]
-    if "final_loss" in left.record:
-        rows.insert(2, ("final loss", f"{left.record['final_loss']:.4f}"))
+    trained = trained_encoder(out, left)
+    fields, rows = dict(trained.fields), [*trained.rows]
     if probed is not None:
         fields["probe"] = probed
         rows.append(("accuracy", f"{probed['accuracy']:.4f}, of the victim {probed['victim']:.4f}"))

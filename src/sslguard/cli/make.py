@@ -97,7 +97,7 @@ def pretrain(
         accumulate=accumulate,
         **machine.loop(),
     )
-    return _trained(out, encoder)
+    return trained_encoder(out, encoder)
 
 
 def watermark(
@@ -224,7 +224,7 @@ def steal(
             progress=output.progress,
             **machine.loop(),
         )
-    result = _trained(out, surrogate)
+    result = trained_encoder(out, surrogate)
     rows = [*result.rows, ("queries", str(surrogate.record["queries"]))]
     if isinstance(victim, str):
         return replace(result, rows=rows)
@@ -232,14 +232,15 @@ def steal(
     return replace(result, fields={**result.fields, "remote": asked}, rows=rows + remote_rows(asked))
 
 
-def _trained(out: Path, encoder: Encoder) -> Result:
+def trained_encoder(out: Path, encoder: Encoder) -> Result:
+    """Return what is said of an encoder that was trained or changed, and written to `out`."""
     record = encoder.record
     fields = {"encoder": str(out), "dim": encoder.dim, "n_parameters": encoder.n_parameters, **record}
     rows = [
         ("encoder", str(out)),
         ("width", str(encoder.dim)),
         ("parameters", f"{encoder.n_parameters:,}"),
-        ("final loss", f"{record['final_loss']:.4f}"),
+        *([("final loss", f"{record['final_loss']:.4f}")] if "final_loss" in record else []),
         ("seconds", f"{record['seconds']:.1f}"),
     ]
     return Result(fields, rows)

@@ -38,21 +38,6 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Limits of one request.
-
-    Attributes:
-        seconds: Time from the start of the request to the last byte of the answer.
-        answer_bytes: Size of the answer's body, decompressed.
-        connections: Connections open at the same time.
-    """
-
-    seconds: float = 60.0
-    answer_bytes: int = 1 << 25
-    connections: int = 16
-
-
-@dataclass(frozen=True)
 class Credential:
     """A header that identifies the caller. Its value appears in no message and no `repr`.
 
@@ -133,7 +118,9 @@ class Exchange:
         address: str,
         *,
         credential: Credential | None = None,
-        limits: Limits | None = None,
+        seconds: float = 60.0,
+        answer_bytes: int = 1 << 25,
+        connections: int = 16,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """Check the address and prepare the connection. Nothing is sent yet.
@@ -141,7 +128,9 @@ class Exchange:
         Args:
             address: http:// or https:// address. Its query becomes part of every request.
             credential: Header that identifies the caller; None sends none.
-            limits: Limits of one request; None takes the defaults.
+            seconds: Time from the start of a request to the last byte of the answer.
+            answer_bytes: Size of an answer's body, decompressed.
+            connections: Connections open at the same time.
             transport: Replacement for the network, for tests.
 
         Raises:
@@ -157,15 +146,15 @@ class Exchange:
             )
         self.address = str(self._url.copy_with(query=None, fragment=None)).rstrip("?#/")
         self.full_address = str(self._url)
-        self._credential, self._limits = credential, limits or Limits()
+        self._credential, self._seconds, self._answer_bytes = credential, seconds, answer_bytes
         self._loop = _Loop()
         headers = {"Accept-Encoding": "gzip", "User-Agent": "sslguard"}
         if credential is not None:
             headers[credential.header] = credential.value
         self._client = httpx2.AsyncClient(
             headers=headers,
-            timeout=self._limits.seconds,
-            limits=httpx2.Limits(max_connections=self._limits.connections),
+            timeout=seconds,
+            limits=httpx2.Limits(max_connections=connections),
             transport=transport,
             follow_redirects=False,
             # A proxy from the environment must not see requests that are meant for this machine only.
@@ -178,13 +167,13 @@ class Exchange:
 
         Args:
             call: The request.
-            seconds: Time limit of this call, if it is below that of `limits`.
+            seconds: Time limit of this call, if it is below that of all calls.
 
         Raises:
             UnansweredError: No usable answer came.
             SuspectError: This address will answer no request: it does not exist, refuses access, or has moved.
         """
-        limit = min(seconds, self._limits.seconds)
+        limit = min(seconds, self._seconds)
         return self._loop.run(self._sent(call, limit), limit)
 
     def close(self) -> None:
@@ -226,7 +215,7 @@ class Exchange:
         )
 
     async def _body(self, response: httpx2.Response) -> bytes:
-        most = self._limits.answer_bytes
+        most = self._answer_bytes
         promised = response.headers.get("content-length", "")
         if promised.isascii() and promised.isdigit() and len(promised) < 19 and int(promised) > most:
             raise self._too_large()
@@ -242,7 +231,7 @@ class Exchange:
         return b"".join(parts)
 
     def _too_large(self) -> UnansweredError:
-        most = self._limits.answer_bytes
+        most = self._answer_bytes
         return UnansweredError(f"{self.address} answered with more than {most:,} bytes, the limit", again=False)
 
     def _moved(self, response: httpx2.Response, url: httpx2.URL) -> httpx2.URL:

@@ -17,7 +17,7 @@ from sslguard.errors import SuspectError, UsageError
 from sslguard.suspects.base import Counted, UnansweredError, checked
 from sslguard.suspects.cached import AnswerStore, Cached
 from sslguard.suspects.clock import Clock
-from sslguard.suspects.http import Credential, Exchange, Limits, checked_address
+from sslguard.suspects.http import Credential, Exchange, checked_address
 from sslguard.suspects.protocols import OIP, TEI, IncompleteReplyError, MalformedReplyError, OpenAI, Protocol, Template
 from sslguard.suspects.settings import Remote
 from sslguard.suspects.steadiness import Steadiness
@@ -202,9 +202,14 @@ def open_remote(
     credential = None
     if options.auth_env is not None:
         credential = Credential.from_environment(options.auth_env, options.auth_header)
-    limits = Limits(seconds=options.request_limit, connections=options.workers)
     clock = Clock(options.time_limit)
-    exchange = Exchange(address, credential=credential, limits=limits, transport=transport)
+    exchange = Exchange(
+        address,
+        credential=credential,
+        seconds=options.request_limit,
+        connections=options.workers,
+        transport=transport,
+    )
     try:
         protocol.begin(exchange)
         store = None
