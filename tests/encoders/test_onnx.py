@@ -328,8 +328,8 @@ class TestHostileFiles:
 
     def test_files_that_are_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         refused(str(tmp_path / "gone.onnx"), "gone.onnx is missing")
-        refused("", "is not a plain file")
-        refused(str(tmp_path), "is not a plain file")
+        refused("", "as a plain file")
+        refused(str(tmp_path), "as a plain file")
         for content in (b"", b"not a model", os.urandom(1000), b"\x0a" * 1000):
             (tmp_path / "m.onnx").write_bytes(content)
             refused(str(tmp_path / "m.onnx"), "not an ONNX file|no network")
