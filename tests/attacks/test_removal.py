@@ -242,7 +242,7 @@ class TestPruning:
 
     @pytest.mark.parametrize("amount", [0, 1, -0.1, 1.5, float("nan")])
     def test_all_or_nothing_is_refused(self, amount):
-        with pytest.raises(UsageError, match="amount must be (a finite number )?above 0 and below 1"):
+        with pytest.raises(UsageError, match=r"amount must be (a finite number )?above 0 and below 1"):
             Prune(amount)
 
 
