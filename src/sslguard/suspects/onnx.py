@@ -305,22 +305,19 @@ def _parsed(spec: str) -> tuple[Path, _Options]:
     match = ONNX_OPTIONS.fullmatch(spec)
     if match is None or Path(spec).is_file():
         return Path(spec), _Options()
-    size: int | None = None
-    scale: Scale | None = None
-    pooling: Pooling | None = None
+    names = {**dict.fromkeys(SCALES, "scale"), **dict.fromkeys(POOLINGS, "pooling")}
+    chosen: dict[str, Any] = {}
     for option in match["options"].split(","):
         if option.isdigit():
-            size = int(option[:9])
-        elif chosen := [one for one in SCALES if one == option]:
-            scale = chosen[0]
-        elif ways := [way for way in POOLINGS if way == option]:
-            pooling = ways[0]
+            chosen["size"] = int(option[:9])
+        elif option in names:
+            chosen[names[option]] = option
         else:
             raise UsageError(
                 f"onnx:{spec:.200}: an option must be a number, one of {', '.join(SCALES)} for images, or one of "
                 f"{', '.join(POOLINGS)}, not {option!r}"
             )
-    return Path(match["file"]), _Options(size, scale, pooling)
+    return Path(match["file"]), _Options(**chosen)
 
 
 def _tokenizer(path: Path) -> str:
