@@ -18,6 +18,9 @@ Every message names the argument, the rule, what came, and what to do next. None
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SslguardError(Exception):
     """Anything that sslguard refuses or cannot do. `exit_code` is what the command line returns."""
@@ -85,3 +88,17 @@ class RefusedError(SslguardError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, at most 200 characters; its class where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def required_by(what: str, extra: str) -> Iterator[None]:
+    """Turn an ImportError of the block, which imports packages of an extra, into a MissingExtraError.
+
+    Args:
+        what: What needs them.
+        extra: Name of the extra of `sslguard` that holds them.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(what, extra) from error

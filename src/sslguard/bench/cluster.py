@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sslguard.bench.cells import Pool, Prepare
-from sslguard.errors import MissingExtraError, UsageError
+from sslguard.errors import UsageError, required_by
 
 CLUSTERS = ("slurm", "local", "debug")
 
@@ -69,10 +69,8 @@ def cluster_pool(kind: str, folder: Path, *, partition: str | None = None, minut
     """
     if kind not in CLUSTERS:
         raise UsageError(f"cluster must be one of {', '.join(CLUSTERS)}, not {kind!r:.40}")
-    try:
+    with required_by("running on a cluster", "bench"):
         import submitit
-    except ImportError as error:
-        raise MissingExtraError("running on a cluster", "bench") from error
     executor = submitit.AutoExecutor(folder=folder, cluster=kind)
     executor.update_parameters(name="sslguard", timeout_min=minutes, cpus_per_task=1, gpus_per_node=gpus)
     if partition is not None:

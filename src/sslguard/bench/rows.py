@@ -43,7 +43,7 @@ from typing import Any, Literal
 from sslguard.bench.config import Config
 from sslguard.bench.plan import Plan
 from sslguard.controls.members import read_population, shipped_population
-from sslguard.errors import MissingExtraError
+from sslguard.errors import required_by
 from sslguard.files import write_atomic
 from sslguard.probes.baselines import accuracy_kept
 from sslguard.stats.direction import SECRET_BITS
@@ -281,11 +281,9 @@ def write_parquet(rows: Sequence[Row], path: Path) -> None:
         MissingExtraError: pyarrow is not installed.
         OutputError: The file cannot be written.
     """
-    try:
+    with required_by("a Parquet file", "bench"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError("a Parquet file", "bench") from error
     kinds = {"Mapping": pa.string(), "int": pa.int64(), "float": pa.float64(), "str": pa.string()}
     schema = pa.schema(
         [

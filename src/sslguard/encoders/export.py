@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sslguard.encoders.base import Encoder, evaluating
 from sslguard.encoders.own import Called, Characters, Items
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.errors import EncoderError, MissingExtraError, OutputError, first_line
+from sslguard.errors import EncoderError, OutputError, first_line, required_by
 from sslguard.files import write_atomic
 
 METADATA = "sslguard.preprocess"
@@ -139,11 +139,9 @@ def _cannot_write(encoder: Encoder, error: Exception) -> EncoderError:
 def _libraries() -> Any:
     # Read when the library loads.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
+    with required_by("writing ONNX", "onnx"):
         import onnx  # noqa: F401
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("writing ONNX", "onnx") from error
     return onnxruntime
 
 

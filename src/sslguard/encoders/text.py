@@ -25,7 +25,7 @@ from sslguard.encoders.words import (
     stacked,
     texts_of,
 )
-from sslguard.errors import DataError, EncoderError, MissingExtraError, UsageError, first_line
+from sslguard.errors import DataError, EncoderError, UsageError, first_line, required_by
 
 TOKENIZER = "tokenizer.json"
 MAX_TOKENIZER = 1 << 26  # bytes; multilingual vocabularies take 20 MB
@@ -231,10 +231,8 @@ def parse_tokenizer(content: str) -> Any:
         UsageError: it is something else.
         MissingExtraError: the library is not installed.
     """
-    try:
+    with required_by("an encoder of texts", "text"):
         from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtraError("an encoder of texts", "text") from error
     try:
         return Tokenizer.from_str(content)
     except (KeyboardInterrupt, SystemExit):

@@ -8,7 +8,7 @@ from typing import Any
 
 from sslguard.encoders.pretrained import read_json
 from sslguard.encoders.text import MAX_TOKENIZER, TOKENIZER, parse_tokenizer, read_tokenizer
-from sslguard.errors import EncoderError, MissingExtraError, UsageError, first_line
+from sslguard.errors import EncoderError, UsageError, first_line, required_by
 
 _VOCABULARY = "vocab.txt"
 _MAX_CONFIG = 1 << 24  # bytes; some list every added token
@@ -124,10 +124,8 @@ def _of_vocabulary(folder: Path, config: dict[str, Any], kind: str) -> str:
 
 
 def _pieces(vocabulary: dict[str, int], special: dict[str, str], config: dict[str, Any]) -> str:
-    try:
+    with required_by("an encoder of texts", "text"):
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    except ImportError as error:
-        raise MissingExtraError("an encoder of texts", "text") from error
     cls, sep = special["cls_token"], special["sep_token"]
     accents = config.get("strip_accents")
     try:

@@ -20,7 +20,7 @@ from torch import nn
 from sslguard.encoders.names import POOLINGS
 from sslguard.encoders.sentences import read_behind
 from sslguard.encoders.text import TextModule
-from sslguard.errors import MissingExtraError, UsageError, first_line
+from sslguard.errors import UsageError, first_line, required_by
 
 CLIP = "clip_text_model"
 _ENCODERS = (
@@ -153,9 +153,7 @@ def _class(transformers: Any, kind: str, pooling: str) -> Any:
 
 def _transformers() -> tuple[Any, Any, Any]:
     """Return the library, its configurations by model type, and their common ancestor."""
-    try:
+    with required_by("an encoder of texts from transformers", "text"):
         import transformers
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    except ImportError as error:
-        raise MissingExtraError("an encoder of texts from transformers", "text") from error
     return transformers, CONFIG_MAPPING, transformers.PretrainedConfig

@@ -34,7 +34,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.pretrained import read_json, read_weights
 from sslguard.encoders.processors import pair, read_processor
 from sslguard.encoders.size import WithoutMemory, check_size
-from sslguard.errors import EncoderError, MissingExtraError, UsageError, first_line
+from sslguard.errors import EncoderError, MissingExtraError, UsageError, first_line, required_by
 
 
 @dataclass(frozen=True)
@@ -357,9 +357,7 @@ def quiet() -> Iterator[None]:
 
 def _transformers() -> tuple[Any, Any]:
     """Return the library and its configurations by model type."""
-    try:
+    with required_by("an encoder of images from transformers", "text"):
         import transformers
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    except ImportError as error:
-        raise MissingExtraError("an encoder of images from transformers", "text") from error
     return transformers, CONFIG_MAPPING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sslguard.errors import MissingExtraError
+from sslguard.errors import required_by
 
 if TYPE_CHECKING:
     from sslguard.encoders.base import Encoder
@@ -29,9 +29,7 @@ def open_server(
         UsageError: The address cannot be taken.
         MissingExtraError: fastapi or uvicorn is not installed.
     """
-    try:
+    with required_by("serving an encoder", "serve"):
         from sslguard.serve.app import create_app
         from sslguard.serve.server import Server
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("serving an encoder", "serve") from error
     return Server(create_app(encoder, settings), host=host, port=port)

@@ -37,7 +37,7 @@ from sslguard.encoders.preprocess import Preprocess
 from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess, read_tokenizer
 from sslguard.encoders.words import pooled
-from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError, first_line
+from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError, first_line, required_by
 from sslguard.suspects.names import ONNX_OPTIONS
 from sslguard.suspects.onnx_files import checked_file
 from sslguard.suspects.pixels import SCALES, ImageInput
@@ -344,8 +344,6 @@ def _sides(one: Any) -> list[int | None]:
 def _runtime() -> Any:
     # onnxruntime reads this variable when it is imported.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    try:
+    with required_by("a suspect onnx:FILE", "onnx"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("a suspect onnx:FILE", "onnx") from error
     return onnxruntime

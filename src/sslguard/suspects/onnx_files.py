@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from sslguard.errors import MissingExtraError, SuspectError, first_line
+from sslguard.errors import SuspectError, first_line, required_by
 from sslguard.files import read_plain
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ def checked_file(path: Path) -> tuple[bytes, bool]:
             weights from outside its folder.
         MissingExtraError: onnx is not installed.
     """
-    try:
+    with required_by("a suspect onnx:FILE", "onnx"):
         import onnx
-    except ImportError as error:
-        raise MissingExtraError("a suspect onnx:FILE", "onnx") from error
     content = read_plain(path, MAX_FILE, SuspectError)
     try:
         model = onnx.load_model_from_string(content)
