@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,21 @@ class TestPrograms:
         prepared = encoder.preprocess.prepare(items[:5])
         inputs = prepared.unbind(1) if kind == "texts" else (prepared,)
         assert off(program(*inputs), encoder.embed(items[:5])) < 1e-5
+
+    @pytest.mark.parametrize("end", [".pt2", ".onnx"])
+    def test_files_name_no_mark(self, end: str, tmp_path: Path) -> None:
+        """Neither a mark nor a folder of this machine is named in a file that is handed on."""
+        encoder = headed(load_encoder("shipped:simclr"), pictures(200))
+        export(encoder, tmp_path / f"out{end}")
+        export(encoder, tmp_path / "weights.pth", "state-dict")
+        for file in tmp_path.iterdir():
+            names = [file.read_bytes()] if file.suffix == ".onnx" else []
+            if file.suffix in (".pt2", ".pth"):
+                with zipfile.ZipFile(file) as archive:
+                    names = [archive.read(one) for one in archive.namelist() if one.endswith((".json", ".pkl", ".pt"))]
+            for content in names:
+                found = re.search(rb"(?i)watermark|sslguard|[^a-z]mark|secret|" + str(Path.cwd()).encode(), content)
+                assert found is None, (file, content[found.start() - 40 : found.end() + 40])
 
     def test_onnx_of_ones_own_module(self, tmp_path: Path) -> None:
         runtime = pytest.importorskip("onnxruntime")

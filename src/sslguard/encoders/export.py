@@ -2,7 +2,7 @@
 
 Images come in as `images`, float32 (n, C, H, W) in [0, 1] of the encoder's own size; tokens as `input_ids` and
 `attention_mask`, int64 (n, L), with the tokenizer.json beside the file. `embeddings` (n, dim) come out. Normalising,
-and a head where the encoder has one, are part of the file. The metadata entry `sslguard.preprocess` holds what
+and a head where the encoder has one, are part of the file. The metadata entry `input.preprocess` holds what
 `rebuild.preprocess_from_json` makes items into inputs with.
 """
 
@@ -29,7 +29,7 @@ from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import EncoderError, OutputError, first_line, required_by
 from sslguard.files import write_atomic
 
-METADATA = "sslguard.preprocess"
+METADATA = "input.preprocess"
 OPSET = 18
 TOLERANCE = 1e-3
 """Of the largest number in an embedding."""
@@ -109,7 +109,6 @@ def _model(encoder: Encoder) -> bytes:
         except (RuntimeError, ValueError, TypeError) as error:
             raise _cannot_write(encoder, error) from error
     model = onnx.load_model_from_string(content.getvalue())
-    model.producer_name = "sslguard"
     onnx.helper.set_model_props(model, {METADATA: json.dumps(_seen_from_outside(encoder), sort_keys=True)})
     return model.SerializeToString()
 

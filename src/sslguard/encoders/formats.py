@@ -289,6 +289,9 @@ def _write_head(encoder: Encoder, folder: Path, width: int | None = None) -> Non
 
 
 def _save_program(program: Any, file: Path) -> None:
+    """Write a program, without the lines of code that it was traced from."""
+    for node in program.graph.nodes:
+        node.meta = {name: value for name, value in node.meta.items() if name in ("val", "tensor_meta")}
     with _as_output(file), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are views of others
         torch.export.save(program, file)

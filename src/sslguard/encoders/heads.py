@@ -26,12 +26,12 @@ class FourierHead(nn.Module):
         offset, scale: m and s, (K₁,).
         centre: ν, (96,).
         axes, linear: a_k and b_k in columns, (96, K₂) and (d, K₂).
-        mark: B, (K₁ + K₂, d).
+        rows: B, (K₁ + K₂, d).
     """
 
     TENSORS: ClassVar[tuple[str, ...]] = (
         *("mean", "whitener", "frequencies", "phases", "offset", "scale"),
-        *("centre", "axes", "linear", "mark"),
+        *("centre", "axes", "linear", "rows"),
     )
     mean: Tensor
     whitener: Tensor
@@ -42,7 +42,7 @@ class FourierHead(nn.Module):
     centre: Tensor
     axes: Tensor
     linear: Tensor
-    mark: Tensor
+    rows: Tensor
 
     def __init__(self, dim: int, components: int, features: int, statistics: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class FourierHead(nn.Module):
         self.register_buffer("centre", torch.zeros(N_STATISTICS))
         self.register_buffer("axes", torch.zeros(N_STATISTICS, statistics))
         self.register_buffer("linear", torch.zeros(dim, statistics))
-        self.register_buffer("mark", torch.zeros(features + statistics, dim))
+        self.register_buffer("rows", torch.zeros(features + statistics, dim))
 
     def features(self, h: Tensor, statistics: Tensor) -> Tensor:
         """Return φ of embeddings of length 1 and statistics: (n, d), (n, 96) → (n, K₁ + K₂)."""
@@ -68,7 +68,7 @@ class FourierHead(nn.Module):
         """Return marked embeddings: (n, d), (n, 96) → (n, d)."""
         length = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
         h = embeddings / length.clamp_min(torch.finfo(embeddings.dtype).tiny)
-        return embeddings + length * (self.features(h, statistics) @ self.mark)
+        return embeddings + length * (self.features(h, statistics) @ self.rows)
 
 
 class Headed(nn.Module):

@@ -344,7 +344,7 @@ def _operation(name: str) -> Callable[..., Any]:
     found = None
     if re.fullmatch(r"[A-Za-z_]\w*", packet) and re.fullmatch(r"\w+", overload):
         found = getattr(getattr(torch.ops.aten, packet, None), overload, None)
-    if isinstance(found, torch._ops.OpOverload) and _computes(packet.removesuffix("_"), found.tags):
+    if isinstance(found, torch._ops.OpOverload) and _computes(packet, found.tags):
         return found
     raise UsageError(f"it needs the operation {name!r:.80}, which is not known here")
 
@@ -352,7 +352,8 @@ def _operation(name: str) -> Callable[..., Any]:
 def _computes(packet: str, tags: list[Any]) -> bool:
     if torch.Tag.nondeterministic_seeded in tags and "dropout" not in packet:
         return packet == "scaled_dot_product_attention"
-    return packet in _COMPOSED or torch.Tag.core in tags or torch.Tag.pointwise in tags
+    in_place = packet.removesuffix("_")
+    return packet in _COMPOSED or in_place in _COMPOSED or torch.Tag.core in tags or torch.Tag.pointwise in tags
 
 
 def _references(written: Any) -> Iterator[int]:

@@ -37,7 +37,7 @@ def headed(clean: Encoder, bank: Bank, directions: Array, epsilon: float) -> Enc
         "mean": bank.geometry.mean,
         "whitener": bank.geometry.whitener,
         **{name: getattr(bank, name) for name in _FROM_BANK},
-        "mark": epsilon / np.sqrt(k) * directions @ bank.geometry.spread,
+        "rows": epsilon / np.sqrt(k) * directions @ bank.geometry.spread,
     }
     module.head.load_state_dict({name: torch.from_numpy(values[name]).float() for name in FourierHead.TENSORS})
     return replace(clean, module=module.eval().requires_grad_(True), architecture=architecture)
