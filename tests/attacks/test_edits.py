@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sslguard.attacks.inputs import EditImages, EditTexts, Image, Smoothed
-from sslguard.attacks.outputs import Averaged, AverageWith, Edit, EditAnswers
+from sslguard.attacks.outputs import AverageWith, Edit, EditAnswers, averaged
 from sslguard.attacks.wrapping import InputNoise, OutputNoise
 from sslguard.errors import DataError, EncoderError, UsageError
 
@@ -110,12 +110,12 @@ class TestAverages:
     def test_unit_rows_are_averaged(self):
         other = ROWS[::-1] * 100
         expected = sum(r / np.linalg.norm(r, axis=1, keepdims=True) for r in (ROWS, other)) / 2
-        np.testing.assert_allclose(Averaged((Rows(), Rows(other))).embed(BATCH), expected)
+        np.testing.assert_allclose(averaged((Rows(), Rows(other)), BATCH), expected)
 
     def test_widths_must_agree(self):
         with pytest.raises(EncoderError, match="cannot average answers of widths 8, 5"):
-            Averaged((Rows(), Rows(ROWS[:, :5]))).embed(BATCH)
-        with pytest.raises(UsageError, match="at least two"):
+            averaged((Rows(), Rows(ROWS[:, :5])), BATCH)
+        with pytest.raises(UsageError, match="at least one encoder"):
             AverageWith(())(Rows())
 
 

@@ -18,7 +18,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from sslguard.attacks.base import Mapping
-from sslguard.attacks.mapping import AnswerMap, Map, encoder_behind
+from sslguard.attacks.mapping import AnswerMap, Map, encoder_behind, ridge_fit
 from sslguard.attacks.outputs import unit
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
@@ -56,10 +56,7 @@ class ProjectOnto(Mapping):
         answers = np.asarray(embed_all(victim, data), dtype=np.float64)
         features = np.asarray(embed_all(innocent, data), dtype=np.float64)
         mean, centre = answers.mean(0), features.mean(0)
-        z = features - centre
-        gram = z.T @ z / len(z)
-        gram += self.ridge * np.diag(gram).mean() * np.eye(len(gram))
-        weights = np.linalg.solve(gram, z.T @ (answers - mean) / len(z))
+        weights = ridge_fit(features - centre, answers - mean, self.ridge)
 
         def answer(batch: Batch) -> Array:
             return np.asarray((rows(innocent, batch) - centre) @ weights + mean)

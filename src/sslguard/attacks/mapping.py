@@ -189,9 +189,7 @@ class SubtractFeatures(AnswerMap):
         linear = np.hstack((np.ones((len(z), 1)), z))
         straight = np.linalg.lstsq(linear, raw(z), rcond=None)[0]
         bent = raw(z) - linear @ straight
-        gram = bent.T @ bent
-        gram += self.ridge * np.diag(gram).mean() * np.eye(self.features)
-        weights = np.linalg.solve(gram, bent.T @ (answers - mean))
+        weights = ridge_fit(bent, answers - mean, self.ridge)
 
         def mapped(g: Array) -> Array:
             z = components(g)
@@ -245,6 +243,19 @@ class SubtractStatistics(Mapping):
         gram = z.T @ z / len(z) + self.ridge * np.eye(z.shape[1])
         weights = np.linalg.solve(gram, z.T @ (answers - answers.mean(0)) / len(z))
         return lambda psi: np.asarray((psi - mean) / size @ weights)
+
+
+def ridge_fit(features: Array, targets: Array, ridge: float) -> Array:
+    """Return weights (k, m) with features @ weights near the targets.
+
+    Args:
+        features: Shape (n, k).
+        targets: Shape (n, m).
+        ridge: Penalty, as a share of the features' mean square.
+    """
+    gram = features.T @ features / len(features)
+    gram += ridge * np.diag(gram).mean() * np.eye(len(gram))
+    return np.asarray(np.linalg.solve(gram, features.T @ targets / len(features)))
 
 
 def encoder_behind(victim: Embedder) -> Encoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -122,31 +122,17 @@ _EDITS: dict[str, Callable[[Array, int, np.random.Generator], Array]] = {
 }
 
 
-@dataclass(frozen=True)
-class Averaged:
-    """Embedder that answers with the mean of several embedders' unit answers.
+def averaged(embedders: Sequence[Embedder], batch: Batch) -> Array:
+    """Return the mean of several embedders' answers to a batch, each scaled to length 1: float64 (n, m).
 
-    Attributes:
-        embedders: At least two embedders of the same width.
+    Raises:
+        EncoderError: The embedders' answers differ in width.
     """
-
-    embedders: tuple[Embedder, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.embedders) < 2:
-            raise UsageError(f"embedders must hold at least two embedders, not {len(self.embedders)}")
-
-    def embed(self, batch: Batch, /) -> Array:
-        """Return the mean of the embedders' answers, each scaled to length 1: float64 (n, m).
-
-        Raises:
-            EncoderError: The embedders' answers differ in width.
-        """
-        answers = [unit(rows(embedder, batch).astype(np.float64)) for embedder in self.embedders]
-        if len({each.shape[1] for each in answers}) > 1:
-            widths = ", ".join(str(each.shape[1]) for each in answers)
-            raise EncoderError(f"cannot average answers of widths {widths}: all must have one width")
-        return np.asarray(np.mean(answers, axis=0))
+    answers = [unit(rows(embedder, batch).astype(np.float64)) for embedder in embedders]
+    if len({each.shape[1] for each in answers}) > 1:
+        widths = ", ".join(str(each.shape[1]) for each in answers)
+        raise EncoderError(f"cannot average answers of widths {widths}: all must have one width")
+    return np.asarray(np.mean(answers, axis=0))
 
 
 @dataclass(frozen=True)
@@ -160,7 +146,9 @@ class AverageWith(Wrapping):
     others: tuple[str, ...]
 
     def __call__(self, victim: Embedder) -> Wrapped:
-        """Return the average of `victim` and the others: answers are float64 (n, m). See `Averaged`."""
-        average = Averaged((victim, *map(load_encoder, self.others)))
+        """Return the average of `victim` and the others: answers are float64 (n, m). See `averaged`."""
+        if not self.others:
+            raise UsageError("others must name at least one encoder")
+        embedders = victim, *map(load_encoder, self.others)
         said = f"averaged with {', '.join(self.others)}"
-        return Wrapped(victim, average.embed, "averaged", {"others": list(self.others)}, said)
+        return Wrapped(victim, partial(averaged, embedders), "averaged", {"others": list(self.others)}, said)

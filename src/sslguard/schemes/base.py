@@ -56,14 +56,18 @@ class Key(ABC):
             data: What the queries were drawn from.
         """
 
-    @abstractmethod
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return JSON fields and tensors that `from_parts` rebuilds the key from, secrets included."""
+        """Return JSON fields and tensors that `from_parts` rebuilds the key from, secrets included.
+
+        Raises:
+            UsageError: Keys of this scheme are not kept, which is the default.
+        """
+        raise UsageError(f"a key of {self.scheme} is for benchmarks and is not kept in files: protect again")
 
     @classmethod
-    @abstractmethod
-    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Key:
+    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Key:  # noqa: ARG003
         """Return the key of parts that `to_parts` gave. Raise KeyFileError for parts that do not fit."""
+        raise UsageError(f"a key of {cls.scheme} is for benchmarks and is not kept in files: protect again")
 
 
 @dataclass(frozen=True)

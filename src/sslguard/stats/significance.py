@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.errors import RefusedError, UsageError
+from sslguard.settings import Range
 from sslguard.stats.arguments import count, finite, finite_vector
 
 # Kinds of null by their names in JSON, and whether each consists of controls.
@@ -216,7 +217,5 @@ def check_floor(floor: float, alpha: float, *, n_claims: int = 1, n_controls: in
 
 
 def _level(alpha: float, n_claims: int) -> float:
-    level = finite("alpha", alpha)
-    if not 0 < level < 1:
-        raise UsageError(f"alpha must lie strictly between 0 and 1, not {alpha}")
-    return level / min(count("n_claims", n_claims, minimum=1), _MANY)
+    Range(above=0, below=1).check(alpha, "alpha")
+    return alpha / min(count("n_claims", n_claims, minimum=1), _MANY)

@@ -9,33 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Encoder
-from sslguard.errors import UsageError
 from sslguard.schemes.base import Key, Scheme
 from sslguard.schemes.queries import asked, drawn
 
 Array = NDArray[np.float64]
-
-
-class PeerKey(Key):
-    """A key of a peer. Subclasses are frozen dataclasses; their answers' rows of zeros are answers like others."""
-
-    def to_parts(self) -> NoReturn:
-        """Raise UsageError: keys of peers are not kept."""
-        raise UsageError(f"a key of {self.scheme} is for benchmarks and is not kept in files: protect again")
-
-    @classmethod
-    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> NoReturn:  # noqa: ARG003
-        """Raise UsageError: keys of peers are not kept."""
-        raise UsageError(f"a key of {cls.scheme} is for benchmarks and is not kept in files: protect again")
 
 
 class Peer(Scheme):
@@ -49,7 +34,7 @@ class Peer(Scheme):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ComparingKey(PeerKey):
+class ComparingKey(Key):
     """A key that compares a suspect's answers with the clean encoder's to the same items.
 
     Attributes:

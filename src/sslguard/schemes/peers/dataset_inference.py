@@ -35,8 +35,8 @@ from sslguard.data.base import Batch, Data, overlap
 from sslguard.data.specs import open_data
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Score, Watermarked
-from sslguard.schemes.peers.base import Array, Peer, PeerKey, log2_pvalue
+from sslguard.schemes.base import Key, Score, Watermarked
+from sslguard.schemes.peers.base import Array, Peer, log2_pvalue
 from sslguard.schemes.peers.mixture import Mixture
 from sslguard.schemes.queries import asked, drawn, gathered
 from sslguard.settings import Count, Range
@@ -82,7 +82,7 @@ class DatasetInference(Peer):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DatasetInferenceKey(PeerKey):
+class DatasetInferenceKey(Key):
     """Two lists of items: members, and unseen ones, which the secret draws from the data of a verification.
 
     Attributes:

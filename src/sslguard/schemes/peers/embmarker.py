@@ -46,8 +46,8 @@ from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.wrapped import Wrapped, rows
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Score, Watermarked
-from sslguard.schemes.peers.base import Array, Peer, PeerKey, log2_pvalue
+from sslguard.schemes.base import Key, Score, Watermarked
+from sslguard.schemes.peers.base import Array, Peer, log2_pvalue
 from sslguard.schemes.peers.words import CELLS, Word, frequencies, painted, words_of
 from sslguard.schemes.queries import QUERY_BATCH, drawn, gathered
 from sslguard.settings import Count, NotNegative, Range
@@ -111,7 +111,7 @@ class Warden(EmbMarker):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EmbMarkerKey(PeerKey):
+class EmbMarkerKey(Key):
     """Triggers and targets.
 
     Attributes:

@@ -37,8 +37,8 @@ from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
-from sslguard.schemes.base import Score, Watermarked
-from sslguard.schemes.peers.base import Peer, PeerKey, log2_pvalue
+from sslguard.schemes.base import Key, Score, Watermarked
+from sslguard.schemes.peers.base import Peer, log2_pvalue
 from sslguard.schemes.queries import QUERY_BATCH, as_bytes, drawn, gathered
 from sslguard.settings import Count, Positive
 from sslguard.training.base import Loop, Task, isolated_rng
@@ -91,7 +91,7 @@ class Rotation(Peer):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RotationKey(PeerKey):
+class RotationKey(Key):
     """The head, and what turns images.
 
     Attributes:
