@@ -113,7 +113,7 @@ def test_result_json_is_what_the_result_says(result: DemoResult) -> None:
     assert written["floor"] == pytest.approx(1 / 9)
     assert written["n_images"] == 16
     assert written["public_seed"] == 7
-    assert written["refusal"] is None
+    assert written["keys"][0]["refusal"] is None
     assert set(written["curves"]["marking"]) == {"shadow", "negative", "decoder", "watermark"}
     assert set(written["curves"]["marking with the published losses"]) == {"shadow", "decoder", "watermark"}
     assert [len(values) for values in written["curves"]["stealing"].values()] == [4]
@@ -123,10 +123,11 @@ def test_result_json_is_what_the_result_says(result: DemoResult) -> None:
 
 def test_every_suspect_is_tested_and_none_of_them_is_a_control(result: DemoResult, settings: DemoSettings) -> None:
     written = result.to_json()
-    names = [suspect["name"] for suspect in written["suspects"]]
+    suspects = written["keys"][0]["suspects"]
+    names = [suspect["name"] for suspect in suspects]
     assert names == [MARKED, STOLEN, CLEAN, *settings.innocents, *settings.held_out]
-    assert [suspect["truly_derived"] for suspect in written["suspects"]] == [True, True, *[False] * 4]
-    assert {suspect["decision"] for suspect in written["suspects"]} <= {"derived", "not shown"}
+    assert [suspect["truly_derived"] for suspect in suspects] == [True, True, *[False] * 4]
+    assert {suspect["decision"] for suspect in suspects} <= {"derived", "not shown"}
     for key in written["keys"]:
         assert len(key["controls"]) == 8
         assert not set(key["controls"]) & set(names)
@@ -134,7 +135,7 @@ def test_every_suspect_is_tested_and_none_of_them_is_a_control(result: DemoResul
 
 
 def test_alpha_is_not_shared_where_the_floor_forbids_it_and_the_table_says_so(result: DemoResult) -> None:
-    assert result.data.n_claims == 1
+    assert result.data.main.n_claims == 1
     assert "Alpha 0.25 for each of 6 suspects" in text_of(result)
 
 
@@ -144,7 +145,7 @@ def test_verdicts_can_be_repeated_from_the_written_files(
     key, data = load_key(result.files["key"]), open_data(settings.roles.verify)
     held = [member for member in read_population(population) if member.name not in settings.held_out]
     controls = score_controls(key, [(member.name, member.load()) for member in held], data)
-    for suspect, folder in zip(result.data.suspects, ("encoder", "surrogate"), strict=False):
+    for suspect, folder in zip(result.data.main.suspects, ("encoder", "surrogate"), strict=False):
         verdict = verify(key, load_encoder(result.files[folder]), data, control_scores=controls, alpha=ALPHA)
         assert verdict.decision == suspect.decision
         assert verdict.significance.pvalue == suspect.significance.pvalue
@@ -171,7 +172,7 @@ def test_the_exact_scheme_stands_beside(result: DemoResult, settings: DemoSettin
 
 
 def test_it_ends_with_a_claim_and_its_audit(result: DemoResult, settings: DemoSettings) -> None:
-    found = result.data.exact.audit
+    found = result.data.audit
     status = {check.name: check.status for check in found.checks}
     for name in ("signature", "commitment", "clean encoder", "derivation", "queries", "answers", "statistic"):
         assert status[name] == "passed"
@@ -242,7 +243,7 @@ def test_same_seed_same_figures_and_a_rerun_replaces_only_its_own_files(
 ) -> None:
     (place / "out" / "notes.txt").write_text("mine")
     again = run_demo(place / "out", settings=settings)
-    for part in ("suspects", "keys", "accuracies", "curves"):
+    for part in ("keys", "accuracies", "curves"):
         assert again.to_json()[part] == result.to_json()[part]
     assert (place / "out" / "notes.txt").read_text() == "mine"
     assert not list((place / "out").glob(".*"))
@@ -253,7 +254,7 @@ def test_secret_comes_from_the_system_unless_a_seed_is_given(
 ) -> None:
     monkeypatch.setattr(demo_run.stages, "probe", lambda *_: ())
     results = [run_demo(place / "fresh", settings=replace(settings, seed=None)) for _ in range(2)]
-    statistics = [result.data.keys[0].suspects[STOLEN].value for result in results]
+    statistics = [result.data.main.scores[STOLEN].value for result in results]
     assert statistics[0] != statistics[1]
     assert "public seed" not in results[0].files["page"].read_text()
 
@@ -267,10 +268,11 @@ def test_alpha_below_the_floor_is_refused_and_the_figures_stay(
     monkeypatch.setattr(demo_run.stages, "probe", lambda *_: ())
     refused = run_demo(place / "refused", settings=replace(settings, alpha=0.01))
     written = refused.to_json()
-    assert {suspect["decision"] for suspect in written["suspects"]} == {"refused"}
-    ranks = [9 * suspect["pvalue"] for suspect in written["suspects"]]
+    main = written["keys"][0]
+    assert {suspect["decision"] for suspect in main["suspects"]} == {"refused"}
+    ranks = [9 * suspect["pvalue"] for suspect in main["suspects"]]
     assert ranks == pytest.approx(np.clip(np.round(ranks), 1, 9))
-    assert "8 controls" in written["refusal"]
+    assert "8 controls" in main["refusal"]
     assert written["critical"] is None
     assert "No verdict is given" in text_of(refused)
     assert "No verdict is given" in refused.files["page"].read_text()
@@ -281,8 +283,8 @@ def test_alpha_is_shared_by_bonferroni_where_the_floor_allows(
 ) -> None:
     monkeypatch.setattr(demo_run.stages, "probe", lambda *_: ())
     shared = run_demo(place / "shared", settings=replace(settings, alpha=0.7))
-    assert shared.data.n_claims == 6
-    for suspect in shared.data.suspects:
+    assert shared.data.main.n_claims == 6
+    for suspect in shared.data.main.suspects:
         assert (suspect.decision == "derived") == (suspect.significance.pvalue <= 0.7 / 6)
 
 

@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from helpers.pages import report_data, scores, suspect
+from helpers.pages import examined, report_data, scores, suspect
 from sslguard.controls.members import Member
 from sslguard.demo import figures as drawn
 from sslguard.demo.output import PAGE, PICTURE, begin, write_report
 from sslguard.demo.page import render_page, render_tables
-from sslguard.demo.result import Accuracy, Bar, KeyScores, Rates, ReportData, thinned
+from sslguard.demo.result import Accuracy, Bar, Examined, Rates, ReportData, thinned
 from sslguard.errors import OutputError
 from sslguard.report.charts import LIGHT, svg_uri
 
@@ -81,19 +81,19 @@ def printed(data: ReportData, width: int = 120) -> str:
 
 
 def test_floor_level_and_critical_value_of_the_rank_test() -> None:
-    data = report_data(n_controls=8, alpha=0.2)
-    assert data.floor == pytest.approx(1 / 9)
+    found = examined(n_controls=8, alpha=0.2)
+    assert found.floor == pytest.approx(1 / 9)
     # 9 · 0.2 = 1.8: only p = 1/9 is small enough, so a suspect must beat every control.
-    assert data.critical() == pytest.approx(0.07)
+    assert found.critical() == pytest.approx(0.07)
     # 9 · 0.25 = 2.25: one control may score as high.
-    assert report_data(n_controls=8, alpha=0.25).critical() == pytest.approx(0.06)
-    assert report_data(n_controls=8, alpha=0.2, n_claims=2).critical() is None
-    assert report_data(refusal="too few").critical() is None
+    assert examined(n_controls=8, alpha=0.25).critical() == pytest.approx(0.06)
+    assert examined(n_controls=8, alpha=0.2, n_claims=2).critical() is None
+    assert examined(refusal="too few").critical() is None
 
 
 def test_bound_on_any_false_verdict_is_the_union_bound() -> None:
-    assert report_data(alpha=0.2).family_level == pytest.approx(0.4)
-    assert report_data(alpha=0.2, n_claims=2).family_level == pytest.approx(0.2)
+    assert examined(alpha=0.2).family_level == pytest.approx(0.4)
+    assert examined(alpha=0.2, n_claims=2).family_level == pytest.approx(0.2)
 
 
 def test_false_claims_are_counted_by_kind_under_each_key() -> None:
@@ -112,7 +112,7 @@ def test_json_holds_every_figure_and_nothing_that_json_lacks() -> None:
     result = json.loads(json.dumps(report_data().to_json(), allow_nan=False))
     assert result["format"] == "sslguard-report"
     assert (result["n_controls"], result["floor"], result["n_images"]) == (8, 1 / 9, 32)
-    assert result["suspects"][0] == {
+    assert result["keys"][0]["suspects"][0] == {
         "name": "F*",
         "story": "marked",
         "truly_derived": True,
@@ -177,10 +177,9 @@ def test_charts_are_svg_that_parses_and_come_in_two_themes(page_text: str) -> No
 
 def test_hostile_names_are_text_everywhere() -> None:
     data = report_data(
-        suspects=(suspect(HOSTILE, HOSTILE, False, "derived", 0.5),),
-        keys=(
-            KeyScores(HOSTILE, {HOSTILE: scores(0.2)}, {HOSTILE: scores(0.1)}, 0.5),
-            KeyScores("published", {HOSTILE: scores(0.2)}, {HOSTILE: scores(0.1)}, 0.5),
+        keys=tuple(
+            Examined(name, (suspect(HOSTILE, HOSTILE, False, "derived", 0.5),), {HOSTILE: scores(0.1)}, 0.2, 1)
+            for name in (HOSTILE, "published")
         ),
         controls=(Member(HOSTILE, HOSTILE, None, Path()),),
         statistic_name=HOSTILE,
@@ -189,7 +188,6 @@ def test_hostile_names_are_text_everywhere() -> None:
         settings={HOSTILE: {HOSTILE: HOSTILE}},
         commands=(HOSTILE,),
         limits=(HOSTILE,),
-        refusal=None,
     )
     text = render_page(data)
     page = Page(text)
@@ -206,7 +204,8 @@ def test_hostile_names_are_text_everywhere() -> None:
 def test_refusal_makes_no_claim_and_says_why() -> None:
     suspects = (suspect("F*", "marked", True, "refused", 1 / 9), suspect("other", "x", False, "refused", 1.0))
     exact = replace(report_data().exact, suspects=suspects)
-    data = report_data(suspects=suspects, exact=exact, refusal="8 controls cannot support alpha 0.01", alpha=0.01)
+    main = examined(suspects=suspects, refusal="8 controls cannot support alpha 0.01", alpha=0.01)
+    data = report_data(main, exact=exact)
     page = Page(render_page(data))
     assert "No verdict is given. 8 controls cannot support alpha 0.01." in page.words
     assert "● derived" not in page.words
@@ -228,11 +227,11 @@ def test_public_seed_is_said_to_prove_nothing(page_text: str) -> None:
 
 def test_missed_surrogates_are_named_missed() -> None:
     suspects = (suspect("F*", "marked", True, "not shown", 0.9), suspect("other", "x", False, "not shown", 0.9))
-    assert "missed" in Page(render_page(report_data(suspects=suspects))).words
+    assert "missed" in Page(render_page(report_data(examined(suspects=suspects)))).words
 
 
 def test_shared_alpha_is_said_to_be_shared() -> None:
-    data = report_data(alpha=0.3, n_claims=2)
+    data = report_data(examined(alpha=0.3, n_claims=2))
     assert "shared among 2" in Page(render_page(data)).words
     assert "shared among 2 suspects (Bonferroni): p ≤ 0.15" in printed(data, width=300)
 

@@ -21,8 +21,7 @@ from sslguard.demo.result import (
     Accuracy,
     Bar,
     Decision,
-    ExactReport,
-    KeyScores,
+    Examined,
     ReportData,
     Suspect,
     TriggerPictures,
@@ -47,36 +46,46 @@ def suspect(
     return Suspect(name, story, derived, decision, score, found)
 
 
-def exact_report() -> ExactReport:
+def exactly() -> Examined:
     """Two suspects under the exact null, and three controls, one of them below 0.01."""
 
-    def shown(name: str, derived: bool, decision: Decision, log2_pvalue: float) -> Suspect:
+    def score(log2_pvalue: float) -> Score:
         found = Significance(-log2_pvalue, log2_pvalue, 2.0**-256, "exact", 100)
-        return Suspect(name, "x", derived, decision, Score(-log2_pvalue, 100, evidence=found), found)
+        return Score(-log2_pvalue, 100, evidence=found)
+
+    def shown(name: str, derived: bool, decision: Decision, log2_pvalue: float) -> Suspect:
+        found = score(log2_pvalue)
+        assert found.evidence is not None
+        return Suspect(name, "x", derived, decision, found, found.evidence)
 
     suspects = (shown("F* (exact)", True, "derived", -256.0), shown("other", False, "not shown", -0.5))
-    return ExactReport(suspects, {"a": -7.0, "b": -1.0, "c": -0.1}, 100, 1e-6, replace(audit(), verdict=None))
+    controls = {f"control-{n}": score(log2_pvalue) for n, log2_pvalue in enumerate((-7.0, -1.0, -0.1))}
+    return Examined("exact", suspects, controls, 1e-6, 2)
 
 
-def report_data(n_controls: int = 8, **changes: object) -> ReportData:
-    """Two suspects and controls at 0, 0.01 …, half of a kind each."""
-    members = [Member(f"control-{i}", ("random", "surrogate of F")[i % 2], None, Path()) for i in range(n_controls)]
-    controls = {member.name: scores(i / 100) for i, member in enumerate(members)}
-    false = {member.name: scores(0.4 + i / 20) for i, member in enumerate(members)}
+def examined(n_controls: int = 8, **changes: Any) -> Examined:
+    """Two suspects and controls at 0, 0.01 … under the key that decides."""
     suspects = (
-        suspect("F*", "marked", True, "derived", 1 / (n_controls + 1)),
+        suspect("F*", "marked", True, "derived", 1 / 9),
         suspect("other", "somebody else's", False, "not shown", 1.0),
     )
-    main = KeyScores("cured", {"F*": scores(0.9), "other": scores(-0.2)}, controls, 1 / (n_controls + 1))
-    beside = KeyScores("published", {"F*": scores(0.9), "other": scores(0.7)}, false, 0.5)
+    controls = {f"control-{i}": scores(i / 100) for i in range(n_controls)}
+    return replace(Examined("cured", suspects, controls, 0.2, 1), **changes)
+
+
+def report_data(main: Examined | None = None, **changes: Any) -> ReportData:
+    """Two suspects and controls, half of a kind each, under two keys."""
+    main = main or examined()
+    members = [Member(name, ("random", "surrogate of F")[i % 2], None, Path()) for i, name in enumerate(main.controls)]
+    false = {name: scores(0.4 + i / 20) for i, name in enumerate(main.controls)}
+    beside = tuple(replace(one, score=scores(0.9 if one.derived else 0.7)) for one in main.suspects)
     bars = (Bar("raw pixels", "baseline", 0.2), Bar("F", "clean", 0.6, 1.0), Bar("F*", "marked", 0.58, 0.95))
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "created": "2025-01-01 00:00 UTC",
-        "suspects": suspects,
-        "keys": (main, beside),
+        "keys": (main, replace(main, name="published", suspects=beside, controls=false)),
+        "exact": exactly(),
+        "audit": replace(audit(), verdict=None),
         "controls": members,
-        "alpha": 0.2,
-        "n_claims": 1,
         "statistic_name": "mean cosine",
         "trigger": TriggerPictures(
             np.zeros((2, 1, 4, 4)), np.ones((2, 1, 4, 4)), np.ones((1, 4, 4)), np.ones((1, 4, 4))
@@ -86,10 +95,9 @@ def report_data(n_controls: int = 8, **changes: object) -> ReportData:
         "settings": {"Marking": {"steps": 3}},
         "seconds": {"mark": 1.5},
         "versions": {"sslguard": "0"},
-        "exact": exact_report(),
         "commands": ("sslguard verify 'a key' \\\n    --data x",),
     }
-    return ReportData(**{**values, **changes})  # type: ignore[arg-type]
+    return ReportData(**{**values, **changes})
 
 
 def api_result() -> ApiResult:

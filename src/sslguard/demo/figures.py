@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sslguard.demo.result import THRESHOLD, Accuracy, KeyScores, ReportData, Suspect
+from sslguard.demo.result import THRESHOLD, Accuracy, Examined, ReportData, Suspect
 from sslguard.report import charts
 from sslguard.report.charts import WIDTH, Theme
 from sslguard.report.text import printable
@@ -31,21 +31,22 @@ def summary_png(data: ReportData) -> bytes:
 
 def decision(data: ReportData, theme: Theme) -> Figure:
     """Return the statistic of every suspect and control under the first key, and what a suspect must exceed."""
-    scores = {kind: data.scores_of_kind(data.keys[0], kind) for kind in data.kinds()}
-    labels = [suspect.name for suspect in data.suspects]
+    scores = {kind: data.scores_of_kind(data.main, kind) for kind in data.kinds()}
+    suspects = data.main.suspects
+    labels = [suspect.name for suspect in suspects]
     labels += [f"{kind} ({len(of_kind)})" for kind, of_kind in scores.items()]
     figure = charts.figure(WIDTH, 1.1 + 0.34 * len(labels))
     axes = figure.add_subplot()
-    for y, suspect in enumerate(data.suspects):
+    for y, suspect in enumerate(suspects):
         marker = "D" if suspect.derived else "o"
         axes.plot(suspect.score.value, y, marker, color=_colour(suspect, theme), ms=8, zorder=3)
-    for y, of_kind in enumerate(scores.values(), start=len(data.suspects)):
+    for y, of_kind in enumerate(scores.values(), start=len(suspects)):
         values = [score.value for score in of_kind]
         axes.plot(values, np.full(len(values), y), "|", color=theme.muted, ms=12, mew=1.4)
-    axes.axhline(len(data.suspects) - 0.5, color=theme.grid, lw=1)
-    critical = data.critical()
+    axes.axhline(len(suspects) - 0.5, color=theme.grid, lw=1)
+    critical = data.main.critical()
     if critical is not None:
-        _critical_line(axes, critical, data.level, theme)
+        _critical_line(axes, critical, data.main.level, theme)
     charts.rows(axes, labels)
     charts.bare(axes, theme)
     axes.grid(axis="x", color=theme.grid, lw=0.6)
@@ -55,7 +56,7 @@ def decision(data: ReportData, theme: Theme) -> Figure:
 
 def cosines(data: ReportData, theme: Theme) -> Figure:
     """Return histograms of answers' cosines, a row for every suspect and kind of control, a column for every key."""
-    figure = charts.figure(WIDTH, 1.2 + 0.5 * len(_histogram_rows(data, data.keys[0], theme, brief=False)))
+    figure = charts.figure(WIDTH, 1.2 + 0.5 * len(_histogram_rows(data, data.main, theme, brief=False)))
     columns = figure.subplots(1, len(data.keys), sharey=True, squeeze=False)[0]
     for axes, key in zip(columns, data.keys, strict=True):
         _ridges(axes, _histogram_rows(data, key, theme, brief=False), theme)
@@ -99,7 +100,7 @@ def summary(data: ReportData, theme: Theme) -> Figure:
     rows = {key.name: _histogram_rows(data, key, theme, brief=True) for key in data.keys}
     tasks = [task for task in data.accuracies if task.bars][:1]
     ratios = [1.0] * len(rows) + [0.85] * len(tasks)
-    figure = charts.figure(12, 1.7 + 0.44 * len(rows[data.keys[0].name]))
+    figure = charts.figure(12, 1.7 + 0.44 * len(rows[data.main.name]))
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     grid = figure.add_gridspec(1, len(ratios), width_ratios=ratios)
     for column, (name, of_key) in enumerate(rows.items()):
@@ -127,11 +128,11 @@ class _Row:
     colour: str
 
 
-def _histogram_rows(data: ReportData, key: KeyScores, theme: Theme, *, brief: bool) -> list[_Row]:
+def _histogram_rows(data: ReportData, key: Examined, theme: Theme, *, brief: bool) -> list[_Row]:
     rows: list[_Row] = []
     innocent: list[Score] = []
-    for suspect in data.suspects:
-        found = [key.suspects[suspect.name]] if suspect.name in key.suspects else []
+    for suspect in data.main.suspects:
+        found = [key.scores[suspect.name]] if suspect.name in key.scores else []
         if brief and not suspect.derived:
             innocent += found
         else:

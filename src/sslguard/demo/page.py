@@ -12,6 +12,7 @@ from sslguard.report.charts import chart, picture_uri
 from sslguard.report.html import render
 from sslguard.report.table import Table, terminal
 from sslguard.report.text import NONE, bits, fixed, percent, printable, probability
+from sslguard.stats.direction import SECRET_BITS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,6 +38,7 @@ def render_page(data: ReportData) -> str:
     return render(
         "demo/page.html.j2",
         data=data,
+        main=data.main,
         charts={
             "decision": chart(figures.decision, data, alt=_decision_alt(data)),
             "cosines": chart(figures.cosines, data, alt=_cosines_alt(data)),
@@ -45,11 +47,12 @@ def render_page(data: ReportData) -> str:
         },
         claims=data.claims(),
         kinds=_KINDS,
-        audit=_audit(data.exact.audit),
+        audit=_audit(data.audit),
         pictures=_pictures(data.trigger),
         seconds=[(stage, f"{value:.1f} s") for stage, value in data.seconds.items()],
         total_seconds=sum(data.seconds.values()),
         bits=bits,
+        most_bits=SECRET_BITS,
         kept=data.kept(),
         audit_page=AUDIT,
     )
@@ -67,9 +70,9 @@ def _pictures(trigger: TriggerPictures) -> dict[str, Any]:
 
 
 def _decision_alt(data: ReportData) -> str:
-    named = ", ".join(f"{printable(one.name)} {one.score.value:.3f}" for one in data.suspects)
-    controls = [score.value for score in data.keys[0].controls.values()]
-    critical = data.critical()
+    named = ", ".join(f"{printable(one.name)} {one.score.value:.3f}" for one in data.main.suspects)
+    controls = [score.value for score in data.main.controls.values()]
+    critical = data.main.critical()
     line = "" if critical is None else f" A suspect is shown derived above {critical:.3f}."
     return (
         f"Strip chart of the {printable(data.statistic_name)}. Suspects: {named}. "
@@ -80,7 +83,7 @@ def _decision_alt(data: ReportData) -> str:
 def _cosines_alt(data: ReportData) -> str:
     rates = "; ".join(
         f"{printable(key.name)}: "
-        + ", ".join(f"{printable(name)} {score.watermark_rate:.2f}" for name, score in key.suspects.items())
+        + ", ".join(f"{printable(name)} {score.watermark_rate:.2f}" for name, score in key.scores.items())
         for key in data.keys
     )
     return (
@@ -103,7 +106,7 @@ def render_tables(data: ReportData) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    tables = [_verdicts(data), _claims(data), _exact(data), _audit(data.exact.audit), _accuracies(data)]
+    tables = [_verdicts(data), _claims(data), _exact(data), _audit(data.audit), _accuracies(data)]
     parts: list[RenderableType] = [terminal(table) for table in tables if table.rows]
     parts += [Text(f"{printable(t.task)}: skipped, {printable(t.skipped)}") for t in data.accuracies if t.skipped]
     parts += [Text("Next:", style="bold")]
@@ -122,22 +125,23 @@ def _verdicts(data: ReportData) -> Table:
             fixed(one.score.watermark_rate, 2),
             _TRUTH[one.derived],
         )
-        for one in data.suspects
+        for one in data.main.suspects
     )
     return Table("Verdicts", _null_sentence(data), ("suspect", "verdict", "score", "p", "WR", "truth"), rows)
 
 
 def _null_sentence(data: ReportData) -> str:
-    if data.refusal is not None:
-        return f"No verdict is given: {printable(data.refusal, 400)}."
-    n = len(data.suspects)
-    if data.n_claims > 1:
-        shared = f"shared among {data.n_claims} suspects (Bonferroni): p ≤ {data.level:.2g} for each"
+    main, n = data.main, len(data.controls)
+    if main.refusal is not None:
+        return f"No verdict is given: {printable(main.refusal, 400)}."
+    if main.n_claims > 1:
+        shared = f"shared among {main.n_claims} suspects (Bonferroni): p ≤ {main.level:.2g} for each"
     else:
-        shared = f"for each of {n} suspects; any false verdict among them: at most {data.family_level:.2g}"
+        family = f"any false verdict among them: at most {main.family_level:.2g}"
+        shared = f"for each of {len(main.suspects)} suspects; {family}"
     return (
-        f"Score: {printable(data.statistic_name)}. Null: rank among {data.n_controls} controls, {data.n_images} "
-        f"images each; no p-value is below 1/{data.n_controls + 1} = {data.floor:.2g}. Alpha {data.alpha:g} {shared}."
+        f"Score: {printable(data.statistic_name)}. Null: rank among {n} controls, {data.n_images} images each; no "
+        f"p-value is below 1/{n + 1} = {main.floor:.2g}. Alpha {main.alpha:g} {shared}."
     )
 
 
@@ -157,16 +161,17 @@ def _exact(data: ReportData) -> Table:
         (
             one.name,
             one.decision,
-            bits(one.significance.log2_pvalue, exact.most_bits),
+            bits(one.significance.log2_pvalue, SECRET_BITS),
             percent(kept.get(one.name)),
             _TRUTH[one.derived],
         )
         for one in exact.suspects
     )
+    n, controls = len(exact.suspects), len(exact.controls)
     note = (
         "Bits: −log2 of the p-value. It follows by proof from the secret’s own randomness and needs no controls. "
-        f"{exact.n_queries} plain queries each. Alpha {exact.alpha:g} shared among {len(exact.suspects)} suspects: "
-        f"p ≤ {exact.level:.2g} for each. Of the {len(exact.controls)} controls {exact.below(0.01)} have p ≤ 0.01, "
+        f"{exact.suspects[0].score.n_queries} plain queries each. Alpha {exact.alpha:g} shared among {n} suspects: "
+        f"p ≤ {exact.level:.2g} for each. Of the {controls} controls {exact.below(0.01)} have p ≤ 0.01, "
         f"and {exact.below(exact.level)} reach the level of a claim."
     )
     return Table("The scheme whose null is exact", note, ("suspect", "verdict", "bits", "kept", "truth"), rows)

@@ -18,7 +18,6 @@ from sslguard.claims.outcome import Audit
 from sslguard.controls.members import Member
 from sslguard.demo.output import FORMAT
 from sslguard.schemes.base import Score
-from sslguard.stats.direction import SECRET_BITS
 from sslguard.stats.significance import Significance
 
 THRESHOLD = 0.5
@@ -66,63 +65,75 @@ class Suspect:
 
 
 @dataclass(frozen=True, eq=False)
-class KeyScores:
-    """Scores under one key.
+class Examined:
+    """Suspects and controls under one key.
 
     Attributes:
         name: Name of the key, a few words.
-        suspects: Scores by suspect's name. The watermarked encoder has the same name under every key, but each key has
-            its own.
-        controls: Scores by control's name.
-        own_pvalue: P-value of the key's own watermarked encoder among the controls.
+        suspects: Suspects, in the order in which they are shown; the key's own watermarked encoder comes first.
+        controls: Scores of the controls, by name. An exact null does not need them; there they illustrate that it is
+            exact.
+        alpha: Level of the test.
+        n_claims: How many claims share the level, by Bonferroni.
+        refusal: Why no decision is made; None if decisions are made.
     """
 
     name: str
-    suspects: Mapping[str, Score]
-    controls: Mapping[str, Score]
-    own_pvalue: float
-
-
-@dataclass(frozen=True, eq=False)
-class ExactReport:
-    """A second scheme beside the first, on the same clean encoder.
-
-    Attributes:
-        suspects: Suspects, in the order in which they are shown.
-        controls: Base-2 logarithm of each control's p-value, by name. The test does not need them; they illustrate that
-            the null is exact.
-        n_queries: Number of queries of each verification.
-        alpha: Level of the test, shared among the suspects.
-        audit: Audit of a claim on the surrogate.
-        most_bits: Largest possible evidence in bits: the entropy of the secret.
-    """
-
     suspects: tuple[Suspect, ...]
-    controls: Mapping[str, float]
-    n_queries: int
+    controls: Mapping[str, Score]
     alpha: float
-    audit: Audit
-    most_bits: int = SECRET_BITS
+    n_claims: int
+    refusal: str | None = None
+
+    @property
+    def scores(self) -> dict[str, Score]:
+        """Scores by suspect's name."""
+        return {suspect.name: suspect.score for suspect in self.suspects}
+
+    @property
+    def floor(self) -> float:
+        """The smallest p-value that as many controls can give: 1/(n + 1)."""
+        return 1 / (len(self.controls) + 1)
 
     @property
     def level(self) -> float:
-        """Level that a suspect's p-value is compared with."""
-        return self.alpha / len(self.suspects)
+        """Level that a p-value is compared with: alpha / n_claims."""
+        return self.alpha / self.n_claims
+
+    @property
+    def family_level(self) -> float:
+        """Upper bound on the probability of any false verdict, by the union bound over the suspects."""
+        return min(1.0, self.level * len(self.suspects))
+
+    def critical(self) -> float | None:
+        """Return the value that a suspect's statistic must exceed to be shown derived; None if no value suffices."""
+        if self.refusal is not None:
+            return None
+        allowed = math.floor(self.level * (len(self.controls) + 1) * (1 + 1e-12)) - 1
+        ordered = sorted((score.value for score in self.controls.values()), reverse=True)
+        return ordered[allowed] if 0 <= allowed < len(ordered) else None
+
+    def count(self, *, derived: bool, decision: Decision | None = None) -> int:
+        """Return how many suspects are derived, or not; all of them, or those with one decision."""
+        return sum(decision in (None, suspect.decision) for suspect in self.suspects if suspect.derived is derived)
 
     def below(self, level: float) -> int:
-        """Return how many controls have a p-value of at most `level`."""
-        return sum(value <= math.log2(level) for value in self.controls.values())
+        """Return how many controls have an exact p-value of at most `level`."""
+        return sum(s.evidence is not None and s.evidence.pvalue <= level for s in self.controls.values())
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields as JSON values."""
+    def to_json(self, kinds: Mapping[str, str]) -> dict[str, Any]:
+        """Return all figures as JSON values.
+
+        Args:
+            kinds: Kind that a control is reported under, by its name.
+        """
         return {
-            "null": "exact",
-            "n_queries": self.n_queries,
+            "name": self.name,
             "alpha": self.alpha,
-            "most_bits": self.most_bits,
+            "n_claims": self.n_claims,
+            "refusal": self.refusal,
             "suspects": [suspect.to_json() for suspect in self.suspects],
-            "controls": dict(self.controls),
-            "audit": self.audit.to_json(),
+            "controls": {name: {"kind": kinds[name], **_figures(score)} for name, score in self.controls.items()},
         }
 
 
@@ -193,11 +204,10 @@ class ReportData:
 
     Attributes:
         created: Date and time of the run.
-        suspects: Suspects, in the order in which they are shown.
-        keys: Scores by key. Decisions are made under the first key; others are shown for comparison.
+        keys: What was examined under each key. Decisions are made under the first key; others are shown for comparison.
+        exact: What was examined under the key of the scheme whose null is exact, on the same encoder.
+        audit: Audit of a claim by that key on the surrogate.
         controls: Members of the population, each with the kind that it is reported under.
-        alpha: Level of the test.
-        n_claims: How many claims share the level, by Bonferroni.
         statistic_name: What is ranked.
         trigger: Pictures before and after the trigger.
         accuracies: Linear-probe accuracies by task.
@@ -205,19 +215,16 @@ class ReportData:
         settings: Settings of the run: heading → name → value.
         seconds: Wall-clock seconds by stage.
         versions: Versions of the programs.
-        exact: Results of the scheme whose null is exact, on the same encoder.
-        refusal: Why no decision is made; None if decisions are made.
         public_seed: Seed that the secret was made from; None if the secret came from the operating system.
         commands: Commands to run next.
         limits: Sentences on the limits of this run.
     """
 
     created: str
-    suspects: tuple[Suspect, ...]
-    keys: tuple[KeyScores, ...]
+    keys: tuple[Examined, ...]
+    exact: Examined
+    audit: Audit
     controls: Sequence[Member]
-    alpha: float
-    n_claims: int
     statistic_name: str
     trigger: TriggerPictures
     accuracies: tuple[Accuracy, ...]
@@ -225,54 +232,25 @@ class ReportData:
     settings: Mapping[str, Mapping[str, Any]]
     seconds: Mapping[str, float]
     versions: Mapping[str, Any]
-    exact: ExactReport
-    refusal: str | None = None
     public_seed: int | None = None
     commands: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
 
     @property
-    def n_controls(self) -> int:
-        """Number of controls."""
-        return len(self.controls)
-
-    @property
-    def floor(self) -> float:
-        """The smallest p-value that this many controls can give: 1/(n + 1)."""
-        return 1 / (self.n_controls + 1)
-
-    @property
-    def level(self) -> float:
-        """Level that a p-value is compared with: alpha / n_claims."""
-        return self.alpha / self.n_claims
-
-    @property
-    def family_level(self) -> float:
-        """Upper bound on the probability of any false verdict, by the union bound over the suspects."""
-        return min(1.0, self.level * len(self.suspects))
+    def main(self) -> Examined:
+        """What the verdicts stand on."""
+        return self.keys[0]
 
     @property
     def n_images(self) -> int:
         """Number of images in each verification."""
-        return len(self.suspects[0].score.cosines)
-
-    def critical(self) -> float | None:
-        """Return the value that a suspect's statistic must exceed to be shown derived; None if no value suffices."""
-        if self.refusal is not None:
-            return None
-        allowed = math.floor(self.level * (self.n_controls + 1) * (1 + 1e-12)) - 1
-        ordered = sorted((score.value for score in self.keys[0].controls.values()), reverse=True)
-        return ordered[allowed] if 0 <= allowed < len(ordered) else None
-
-    def count(self, *, derived: bool, decision: Decision | None = None) -> int:
-        """Return how many suspects are derived, or not; all of them, or those with one decision."""
-        return sum(decision in (None, suspect.decision) for suspect in self.suspects if suspect.derived is derived)
+        return len(self.main.suspects[0].score.cosines)
 
     def kinds(self) -> list[str]:
         """Return the controls' kinds: first those made from clean encoders, then independent ones."""
         return sorted({member.kind for member in self.controls}, key=_kind_rank)
 
-    def scores_of_kind(self, key: KeyScores, kind: str) -> list[Score]:
+    def scores_of_kind(self, key: Examined, kind: str) -> list[Score]:
         """Return the scores of the controls of one kind under `key`."""
         return [key.controls[member.name] for member in self.controls if member.kind == kind]
 
@@ -288,40 +266,28 @@ class ReportData:
             rates = {key.name: _rates(self.scores_of_kind(key, kind)) for key in self.keys}
             n = sum(member.kind == kind for member in self.controls)
             table.append(Claims(kind, n, float(np.median(probes)) if probes else None, rates))
-        innocent = [suspect.name for suspect in self.suspects if not suspect.derived]
+        innocent = [suspect.name for suspect in self.main.suspects if not suspect.derived]
         if innocent:
-            rates = {key.name: _rates([key.suspects[name] for name in innocent]) for key in self.keys}
+            rates = {key.name: _rates([key.scores[name] for name in innocent]) for key in self.keys}
             table.append(Claims("innocent suspects", len(innocent), None, rates))
         return table
 
     def to_json(self) -> dict[str, Any]:
         """Return every figure as JSON values. Pictures and single answers are left out, and curves are thinned."""
         kinds = {member.name: member.kind for member in self.controls}
-        keys = [
-            {
-                "name": key.name,
-                "own_pvalue": key.own_pvalue,
-                "suspects": {name: _figures(score) for name, score in key.suspects.items()},
-                "controls": {name: {"kind": kinds[name], **_figures(s)} for name, s in key.controls.items()},
-            }
-            for key in self.keys
-        ]
         curves = {title: {name: thinned(v) for name, v in losses.items()} for title, losses in self.curves.items()}
+        exact = {"null": "exact", "n_queries": self.exact.suspects[0].score.n_queries, "audit": self.audit.to_json()}
         return {
             "format": FORMAT,
             "created": self.created,
             "statistic": self.statistic_name,
             "null": "controls",
-            "alpha": self.alpha,
-            "n_claims": self.n_claims,
-            "n_suspects": len(self.suspects),
-            "n_controls": self.n_controls,
+            "n_controls": len(self.controls),
             "n_images": self.n_images,
-            "floor": self.floor,
-            "critical": self.critical(),
-            "refusal": self.refusal,
-            "suspects": [suspect.to_json() for suspect in self.suspects],
-            "keys": keys,
+            "floor": self.main.floor,
+            "critical": self.main.critical(),
+            "keys": [key.to_json(kinds) for key in self.keys],
+            "exact": {**self.exact.to_json(kinds), **exact},
             "false_claims": [asdict(row) for row in self.claims()],
             "accuracies": [asdict(accuracy) for accuracy in self.accuracies],
             "curves": curves,
@@ -329,7 +295,6 @@ class ReportData:
             "seconds": dict(self.seconds),
             "versions": dict(self.versions),
             "public_seed": self.public_seed,
-            "exact": self.exact.to_json(),
         }
 
 
@@ -340,7 +305,8 @@ def thinned(values: Sequence[float]) -> list[float]:
 
 
 def _figures(score: Score) -> dict[str, float | None]:
-    return {"statistic": score.value, "watermark_rate": score.watermark_rate}
+    exact = {} if score.evidence is None else {"log2_pvalue": score.evidence.log2_pvalue}
+    return {"statistic": score.value, "watermark_rate": score.watermark_rate, **exact}
 
 
 def _rates(scores: Sequence[Score]) -> Rates:

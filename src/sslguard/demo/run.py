@@ -18,7 +18,7 @@ from sslguard.demo.figures import summary_png
 from sslguard.demo.inputs import Inputs, Tested, open_inputs
 from sslguard.demo.output import AUDIT, PAGE, PICTURE, RESULT, Clock, begin, write_report
 from sslguard.demo.page import render_page, render_tables
-from sslguard.demo.result import ExactReport, KeyScores, ReportData
+from sslguard.demo.result import ReportData
 from sslguard.demo.settings import (
     CURED,
     DEFAULTS,
@@ -31,9 +31,7 @@ from sslguard.demo.settings import (
 )
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
-from sslguard.schemes.base import Score
 from sslguard.schemes.keyfile import save_key
-from sslguard.verification.nulls import ExactNull
 from sslguard.verification.verdict import DEFAULT_ALPHA
 
 if TYPE_CHECKING:
@@ -101,11 +99,13 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
         keys = (marked.key, published.key, exact.key)
         ours, theirs, others = stages.score_controls(keys, inputs.controls, inputs.verify, progress=progress)
     with clock.stage("verify the suspects"):
-        tested = _suspects(settings, marked.encoder, stolen) + inputs.innocents
-        suspects, n_claims, refusal = stages.examine(marked.key, tested, inputs.verify, ours, alpha=settings.alpha)
-        scores = {one.name: one.score for one in suspects}
-        main = KeyScores(CURED, scores, ours, suspects[0].significance.pvalue)
-        beside = stages.score_beside(inputs, PUBLISHED, published, theirs)
+        owned = Tested(MARKED, "the owner’s watermarked encoder itself", marked.encoder, derived=True)
+        views = ", augmented views" if settings.thief.augmentation else ""
+        story = f"trained on F*’s answers to the thief’s own pictures ({settings.thief.loss} loss{views})"
+        tested = [owned, Tested(STOLEN, story, stolen, derived=True), *inputs.innocents]
+        main = stages.examine(CURED, marked.key, tested, inputs.verify, ours, alpha=settings.alpha)
+        tested = [Tested(MARKED, "", published.encoder, derived=True), *inputs.innocents]
+        beside = stages.examine(PUBLISHED, published.key, tested, inputs.verify, theirs, alpha=settings.alpha)
     with clock.stage("probe the encoders"):
         accuracies = stages.probe(
             inputs,
@@ -117,8 +117,11 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
             ],
         )
     with clock.stage("verify the suspects under the exact null"):
-        tested = _exact_suspects(settings, exact.encoder, stolen_exact) + inputs.innocents
-        shown, _, _ = stages.examine(exact.key, tested, inputs.verify, {}, alpha=settings.exact_alpha)
+        story = "the clean encoder with this scheme’s mark on its output"
+        owned = Tested(EXACT_MARKED, story, exact.encoder, derived=True)
+        story = f"trained on its answers ({settings.exact_thief.loss} loss)"
+        tested = [owned, Tested(EXACT_STOLEN, story, stolen_exact, derived=True), *inputs.innocents]
+        exactly = stages.examine("exact key", exact.key, tested, inputs.verify, others, alpha=settings.exact_alpha)
     made = {"encoder": marked.encoder, "surrogate": stolen, "exact-encoder": exact.encoder}
     for name, encoder in {**made, "exact-surrogate": stolen_exact}.items():
         save_encoder(encoder, files[name])
@@ -130,12 +133,10 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
         )
     data = ReportData(
         created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        suspects=suspects,
         keys=(main, beside),
+        exact=exactly,
+        audit=audit,
         controls=inputs.controls,
-        alpha=settings.alpha,
-        n_claims=n_claims,
-        refusal=refusal,
         statistic_name=marked.key.statistic_name,
         trigger=stages.pictures(marked, inputs.verify),
         accuracies=accuracies,
@@ -150,32 +151,11 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
         public_seed=seed,
         commands=_commands(files, settings),
         limits=_limits(settings),
-        exact=ExactReport(shown, _log2_pvalues(others), exact.key.n_queries, settings.exact_alpha, audit),
     )
     result = DemoResult(data, files)
     # The page comes last, so that it never names missing files.
     write_report(Path(out), result.to_json(), {PICTURE: summary_png(data), PAGE: render_page(data).encode()})
     return result
-
-
-def _suspects(settings: DemoSettings, marked: Encoder, stolen: Encoder) -> list[Tested]:
-    views = ", augmented views" if settings.thief.augmentation else ""
-    story = f"trained on F*’s answers to the thief’s own pictures ({settings.thief.loss} loss{views})"
-    return [
-        Tested(MARKED, "the owner’s watermarked encoder itself", marked, derived=True),
-        Tested(STOLEN, story, stolen, derived=True),
-    ]
-
-
-def _exact_suspects(settings: DemoSettings, marked: Encoder, stolen: Encoder) -> list[Tested]:
-    return [
-        Tested(EXACT_MARKED, "the clean encoder with this scheme’s mark on its output", marked, derived=True),
-        Tested(EXACT_STOLEN, f"trained on its answers ({settings.exact_thief.loss} loss)", stolen, derived=True),
-    ]
-
-
-def _log2_pvalues(scores: Mapping[str, Score]) -> dict[str, float]:
-    return {name: ExactNull().significance(score).log2_pvalue for name, score in scores.items()}
 
 
 def _settings(settings: DemoSettings, inputs: Inputs, surrogate: Encoder) -> dict[str, dict[str, Any]]:

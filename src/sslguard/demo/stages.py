@@ -18,8 +18,8 @@ from sslguard.controls.members import Member
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.demo.inputs import Inputs, ProbeTask, Tested
-from sslguard.demo.result import Accuracy, Bar, Decision, KeyScores, Role, Suspect, TriggerPictures
-from sslguard.demo.settings import CLEAN, MARKED
+from sslguard.demo.result import Accuracy, Bar, Decision, Examined, Role, Suspect, TriggerPictures
+from sslguard.demo.settings import CLEAN
 from sslguard.encoders.base import Encoder
 from sslguard.errors import RefusedError
 from sslguard.probes.baselines import accuracy_kept, baseline
@@ -105,22 +105,19 @@ def shared_claims(null: Null, alpha: float, n_suspects: int) -> tuple[int, str |
 
 
 def examine(
-    key: Key, tested: Sequence[Tested], data: Data, controls: Mapping[str, Score], *, alpha: float
-) -> tuple[tuple[Suspect, ...], int, str | None]:
-    """Verify suspects under a key.
+    name: str, key: Key, tested: Sequence[Tested], data: Data, controls: Mapping[str, Score], *, alpha: float
+) -> Examined:
+    """Verify suspects under a key. Where no decision can be made, they are scored and ranked all the same.
 
     Args:
+        name: Name of the key in the report.
         key: Key whose queries are asked.
         tested: Suspects.
         data: Items that the queries are made from.
-        controls: Scores of known innocents, by name. A key whose null is exact ignores them.
+        controls: Scores of known innocents, by name. A key whose null is exact does not need them.
         alpha: Level of the test.
-
-    Returns:
-        The suspects with their verdicts, and what `shared_claims` returned. Where no decision can be made, they are
-        scored and ranked all the same.
     """
-    null = _null(key, controls)
+    null = null_of(key, len(controls), [control.value for control in controls.values()])
     n_claims, refusal = shared_claims(null, alpha, len(tested))
     suspects = []
     for one in tested:
@@ -130,19 +127,7 @@ def examine(
         if refusal is None:
             decision = "derived" if rejects(significance, alpha, n_claims=n_claims) else "not shown"
         suspects.append(Suspect(one.name, one.story, one.derived, decision, score, significance))
-    return tuple(suspects), n_claims, refusal
-
-
-def score_beside(inputs: Inputs, name: str, marked: Watermarked, controls: Mapping[str, Score]) -> KeyScores:
-    """Score a second key's own F* and the same innocents under that key. No verdict depends on these scores."""
-    tested = [Tested(MARKED, "", marked.encoder, derived=True), *inputs.innocents]
-    scores = {one.name: score_suspect(marked.key, one.encoder, inputs.verify) for one in tested}
-    own = _null(marked.key, controls).significance(scores[MARKED])
-    return KeyScores(name, scores, controls, own.pvalue)
-
-
-def _null(key: Key, controls: Mapping[str, Score]) -> Null:
-    return null_of(key, len(controls), [control.value for control in controls.values()])
+    return Examined(name, tuple(suspects), controls, alpha, n_claims, refusal)
 
 
 def probe(inputs: Inputs, derived: Sequence[Probed]) -> tuple[Accuracy, ...]:
