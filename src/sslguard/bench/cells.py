@@ -138,11 +138,11 @@ def run_cells(
     Returns:
         The cells that were done, failed and skipped.
     """
-    outcome, started = Outcome(), time.monotonic()
-    todo = _undone(cells, out, kept, current)
-    total, before = len(cells), len(cells) - len(todo)
+    todo, started = _undone(cells, out, kept, current), time.monotonic()
+    run = _Run(out, work, workers, prepare, pool, todo)
+    outcome, total, before = run.outcome, len(cells), len(cells) - len(todo)
     say(f"{before} of {total} cells are already done")
-    with closing(_finished(todo, out, work, workers, prepare, outcome, pool)) as finished:
+    with closing(run.finished()) as finished:
         for name, error in finished:
             if error is None:
                 outcome.done.append(name)
@@ -193,68 +193,68 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _finished(
-    todo: dict[str, Cell],
-    out: Path,
-    work: Work,
-    workers: int,
-    prepare: Prepare,
-    outcome: Outcome,
-    pool: Pool | None,
-) -> Generator[tuple[str, str | None]]:
-    """Yield each cell's name and error (None: success) as it ends. Add cells that cannot start to `outcome.skipped`."""
-    waiting = dict(todo)
-    if workers == 1 and pool is None:
-        prepare()
-        while cell := _next(waiting, set(), outcome):
-            yield cell.name, _do(cell, out, work)
-        return
-    before = set(active_children())
-    while waiting:
-        # A process that dies breaks the pool. Its cells count as failed; the others continue in a new pool.
-        with (pool or processes)(workers, prepare) as executor:
-            try:
-                yield from _through(executor, waiting, out, work, workers, outcome)
-            except BaseException:
-                executor.shutdown(wait=False, cancel_futures=True)
-                for process in set(active_children()) - before:  # otherwise this process waits minutes for cells to end
-                    process.kill()
-                    process.join()
-                raise
+@dataclass
+class _Run:
+    """Cells on their way: those that wait for others, by name, and what came of the rest."""
 
+    out: Path
+    work: Work
+    workers: int
+    prepare: Prepare
+    pool: Pool | None
+    waiting: dict[str, Cell]
+    outcome: Outcome = field(default_factory=Outcome)
 
-def _through(
-    pool: Executor, waiting: dict[str, Cell], out: Path, work: Work, workers: int, outcome: Outcome
-) -> Iterator[tuple[str, str | None]]:
-    running: dict[Future[str | None], str] = {}
-    broken = False
-    while True:
-        while not broken and len(running) < workers and (cell := _next(waiting, set(running.values()), outcome)):
-            try:
-                running[pool.submit(_do, cell, out, work)] = cell.name
-            except BrokenProcessPool:
-                broken, waiting[cell.name] = True, cell
-        if not running:
+    def finished(self) -> Generator[tuple[str, str | None]]:
+        """Yield each cell's name and error (None: success) as it ends. Note the cells that cannot start."""
+        if self.workers == 1 and self.pool is None:
+            self.prepare()
+            while cell := self.next(set()):
+                yield cell.name, _do(cell, self.out, self.work)
             return
-        for job in wait(running, return_when=FIRST_COMPLETED).done:
-            name = running.pop(job)
-            try:
-                yield name, job.result()
-            except BrokenProcessPool:
-                broken = True
-                yield name, "The process that ran this cell died."
+        before = set(active_children())
+        while self.waiting:
+            # A process that dies breaks the pool. Its cells count as failed; the others continue in a new pool.
+            with (self.pool or processes)(self.workers, self.prepare) as executor:
+                try:
+                    yield from self.through(executor)
+                except BaseException:
+                    executor.shutdown(wait=False, cancel_futures=True)
+                    for process in set(active_children()) - before:  # else this process waits minutes for cells to end
+                        process.kill()
+                        process.join()
+                    raise
 
+    def through(self, executor: Executor) -> Iterator[tuple[str, str | None]]:
+        """Do as `finished` while this executor holds."""
+        running: dict[Future[str | None], str] = {}
+        broken = False
+        while True:
+            while not broken and len(running) < self.workers and (cell := self.next(set(running.values()))):
+                try:
+                    running[executor.submit(_do, cell, self.out, self.work)] = cell.name
+                except BrokenProcessPool:
+                    broken, self.waiting[cell.name] = True, cell
+            if not running:
+                return
+            for job in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(job)
+                try:
+                    yield name, job.result()
+                except BrokenProcessPool:
+                    broken = True
+                    yield name, "The process that ran this cell died."
 
-def _next(waiting: dict[str, Cell], running: set[str], outcome: Outcome) -> Cell | None:
-    """Remove the first cell that can start from `waiting` and return it. Remove those that can never start."""
-    for name, cell in list(waiting.items()):
-        lost = [need for need in cell.needs if need in outcome.failed or need in outcome.skipped]
-        if lost:
-            outcome.skipped[name] = f"needs {lost[0]}"
-            del waiting[name]
-        elif not any(need in waiting or need in running for need in cell.needs):
-            return waiting.pop(name)
-    return None
+    def next(self, running: set[str]) -> Cell | None:
+        """Take the first cell that can start from those that wait, and return it. Note those that can never start."""
+        for name, cell in list(self.waiting.items()):
+            lost = [need for need in cell.needs if need in self.outcome.failed or need in self.outcome.skipped]
+            if lost:
+                self.outcome.skipped[name] = f"needs {lost[0]}"
+                del self.waiting[name]
+            elif not any(need in self.waiting or need in running for need in cell.needs):
+                return self.waiting.pop(name)
+        return None
 
 
 def _do(cell: Cell, out: Path, work: Work) -> str | None:

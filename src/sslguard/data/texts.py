@@ -26,6 +26,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -69,13 +70,13 @@ class TextFile(Data):
         self.spec, self.path = spec, path
         self._file, form = _plain_file(path, form, column)
         self.column = None if form == ".txt" else _column(path, self._file, form, column)
-        self._read = _READERS[form](self.column or "")
+        self._read = _READERS[form]
         places, labels = array("q"), _Labels()
         try:
             self._state = _state(self._file)
             with self._file.open("rb") as file:
                 lines = _Lines(path, file)
-                for item in self._read(lines):
+                for item in self._read(lines, self.column or ""):
                     places.extend((item.start, item.stop))
                     if item.label is not None:
                         labels.add(item.label)
@@ -115,7 +116,7 @@ class TextFile(Data):
         file.seek(start)
         # A table's columns are known by its first record.
         piece = self._head + file.read(stop - start)
-        return next(self._read(_Lines(self.path, io.BytesIO(piece)))).text
+        return next(self._read(_Lines(self.path, io.BytesIO(piece)), self.column or "")).text
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ class _Lines(Iterator[str]):
         return DataError(f"{self._path}, line {self.number}: {reason}")
 
 
-_Reader: TypeAlias = Callable[[_Lines], Iterator[_Item]]
+_Reader: TypeAlias = Callable[[_Lines, str], Iterator[_Item]]
+"""Reads the items of a file, from the column of this name."""
 
 
 @dataclass
@@ -191,34 +193,26 @@ class _Labels:
         return np.array([rank[name] for name in self.names], np.int64)[codes], classes
 
 
-def _plain(column: str) -> _Reader:
-    del column
-
-    def read(lines: _Lines) -> Iterator[_Item]:
-        for line in lines:
-            if line.strip():
-                yield _Item(line.rstrip("\r\n"), None, lines.start, lines.stop)
-            lines.begin()
-
-    return read
+def _plain(lines: _Lines, column: str) -> Iterator[_Item]:  # noqa: ARG001
+    for line in lines:
+        if line.strip():
+            yield _Item(line.rstrip("\r\n"), None, lines.start, lines.stop)
+        lines.begin()
 
 
-def _objects(column: str) -> _Reader:
-    def read(lines: _Lines) -> Iterator[_Item]:
-        labelled: bool | None = None
-        for line in lines:
-            if line.strip():
-                fields = _object(lines, line)
-                if not isinstance(fields.get(column), str):
-                    raise lines.error(f"a line must be a JSON object with a string {column!r}")
-                if labelled not in (None, "label" in fields):
-                    raise lines.error("either all lines have a label or none has")
-                labelled = "label" in fields
-                label = _json_label(lines, fields["label"]) if labelled else None
-                yield _Item(fields[column], label, lines.start, lines.stop)
-            lines.begin()
-
-    return read
+def _objects(lines: _Lines, column: str) -> Iterator[_Item]:
+    labelled: bool | None = None
+    for line in lines:
+        if line.strip():
+            fields = _object(lines, line)
+            if not isinstance(fields.get(column), str):
+                raise lines.error(f"a line must be a JSON object with a string {column!r}")
+            if labelled not in (None, "label" in fields):
+                raise lines.error("either all lines have a label or none has")
+            labelled = "label" in fields
+            label = _json_label(lines, fields["label"]) if labelled else None
+            yield _Item(fields[column], label, lines.start, lines.stop)
+        lines.begin()
 
 
 def _object(lines: _Lines, line: str) -> dict[str, Any]:
@@ -237,21 +231,15 @@ def _json_label(lines: _Lines, label: object) -> str:
     return str(label)
 
 
-def _table(delimiter: str) -> Callable[[str], _Reader]:
-    def reading(column: str) -> _Reader:
-        def read(lines: _Lines) -> Iterator[_Item]:
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            columns: dict[str, int] | None = None
-            while (row := _record(lines, reader)) is not None:
-                if row and columns is None:
-                    columns, lines.head = _columns(lines, row), lines.stop
-                elif row and columns is not None:
-                    yield _row(lines, columns, row, column)
-                lines.begin()
-
-        return read
-
-    return reading
+def _table(lines: _Lines, column: str, *, delimiter: str) -> Iterator[_Item]:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    columns: dict[str, int] | None = None
+    while (row := _record(lines, reader)) is not None:
+        if row and columns is None:
+            columns, lines.head = _columns(lines, row), lines.stop
+        elif row and columns is not None:
+            yield _row(lines, columns, row, column)
+        lines.begin()
 
 
 def _record(lines: _Lines, reader: Any) -> list[str] | None:
@@ -278,9 +266,9 @@ def _row(lines: _Lines, columns: Mapping[str, int], row: list[str], column: str)
 
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_READERS: Mapping[str, Callable[[str], _Reader]] = {
+_READERS: Mapping[str, _Reader] = {
     ".txt": _plain,
-    **{kind: _table(delimiter) for kind, delimiter in _DELIMITERS.items()},
+    **{kind: partial(_table, delimiter=delimiter) for kind, delimiter in _DELIMITERS.items()},
     ".jsonl": _objects,
     ".ndjson": _objects,
 }
