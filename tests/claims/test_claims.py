@@ -76,13 +76,13 @@ class TestQueries:
     def test_golden(self, images):
         """The first items of a seed, as written on the day this was made: other machines must draw the same."""
         drawn = ExaminerData(images(1000), 8, seed=SEED, commitment="ab" * 32)
-        assert drawn._order.tolist() == GOLDEN_ORDER
+        assert drawn.indices.tolist() == GOLDEN_ORDER
 
     def test_uniform(self, images):
         """Each of 20 items is among 5 drawn for a quarter of 400 seeds, within five standard deviations."""
         counts = np.zeros(20)
         for seed in range(400):
-            counts[ExaminerData(images(20), 5, seed=str(seed), commitment="ab" * 32)._order] += 1
+            counts[ExaminerData(images(20), 5, seed=str(seed), commitment="ab" * 32).indices] += 1
         assert np.abs(counts - 100).max() < 5 * np.sqrt(400 * 0.25 * 0.75)
 
     @pytest.mark.parametrize("seed", ["", "x" * 257, "a\nb", "ü", None])

@@ -36,7 +36,7 @@ from sslguard.suspects.remote import Remote, open_remote
 pytest.importorskip("fastapi")
 from sslguard.serve import open_server, wire
 from sslguard.serve.app import Settings, create_app
-from sslguard.serve.batching import Batcher, OverloadedError
+from sslguard.serve.batching import Batcher, Limits, OverloadedError
 
 TEXTS = [f"some text number {i}" for i in range(9)]
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 1, 16, 16), dtype=np.uint8))
@@ -383,7 +383,7 @@ class TestBatching:
         gated = Gated()
 
         async def whole() -> None:
-            batcher = Batcher(gated, **{"max_wait": 0.0, **options})
+            batcher = Batcher(gated, Limits(**{"max_wait": 0.0, **options}))
             batcher.start()
             try:
                 await test(batcher, gated)
@@ -471,7 +471,7 @@ class TestBatching:
     @pytest.mark.parametrize("options", [{"max_batch": 0}, {"max_queued": 0}, {"max_wait": -1}, {"max_wait": 60}])
     def test_settings_that_are_none(self, options: dict[str, Any]) -> None:
         with pytest.raises(UsageError):
-            Batcher(Gated(), **options)
+            Limits(**options)
 
     def test_overload_is_503_and_clients_come_again(self, words: Encoder) -> None:
         gated = Gated()

@@ -73,16 +73,11 @@ def make_population(
             )
     folder.mkdir(parents=True, exist_ok=True)
     with progress_bar(len(chosen), done=len(chosen) - len(missing), shown=progress) as advance:
-        for name, _ in _each(_make_one, _arguments(missing, bed, folder, width, half, marks), workers):
+        given = {recipe.name: (recipe, bed, folder, width, half, marks[recipe.name]) for recipe in missing}
+        for name, _ in _each(_make_one, given, workers):
             advance(name)
     index = {"width": width, "bed": asdict(bed), "members": [asdict(recipe) for recipe in chosen]}
     write_atomic(folder / "population.json", json.dumps(index, indent=1, sort_keys=True).encode())
-
-
-def _arguments(
-    missing: Sequence[Recipe], bed: Bed, folder: Path, width: int, half: bool, marks: Mapping[str, str]
-) -> dict[str, tuple[Any, ...]]:
-    return {recipe.name: (recipe, bed, folder, width, half, marks[recipe.name]) for recipe in missing}
 
 
 def _make_one(recipe: Recipe, bed: Bed, folder: Path, width: int, half: bool, mark: str) -> None:

@@ -73,14 +73,8 @@ def population(victims: Mapping[str, str], *, steps: int = 100, thief_steps: int
                 chosen.append(Recipe(name, "independent", None, settings))
     for architecture in ARCHITECTURES:
         for copy in range(2):
-            chosen.append(
-                Recipe(
-                    f"supervised-{architecture}-{copy}",
-                    "supervised",
-                    None,
-                    {"architecture": architecture, "steps": 2 * steps},
-                )
-            )
+            settings = {"architecture": architecture, "steps": 2 * steps}
+            chosen.append(Recipe(f"supervised-{architecture}-{copy}", "supervised", None, settings))
         for copy in range(3):
             chosen.append(Recipe(f"random-{architecture}-{copy}", "random", None, {"architecture": architecture}))
     chosen.append(Recipe("public-efficientnet-lite0", "public", "package:efficientnet-lite0", {}))

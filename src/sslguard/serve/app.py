@@ -32,21 +32,18 @@ from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import DataError, SslguardError, UsageError
 from sslguard.serve import wire
-from sslguard.serve.batching import Answers, Batcher, OverloadedError
-from sslguard.settings import Checked, Count, Positive
+from sslguard.serve.batching import Answers, Batcher, Limits, OverloadedError
+from sslguard.settings import Count, Positive
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings(Checked):
-    """Settings of a server.
+class Settings(Limits):
+    """Settings of a server; see also `Limits`.
 
     Attributes:
         name: Name of the model in paths and answers.
-        max_batch: Items that go through the encoder together; see `Batcher`.
-        max_wait: Seconds that a request waits for others; see `Batcher`.
-        max_queued: Items that may wait; see `Batcher`.
         max_items: Most items of one request.
         max_bytes: Most bytes of a request's body.
         body_seconds: Seconds within which a body must arrive.
@@ -54,9 +51,6 @@ class Settings(Checked):
     """
 
     name: str = "encoder"
-    max_batch: int = 64
-    max_wait: float = 0.002
-    max_queued: int = 4096
     max_items: Count = 1024
     max_bytes: Count = 1 << 25
     body_seconds: Positive = 30.0
@@ -86,8 +80,7 @@ class _Service:
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        s = self.settings
-        self.batcher = Batcher(self.encoder, max_batch=s.max_batch, max_wait=s.max_wait, max_queued=s.max_queued)
+        self.batcher = Batcher(self.encoder, self.settings)
         self.batcher.start()
         try:
             yield

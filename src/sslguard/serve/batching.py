@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from sslguard.data.base import as_batch
 from sslguard.encoders.base import Embedder
-from sslguard.errors import SslguardError, UsageError
+from sslguard.errors import SslguardError
+from sslguard.settings import Checked, Count, Range
 
 Items = Sequence[Tensor] | Sequence[str]
 Answers = NDArray[np.floating]
@@ -32,27 +34,33 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class Limits(Checked):
+    """Limits of a queue before an encoder.
+
+    Attributes:
+        max_batch: Most items that go through the encoder together.
+        max_wait: Seconds that a request waits for others.
+        max_queued: Most items that may wait. A request that is larger than this is let in only if nothing waits.
+    """
+
+    max_batch: Count = 64
+    max_wait: Annotated[float, Range(least=0, below=60)] = 0.002
+    max_queued: Count = 4096
+
+
 class Batcher:
     """An encoder behind a queue, for one event loop. One thread runs it, one batch after another.
 
     Attributes:
         encoder: Encoder that answers.
-        max_batch: Most items that go through the encoder together.
-        max_wait: Seconds that a request waits for others, in [0, 60).
-        max_queued: Most items that may wait. A request that is larger than this is let in only if nothing waits.
+        limits: How many items go through it together, and wait.
         n_batches: Batches run so far.
         n_items: Items run so far.
     """
 
-    def __init__(
-        self, encoder: Embedder, *, max_batch: int = 64, max_wait: float = 0.002, max_queued: int = 4096
-    ) -> None:
-        if max_batch < 1 or max_queued < 1 or not 0 <= max_wait < 60:
-            raise UsageError(
-                f"max_batch and max_queued must be at least 1 and max_wait lie in [0, 60) s, not {max_batch}, "
-                f"{max_queued} and {max_wait}"
-            )
-        self.encoder, self.max_batch, self.max_wait, self.max_queued = encoder, max_batch, max_wait, max_queued
+    def __init__(self, encoder: Embedder, limits: Limits) -> None:
+        self.encoder, self.limits = encoder, limits
         self.n_batches = self.n_items = 0
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
@@ -74,7 +82,7 @@ class Batcher:
         """
         if self._closing or self._task is None:
             raise OverloadedError("this server is stopping")
-        if self._queued + len(items) > self.max_queued and self._queued:
+        if self._queued + len(items) > self.limits.max_queued and self._queued:
             raise OverloadedError(f"{self._queued} items are waiting: try again later")
         waiting = _Waiting(items, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
@@ -105,8 +113,8 @@ class Batcher:
 
     async def _fill(self) -> None:
         """Wait until a batch is full or its first request has waited long enough."""
-        deadline = self._queue[0].since + self.max_wait
-        while self._queued < self.max_batch and not self._closing:
+        deadline = self._queue[0].since + self.limits.max_wait
+        while self._queued < self.limits.max_batch and not self._closing:
             left = deadline - time.monotonic()
             if left <= 0:
                 return
@@ -121,7 +129,7 @@ class Batcher:
         """Return the requests of the next batch, without those whose callers have gone."""
         taken: list[_Waiting] = []
         size = 0
-        while self._queue and (not taken or size + len(self._queue[0].items) <= self.max_batch):
+        while self._queue and (not taken or size + len(self._queue[0].items) <= self.limits.max_batch):
             waiting = self._queue.popleft()
             self._queued -= len(waiting.items)
             if not waiting.answers.done():
@@ -149,8 +157,8 @@ class Batcher:
 
     def _embedded(self, items: list[Tensor | str]) -> Answers:
         parts = []
-        for start in range(0, len(items), self.max_batch):
-            part = items[start : start + self.max_batch]
+        for start in range(0, len(items), self.limits.max_batch):
+            part = items[start : start + self.limits.max_batch]
             self.n_batches += 1
             self.n_items += len(part)
             parts.append(self.encoder.embed(as_batch(part)))
