@@ -119,35 +119,35 @@ def main() -> None:
 
 
 def report(cells: dict[tuple[str, str, str], tuple[Array, Array | None]], p: dict) -> None:
+    """Print and save, by cell, the shares below each level and Kolmogorov-Smirnov against the uniform law."""
     live = [cell for cell in cells if cells[cell][0].any()]
-    uniform = dict(zip(live, (stats.kstest(p[cell], "uniform").pvalue for cell in live), strict=True))
-    adjusted = dict(zip(live, 2 ** holm(np.log2([uniform[cell] for cell in live])), strict=True))
-    rows: list[list[object]] = []
-    figures = []
-    for cell in cells:
-        shares = {level: int((p[cell] < level).sum()) for level in LEVELS}
-        figure = {"suspect": cell[0], "witness": cell[1], "range": cell[2], "ks": uniform.get(cell)}
-        figures.append({**figure, **{f"P(p<{level})": shares[level] / DRAWS for level in LEVELS}})
-        if cell in uniform:
-            shown = [f"{shares[level] / DRAWS:.5f}" for level in LEVELS]
-            rows.append([*cell, *shown, f"{uniform[cell]:.3f}", f"{adjusted[cell]:.2f}"])
+    uniform = {cell: float(stats.kstest(p[cell], "uniform").pvalue) for cell in live}
+    below = {cell: {f"P(p<{level})": float((p[cell] < level).mean()) for level in LEVELS} for cell in cells}
+    adjusted = 2 ** holm(np.log2(list(uniform.values())))
+    rows = [
+        [*cell, *(f"{share:.5f}" for share in below[cell].values()), uniform[cell], float(holmed)]
+        for cell, holmed in zip(live, adjusted, strict=True)
+    ]
     print(table(["suspect", "witness", "range", *(f"P(p<{level})" for level in LEVELS), "KS p", "KS p, Holm"], rows))
-    summary: dict[str, object] = {"cells": len(live), "smallest KS p after Holm": float(min(adjusted.values()))}
+    summary: dict[str, object] = {"cells": len(live), "smallest KS p after Holm": float(adjusted.min())}
     for level in LEVELS:
-        counts = [int((p[cell] < level).sum()) for cell in live]
-        tests = [stats.binomtest(count, DRAWS, level).pvalue for count in counts]
+        shares = [below[cell][f"P(p<{level})"] for cell in live]
+        tests = [stats.binomtest(round(share * DRAWS), DRAWS, level).pvalue for share in shares]
         low, high = stats.binom.ppf([0.025 / len(live), 1 - 0.025 / len(live)], DRAWS, level) / DRAWS
         summary[f"P(p<{level})"] = {
-            "least": min(counts) / DRAWS,
-            "largest": max(counts) / DRAWS,
+            "least": min(shares),
+            "largest": max(shares),
             "exact 95 % bounds over all cells": [float(low), float(high)],
             "smallest binomial p after Holm": float(2 ** holm(np.log2(tests)).min()),
         }
-    nothing = sorted(
-        {f"{suspect}: {witness}" for suspect, witness, _ in cells if (suspect, witness) not in {c[:2] for c in live}}
-    )
+    shown = {cell[:2] for cell in live}
+    nothing = sorted({f"{suspect}: {witness}" for suspect, witness, _ in cells if (suspect, witness) not in shown})
     print(f"\n{summary}\nwitness 0, so p = 1: {'; '.join(nothing)}")
     settings = {"n": N, "d": D, "K": K, "draws": DRAWS, "seed": SEED}
+    figures = [
+        {"suspect": cell[0], "witness": cell[1], "range": cell[2], "ks": uniform.get(cell), **below[cell]}
+        for cell in cells
+    ]
     save("exact_calibration", {"settings": settings, "summary": summary, "cells": figures, "p = 1": nothing})
 
 

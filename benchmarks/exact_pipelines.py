@@ -14,7 +14,6 @@ Run: python benchmarks/exact_pipelines.py [--pipelines 2000] [--workers 2]
 from __future__ import annotations
 
 import hashlib
-import math
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
@@ -110,33 +109,28 @@ def main() -> None:
     with ProcessPoolExecutor(given.workers, mp_context=get_context("spawn"), initializer=prepare) as pool:
         alone = dict(pool.map(member_alone, range(len(read_population(shipped_population()))), chunksize=4))
         runs = list(pool.map(pipeline, seeds, chunksize=8))
-    cells = {(name, w): np.array([run[name][w] for run in runs]) for name in runs[0] for w in runs[0][name]}
-    rows, uniform = [], []
-    for (name, witness), p in cells.items():
-        below = [float((p <= level).mean()) for level in LEVELS]
+    cells = []
+    for name, witness in ((innocent, w) for innocent, found in runs[0].items() for w in found):
+        p = np.array([run[name][witness] for run in runs])
         # A witness of 0 has p = 1, as the clean encoder's can be but for rounding; given that it is none, p is uniform.
         shown = p[p < 1]
-        test = stats.kstest(shown, "uniform").pvalue if witness != "verify" and len(shown) else math.nan
-        uniform.append(test)
-        rows.append([name, witness, *below, float((p == 1).mean()), test])
-    tested = [k for k, value in enumerate(uniform) if not math.isnan(value)]
-    adjusted = 2.0 ** holm(np.log2([max(uniform[k], 1e-300) for k in tested]))
+        uniform = float(stats.kstest(shown, "uniform").pvalue) if witness != "verify" and len(shown) else None
+        below = {str(level): float((p <= level).mean()) for level in LEVELS}
+        nothing = float((p == 1).mean())
+        cells.append({"innocent": name, "witness": witness, "below": below, "nothing": nothing, "uniform": uniform})
+    tested = [cell["uniform"] for cell in cells if cell["uniform"] is not None]
+    adjusted = 2.0 ** holm(np.log2([max(value, 1e-300) for value in tested]))
     figures = {
         "pipelines": given.pipelines,
         "least p of uniformity, Holm": float(adjusted.min()),
         "population, log2 p": alone,
         "population, least p after Bonferroni": min(1.0, 2 ** min(alone.values()) * len(alone)),
-        "cells": [
-            {
-                "innocent": r[0],
-                "witness": r[1],
-                "below": dict(zip(map(str, LEVELS), r[2:5], strict=True)),
-                "nothing": r[5],
-                "uniform": None if math.isnan(r[6]) else r[6],
-            }
-            for r in rows
-        ],
+        "cells": cells,
     }
+    rows = [
+        [c["innocent"], c["witness"], *c["below"].values(), c["nothing"], "" if c["uniform"] is None else c["uniform"]]
+        for c in cells
+    ]
     print(table(["innocent", "witness", *(f"p ≤ {level:g}" for level in LEVELS), "V = 0", "uniform"], rows))
     print(f"least p of uniformity after Holm over {len(tested)} cells: {adjusted.min():.3f}")
     least = min(alone, key=alone.__getitem__)
