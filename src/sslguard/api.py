@@ -20,6 +20,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data, overlap, without_unreadable
 from sslguard.data.own import own_data
 from sslguard.data.specs import open_data
+from sslguard.data.watched import NOTHING, Fingerprints, Watched
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import is_encoder_folder, save_encoder
 from sslguard.encoders.load import load_encoder
@@ -27,7 +28,7 @@ from sslguard.encoders.own import check_built, check_writable, confirm, needed
 from sslguard.errors import EncoderError, UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.exact.key import ExactKey
-from sslguard.schemes.keyfile import StoredKey, load_key, open_key, save_key
+from sslguard.schemes.keyfile import StoredKey, open_key, save_key
 from sslguard.schemes.registry import key_class, named_scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.suspects.names import PREFIXES
@@ -228,12 +229,16 @@ def watermark(
     if controls or asked is not None:
         _check_ranking(chosen, controls, asked, items, clean.dim)
     loop |= {"progress": progress}
+    watched = Watched(items)
     with nullcontext() if out is None else unfinished(Path(out)) as work:
         if work is not None:
             checkpoint, secret = work.checkpoint, secret or work.secret()
         elif secret is None:
             secret = shared(Secret.generate, **loop)
-        marked = chosen.watermark(clean, items, secret=secret, checkpoint=checkpoint, **loop)
+        # A resumed run, or one of several processes, does not take all the items that the marking takes.
+        several = max(loop.get("devices", 1), loop.get("nodes", 1)) > 1
+        partly = several or (checkpoint is not None and checkpoint.exists())
+        marked = chosen.watermark(clean, watched, secret=secret, checkpoint=checkpoint, **loop)
         if isinstance(made := marked.embedder, Encoder):
             came = {name: clean.record[name] for name in ("checkpoint",) if name in clean.record}
             marked = replace(marked, embedder=replace(made, record={**made.record, **came, "base": clean.source}))
@@ -248,7 +253,9 @@ def watermark(
                 formats = write_usual(marked.encoder, folder / "encoder")
             except (EncoderError, UsageError) as error:
                 reason = str(error)
-            save_key(marked.key, folder / "key", seal=seal)
+            if partly:
+                watched.take_all()
+            save_key(marked.key, folder / "key", seal=seal, marked=watched.fingerprints)
         scores = None
         if asked is not None and (out is None or folder is not None):
             kept = None if folder is None else folder / "key"
@@ -404,13 +411,13 @@ def score_controls(
         progress: Whether to show bars on standard error.
     """
     _confirm(factory)
-    loaded, found = _with_folder(key)
+    loaded, found, _ = _parts(key)
     folder = folder or found
     return control_scores(loaded, controls, as_data(data), folder=folder, rescore=rescore, progress=progress)
 
 
 def verify(
-    key: Key | str | Path,
+    key: StoredKey | Key | str | Path,
     suspect: AnySuspect,
     data: AnyData,
     *,
@@ -418,6 +425,7 @@ def verify(
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
     sub_key: int | None = None,
+    allow_overlap: bool = False,
     rescore: bool = False,
     factory: Factory | None = None,
     progress: bool = False,
@@ -434,6 +442,8 @@ def verify(
         n_claims: Number of claims (suspects, keys, looks) that share the level; with `sub_key`, times the N + 1 keys
             that there are.
         sub_key: Number of the sub-key to test by, from 1, in a key that is given by its folder; None for the whole key.
+        allow_overlap: Whether items that took part in marking may be asked about. The verdict then counts them. A key's
+            folder knows these items, a key that is given as an object does not.
         rescore: Whether to score the controls anew, as an examiner must who does not trust the folder's owner.
         factory: Your own function that makes the key's network, or its name: see `load_encoder`.
         progress: Whether to show bars on standard error.
@@ -446,12 +456,12 @@ def verify(
     """
     _confirm(factory)
     if sub_key is not None:
-        stored = _stored(key)
-        key = stored.opened(sub_key).key
-        n_claims *= 1 + stored.sub_keys
-    loaded, folder = _with_folder(key)
+        whole = _stored(key)
+        key = whole.opened(sub_key)
+        n_claims *= 1 + whole.sub_keys
+    loaded, folder, marked = _parts(key)
     _check_key(loaded)
-    asked = as_data(data)
+    asked = Watched(as_data(data), marked, allowed=allow_overlap)
     if controls is None:
         controls = ("shipped",) if loaded.needs_controls else ()
     if controls and not loaded.needs_controls:
@@ -465,7 +475,7 @@ def verify(
             except EncoderError as error:
                 raise UsageError(f"a control cannot be used: {error}") from error
         verdict = verify_key(loaded, target, asked, control_scores=null.values, alpha=alpha, n_claims=n_claims)
-    return replace(verdict, stored_controls=null.stored)
+    return replace(verdict, stored_controls=null.stored, n_overlap=asked.n_known)
 
 
 def make_controls(
@@ -725,9 +735,12 @@ def _check_key(key: Key) -> None:
         check_built(key.clean)
 
 
-def _with_folder(key: Key | str | Path) -> tuple[Key, Path | None]:
-    """Return the key, loaded where it is a folder, and that folder."""
-    return (load_key(Path(key)), Path(key)) if isinstance(key, str | Path) else (key, None)
+def _parts(key: StoredKey | Key | str | Path) -> tuple[Key, Path | None, Fingerprints]:
+    """Return the key, opened where it is a folder, that folder, and the fingerprints of the items of the marking."""
+    if isinstance(key, Key):
+        return key, None, NOTHING
+    stored = _stored(key)
+    return stored.key, stored.folder, stored.marked
 
 
 def _stored(key: StoredKey | Key | str | Path) -> StoredKey:

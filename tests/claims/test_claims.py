@@ -49,7 +49,7 @@ SMALL = {"steps": 1, "batch_size": 4, "trigger_batch": 4, "n_verification": 8, "
 
 @pytest.fixture(scope="module")
 def marked(tiny, images):
-    scheme = Exact(Protocol(n_queries=200, epsilon=0.3), mode="head")
+    scheme = Exact(Protocol(n_queries=200, epsilon=0.36), mode="head")
     return scheme.watermark(tiny(7), images(400), secret=Secret.from_seed(1))
 
 
@@ -336,7 +336,7 @@ class TestBundle:
 
     def test_another_key_or_owner_cannot_claim(self, bed, marked, tiny, images):
         bed.commit()
-        other = Exact(Protocol(n_queries=200, epsilon=0.3), mode="head").watermark(
+        other = Exact(Protocol(n_queries=200, epsilon=0.36), mode="head").watermark(
             tiny(7), images(400), secret=Secret.from_seed(2)
         )
         for change in ({"key": other.key}, {"owner": type(bed.owner)(b"t" * 32, b"k" * 32)}):

@@ -45,7 +45,7 @@ from sslguard.verification.nulls import DATED_TRIES
 from sslguard.verification.verdict import score_controls, score_suspect, verify
 
 N = 200
-PROTOCOL = Protocol(n_queries=N, epsilon=0.3)
+PROTOCOL = Protocol(n_queries=N, epsilon=0.36)
 HEAD = Exact(PROTOCOL, mode="head")
 DAY = timedelta(days=1)
 FITTING = SSLGuard(
@@ -449,7 +449,7 @@ class TestGrinding:
 
     def test_sub_keys_cannot_be_drawn_again_one_by_one(self, tiny, images):
         """A constant moves no witness. Where it redraws one sub-key's directions alone, s of them are ground apart."""
-        scheme = Exact(Protocol(n_queries=N, epsilon=0.3), mode="head", sub_keys=3)
+        scheme = Exact(Protocol(n_queries=N, epsilon=0.36), mode="head", sub_keys=3)
         key = scheme.watermark(tiny(7), images(400), secret=Secret.from_seed(1)).key
         assert isinstance(key, ExactKey)
         offset = key.bank.offset.copy()

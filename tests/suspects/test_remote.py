@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from helpers.remote_servers import ADDRESS, Server, openai_reply, rows_of, some_texts, tei_reply, vector
+from sslguard.data.watched import digest
 from sslguard.errors import OutputError, SuspectError, UsageError
 from sslguard.suspects.base import Counted, UnansweredError
-from sslguard.suspects.cached import AnswerStore, Cached, digest
+from sslguard.suspects.cached import AnswerStore, Cached
 from sslguard.suspects.clock import Clock
 from sslguard.suspects.http import Credential
 from sslguard.suspects.opening import open_suspect

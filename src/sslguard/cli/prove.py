@@ -69,6 +69,7 @@ def verify(
     claims: Count = 1,
     rescore: bool = False,
     sub_key: Count | None = None,
+    allow_overlap: bool = False,
     remote: RemoteOptions = DEFAULT_REMOTE,
     threads: Threads | None = None,
     output: Output = PRINTED,
@@ -91,6 +92,8 @@ def verify(
             there are.
         rescore: Score the controls anew: who may write to the key's folder may have changed what it holds.
         sub_key: Test by this sub-key alone, 1 for the first, as a claim that opens it will.
+        allow_overlap: Also ask about items that took part in marking. The mark shows better on them than on others, so
+            the verdict names how many there were.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
         remote: Access to encoders behind addresses.
         output: How results are printed.
@@ -110,6 +113,7 @@ def verify(
             alpha=alpha,
             n_claims=claims,
             sub_key=sub_key,
+            allow_overlap=allow_overlap,
             rescore=rescore,
             progress=output.progress,
         )
@@ -134,6 +138,7 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("null", null),
         ("floor", f"{found.floor:.3g}, the smallest p-value of this null"),
         ("queries", str(found.n_queries)),
+        *([("overlap", f"{verdict.n_overlap} of them took part in marking")] if verdict.n_overlap else []),
         ("alpha", f"{verdict.alpha:g}{shared}"),
     ]
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sslguard.crypto.sealing import Seal, new_identity, open_with, unseal
+from sslguard.data.watched import MAX_FINGERPRINTS, NOTHING, Fingerprints
 from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.files import atomic_folder, canonical_json, read_plain, write_atomic
 from sslguard.schemes.base import Key
@@ -34,6 +35,7 @@ VERSION = 1
 TENSORS = "tensors.safetensors"
 SEALED_BODY, SEALED_TENSORS = "secret.json.age", "tensors.safetensors.age"
 SCORES, OPENINGS = "controls.json", "openings.json"
+MARKED = "marked_items"
 _FILES = frozenset({HEADER, TENSORS, SEALED_BODY, SEALED_TENSORS, SCORES, OPENINGS})
 # Those that can be hashed: numpy's.
 _DTYPES = frozenset(
@@ -105,6 +107,7 @@ class StoredKey:
         sealed: Whether the folder is encrypted.
         number: Of the sub-key that `key` is, from 1; 0 for the whole key.
         folder: Where it lies; None for what was never there.
+        marked: Fingerprints of the items that took part in marking, int64 (m,); see `data.watched`.
     """
 
     key: Key
@@ -112,6 +115,7 @@ class StoredKey:
     sealed: bool
     number: int = 0
     folder: Path | None = None
+    marked: Fingerprints = field(default_factory=lambda: NOTHING)
 
     @property
     def sub_keys(self) -> int:
@@ -129,7 +133,14 @@ class StoredKey:
         return replace(self, key=self.key.opened(number), number=number)
 
 
-def save_key(key: Key, folder: str | Path, *, seal: Seal | None = None, owner: Owner | None = None) -> None:
+def save_key(
+    key: Key,
+    folder: str | Path,
+    *,
+    seal: Seal | None = None,
+    owner: Owner | None = None,
+    marked: Fingerprints = NOTHING,
+) -> None:
     """Write a key to its folder (mode 0700, files 0600), whole or not at all.
 
     A key that is there is replaced, with its stored scores.
@@ -139,11 +150,12 @@ def save_key(key: Key, folder: str | Path, *, seal: Seal | None = None, owner: O
         folder: Where it is written.
         seal: For whom it is encrypted; None leaves it in the clear.
         owner: A fresh one unless given.
+        marked: Fingerprints of the items that took part in marking, which `verify` will not ask about.
 
     Raises:
         OutputError: The folder holds something else, or cannot be written.
     """
-    _write(key, Path(folder), seal, owner or Owner.generate(), {})
+    _write(StoredKey(key, owner or Owner.generate(), seal is not None, marked=marked), Path(folder), seal, {})
 
 
 def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
@@ -156,7 +168,7 @@ def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
     stored = open_key(folder)
     beside = [folder / name for name in (SCORES, OPENINGS)]
     kept = {path.name: path.read_bytes() for path in beside if path.is_file() and not path.is_symlink()}
-    _write(stored.key, folder, seal, stored.owner, kept)
+    _write(stored, folder, seal, kept)
     return replace(stored, sealed=seal is not None)
 
 
@@ -184,8 +196,11 @@ def open_key(folder: str | Path) -> StoredKey:
     if (header.get("id"), header.get("scheme")) != (owner.public, kind.scheme):
         raise KeyFileError(f"{folder}/{HEADER} is damaged: its id and its scheme are not those of the key")
     content = _sealed_tensors(folder, body) if sealed else read_plain(folder / TENSORS, MAX_TENSOR_BYTES, KeyFileError)
-    key = kind.from_parts(fields, parse_tensors(content, str(folder)))
-    return StoredKey(key, owner, sealed, folder=folder)
+    tensors = parse_tensors(content, str(folder))
+    marked = tensors.pop(MARKED, None)
+    if marked is None or marked.dtype != torch.int64 or marked.dim() != 1 or len(marked) > MAX_FINGERPRINTS:
+        raise KeyFileError(f"the tensors of {folder} are damaged: {MARKED} is missing or of another kind")
+    return StoredKey(kind.from_parts(fields, tensors), owner, sealed, folder=folder, marked=marked.numpy())
 
 
 def key_hash(key: Key) -> str:
@@ -284,8 +299,10 @@ def serialise_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return save(plain)
 
 
-def _write(key: Key, folder: Path, seal: Seal | None, owner: Owner, beside: Mapping[str, bytes]) -> None:
+def _write(stored: StoredKey, folder: Path, seal: Seal | None, beside: Mapping[str, bytes]) -> None:
+    key, owner = stored.key, stored.owner
     fields, tensors = key.to_parts()
+    tensors[MARKED] = torch.from_numpy(stored.marked)
     header = {"format": FORMAT, "version": VERSION, "scheme": key.scheme, "id": owner.public}
     body = {"scheme": key.scheme, "fields": fields, "owner": owner.to_json()}
     _check_nothing_else(folder)

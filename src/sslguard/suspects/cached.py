@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslguard.data.base import Batch
+from sslguard.data.watched import digest
 from sslguard.encoders.base import Embedder
 from sslguard.errors import OutputError, SuspectError
 from sslguard.suspects.base import MAX_WIDTH
@@ -150,14 +151,6 @@ class Cached:
         if known:
             answers[[i for i, row in enumerate(found) if row is not None]] = np.stack(known)
         return answers
-
-
-def digest(item: Tensor | str) -> bytes:
-    """Return the SHA-256 of a query: of a text's UTF-8, or of an image's dtype, shape and values."""
-    if isinstance(item, str):
-        return hashlib.sha256(b"text\0" + item.encode("utf-8", "surrogatepass")).digest()
-    array = np.ascontiguousarray(item.detach().cpu().numpy())
-    return hashlib.sha256(f"{array.dtype.str}{array.shape}\0".encode() + array.tobytes()).digest()
 
 
 def _items(batch: Batch, positions: list[int]) -> Batch:

@@ -38,6 +38,8 @@ class Verdict:
         control_scores: Each control's statistic, by name.
         n_missing: Number of queries that the suspect left unanswered. They count as zero, against the claim.
         stored_controls: Whether the controls' scores came from the key's folder. Its owner vouches for them.
+        n_overlap: Number of items that took part in marking and were asked about, as far as the key knows. The mark
+            shows better on them than on other items.
     """
 
     suspect: str
@@ -51,6 +53,7 @@ class Verdict:
     control_scores: Mapping[str, float] = field(repr=False)
     n_missing: int = 0
     stored_controls: bool = False
+    n_overlap: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -67,6 +70,7 @@ class Verdict:
             "watermark_rate": self.watermark_rate,
             "n_missing": self.n_missing,
             "stored_controls": self.stored_controls,
+            "n_overlap": self.n_overlap,
             **self.significance.to_json(),
         }
 

@@ -27,7 +27,7 @@ from sslguard.stats.witness import witness
 from sslguard.verification.verdict import score_suspect
 
 S = 3
-THREE = Exact(Protocol(n_queries=250, epsilon=0.3), mode="head", sub_keys=S)
+THREE = Exact(Protocol(n_queries=250, epsilon=0.36), mode="head", sub_keys=S)
 DAY = timedelta(days=1)
 
 

@@ -202,7 +202,9 @@ def _beyond_linear(geometry: Geometry, h: Array, statistics: Array, count: int) 
     # A layer norm's embeddings are collinear.
     axes, values = axes[:, values > 1e-10 * values[-1]], values[values > 1e-10 * values[-1]]
     linear = axes @ ((axes.T @ (centred.T @ standard / len(h))) / values[:, None])
-    left = standard - centred @ linear
+    # What the fit leaves of items that it has not seen: few items leave little of themselves, and more of others.
+    leverage = 1 / len(h) + ((centred @ axes) ** 2 / values).sum(1) / len(h)
+    left = (standard - centred @ linear) / (1 - leverage).clip(1e-3)[:, None]
     variances, components = np.linalg.eigh(left.T @ left / len(h))
     if not (variances[len(variances) - count :] > 1e-9).all():
         # What a linear fit on d numbers leaves of n items varies in at most n − d − 1 directions.
