@@ -89,7 +89,18 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
         *("--probe-train", f"{data}[0:80]", "--probe-test", f"{data}[80:160]"),
     )
     # The key keeps what these innocents score, so that no test below is the first to ask them.
-    done("verify", out / "key", out / "encoder", "--data", data, "--control", population, "--alpha", 0.07, "--quiet")
+    done(
+        "verify",
+        out / "key",
+        out / "encoder",
+        "--data",
+        f"{data}[80:160]",
+        "--control",
+        population,
+        "--alpha",
+        0.07,
+        "--quiet",
+    )
     return Bed(root, str(data), clean, out / "encoder", out / "key", population, said)
 
 
@@ -223,7 +234,7 @@ def test_verify_derived(bed: Bed) -> None:
 def test_verify_not_shown(bed: Bed) -> None:
     """Controls one after another behind one flag, and repeated flags, are the same list."""
     names = [f"random:resnet-narrow:{seed}" for seed in range(3)]
-    common = ("verify", bed.key, bed.clean, "--data", bed.data, "--alpha", "0.2", "--json")
+    common = ("verify", bed.key, bed.clean, "--data", f"{bed.data}[80:160]", "--alpha", "0.2", "--json")
     first = sslguard(*common, "--control", bed.marked, *names)
     second = sslguard(*common, "--control", bed.marked, *(word for n in names for word in ("--control", n)))
     assert first.code == second.code == 1
@@ -258,7 +269,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("claims", [1, 2])
 def test_claims_share_alpha(bed: Bed, claims: int) -> None:
-    common = ("--data", bed.data, "--control", bed.controls, "--alpha", 0.07, "--claims", claims)
+    common = ("--data", f"{bed.data}[80:160]", "--control", bed.controls, "--alpha", 0.07, "--claims", claims)
     assert sslguard("verify", bed.key, bed.marked, *common).code == (0 if claims == 1 else 4)
 
 
@@ -353,8 +364,8 @@ def broken(bed: Bed) -> Path:
 
 
 PROBE = "probe {clean} --train {data}[0:80] --test"
-VERIFY = "verify {key} {marked} --data {data}"
-ASKED = "--data {data} --control {controls} --alpha 0.07"
+VERIFY = "verify {key} {marked} --data {data}[80:160]"
+ASKED = "--data {data}[80:160] --control {controls} --alpha 0.07"
 TRAIN = "pretrain simclr --data {data} --out {new} --steps 1 --batch-size 16"
 POPULATE = "controls --data {data} --pretrain-data {data} --labelled-data {data} --out {new} --without public"
 
@@ -465,7 +476,7 @@ def test_fault_of_the_program(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("line one\nline two\x1b[2J")
 
     monkeypatch.setattr(api, "verify", fail)
-    command = ("verify", bed.key, bed.marked, "--data", bed.data, "--control", "shipped")
+    command = ("verify", bed.key, bed.marked, "--data", f"{bed.data}[80:160]", "--control", "shipped")
     ran = sslguard(*command)
     assert ran.code == entry.FAULT == 70
     assert ran.err.count("\n") == 1
@@ -484,7 +495,18 @@ def test_log_and_stray_prints_go_to_standard_error(bed: Bed, monkeypatch: pytest
         return verify(*arguments, **options)
 
     monkeypatch.setattr(api, "verify", chatty)
-    command = ("verify", bed.key, bed.marked, "--data", bed.data, "--control", bed.controls, "--alpha", 0.5, "--json")
+    command = (
+        "verify",
+        bed.key,
+        bed.marked,
+        "--data",
+        f"{bed.data}[80:160]",
+        "--control",
+        bed.controls,
+        "--alpha",
+        0.5,
+        "--json",
+    )
     quiet, verbose = sslguard(*command), sslguard(*command, "--verbose")
     assert quiet.json == verbose.json
     assert "a library speaks" in quiet.err
