@@ -391,7 +391,7 @@ BAD = {
     "no labels": (f"{PROBE} {{broken}}/unlabelled.npy", 2, "labels"),
     "overlap": (f"{PROBE} {{data}}[79:160]", 2, "share 1 items"),
     "no room to mark": ("watermark {clean} --data {data}[0:30] --out {new} --n-verification 40", 2, "30 items"),
-    "too few to ask": ("queries {key} --data {data}[0:10] --out {new}.npy", 2, "20 queries"),
+    "too few to ask": ("queries {key} --data {data}[0:10] --out {new}.npy", 2, "20 items"),
     "encoder form": ("embed hub:bert --data {data} --out {new}.npy", 2, "hub:bert"),
     "suffix": ("embed {clean} --data {data} --out {new}.txt", 2, ".npy"),
     "out taken": ("watermark {clean} --data {data} --out {broken}/taken --n-verification 9", 2, "not overwritten"),

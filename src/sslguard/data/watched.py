@@ -43,7 +43,7 @@ class Watched(Data):
     """
 
     def __init__(self, whole: Data, known: Fingerprints = NOTHING, *, allowed: bool = True) -> None:
-        self.whole, self.spec = whole, whole.spec
+        self.whole, self.spec, self.labels = whole, whole.spec, whole.labels
         self._known, self._allowed = known, allowed
         self._seen = np.zeros(len(whole), bool)
         self._fingerprints = np.zeros(len(whole), np.int64)
@@ -86,15 +86,6 @@ class Watched(Data):
     def fingerprints(self) -> Fingerprints:
         """Return those of the items that were taken, at most the 65,536 smallest."""
         return np.unique(self._fingerprints[self._seen])[:MAX_FINGERPRINTS]
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Return the class of each item, or None."""
-        return self.whole.labels
-
-    def extent(self) -> Extent:
-        """Return which items of which origin this set is made from."""
-        return self.whole.extent()
 
     def extent_of(self, start: int, stop: int) -> Extent:
         """Return which items of that origin the items start ≤ i < stop are made from."""
