@@ -195,12 +195,13 @@ def keep_freed_memory() -> None:
 
 
 def _wait_without_spinning() -> None:
-    """Let threads of torch sleep while they wait for each other. It is read when torch is imported.
+    """Let threads of torch, NumPy and SciPy sleep while they wait for each other. It is read when they are imported.
 
     Threads that spin take the core from the very thread that they wait for, once another program keeps a core busy.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # GNU's library, in the published torch
     os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # NumPy's and SciPy's: 2^4 cycles, the least
 
 
 @contextmanager

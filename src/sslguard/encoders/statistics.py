@@ -54,7 +54,7 @@ class InputStatistics(nn.Module):
             flat = inputs.flatten(1)
             side = max(_SIDE, math.isqrt(flat.shape[1] - 1) + 1)
             inputs = nnf.pad(flat, (0, side**2 - flat.shape[1])).reshape(-1, 1, side, side)
-        if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():  # a file takes any number of images
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # a file takes any number of images
             return self._of_images(inputs)
         return torch.cat([self._of_images(part) for part in inputs.split(_TOGETHER)])
 
