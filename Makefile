@@ -27,7 +27,7 @@ test: lint type data      ## lint, types, tests; T=PATH or T=EXPRESSION runs the
 endif
 
 test-fast: setup          ## tests that train nothing, within 90 seconds
-	$(PYTEST) -n $(WORKERS) --dist=worksteal -m 'not slow and not trains and not network and not fuzz and not browser'
+	$(PYTEST) -n $(WORKERS) --dist=worksteal -m 'not slow and not trains and not heavy and not network and not fuzz and not browser'
 
 slow: setup data          ## the tests that take minutes
 	$(PYTEST) -m slow

@@ -15,6 +15,8 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
+from sslguard.report import charts
+from sslguard.schemes.sslguard import cured
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import Decoder, Trigger
 from sslguard.training.loop import _Runner
@@ -26,14 +28,29 @@ TRAINS = (
     *("cli/test_attack.py", "cli/test_controls.py", "cli/test_killed.py", "demo/test_demo.py", "demo/test_over_api.py"),
     *("docs/test_verifying_an_api.py", "examples/", "schemes/sslguard/test_published.py", "training/"),
 )
+# What builds networks of torchvision, timm and transformers in most of its tests: importing these takes seconds too.
+LIBRARIES = (
+    *("encoders/test_checkpoints.py", "encoders/test_onnx.py", "encoders/test_sentences.py"),
+    *("encoders/test_vision.py",),
+)
+
+
+def _below_tests(path: Path, names: tuple[str, ...]) -> bool:
+    return str(path).startswith(tuple(str(Path(__file__).parent / name) for name in names))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files whose tests are deselected all the same, so that they are not imported."""
+    return ("not heavy" in config.option.markexpr and _below_tests(collection_path, LIBRARIES)) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of these files and folders as `trains`."""
-    paths = tuple(str(Path(__file__).parent / name) for name in TRAINS)
+    """Mark the tests of these files and folders as `trains` and `heavy`."""
     for item in items:
-        if str(item.path).startswith(paths):
+        if _below_tests(item.path, TRAINS):
             item.add_marker(pytest.mark.trains)
+        if _below_tests(item.path, LIBRARIES):
+            item.add_marker(pytest.mark.heavy)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,12 +69,13 @@ def _no_training(pytestconfig: pytest.Config) -> Iterator[None]:
     The marker saves what comes before the training, and covers programs that a test starts.
     """
 
-    def refuse(_: object) -> NoReturn:
+    def refuse(*_: object) -> NoReturn:
         pytest.skip("trains a network")
 
     with pytest.MonkeyPatch.context() as patch:
         if "not trains" in pytestconfig.option.markexpr:
             patch.setattr(_Runner, "run", refuse)
+            patch.setattr(cured, "fit_decoder", refuse)
         yield
 
 
@@ -110,6 +128,25 @@ def key_of() -> Callable[..., SSLGuardKey]:
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def short_law() -> Iterator[None]:
+    """Teach decoders for 100 steps, not 2,000, before a marking: commands have no option for it."""
+    whole = cured.fit_decoder
+
+    def fit(decoder: Decoder, sk: torch.Tensor, rank: int, steps: int) -> None:
+        whole(decoder, sk, rank, min(steps, 100))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cured, "fit_decoder", fit)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave charts empty, where a test reads something else."""
+    monkeypatch.setattr(charts, "_drawn", lambda *_, **__: b"")
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def test_the_cured_scheme_sees_as_many_images_as_the_published_one() -> None:
 def test_passes_of_an_iteration(name: str, per_iteration: tuple[int, int], tiny: Any, images: Any) -> None:
     """Counted on networks of another size: how many images pass forward, and back, is the scheme's alone."""
     scheme = PRESETS[name]
-    small = replace(scheme, n_verification=8, shadow=None, shadow_weights=None)
+    small = replace(scheme, n_verification=8, law_steps=10, shadow=None, shadow_weights=None)
     task = small.task(tiny(), images(30), Secret.from_seed(0))
     passes = Counter[str]()
 

@@ -70,7 +70,7 @@ class Bed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def bed(tmp_path_factory: pytest.TempPathFactory) -> Bed:
+def bed(tmp_path_factory: pytest.TempPathFactory, short_law: None) -> Bed:
     root = tmp_path_factory.mktemp("bed")
     generator = np.random.default_rng(0)
     labels = np.arange(160) % 4

@@ -238,6 +238,7 @@ def test_key_is_private_and_the_secret_is_on_no_page(result: DemoResult) -> None
         assert secret not in result.files[name].read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_same_seed_same_figures_and_a_rerun_replaces_only_its_own_files(
     result: DemoResult, settings: DemoSettings, place: Path
 ) -> None:
@@ -249,6 +250,7 @@ def test_same_seed_same_figures_and_a_rerun_replaces_only_its_own_files(
     assert not list((place / "out").glob(".*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_secret_comes_from_the_system_unless_a_seed_is_given(
     settings: DemoSettings, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,6 +264,7 @@ def test_secret_comes_from_the_system_unless_a_seed_is_given(
 # ---------------------------------------------------------------- refusals
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_alpha_below_the_floor_is_refused_and_the_figures_stay(
     settings: DemoSettings, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +281,7 @@ def test_alpha_below_the_floor_is_refused_and_the_figures_stay(
     assert "No verdict is given" in refused.files["page"].read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_alpha_is_shared_by_bonferroni_where_the_floor_allows(
     settings: DemoSettings, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,7 @@ def test_hostile_names_are_text_everywhere() -> None:
     assert drawn.summary_png(data)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_refusal_makes_no_claim_and_says_why() -> None:
     suspects = (suspect("F*", "marked", True, "refused", 1 / 9), suspect("other", "x", False, "refused", 1.0))
     exact = replace(report_data().exact, suspects=suspects)
@@ -220,16 +221,19 @@ def test_report_without_accuracies_is_drawn_all_the_same() -> None:
     assert "Linear probe" not in printed(data)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_public_seed_is_said_to_prove_nothing(page_text: str) -> None:
     assert "public seed" not in Page(page_text).words
     assert "public seed 5" in Page(render_page(report_data(public_seed=5))).words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_missed_surrogates_are_named_missed() -> None:
     suspects = (suspect("F*", "marked", True, "not shown", 0.9), suspect("other", "x", False, "not shown", 0.9))
     assert "missed" in Page(render_page(report_data(examined(suspects=suspects)))).words
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_shared_alpha_is_said_to_be_shared() -> None:
     data = report_data(examined(alpha=0.3, n_claims=2))
     assert "shared among 2" in Page(render_page(data)).words
@@ -260,6 +264,7 @@ def test_commands_keep_their_lines() -> None:
 # ---------------------------------------------------------------- files
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_written_files_are_replaced_by_the_next_report(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     data = report_data()

@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type does run, with fewer steps than it has by default."""
+"""What the README tells a newcomer to type does run, with fewer steps and queries than it has by default."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sslguard.controls.members import read_population, shipped_population
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.training.distillation import Distillation
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.usefixtures("short_law")]
 README = (Path(__file__).parents[2] / "README.md").read_text()
 STEPS = 3
+N_QUERIES = 24  # asked of each of the 107 controls
 
 
 def blocks(language: str) -> list[str]:
@@ -40,9 +41,10 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     commands = story()
     assert [command[0] for command in commands] == ["watermark", "steal", "verify"]
-    for command in commands[:2]:
-        assert main([*command, "--steps", str(STEPS), "--quiet"]) == 0
-    assert main(commands[2]) in (0, 1)
+    mark, steal, verify = commands
+    assert main([*mark, "--steps", str(STEPS), "--n-queries", str(N_QUERIES), "--quiet"]) == 0
+    assert main([*steal, "--steps", str(STEPS), "--queries", "500", "--quiet"]) == 0
+    assert main(verify) in (0, 1)
 
 
 def test_commands_of_the_exact_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +63,7 @@ def test_commands_of_the_exact_scheme(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    brief = replace(SSLGuard.cured(), steps=STEPS)
+    brief = replace(SSLGuard.cured(), steps=STEPS, n_queries=N_QUERIES)
     monkeypatch.setattr(SSLGuard, "cured", classmethod(lambda _: brief))
     monkeypatch.setattr(Distillation.__init__, "__defaults__", _fewer_steps())
     (block,) = blocks("python")

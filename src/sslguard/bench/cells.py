@@ -178,7 +178,11 @@ def processes(workers: int, prepare: Prepare) -> Executor:
         workers: Number of processes.
         prepare: Called at the start of each process.
     """
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepared, initargs=(prepare,))
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepared, initargs=(prepare,))
+    # All begin now: one that began while another dies would be forgotten, and the pool would wait for it for ever.
+    for _ in range(workers):
+        pool.submit(int)
+    return pool
 
 
 def _prepared(prepare: Prepare) -> None:
@@ -215,7 +219,7 @@ class _Run:
         before = set(active_children())
         while self.waiting:
             # A process that dies breaks the pool. Its cells count as failed; the others continue in a new pool.
-            with (self.pool or processes)(self.workers, self.prepare) as executor:
+            with (self.pool or processes)(min(self.workers, len(self.waiting)), self.prepare) as executor:
                 try:
                     yield from self.through(executor)
                 except BaseException:
@@ -233,7 +237,7 @@ class _Run:
             while not broken and len(running) < self.workers and (cell := self.next(set(running.values()))):
                 try:
                     running[executor.submit(_do, cell, self.out, self.work)] = cell.name
-                except BrokenProcessPool:
+                except (BrokenProcessPool, OSError):  # OSError: the pool is being taken down
                     broken, self.waiting[cell.name] = True, cell
             if not running:
                 return
