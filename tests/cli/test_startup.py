@@ -1,12 +1,16 @@
-"""Mistakes are reported before anything heavy is imported."""
+"""Mistakes are reported before anything heavy is imported, and a verification imports what it needs."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+
+from helpers.command_line import done
 
 MISTAKES = {
     "--help": 0,
@@ -73,3 +77,47 @@ def test_a_mistake_ends_in_one_sentence_before_torch_is_imported(found, line):
     code, heavy, lines = found[line]
     assert (code, heavy) == (MISTAKES[line], [])
     assert lines == (0 if line.endswith("--help") else 1)
+
+
+# What torch and the parsing of a command import of others, and what this package does. All that is left takes long.
+NEEDED = {
+    *("torch", "torchgen", "cuda", "tqdm", "typing_extensions", "numpy", "scipy", "safetensors", "PIL"),
+    *("cryptography", "cyclopts", "attr", "attrs"),
+}
+HEAVY = {"torch._dynamo", "torch._inductor", "torch.onnx", "scipy.stats", "scipy.optimize", "scipy.spatial"}
+IMPORTED = """
+import json, sys
+from sslguard.cli.entry import main
+code = main(sys.argv[1:])
+files = {name: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+print(json.dumps([code, sorted(name for name, file in files.items() if "site-packages" in file)]))
+"""
+
+
+def test_a_verification_of_a_small_encoder_imports_what_it_needs(tmp_path: Path) -> None:
+    np.save(tmp_path / "pictures.npy", np.random.default_rng(0).integers(0, 256, (160, 16, 16), dtype=np.uint8))
+    pictures, out = f"{tmp_path}/pictures.npy", tmp_path / "marked"
+    few = ("--n-queries", 60, "--components", 2, "--n-features", 2, "--n-statistics", 2)
+    done(
+        "watermark",
+        "random:resnet-narrow@16",
+        "--data",
+        pictures,
+        "--scheme",
+        "exact",
+        "--mode",
+        "head",
+        *few,
+        "--out",
+        out,
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", IMPORTED, "verify", out / "key", out / "encoder", "--data", pictures],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code, names = json.loads(ran.stdout.splitlines()[-1])
+    assert code in (0, 1), ran.stderr
+    assert {name for name in names if name.partition(".")[0] not in NEEDED and not name.startswith("_")} == set()
+    assert HEAVY & set(names) == set()
