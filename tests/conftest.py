@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -146,7 +146,12 @@ def short_law() -> Iterator[None]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave charts empty, where a test reads something else."""
-    monkeypatch.setattr(charts, "_drawn", lambda *_, **__: b"")
+    whole = charts._drawn
+
+    def empty(_: object, *more: Any, **options: Any) -> bytes:
+        return whole(lambda *_: charts.figure(1, 1), *more, **options)
+
+    monkeypatch.setattr(charts, "_drawn", empty)
 
 
 @pytest.fixture(scope="session")
