@@ -261,7 +261,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((out, progress))
         return Shown()
 
-    monkeypatch.setattr("sslguard.demo.run_demo", run_demo)
+    monkeypatch.setattr("sslguard.demo.run.run_demo", run_demo)
     assert done("demo", "--out", tmp_path) == {"verdicts": ["derived"]}
     assert sslguard("demo", "--out", tmp_path, "--quiet") == (0, f"a table\nreport  {tmp_path}/report.html\n", "")
     assert asked == [(tmp_path, True), (tmp_path, False)]

@@ -22,9 +22,9 @@ from sslguard.controls.recipes import Bed, Recipe
 from sslguard.controls.recipes import population as controls_population
 from sslguard.data.roles import Roles
 from sslguard.data.specs import open_data
-from sslguard.demo import DemoResult, DemoSettings, run_demo
 from sslguard.demo import run as demo_run
-from sslguard.demo.settings import CLEAN, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN
+from sslguard.demo.run import DemoResult, run_demo
+from sslguard.demo.settings import CLEAN, EXACT_MARKED, EXACT_STOLEN, MARKED, STOLEN, DemoSettings
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
 from sslguard.encoders.load import load_encoder

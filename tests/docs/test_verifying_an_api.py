@@ -21,6 +21,7 @@ from sslguard.suspects.protocols import Template
 pytest.importorskip("fastapi")
 pytest.importorskip("onnxruntime")
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "verifying-an-api.md").read_text()
+ENCODER = "random:resnet-narrow@16"
 Start = Callable[[list[str]], None]
 BODIES = re.findall(r"^\| [^|]+ \| `(\{.*?\})` \| (?:`(.*?)` )?\|$", PAGE, re.MULTILINE)
 COMMANDS = [
@@ -75,7 +76,8 @@ def test_every_command(
     ports = dict(zip(("8000", "8001", "8002", "8003"), map(str, free_ports(4)), strict=True))
 
     def here(text: str) -> str:
-        return re.sub(r"\b800[0-3]\b", lambda match: ports[match[0]], text)
+        """The same on free ports, with a smaller encoder than the shipped one."""
+        return re.sub(r"\b800[0-3]\b", lambda match: ports[match[0]], text).replace("shipped:simclr", ENCODER)
 
     ran: list[Ran] = []
     for words in COMMANDS:

@@ -267,7 +267,7 @@ def demo(*, out: Path | None = None, api: bool = False, output: Output = PRINTED
 
         over = run_api_demo(out or Path("sslguard-demo-api"), progress=output.progress)
         return Result(over.to_json(), [("report", str(over.files["page"]))], table=over.table())
-    from sslguard.demo import run_demo
+    from sslguard.demo.run import run_demo
 
     result = run_demo(out or Path("sslguard-demo"), progress=output.progress)
     return Result(result.to_json(), [("report", str(result.files["page"]))], table=result.table())

@@ -3,8 +3,3 @@
 Everything is computed during the run except the controls, which come with the test bed; marking never used them. The
 paper's published losses run beside the cured ones under the same secret, so that their false claims can be seen.
 """
-
-from sslguard.demo.run import DemoResult, run_demo
-from sslguard.demo.settings import DEFAULTS, DemoSettings
-
-__all__ = ["DEFAULTS", "DemoResult", "DemoSettings", "run_demo"]
