@@ -109,6 +109,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
+@pytest.mark.trains
 def test_a_shrunken_recipe_runs_to_its_page(bed: Path) -> None:
     out = bed / "out"
     outcome = run_bench(bed / "shrunken.toml", out, only=["*-resnet18-*", "null-*", "*-itself-pruned-0.4-*"], say=quiet)
@@ -163,6 +164,7 @@ def test_the_cured_scheme_sees_as_many_images_as_the_published_one() -> None:
 @pytest.mark.parametrize(
     ("name", "per_iteration"), [("published", (20, 16)), ("clean gradients", (18, 12)), ("cured", (208, 112))]
 )
+@pytest.mark.trains
 def test_passes_of_an_iteration(name: str, per_iteration: tuple[int, int], tiny: Any, images: Any) -> None:
     """Counted on networks of another size: how many images pass forward, and back, is the scheme's alone."""
     scheme = PRESETS[name]

@@ -465,6 +465,7 @@ class TestPage:
 
 
 class TestCommandLine:
+    @pytest.mark.heavy
     def test_from_key_to_report_on_another_machine(self, bed, marked, tiny, tmp_path):
         """Another process that has nothing of the claimant's but bundle and F decides the same."""
         save_encoder(tiny(7), tmp_path / "clean")

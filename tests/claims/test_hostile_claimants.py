@@ -508,6 +508,7 @@ def test_inversion(tiny, images, innocent, tmp_path, monkeypatch):
     assert "its features are not those" in words(loose.audit(), "failed")
 
 
+@pytest.mark.trains
 class TestFittedToAnInnocent:
     """The false claim that the published scheme permits: trigger and decoder trained on the innocent itself."""
 

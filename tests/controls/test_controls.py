@@ -97,6 +97,7 @@ class TestRecipes:
         assert max(counts.values()) < 0.6 * sum(counts.values())
 
 
+@pytest.mark.trains
 class TestMaking:
     def test_kind_by_kind(self, few, bed, untouched_rng):
         parent = load_encoder(VICTIMS["simclr"])
@@ -287,6 +288,7 @@ def test_shipped_controls_without_their_package_are_refused_with_the_command(mon
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.trains
 class TestProbes:
     def test_accuracies_stand_beside_the_members(self, folder, bed):
         assert {m.accuracy for m in read_population(folder)} == {None}

@@ -97,6 +97,7 @@ def test_a_path_wins_over_a_name_and_over_a_slice(tmp_path: Path, monkeypatch: p
         open_data("notes.txt")
 
 
+@pytest.mark.heavy
 def test_importing_specs_leaves_torchvision_alone() -> None:
     heavy = ("torchvision", "timm", "transformers", "mlxtend", "matplotlib", "scipy")
     code = f"import sys, sslguard.data.specs; print([m for m in {heavy} if m in sys.modules])"

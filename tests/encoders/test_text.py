@@ -646,6 +646,7 @@ def test_without_transformers_there_is_one_sentence_and_images_work(
     assert load_encoder("random:resnet-narrow").embed(torch.zeros(1, 1, 16, 16)).shape == (1, 64)
 
 
+@pytest.mark.heavy
 def test_the_libraries_load_on_use() -> None:
     code = (
         "import sys, sslguard.encoders.load as load; load.load_encoder('random:bag-of-words');"

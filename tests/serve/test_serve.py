@@ -558,6 +558,7 @@ class TestOverLoopback:
                 open_server(words, host=host, port=number)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.heavy
     def test_command(self, number: signal.Signals, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "sslguard.cli", "serve", "random:bag-of-words", "--port", "0", "--json"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -280,6 +280,7 @@ class TestKey:
         assert same == {"carrier.mean", "carrier.whitener", "carrier.spread"}  # these are F's
 
 
+@pytest.mark.trains
 def test_the_mark_is_learned_inherited_by_copies_of_weights_and_not_shown_by_innocents(tiny, images):
     scheme = replace(TINY, steps=200, law_steps=800, n_verification=32, batch_size=32, trigger_batch=16)
     clean = tiny(7)
