@@ -23,14 +23,15 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from sslguard.encoders import load as loading
+from sslguard.encoders import published as loading
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.checkpoint import CIFAR10, IMAGENET, load_checkpoint
+from sslguard.encoders.checkpoint import load_checkpoint
 from sslguard.encoders.files import read_tensors
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
+from sslguard.encoders.resnets import CIFAR10, IMAGENET
 from sslguard.errors import EncoderError, UsageError
 
 State = dict[str, Tensor]
@@ -365,11 +366,11 @@ class TestChoices:
         "name", ["resnet34", "resnet50", "resnet101", "wide_resnet50_2", "resnext50_32x4d", "resnet152"]
     )
     def test_the_depth_is_read_off_the_tensors(self, name):
-        from sslguard.encoders.checkpoint import _infer
+        from sslguard.encoders.resnets import infer
 
         with torch.device("meta"):
             state = torchvision.models.get_model(name).state_dict()
-        assert _infer({key: tuple(tensor.shape) for key, tensor in state.items()}, Path("file")) == name
+        assert infer({key: tuple(tensor.shape) for key, tensor in state.items()}, Path("file")) == name
 
     def test_a_depth_that_was_named_must_be_the_files(self, tmp_path):
         torch.save(P, tmp_path / "file.pth")

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslguard.encoders import load as loading
 from sslguard.encoders import names
+from sslguard.encoders import published as loading
 from sslguard.encoders.architectures import SMALL
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import load_folder, save_encoder, weights_hash

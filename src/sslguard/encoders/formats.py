@@ -39,6 +39,7 @@ from sslguard.encoders.own import OwnFunction, OwnModule
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.processors import described
 from sslguard.encoders.program import Program
+from sslguard.encoders.published import plain, write_timm
 from sslguard.encoders.sentences import Behind, StaticModule
 from sslguard.encoders.text import TextModule
 from sslguard.encoders.vision import VisionModule
@@ -193,38 +194,6 @@ def _write_sentences(encoder: Encoder, folder: Path) -> None:
     _write_head(encoder, path, whole)
 
 
-def _write_timm(encoder: Encoder, folder: Path) -> None:
-    said, preprocess = encoder.architecture, encoder.preprocess
-    if not str(said.get("backbone")).startswith("timm:") or not isinstance(preprocess, ImagePreprocess):
-        raise _other(encoder, "timm", "networks of timm")
-    base, _ = _parts(encoder)
-    own: Any = getattr(base, "pretrained_cfg", {})
-    # What `libraries.from_timm` reads of a description, in timm's words.
-    words = {"img_size": said.get("size"), "global_pool": said.get("global_pool"), "in_chans": said.get("channels")}
-    recipe = {
-        "tag": "",
-        "custom_load": False,
-        "num_classes": 0,
-        "input_size": [preprocess.channels, preprocess.height, preprocess.width],
-        "interpolation": preprocess.resample.partition("-")[0],
-        "crop_pct": preprocess.crop or 1.0,
-        "crop_mode": "squash" if preprocess.crop is None else "center",
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-        "fixed_input_size": bool(own.get("fixed_input_size")),
-        **{name: own.get(name) for name in ("first_conv", "classifier")},
-    }
-    config = {
-        "architecture": said["backbone"].removeprefix("timm:").partition(".")[0],
-        "num_classes": 0,
-        "num_features": encoder.dim,
-        "pretrained_cfg": recipe,
-        "model_args": {name: value for name, value in words.items() if value is not None},
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    save_file(_plain(base.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def _write_state(encoder: Encoder, file: Path) -> None:
     base, _ = _parts(encoder)
     came = encoder.record.get("checkpoint") or {}
@@ -239,7 +208,7 @@ def _write_state(encoder: Encoder, file: Path) -> None:
     else:
         state = base.state_dict()
     names = checkpoint_names(came, state)
-    tensors = _plain({**{names[name]: tensor for name, tensor in state.items()}, **checkpoint_heads(came)})
+    tensors = plain({**{names[name]: tensor for name, tensor in state.items()}, **checkpoint_heads(came)})
     if file.suffix == ".safetensors":
         with _as_output(file):
             save_file(tensors, file)
@@ -309,9 +278,10 @@ class _HeadAlone(nn.Module):
         return self.head(embeddings[:, : self.dim], self.statistics(inputs))
 
 
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors on the CPU that share no memory, as files hold them."""
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+def _write_timm(encoder: Encoder, folder: Path) -> None:
+    if not str(encoder.architecture.get("backbone")).startswith("timm:") or "linear" in encoder.architecture:
+        raise _other(encoder, "timm", "networks of timm")
+    write_timm(encoder, _parts(encoder)[0], folder)
 
 
 def _file_name(encoder: Encoder) -> str:
