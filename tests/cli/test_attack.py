@@ -138,7 +138,7 @@ class TestCommands:
 
     def test_what_is_printed(self, bed: Bed, tmp_path: Path) -> None:
         lines = sslguard(*command(bed, "fine-tune", "--out", tmp_path / "o")).out.splitlines()
-        assert [line.split()[0] for line in lines] == ["encoder", "width", "final", "seconds"]
+        assert [line.split()[0] for line in lines] == ["encoder", "width", "parameters", "final", "seconds"]
 
     def test_a_result_is_replaced_and_nothing_else(self, bed: Bed, tmp_path: Path) -> None:
         for amount in (0.3, 0.6):
@@ -191,7 +191,7 @@ class TestProbes:
 
 
 BAD = {
-    "amount": ("prune {victim} --out {new} --amount 1.5", 2, "between 0 and 1"),
+    "amount": ("prune {victim} --out {new} --amount 1.5", 2, "above 0 and below 1"),
     "amount NaN": ("prune {victim} --out {new} --amount nan", 2, "above 0"),
     "scope": ("prune {victim} --out {new} --scope filters", 2, "filters"),
     "victim": ("prune {root}/nothing --out {new}", 3, "nothing"),
