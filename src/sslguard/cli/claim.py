@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sslguard.cli.checks import check
-from sslguard.cli.options import PRINTED, Count, Output, Positive, Threads, set_threads
+from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Positive, Running
 from sslguard.cli.output import Result, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions
 from sslguard.cli.remote import opened as asking
@@ -115,7 +115,7 @@ def claim(
     alpha: Positive = 0.01,
     claims: Count = 1,
     remote: RemoteOptions = DEFAULT_REMOTE,
-    threads: Threads | None = None,
+    running: Running = EMBEDDING,
     output: Output = PRINTED,
 ) -> Result:
     """Ask a suspect what an examiner's seed draws, and write the evidence as a bundle that decides again elsewhere.
@@ -134,7 +134,7 @@ def claim(
         control: Known innocents, for a key of the scheme sslguard: as verify's.
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level; times the keys in the commitment.
-        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        running: What encoders run on.
         remote: Access to encoders behind addresses.
         output: How results are printed.
     """
@@ -145,7 +145,7 @@ def claim(
     from sslguard.claims.outcome import foretold
     from sslguard.schemes.keyfile import open_key
 
-    set_threads(threads)
+    running.start()
     stored = open_key(key)
     say_opened(key, sub_key)
     if sub_key is None and stored.sub_keys > 1:
@@ -192,7 +192,7 @@ def audit(
     claims: Count = 1,
     report: Path | None = None,
     remote: RemoteOptions = DEFAULT_REMOTE,
-    threads: Threads | None = None,
+    running: Running = EMBEDDING,
     output: Output = PRINTED,
 ) -> Result:
     """Check a bundle as an examiner, and decide anew: nothing that the claimant computed is believed.
@@ -216,7 +216,7 @@ def audit(
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level.
         report: File of a report in plain words, HTML.
-        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        running: What encoders run on.
         remote: Access to encoders behind addresses.
         output: How results are printed.
     """
@@ -229,7 +229,7 @@ def audit(
 
     from sslguard import api
 
-    set_threads(threads)
+    running.start()
     with nullcontext() if suspect is None else asking(suspect, remote) as target:
         found = api.audit(
             *(bundle, data),

@@ -10,7 +10,7 @@ from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.make import EXACT
-from sslguard.cli.options import PRINTED, Count, NotNegative, Output, Positive, Seed, Threads, set_threads
+from sslguard.cli.options import EMBEDDING, PRINTED, Count, NotNegative, Output, Positive, Running, Seed
 from sslguard.cli.output import Result, tracked
 from sslguard.schemes.exact.protocol import Protocol
 
@@ -34,8 +34,7 @@ def embed(
     *,
     data: str,
     out: Path,
-    batch_size: Count = 256,
-    threads: Threads | None = None,
+    running: Running = EMBEDDING,
     output: Output = PRINTED,
 ) -> Result:
     """Write an encoder's answers to a file.
@@ -46,8 +45,7 @@ def embed(
         encoder: A folder, a checkpoint, timm:NAME, torchvision:NAME ...
         data: What is embedded. For logged answers: the file that `queries` wrote.
         out: File of the answers, FILE.npy.
-        batch_size: Items at a time, which bounds the memory.
-        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        running: What encoders run on.
         output: How results are printed.
     """
     check(encoders=[encoder], data=[data])
@@ -56,10 +54,10 @@ def embed(
     from sslguard.data.specs import open_data
     from sslguard.encoders.load import load_encoder
 
-    set_threads(threads)
+    running.start()
     loaded, items = load_encoder(encoder), open_data(data)
-    n = len(items)
-    batches = tracked(items.batches(batch_size), -(-n // batch_size), "embed", shown=output.progress)
+    n, size = len(items), running.batch_size or loaded.together
+    batches = tracked(items.batches(size), -(-n // size), "embed", shown=output.progress)
     shape = write_rows(out, n, (loaded.embed(batch) for batch in batches))
     fields = {"out": str(out), "encoder": loaded.source, "data": items.spec, "shape": list(shape), "dtype": "float32"}
     return Result(fields, [("answers", str(out)), ("shape", f"{shape[0]} x {shape[1]}"), ("encoder", loaded.source)])
@@ -75,7 +73,7 @@ def probe(
     per_class: Count | None = None,
     seed: list[Seed] | None = None,
     baseline: bool = False,
-    threads: Threads | None = None,
+    running: Running = EMBEDDING,
     output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
 ) -> Result:
     """Measure the accuracy of a classifier on an encoder's answers.
@@ -88,7 +86,7 @@ def probe(
         per_class: Train on so many items of each class.
         seed: One probe each, averaged; give several by repeating it. [default: 0]
         baseline: Also probe raw pixels and the same network untrained.
-        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        running: What encoders run on.
         output: How results are printed.
     """
     check(encoders=[encoder], data=[train, test])
@@ -98,7 +96,7 @@ def probe(
     from sslguard.probes.baselines import baseline as probe_baselines
     from sslguard.probes.evaluate import probe_encoder
 
-    set_threads(threads)
+    running.start()
     loaded, train_items, test_items = load_encoder(encoder), open_data(train), open_data(test)
     settings: dict[str, Any] = {"method": method, "per_class": per_class, "seeds": tuple(seed or (0,))}
     result = probe_encoder(loaded, train_items, test_items, **settings)
@@ -127,7 +125,7 @@ def power(
     fidelity: list[NotNegative] | None = None,
     exact: ProtocolOptions = DEFAULT_PROTOCOL,
     out: Path | None = None,
-    threads: Threads | None = None,
+    running: Running = EMBEDDING,
     output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
 ) -> Result:
     """Estimate the queries that a claim under --scheme exact will need, before anything is trained.
@@ -142,7 +140,7 @@ def power(
         fidelity: How well a suspect keeps the mark: the cosine between what its answers add to the clean embeddings
             and the mark. 1, 0.8, 0.6 and 0.4 by default.
         out: File of a picture of bits against queries, .png or .svg.
-        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        running: What encoders run on.
         exact: Settings of the exact scheme.
         output: How results are printed.
     """
@@ -156,7 +154,7 @@ def power(
     from sslguard.schemes.exact.power import expected_power
     from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
 
-    set_threads(threads)
+    running.start()
     wanted, fidelities = bits or [64, 128, 256], fidelity or [1.0, 0.8, 0.6, 0.4]
     protocol = Protocol(**exact.table())
     loaded, items = load_encoder(encoder), open_data(data)

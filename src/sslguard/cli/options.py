@@ -64,6 +64,32 @@ class Output:
 
 @Parameter(name="*", group=MACHINE)
 @dataclass(frozen=True, kw_only=True)
+class Running:
+    """What encoders run on.
+
+    Attributes:
+        accelerator: Kind of device; auto takes a GPU where there is one.
+        precision: bf16 computes in bfloat16 what allows it.
+        batch_size: Items that go through a network together. By default as many as 2 GB of memory allow for a ViT-S, at most
+            256.
+        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+    """
+
+    accelerator: Literal["cpu", "cuda", "mps", "auto"] = "cpu"
+    precision: Literal["32", "bf16"] = "32"
+    batch_size: Count | None = None
+    threads: Count | None = None
+
+    def start(self) -> None:
+        """Let every network of this process embed so from now on."""
+        if self != EMBEDDING:
+            from sslguard.encoders.running import run_on
+
+            run_on(self.accelerator, precision=self.precision, threads=self.threads, batch_size=self.batch_size)
+
+
+@Parameter(name="*", group=MACHINE)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """What training runs on.
 
@@ -83,8 +109,11 @@ class Machine:
     threads: Count | None = None
 
     def loop(self) -> dict[str, Any]:
-        """Return the arguments that the training functions take, threads set."""
-        set_threads(self.threads)
+        """Return the arguments that the training functions take; networks also embed on that device from now on."""
+        if self != ONE_MACHINE:
+            from sslguard.encoders.running import run_on
+
+            run_on(self.accelerator if self.devices == self.nodes == 1 else "cpu", threads=self.threads)
         return {
             "devices": self.devices,
             "nodes": self.nodes,
@@ -93,15 +122,5 @@ class Machine:
         }
 
 
-PRINTED, ONE_MACHINE = Output(), Machine()
+PRINTED, ONE_MACHINE, EMBEDDING = Output(), Machine(), Running()
 """The defaults of every command."""
-
-Threads = Annotated[Count, Parameter(group=MACHINE)]
-
-
-def set_threads(threads: int | None) -> None:
-    """Let every network run on so many CPU threads; None leaves the choice to `encoders.threads`."""
-    if threads is not None:
-        from sslguard.encoders.threads import use_threads
-
-        use_threads(threads)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
-from sslguard.cli.options import PRINTED, Count, Output, Positive, Threads, set_threads
+from sslguard.cli.options import EMBEDDING, MACHINE, PRINTED, Count, Output, Positive, Running
 from sslguard.cli.output import Result
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.errors import UsageError
@@ -71,7 +71,7 @@ def verify(
     sub_key: Count | None = None,
     allow_overlap: bool = False,
     remote: RemoteOptions = DEFAULT_REMOTE,
-    threads: Threads | None = None,
+    running: Running = EMBEDDING,
     output: Output = PRINTED,
 ) -> Result:
     """Test whether a suspect is derived from the marked encoder.
@@ -94,7 +94,7 @@ def verify(
         sub_key: Test by this sub-key alone, 1 for the first, as a claim that opens it will.
         allow_overlap: Also ask about items that took part in marking. The mark shows better on them than on others, so
             the verdict names how many there were.
-        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        running: What encoders run on.
         remote: Access to encoders behind addresses.
         output: How results are printed.
     """
@@ -104,7 +104,7 @@ def verify(
     from sslguard import api
     from sslguard.cli.claim import say_opened
 
-    set_threads(threads)
+    running.start()
     say_opened(key, sub_key)
     with opened(suspect, remote) as target:
         verdict = api.verify(
@@ -158,7 +158,7 @@ def controls(
     full_precision: bool = False,
     probe_train: str | None = None,
     probe_test: str | None = None,
-    threads: Threads | None = None,
+    threads: Annotated[Count | None, Parameter(group=MACHINE)] = None,
     output: Output = PRINTED,
 ) -> Result:
     """Make a population of known innocents, for `verify --control OUT`.
@@ -190,7 +190,7 @@ def controls(
 
     from sslguard import api
 
-    set_threads(threads)
+    Running(threads=threads).start()
     members, width = api.make_controls(
         victims,
         data=data,

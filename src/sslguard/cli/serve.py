@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Group, Parameter
 
 from sslguard.cli.checks import check
-from sslguard.cli.options import PRINTED, Count, NotNegative, Output, Seed, Threads, set_threads
+from sslguard.cli.options import EMBEDDING, PRINTED, Count, NotNegative, Output, Running, Seed
 from sslguard.cli.output import Result, say
 from sslguard.errors import MissingExtraError, UsageError
 
@@ -32,7 +32,7 @@ def serve(
     max_wait: Annotated[NotNegative, Parameter(group=LIMITS)] = 2.0,
     max_items: Annotated[Count, Parameter(group=LIMITS)] = 1024,
     max_megabytes: Annotated[Count, Parameter(group=LIMITS)] = 32,
-    threads: Threads | None = None,
+    running: Running = EMBEDDING,
     output: Output = PRINTED,
 ) -> Result:
     """Answer queries over HTTP until ^C or SIGTERM.
@@ -53,7 +53,7 @@ def serve(
         max_wait: Milliseconds that a request waits for others.
         max_items: Items of a request.
         max_megabytes: Size of a request.
-        threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
+        running: What encoders run on.
         output: How results are printed.
     """
     check(encoders=[encoder], key=head)
@@ -69,7 +69,7 @@ def serve(
     from sslguard.serve.app import Settings
     from sslguard.serve.heads import with_head
 
-    set_threads(threads)
+    running.start()
     settings = Settings(
         name=name,
         max_batch=max_batch,

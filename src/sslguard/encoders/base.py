@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sslguard.data.base import Batch, Data
-from sslguard.encoders.preprocess import Preprocess
-from sslguard.encoders.threads import few_threads
+from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
+from sslguard.encoders.running import EMBED_BATCH, running, together
 from sslguard.errors import EncoderError, SuspectError
-
-EMBED_BATCH = 256
-TEXT_BATCH = 32
 
 
 @runtime_checkable
@@ -107,8 +105,8 @@ class Encoder:
             SuspectError: an embedding is not finite, or the answer has another shape.
         """
         answers = np.empty((len(batch), self.dim), np.float32)
-        with evaluating(self.module), few_threads(self.module), torch.inference_mode():
-            for places, chunk in _chunks(batch):
+        with evaluating(self.module), running(self.module), torch.inference_mode():
+            for places, chunk in self._chunks(batch):
                 part = self.features(chunk)
                 if part.shape != (len(chunk), self.dim):
                     raise SuspectError(
@@ -119,6 +117,25 @@ class Encoder:
         if not np.isfinite(answers).all():
             raise SuspectError(f"{self.source} answered with values that are not finite")
         return answers
+
+    def _chunks(self, batch: Batch) -> Iterator[tuple[list[int] | slice, Batch]]:
+        """Yield what goes through the network together, and its places. Texts are of like length: little is filler."""
+        texts = [item for item in batch if isinstance(item, str)] if isinstance(batch, list) else []
+        if texts and len(texts) == len(batch):
+            size, order = together(None), sorted(range(len(texts)), key=lambda k: len(texts[k]))
+            for start in range(0, len(order), size):
+                places = order[start : start + size]
+                yield places, [texts[k] for k in places]
+            return
+        size = self.together
+        for start in range(0, len(batch), size):
+            yield slice(start, start + size), batch[start : start + size]
+
+    @property
+    def together(self) -> int:
+        """Return how many pictures go through the network together: few large ones, so that memory stays bounded."""
+        sides = self.preprocess.shape[1:] if isinstance(self.preprocess, ImagePreprocess) else (1, 1)
+        return together(math.prod(sides))
 
     def clone(self) -> Encoder:
         """Return an independent copy: training it leaves this one as it is."""
@@ -154,19 +171,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
-
-
-def _chunks(batch: Batch) -> Iterator[tuple[list[int] | slice, Batch]]:
-    """Yield what goes through a network together, and its places: texts of like length, so that little is filler."""
-    texts = [item for item in batch if isinstance(item, str)] if isinstance(batch, list) else []
-    if texts and len(texts) == len(batch):
-        order = sorted(range(len(texts)), key=lambda k: len(texts[k]))
-        for start in range(0, len(order), TEXT_BATCH):
-            places = order[start : start + TEXT_BATCH]
-            yield places, [texts[k] for k in places]
-        return
-    for start in range(0, len(batch), EMBED_BATCH):
-        yield slice(start, start + EMBED_BATCH), batch[start : start + EMBED_BATCH]
 
 
 def embed_all(encoder: Embedder, data: Data, *, batch_size: int = EMBED_BATCH) -> NDArray[np.floating]:

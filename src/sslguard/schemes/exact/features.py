@@ -10,15 +10,18 @@ from numpy.typing import NDArray
 
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import EMBED_BATCH, Encoder
+from sslguard.encoders.running import few_threads
 from sslguard.encoders.statistics import InputStatistics
-from sslguard.encoders.threads import few_threads
 
 
 def input_statistics(encoder: Encoder, batch: Batch) -> NDArray[np.float64]:
     """Return the statistics of a batch as the encoder's network sees it: float64 (n, 96)."""
+    parts, size = [], len(batch) if isinstance(batch[0], str) else encoder.together
     with few_threads(statistics := _on_cpu()), torch.inference_mode():
-        inputs = encoder.preprocess.normalise(encoder.preprocess.prepare(batch))
-        return statistics(inputs).double().numpy()
+        for start in range(0, len(batch), size):
+            inputs = encoder.preprocess.normalise(encoder.preprocess.prepare(batch[start : start + size]))
+            parts.append(statistics(inputs).double().numpy())
+    return np.concatenate(parts)
 
 
 @cache
