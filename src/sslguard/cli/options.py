@@ -70,8 +70,8 @@ class Running:
     Attributes:
         accelerator: Kind of device; auto takes a GPU where there is one.
         precision: bf16 computes in bfloat16 what allows it.
-        batch_size: Items that go through a network together. By default as many as 2 GB of memory allow for a ViT-S, at most
-            256.
+        batch_size: Items that go through a network together. By default at most 256, and few large pictures: 7 of
+            518 x 518, for which a ViT-S takes 1.5 GB of memory.
         threads: CPU threads. By default 1 for networks below 4 million parameters, all cores for larger ones.
     """
 
