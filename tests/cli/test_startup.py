@@ -103,7 +103,7 @@ def test_a_verification_of_a_small_encoder_imports_what_it_needs(tmp_path: Path)
         "watermark",
         "random:resnet-narrow@16",
         "--data",
-        pictures,
+        f"{pictures}[0:100]",
         "--scheme",
         "exact",
         "--mode",
@@ -113,7 +113,7 @@ def test_a_verification_of_a_small_encoder_imports_what_it_needs(tmp_path: Path)
         out,
     )
     ran = subprocess.run(
-        [sys.executable, "-c", IMPORTED, "verify", out / "key", out / "encoder", "--data", pictures],
+        [sys.executable, "-c", IMPORTED, "verify", out / "key", out / "encoder", "--data", f"{pictures}[100:160]"],
         capture_output=True,
         text=True,
         check=True,
