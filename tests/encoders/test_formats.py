@@ -149,8 +149,10 @@ class Mine(nn.Module):
 
 
 class TestPrograms:
-    @pytest.mark.parametrize("kind", ["images", "own", "own, read again", "texts", "vit"])
-    @pytest.mark.parametrize("with_head", [False, True])
+    @pytest.mark.parametrize(
+        ("kind", "with_head"),
+        [("images", True), ("own", False), ("own, read again", True), ("texts", True), ("vit", True)],
+    )
     def test_torch_export(self, kind: str, with_head: bool, tmp_path: Path) -> None:
         items: Any = pictures(200)
         if kind == "texts":

@@ -28,11 +28,11 @@ class Net(nn.Module):
     def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.first, self.norm, self.last = nn.Conv2d(3, 16, 5, 4), nn.BatchNorm2d(16), nn.Linear(16, width)
-        self.same = self.last
+        self.again = self.last  # earlier in the alphabet, and later here
         self.register_buffer("shift", torch.full((width,), 0.5), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.same(torch.relu_(self.norm(self.first(x))).mean((2, 3))) + self.shift
+        return self.again(torch.relu_(self.norm(self.first(x))).mean((2, 3))) + self.shift
 
 
 class Reads(nn.Module):
@@ -265,6 +265,10 @@ class TestRefused:
             {"state": {"a": "parameter object 3"}},
             {"state": {"a": "parameter float32 -3"}},
             {"state": {"a": "same b"}},
+            {"state": {"a": "same b", "b": "same a"}},
+            {"nodes": ['["relu.default", [' + "[" * 5000 + "]" * 5000 + "], {}]"]},
+            {"output": {"n": 0}},
+            {"output": [{"n": 0}]},
             {"state": []},
             {"more": 1},
         ],

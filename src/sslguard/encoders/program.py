@@ -199,11 +199,14 @@ class Program(nn.Module):
             raise UsageError(f"a program must have a list of {MAX_NODES} operations at most")
         self._nodes = [_node(text) for text in nodes]
         self._output = description["output"]
-        uses = [list(_references([args, *kwargs.values()])) for _, args, kwargs in self._nodes]
-        kept = set(_references(self._output))
+        try:
+            uses = [list(_references([args, *kwargs.values()])) for _, args, kwargs in self._nodes]
+            kept = set(_references(self._output))
+        except RecursionError:
+            raise UsageError("an argument of a program is nested too deeply") from None
         last = {k: place for place, used in enumerate(uses) for k in used if k not in kept}
         self._done = [[k for k in set(used) if last.get(k) == place] for place, used in enumerate(uses)]
-        if any(not 0 <= k < place for place, used in enumerate(uses) for k in used):
+        if any(not 0 <= k < place for place, used in enumerate([*uses, kept]) for k in used):
             raise UsageError("an operation of a program needs the result of a later one")
         self._seen: set[tuple[int, ...]] = set()
 
@@ -291,12 +294,13 @@ def register(module: nn.Module, state: object) -> list[str]:
     """
     if not isinstance(state, dict) or len(state) > _MAX_STATE:
         raise UsageError(f"the state of a program must be a table of {_MAX_STATE} tensors at most")
-    for name, said in state.items():
+    # JSON sorts names: those that share another's memory come when that is there.
+    for name, said in sorted(state.items(), key=lambda one: str(one[1]).startswith("same ")):
         kind, *rest = said.split(" ") if isinstance(said, str) else ("",)
         inner, _, last = name.rpartition(".")
         if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name) or hasattr(holder := _holder(module, inner), last):
             raise UsageError(f"a program cannot have a weight {name!r:.80}")
-        if kind == "same" and rest and rest[0] in state and hasattr(module, rest[0].partition(".")[0]):
+        if kind == "same" and rest and rest[0] in state and not str(state[rest[0]]).startswith("same "):
             there, _, one = rest[0].rpartition(".")
             tensor = getattr(module.get_submodule(there), one)
         elif kind in ("parameter", "buffer") and rest and rest[0] in _DTYPES and len(rest) <= 1 + _MAX_RANK:
