@@ -355,7 +355,7 @@ class TestBundle:
         def fail(batch):
             raise RuntimeError("no")
 
-        with pytest.raises(Exception, match="failed to answer"):
+        with pytest.raises(Exception, match="failed on a batch"):
             bed.commit().claim(Answers(fail))
         assert {f.name for f in bed.folder.iterdir()} == {"commitment.json", "commitment.json.tsr"}
 
