@@ -32,7 +32,7 @@ TRAINS = (
 # What builds networks of torchvision, timm and transformers in most of its tests: importing these takes seconds too.
 LIBRARIES = (
     *("encoders/test_checkpoints.py", "encoders/test_onnx.py", "encoders/test_sentences.py"),
-    *("encoders/test_vision.py",),
+    *("encoders/test_formats.py", "encoders/test_vision.py"),
 )
 
 
