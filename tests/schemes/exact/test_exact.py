@@ -462,3 +462,11 @@ def test_answers_that_are_there_are_not_asked_for_again(marked, images):
     both = [DistilMark(Exact(SMALL), clean, marked.encoder.clone(), data, answers[:n], psi[:n]) for n in (400, 399)]
     some = np.array([3, 1, 399])
     torch.testing.assert_close(both[0].load(some).target, both[1].load(some).target, rtol=1e-4, atol=1e-5)
+
+
+def test_a_key_with_impossible_numbers_failed_and_no_suspect_did(marked, images):
+    """Finite numbers whose features overflow: nobody's answers are to blame."""
+    bank = marked.key.bank
+    worn = replace(bank, offset=np.full_like(bank.offset, 1.7e308), scale=np.full_like(bank.scale, 0.5))
+    with pytest.raises(KeyFileError, match="the key is damaged"):
+        score_suspect(replace(marked.key, bank=worn), marked.encoder, images(400))

@@ -148,6 +148,7 @@ class ExactKey(Key):
 
         Raises:
             SuspectError: The answers are not finite, of changing width, or not as many as the queries.
+            KeyFileError: The key was changed, so that its features are not finite.
         """
         moments: Moments | None = None
         width: int | None = None
@@ -166,7 +167,11 @@ class ExactKey(Key):
                 g = folded(g)
             if moments is None:
                 moments = Moments(h.shape[1], self.bank.size, max(1, g.shape[1]))
-            moments.update(h, self.bank.features(h, statistics), g)
+            with np.errstate(over="ignore", invalid="ignore"):
+                features = self.bank.features(h, statistics)
+            if not np.isfinite(features).all():
+                raise KeyFileError("the key's features of these items are not finite: the key is damaged")
+            moments.update(h, features, g)
         if moments is None or next(rest, None) is not None:
             raise SuspectError(f"this key asks {self.n_queries} queries, but more answers came")
         return moments
