@@ -488,7 +488,7 @@ def test_inversion(tiny, images, innocent, tmp_path, monkeypatch):
     data, pool = images(300, seed=5), images(400)
     made = HEAD.watermark(innocent, pool, secret=Secret.from_seed(1))
     inverted = made.encoder.clone()
-    inverted.module.head.mark.neg_()
+    inverted.module.head.rows.neg_()
     chosen = FreeKey(*(getattr(made.key, name) for name in FreeKey.PARTS), inverted, "ab" * 32)
     object.__setattr__(chosen, "free", made.key.directions())
     assert bits(chosen, innocent, data) > 60

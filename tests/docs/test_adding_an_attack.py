@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -21,7 +23,9 @@ def blocks(language: str) -> list[str]:
 def test_the_page_s_attack_works_by_name(monkeypatch, tiny, images):
     victim, data = tiny(1), images(24)
     # Dataclasses look up the module that they are made in.
-    room = {"__name__": __name__, "victim": victim, "data": data}
+    monkeypatch.setitem(sys.modules, "page", page := ModuleType("page"))
+    room = vars(page)
+    room |= {"victim": victim, "data": data}
     made, used = blocks("python")
     exec(made, room)
     monkeypatch.setitem(registry.ATTACKS, "ranks", room["Ranks"])
