@@ -15,9 +15,10 @@ from sslguard.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
-def three() -> Iterator[None]:
+def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
+    monkeypatch.setattr(running, "_cores", 3)
     yield
     running.run_on()
     torch.set_num_threads(before)
@@ -39,6 +40,12 @@ def test_a_small_network_runs_on_one_thread_and_a_large_one_on_all() -> None:
 def test_a_number_that_was_asked_for_holds_for_both() -> None:
     running.run_on(threads=2)
     assert [inside(1), inside(running.LARGE)] == [2, 2]
+
+
+def test_where_nothing_is_trained_one_thread_does_all_but_large_networks() -> None:
+    running.run_on(training=False)
+    assert torch.get_num_threads() == 1
+    assert [inside(1), inside(running.LARGE)] == [1, 3]
 
 
 def test_threads_are_put_back_after_an_error() -> None:

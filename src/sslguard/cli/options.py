@@ -82,10 +82,10 @@ class Running:
 
     def start(self) -> None:
         """Let every network of this process embed so from now on."""
-        if self != EMBEDDING:
-            from sslguard.encoders.running import run_on
+        from sslguard.encoders.running import run_on
 
-            run_on(self.accelerator, precision=self.precision, threads=self.threads, batch_size=self.batch_size)
+        asked = {"precision": self.precision, "threads": self.threads, "batch_size": self.batch_size}
+        run_on(self.accelerator, **asked, training=False)
 
 
 @Parameter(name="*", group=MACHINE)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
-from sslguard.cli.options import EMBEDDING, MACHINE, PRINTED, Count, Output, Positive, Running
+from sslguard.cli.options import EMBEDDING, MACHINE, PRINTED, Count, Machine, Output, Positive, Running
 from sslguard.cli.output import Result
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.errors import UsageError
@@ -190,7 +190,7 @@ def controls(
 
     from sslguard import api
 
-    Running(threads=threads).start()
+    Machine(threads=threads).loop()
     members, width = api.make_controls(
         victims,
         data=data,

@@ -4,7 +4,8 @@ A small network does so little between two meetings of its threads that a second
 program keeps a core busy, all threads wait for the one that is not scheduled: verifying a small encoder took 36 s with
 two threads and 6 s with one. So networks below `LARGE` parameters embed on one thread, and larger ones on as many as
 torch uses. Training keeps torch's number: its batches are larger, and the command line lets threads wait without
-spinning, so that a busy neighbour costs no more than the core that it takes.
+spinning, so that a busy neighbour costs no more than the core that it takes. Commands that train nothing run all else,
+such as drawing pictures and preparing them, on one thread.
 
 What was asked for with `run_on` holds for every network of the process.
 """
@@ -41,6 +42,7 @@ class _Running:
 
 
 _asked = _Running()
+_cores = torch.get_num_threads()
 
 
 def run_on(
@@ -49,6 +51,7 @@ def run_on(
     precision: Precision = "32",
     threads: int | None = None,
     batch_size: int | None = None,
+    training: bool = True,
 ) -> None:
     """Let every network of this process embed so from now on.
 
@@ -57,6 +60,7 @@ def run_on(
         precision: "bf16" computes in bfloat16 what autocast allows.
         threads: CPU threads; None goes by the size of each network.
         batch_size: Items that go through a network together; None goes by their size.
+        training: Whether something will be trained. If not, one thread does all but embedding by large networks.
 
     Raises:
         UsageError: There is no such device.
@@ -69,8 +73,8 @@ def run_on(
         raise UsageError(f"this machine has no {accelerator} device that torch can use: choose another --accelerator")
     device = None if accelerator == "cpu" else torch.device(accelerator)
     _asked = _Running(device, precision, threads, batch_size)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if threads is not None or not training:
+        torch.set_num_threads(threads or 1)
 
 
 @contextmanager
@@ -85,12 +89,10 @@ def running(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def few_threads(module: nn.Module) -> Iterator[None]:
-    """Let torch use one thread inside the block, unless `module` is large or a number was asked for."""
+    """Let torch use one thread inside the block, and all for a large module, unless a number was asked for."""
     before = torch.get_num_threads()
-    if _asked.threads is not None or before == 1 or sum(p.numel() for p in module.parameters()) >= LARGE:
-        yield
-        return
-    torch.set_num_threads(1)
+    fit = _cores if sum(p.numel() for p in module.parameters()) >= LARGE else 1
+    torch.set_num_threads(_asked.threads or fit)
     try:
         yield
     finally:
