@@ -9,6 +9,9 @@ import pytest
 import torch
 
 import sslguard
+from helpers.claim_bed import Answers
+from sslguard.api import commit
+from sslguard.claims.claim import claim
 from sslguard.crypto.sealing import IDENTITY, Seal
 from sslguard.data.base import Data
 from sslguard.data.watched import Watched
@@ -108,3 +111,12 @@ class TestKeys:
     def test_an_overlap_that_is_allowed_is_named(self, out, images):
         verdict = sslguard.verify(out / "key", out / "encoder", images(400).slice(0, 300), allow_overlap=True)
         assert verdict.to_json()["n_overlap"] == verdict.n_overlap == 30
+
+
+def test_a_claim_does_not_ask_about_items_of_the_marking(out, images, tmp_path):
+    stored = open_key(out / "key")
+    commit(stored, tmp_path / "c.json")
+    terms = {"seed": "1", "commitment": tmp_path / "c.json", "out": tmp_path / "bundle"}
+    with pytest.raises(UsageError, match="took part in marking"):
+        claim(stored, Answers(lambda batch: pytest.fail("the suspect was asked")), images(400), **terms)
+    assert not (tmp_path / "bundle").exists()

@@ -21,6 +21,7 @@ from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.controls.members import count_controls
 from sslguard.data.base import Batch, Data
+from sslguard.data.watched import Watched
 from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import as_suspect
 from sslguard.errors import ClaimError
@@ -94,6 +95,7 @@ def claim(
         ClaimError: The commitment is not to this key, or it or the record of openings is damaged. The suspect was not
             asked then.
         RefusedError: The null cannot support `alpha`. The suspect was not asked then.
+        UsageError: An item took part in marking, as far as the key's folder knows. The suspect was not asked then.
         OutputError: The bundle cannot be written.
     """
     owner, key = stored.owner, stored.key
@@ -105,9 +107,11 @@ def claim(
         raise ClaimError(f"{commitment} does not commit to this key: give the file that sslguard commit wrote for it")
     beside = timestamp_file(commitment)
     token = read_file(beside, MAX_TOKEN) if beside.exists() else None
-    chosen = ExaminerData(data, n_items(key), seed=seed, commitment=committed.document.digest)
+    fair = Watched(data, stored.marked, allowed=False)
+    chosen = ExaminerData(fair, n_items(key), seed=seed, commitment=committed.document.digest)
     before = opened_at(stored.folder, stored.number)
     check_recordable(stored)
+    asked = items_hash(chosen)
     # The output folder is reserved before anybody is asked.
     with atomic_folder(out) as partial:
         scores: Mapping[str, float] = {}
@@ -118,7 +122,7 @@ def claim(
         answers = recorded.answers()
         said = {
             "seed": seed,
-            "data": {"spec": text(data.spec, 1000), "items": len(data), "asked": items_hash(chosen)},
+            "data": {"spec": text(data.spec, 1000), "items": len(data), "asked": asked},
             "controls": [text(name) for name in scores],
             **_found(verdict, answers),
         }

@@ -67,8 +67,8 @@ class Watched(Data):
         if not self._allowed and self.n_known:
             raise UsageError(
                 f"of the first {self._seen.sum():,} items of {self.spec} that a suspect is asked about, {self.n_known} "
-                "took part in marking, where the mark shows better than on others: give other data, or add "
-                "--allow-overlap, and the verdict names the overlap"
+                "took part in marking, where the mark shows better than on others: give other data (`verify` may ask "
+                "about them with --allow-overlap, and then names the overlap)"
             )
         return batch
 
