@@ -18,7 +18,8 @@ data = "cluttered-mnist-5k:train"
 settings = {"mode": "head", "protocol": {"n_queries": queries}}
 sslguard.watermark("shipped:simclr", f"{data}[0:1000]", out="marked", scheme="exact", settings=settings)
 
-# Keep marked/key as you keep a private key. The queries are images that took no part in marking.
+# Keep marked/key as you keep a private key. The queries are images that took no part in marking. At this level one
+# innocent encoder in a million is called derived.
 for suspect in ("marked/encoder", "shipped:simclr"):
-    verdict = sslguard.verify("marked/key", suspect, f"{data}[3000:4000]")
+    verdict = sslguard.verify("marked/key", suspect, f"{data}[3000:4000]", alpha=1e-6)
     print(f"{suspect}: {verdict.decision}, p = {verdict.significance.pvalue:.2g}")

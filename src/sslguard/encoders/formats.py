@@ -240,6 +240,7 @@ def _write_program(encoder: Encoder, file: Path) -> None:
 def _exported(encoder: Encoder, network: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     """Return the program of a network, for any number of items and tokens."""
     auto = torch.export.Dim.AUTO
+    inputs = tuple(one.contiguous() for one in inputs)  # as tokenizers and processors give them
     shapes = tuple({0: auto} if one.is_floating_point() else {0: auto, 1: auto} for one in inputs)
     try:
         with evaluating(network), torch.no_grad(), traceable():

@@ -140,7 +140,7 @@ class TestContract:
             (lambda parts: [*parts, parts[0]], "answers came"),
             (lambda parts: [], "no answers"),
             (lambda parts: [np.where(parts[0] == parts[0][0, 0], np.nan, parts[0]), *parts[1:]], "not finite"),
-            (lambda parts: [parts[0][:, :-1], *parts[1:], parts[0]], "one width"),
+            (lambda parts: [*parts, parts[0][:, :-1]], "one width"),
         ],
     )
     def test_hostile_answers(self, name, spoil, message, asked, protected):
