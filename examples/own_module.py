@@ -17,7 +17,7 @@ loader = DataLoader(TensorDataset(images[:1000]), batch_size=64)
 settings = {"mode": "head", "protocol": {"n_queries": 300}}
 marked = sslguard.watermark(network, loader, out="marked", scheme="exact", settings=settings)
 for name, suspect in (("marked", "marked/encoder"), ("clean", network)):
-    print(f"{name}: {sslguard.verify('marked/key', suspect, images[1000:]).decision}")
+    print(f"{name}: {sslguard.verify('marked/key', suspect, images[1000:], alpha=1e-6).decision}")
 
 # What you serve needs your own code and torch alone: your network, and the head that was written beside its weights.
 head = torch.export.load("marked/encoder/head.pt2").module()

@@ -21,5 +21,5 @@ stolen = sslguard.steal(marked.encoder, f"{data}[1000:1800]", recipe=recipe)
 innocent = sslguard.steal("shipped:simclr", f"{data}[1000:1800]", recipe=recipe)
 
 for name, suspect in {"copy of the marked encoder": stolen, "copy of the clean encoder": innocent}.items():
-    verdict = sslguard.verify(marked.key, suspect, f"{data}[3000:4000]")
+    verdict = sslguard.verify(marked.key, suspect, f"{data}[3000:4000]", alpha=1e-6)
     print(f"{name}: {verdict.decision}, {abs(verdict.significance.log2_pvalue):.1f} bits")
