@@ -87,9 +87,15 @@ def model_of(name: str, config: str, fields: dict[str, Any]) -> Any:
 def of_pictures(kind: str, folder: Path) -> str:
     name, config, fields, processor = PICTURES[kind]
     model_of(name, config, fields).save_pretrained(folder)
-    size = {"size": {"shortest_edge": 32}, "crop_size": BOX} if processor in ("Bit", "CLIP") else {"size": BOX}
-    size = {"size": {"shortest_edge": 32}} if processor == "ConvNext" else size
-    getattr(transformers, f"{processor}ImageProcessor")(**size).save_pretrained(folder)
+    edge = {"shortest_edge": 32}
+    sizes: dict[str, Any] = {
+        "Bit": {"size": edge, "crop_size": BOX},
+        "CLIP": {"size": edge, "crop_size": BOX},
+        "ConvNext": {"size": edge},
+        "DeiT": {"size": BOX, "crop_size": BOX},
+    }
+    made = getattr(transformers, f"{processor}ImageProcessor")(**sizes.get(processor, {"size": BOX}))
+    made.save_pretrained(folder)
     return f"hf:{folder}"
 
 
