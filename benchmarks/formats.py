@@ -1,11 +1,11 @@
 """Follow encoders of many kinds the whole way, and write benchmarks/results/formats.json and a table.
 
-python benchmarks/formats.py [--only vit bert] [--modes head distilled] [--steps 150] [--thief-steps 150]
+python benchmarks/formats.py [--only vit bert] [--modes head distilled] [--steps 150] [--thief-steps 60]
 
 Each kind is a small network of transformers with random weights, saved by the library. It is marked, loaded back by
 the library alone (`equal` is the largest difference from sslguard's answers, relative to the largest answer), stolen
 by a student of another architecture, and verified: F*, the surrogate, and as negatives the clean encoder and a
-surrogate of it. Bits are min(256, -log2 p). A random network is no good encoder, and a surrogate of 150 steps is no
+surrogate of it. Bits are min(256, -log2 p). A random network is no good encoder, and a surrogate of 60 steps is no
 good copy: the table shows that each kind goes through every command, and not how much evidence a real theft leaves.
 """
 
@@ -136,7 +136,7 @@ def by_the_library(encoder: Encoder, folder: Path, batch: Any) -> np.ndarray:
 def whole_way(spec: str, mode: str, roles: Callable[[str], Data], student: str, asked: Any) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "out"
-        settings = {"mode": mode, "steps": asked.steps, "protocol": {"n_queries": 1000}}
+        settings = {"mode": mode, "steps": asked.steps, "protocol": {"n_queries": 500}}
         secret = Secret.from_seed(1)
         marked = sslguard.watermark(spec, roles("mark"), scheme="exact", settings=settings, secret=secret, out=out)
         few = roles("verify").take(range(64))
@@ -157,7 +157,7 @@ def whole_way(spec: str, mode: str, roles: Callable[[str], Data], student: str, 
 
 def main() -> None:
     kinds = (*PICTURES, *TEXTS)
-    asked = options(__doc__, only=kinds, modes=("head", "distilled"), steps=150, thief_steps=150)
+    asked = options(__doc__, only=kinds, modes=("head", "distilled"), steps=150, thief_steps=60)
     prepare()
     texts = {role: open_data(f"vader:{role}") for role in ("mark", "thief", "verify")}
     spoken = (word for text in texts["mark"].take(range(2000)) for word in str(text).lower().split())
@@ -173,8 +173,8 @@ def main() -> None:
             def roles(role: str, pictures: bool = pictures) -> Data:
                 first = starts[role]
                 if pictures:
-                    return open_data(f"cluttered-fashion-mnist:train[{first}:{first + 3000}]")
-                return texts[role].slice(0, min(3000, len(texts[role])))
+                    return open_data(f"cluttered-fashion-mnist:train[{first}:{first + 1500}]")
+                return texts[role].slice(0, min(1500, len(texts[role])))
 
             for mode in asked.modes:
                 row = whole_way(spec, mode, roles, "resnet-narrow" if pictures else "bag-of-words", asked)
