@@ -87,6 +87,7 @@ def test_keeps_what_is_left_out() -> None:
         ({"limit": True}, r"^it\.limit must be a whole number, not True$"),
         ({"limit": 1.0}, r"^it\.limit must be a whole number, not 1\.0$"),
         ({"inner": {"rate": float("inf")}}, r"^it\.inner\.rate must be a finite number, not inf$"),
+        ({"steps": 1}, r"^it has no setting 'steps'; known: name, .*, shape\. It is a setting of 'inner'$"),
         ({"inner": {"stps": 1}}, r"^it\.inner has no setting 'stps'; known: steps, rate\. Did you mean 'steps'\?$"),
         ({"inner": 3}, r"^it\.inner must be a table of settings, not 3$"),
         ({"sizes": 3}, r"^it\.sizes must be a list, not 3$"),

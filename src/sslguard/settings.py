@@ -173,8 +173,12 @@ def read(kind: type[T], table: object, at: str = "", *, start: T | None = None, 
         others = {name: values.pop(name) for name in table if name not in known or name == catch_all}
         known.pop(catch_all)
     elif unknown := [name for name in table if name not in known]:
+        inner = {n: {f.name for f in fields(hints[n])} for n in known if is_dataclass(hints[n])}
         listed = ", ".join(known) or "none"
-        raise UsageError(f"{title} has no setting {unknown[0]!r:.80}; known: {listed}{_meant(unknown[0], known)}")
+        meant = "".join(f". It is a setting of {n!r}" for n, names in inner.items() if unknown[0] in names)
+        raise UsageError(
+            f"{title} has no setting {unknown[0]!r:.80}; known: {listed}{meant or _meant(unknown[0], known)}"
+        )
     given = {
         name: _value(hints[name], value, f"{at}.{name}" if at else name, _default(start, known[name]), named)
         for name, value in values.items()

@@ -258,6 +258,9 @@ def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]
     return {"controls": fields}, rows
 
 
+HEAD_ALONE = "the mark is a last step behind the network, for an API: the weights alone are those of the clean encoder"
+
+
 def _marked(out: Path, marked: Marked) -> Result:
     final = {name: losses[-1] for name, losses in marked.history.losses.items()}
     fields = {
@@ -281,6 +284,8 @@ def _marked(out: Path, marked: Marked) -> Result:
             else []
         ),
         *([("formats", f"only sslguard's own: {marked.not_written}")] if marked.not_written else []),
+        *([("head", HEAD_ALONE)] if "head" in marked.encoder.architecture else []),
+        ("a test asks", f"{marked.key.n_queries:,} queries, of items that took no part in the marking"),
         *([("to verify", f"keep {marked.needs}")] if marked.needs else []),
         *([("left out", f"{n} items that cannot be read")] if (n := len(marked.unreadable)) else []),
         ("seconds", f"{marked.history.seconds:.1f}"),

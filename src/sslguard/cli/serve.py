@@ -117,6 +117,7 @@ def export(
     if (format == "onnx" or out.suffix == ".onnx") and not (find_spec("onnx") and find_spec("onnxruntime")):
         raise MissingExtraError("writing ONNX", "onnx")
 
+    from sslguard.encoders.formats import HEAD
     from sslguard.encoders.formats import export as write
     from sslguard.encoders.load import load_encoder
 
@@ -125,6 +126,9 @@ def export(
     size = sum(file.stat().st_size for file in ([out] if out.is_file() else out.rglob("*")) if file.is_file())
     fields = {"encoder": encoder, "out": str(out), "format": written, "dim": loaded.dim, "bytes": size}
     rows = [("written", str(out)), ("format", written), ("width", str(loaded.dim)), ("size", f"{size:,} bytes")]
+    if "head" in loaded.architecture and written not in ("onnx", "torch-export"):
+        place = out if out.is_dir() else out.parent
+        rows.append(("head", f"{place / HEAD} holds the mark: without it the weights are those of the clean encoder"))
     return Result(fields, rows)
 
 

@@ -35,7 +35,7 @@ from sslguard.encoders.checkpoint import checkpoint_heads, checkpoint_names
 from sslguard.encoders.export import TOLERANCE, check_free, example_inputs, export_onnx, traceable, whole_network
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.huggingface import save_model, write_sentences, write_transformer
-from sslguard.encoders.own import OwnFunction, OwnModule
+from sslguard.encoders.own import Items, OwnFunction, OwnModule
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.processors import described
 from sslguard.encoders.program import Program
@@ -348,7 +348,8 @@ def card(encoder: Encoder, form: str, base_model: str | None = None, *, tell: bo
     )
     lines = ["---", f"base_model: {name}", f"library_name: {library}", f"pipeline_tag: {task}", "---", ""]
     lines += [f"# {name.rpartition('/')[2]}", ""]
-    lines += [f"An encoder of {'texts' if texts else 'images'}: embeddings of {encoder.dim} numbers.", ""]
+    what = "" if isinstance(encoder.preprocess, Items) else " of texts" if texts else " of images"
+    lines += [f"An encoder{what}: embeddings of {encoder.dim} numbers.", ""]
     lines += ["```python", *_usage(base, form, headed is not None), "```", ""]
     if tell:
         lines += [
@@ -374,16 +375,21 @@ def _usage(base: nn.Module, form: str, headed: bool) -> list[str]:
         pooled = made.get(base.pooling, f"last_hidden_state  # then pooled: {base.pooling}")
         loader = type(base.model).__name__
         before = "AutoImageProcessor" if isinstance(base, VisionModule) else "AutoTokenizer"
+        filled = "" if isinstance(base, VisionModule) else "padding=True, truncation=True, "
         lines = [
             f"from transformers import {before}, {loader}",
             "",
-            f'inputs = {before}.from_pretrained("FOLDER")(items, return_tensors="pt")',
+            f'inputs = {before}.from_pretrained("FOLDER")(items, {filled}return_tensors="pt")',
             f'embeddings = {loader}.from_pretrained("FOLDER")(**inputs).{pooled}',
         ]
+        if base.pooling == "mean" and isinstance(base, TextModule):
+            lines[-1] = lines[-1].partition("  #")[0]
+            lines.append('mask = inputs["attention_mask"][:, :, None]')
+            lines.append("embeddings = (embeddings * mask).sum(1) / mask.sum(1)")
         behind = base.behind if isinstance(base, TextModule) else base
         if getattr(behind, "unit", False):
             lines.append("embeddings = torch.nn.functional.normalize(embeddings)")
-        given = "*inputs.values()"
+        given = "*inputs.values()" if isinstance(base, VisionModule) else "inputs.input_ids, inputs.attention_mask"
     elif form == "timm":
         lines = ["import timm", "", 'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()']
         lines += ["embeddings = model(images)"]

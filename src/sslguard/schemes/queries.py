@@ -23,7 +23,10 @@ def drawn(stream: Stream, data: Data, n: int) -> NDArray[np.int64]:
         UsageError: There are fewer.
     """
     if len(data) < n:
-        raise UsageError(f"this key asks about {n} items, but {data.spec} has only {len(data)}")
+        raise UsageError(
+            f"this key asks about {n} items, but {data.spec} has only {len(data)}: give as many; "
+            "how many a key asks is set when it is made (watermark --n-queries)"
+        )
     return stream.permutation(len(data))[:n]
 
 

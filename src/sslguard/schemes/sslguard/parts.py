@@ -94,7 +94,9 @@ def draw_sk(secret: Secret, context: bytes, width: int) -> Tensor:
 def check_markable(clean: Encoder, data: Data, n_verification: int) -> None:
     """Raise UsageError where `clean` takes no images, or `data` leaves nothing to train on beside D_v."""
     if not isinstance(clean.preprocess, ImagePreprocess):
-        raise UsageError("the scheme sslguard puts its trigger on images; this encoder takes none")
+        raise UsageError(
+            "the scheme sslguard puts its trigger on images; this encoder takes none: choose --scheme exact"
+        )
     if len(data) <= n_verification:
         raise UsageError(
             f"{data.spec} has {len(data)} items: D_v takes {n_verification}, and some must be left to train on"
