@@ -44,6 +44,8 @@ from sslguard.stats.significance import control_rank_test
 from sslguard.verification.nulls import DATED_TRIES
 from sslguard.verification.verdict import score_controls, score_suspect, verify
 
+pytestmark = pytest.mark.heavy  # keys by the dozen
+
 N = 200
 PROTOCOL = Protocol(n_queries=N, epsilon=0.36)
 HEAD = Exact(PROTOCOL, mode="head")

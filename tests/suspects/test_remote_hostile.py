@@ -467,10 +467,17 @@ def listening() -> Iterator[Callable[[Handler], str]]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    servers: list[asyncio.Server] = []
+    writers: list[asyncio.StreamWriter] = []
 
     def serve(handler: Handler) -> str:
-        started = asyncio.run_coroutine_threadsafe(asyncio.start_server(handler, "127.0.0.1", 0), loop)
-        host, port = started.result(5).sockets[0].getsockname()
+        async def kept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            await handler(reader, writer)
+
+        started = asyncio.run_coroutine_threadsafe(asyncio.start_server(kept, "127.0.0.1", 0), loop)
+        servers.append(started.result(5))
+        host, port = servers[-1].sockets[0].getsockname()
         return f"http://{host}:{port}"
 
     yield serve
@@ -480,6 +487,11 @@ def listening() -> Iterator[Callable[[Handler], str]]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for server in servers:
+            server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0)  # sockets are closed in the loop's next turn
         loop.stop()
 
     asyncio.run_coroutine_threadsafe(end(), loop)
