@@ -149,7 +149,7 @@ def whole_way(spec: str, mode: str, roles: Callable[[str], Data], student: str, 
             for name, victim in suspects.items()
         }
         bits = {
-            name: -sslguard.verify(out / "key", suspect, roles("verify")).significance.log2_pvalue
+            name: abs(sslguard.verify(out / "key", suspect, roles("verify")).significance.log2_pvalue)
             for name, suspect in suspects.items()
         }
     return {"equal": float(np.abs(ours - theirs).max() / np.abs(ours).max()), **bits}
