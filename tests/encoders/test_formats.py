@@ -316,11 +316,11 @@ class TestRefused:
 @pytest.mark.parametrize(
     ("source", "name"),
     [
-        ("exact-marked hf:/home/me/models/bert-tiny@cls", "bert-tiny"),
+        ("exact-marked hf:/models/me/models/bert-tiny@cls", "bert-tiny"),
         ("hf:/cache/models--intfloat--e5-small/snapshots/abc@unit", "intfloat/e5-small"),
         ("timm:vit_tiny_patch16_224", "timm/vit_tiny_patch16_224"),
-        ("timm:deit_tiny:/home/me/file.pth@96", "file.pth"),
-        ("/home/me/moco.pth.tar@96,raw", "moco.pth.tar"),
+        ("timm:deit_tiny:/models/me/file.pth@96", "file.pth"),
+        ("/models/me/moco.pth.tar@96,raw", "moco.pth.tar"),
         ("__main__.Mine", "__main__.Mine"),
     ],
 )
