@@ -18,6 +18,7 @@ from sslguard.data.base import Chosen, Data
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Key
 from sslguard.schemes.keyfile import tensor_bytes
+from sslguard.schemes.queries import check_enough
 from sslguard.schemes.sslguard.key import SSLGuardKey
 
 MAX_SEED = 256  # characters
@@ -40,8 +41,7 @@ class ExaminerData(Chosen):
     def __init__(self, whole: Data, n: int, *, seed: str, commitment: str) -> None:
         """Draw the items' order; see the class for the arguments."""
         check_seed(seed)
-        if len(whole) < n:
-            raise UsageError(f"this key asks about {n} items, but {whole.spec} has only {len(whole)}")
+        check_enough(whole, n)
         parts = (bytes.fromhex(commitment), hashlib.sha256(seed.encode()).digest(), len(whole).to_bytes(8, "big"))
         digest = hashlib.sha256(b"sslguard examiner's queries" + b"".join(parts))
         order = Stream(digest.digest()).permutation(len(whole))[:n]

@@ -16,17 +16,22 @@ from sslguard.errors import SuspectError, UsageError
 QUERY_BATCH = 128
 
 
+def check_enough(data: Data, n: int) -> None:
+    """Raise UsageError where a data set has fewer than `n` items, which a key asks about."""
+    if len(data) < n:
+        raise UsageError(
+            f"this key asks about {n} items, but {data.spec} has only {len(data)}: give as many; "
+            "how many a key asks is set when it is made (watermark --n-queries)"
+        )
+
+
 def drawn(stream: Stream, data: Data, n: int) -> NDArray[np.int64]:
     """Draw `n` different items of `data`.
 
     Raises:
         UsageError: There are fewer.
     """
-    if len(data) < n:
-        raise UsageError(
-            f"this key asks about {n} items, but {data.spec} has only {len(data)}: give as many; "
-            "how many a key asks is set when it is made (watermark --n-queries)"
-        )
+    check_enough(data, n)
     return stream.permutation(len(data))[:n]
 
 
