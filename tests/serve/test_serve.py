@@ -485,7 +485,7 @@ class TestBatching:
                 while not gated.batches:
                     await asyncio.sleep(0.001)
                 waiting.append(asyncio.create_task(client.post(TEI, json={"inputs": "a"})))
-                while not app.state.service.batcher._queued:
+                while not app.state.service.work.batcher._queued:
                     await asyncio.sleep(0.001)
                 refused = await client.post(TEI, json={"inputs": "a"})
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
@@ -716,7 +716,8 @@ def test_picture_modes() -> None:
     for mode, channels in (("L", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("1", 3), ("LA", 3)):
         content = io.BytesIO()
         Image.new(mode, (6, 5)).save(content, "PNG")
-        assert wire.picture(base64.b64encode(content.getvalue()).decode()).shape == (channels, 5, 6)
+        found = wire.picture(base64.b64encode(content.getvalue()).decode())
+        assert (found.pixels, found.decoded().shape) == (30, (channels, 5, 6))
 
 
 @pytest.fixture(scope="module")

@@ -179,16 +179,18 @@ class ImagePreprocess:
             raise DataError(f"images must hold pixels, not have shape {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise DataError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
-        scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        if images.dtype != torch.uint8 and (not bool(scaled.isfinite().all()) or scaled.min() < 0 or scaled.max() > 1):
+        # In place where bytes came: a large picture takes enough memory as it is.
+        bytes_came = images.dtype == torch.uint8
+        scaled = images.float().div_(255) if bytes_came else images.float()
+        if not bytes_came and (not bool(scaled.isfinite().all()) or scaled.min() < 0 or scaled.max() > 1):
             raise DataError("float images must be finite and lie in [0, 1]; bytes are scaled here")
         if scaled.shape[1] != self.channels:
-            scaled = (
-                (scaled * scaled.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
-                if self.channels == 1
-                else scaled.expand(-1, 3, -1, -1)
-            )
-        return self._resize(scaled, bytes_came=images.dtype == torch.uint8)
+            if self.channels == 1:
+                luma = scaled.new_tensor(_LUMA)[:, None, None]
+                scaled = (scaled.mul_(luma) if bytes_came else scaled * luma).sum(1, keepdim=True)
+            else:
+                scaled = scaled.expand(-1, 3, -1, -1)
+        return self._resize(scaled, bytes_came=bytes_came)
 
     def _resize(self, images: Tensor, *, bytes_came: bool) -> Tensor:
         came = (images.shape[2], images.shape[3])

@@ -9,7 +9,8 @@ POST /v1/embed                           `{"texts": [...]}` or `{"images": [base
 GET /health, /v2/health/live, …/ready    status 200 while the server accepts requests
 =======================================  ============================================================================
 
-Texts and images go through the encoder's own preprocessing.
+Texts and images go through the encoder's own preprocessing. Requests are decoded, and answers written, in threads of
+their own (`work`), and all requests share a bounded memory (`budget`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
-from torch import Tensor
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from sslguard import __version__
 from sslguard.encoders.base import Encoder
@@ -32,10 +33,15 @@ from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import DataError, SslguardError, UsageError
 from sslguard.serve import wire
-from sslguard.serve.batching import Answers, Batcher, Limits, OverloadedError
+from sslguard.serve.batching import Answers, Limits
+from sslguard.serve.budget import HELD, RETRY_AFTER, Budget, Holding, OverloadedError
+from sslguard.serve.work import Work
 from sslguard.settings import Count, Positive
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
+_NUMBER_BYTES = 24  # of a number in an answer: as JSON, and as what it is made of
+_PIECE = 1 << 16  # bytes of an answer that are handed to the connection at a time
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Settings(Limits):
         name: Name of the model in paths and answers.
         max_items: Most items of one request.
         max_bytes: Most bytes of a request's body.
+        max_held: Most bytes that all requests may hold together: bodies, prepared items and answers.
+        max_pixels: Most pixels of images that all requests may have in work together.
         body_seconds: Seconds within which a body must arrive.
         token: Token that callers must send as `Authorization: Bearer TOKEN`; None lets anybody call.
     """
@@ -53,6 +61,8 @@ class Settings(Limits):
     name: str = "encoder"
     max_items: Count = 1024
     max_bytes: Count = 1 << 25
+    max_held: Count = 1 << 27
+    max_pixels: Count = 1 << 27
     body_seconds: Positive = 30.0
     token: str | None = field(default=None, repr=False)
 
@@ -71,22 +81,36 @@ class _RefusedError(Exception):
 
 
 class _Service:
-    """What the routes share: the encoder behind its queue, and the settings."""
+    """What the routes share: the encoder behind its queue, the settings, and what requests may hold."""
 
     def __init__(self, encoder: Encoder, settings: Settings) -> None:
         self.encoder, self.settings = encoder, settings
         self.takes_images = isinstance(encoder.preprocess, ImagePreprocess)
-        self.batcher: Batcher | None = None
+        self.item_size = 0
+        if isinstance(encoder.preprocess, ImagePreprocess):
+            self.item_size = 4 * math.prod(encoder.preprocess.shape)
+        self.memory = Budget(settings.max_held, "bytes")
+        self.work: Work | None = None
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        self.batcher = Batcher(self.encoder, self.settings)
-        self.batcher.start()
+        self.work = Work(self.encoder, self.settings, Budget(self.settings.max_pixels, "pixels"))
+        self.work.batcher.start()
         try:
             yield
         finally:
-            await self.batcher.close()
-            self.batcher = None
+            await self.work.close()
+            self.work = None
+
+    def working(self) -> Work:
+        """Return the threads that work for requests.
+
+        Raises:
+            _RefusedError: The server is stopping.
+        """
+        if self.work is None:
+            raise _RefusedError(503, "this server is stopping", {"Retry-After": RETRY_AFTER})
+        return self.work
 
     def admit(self, request: Request) -> None:
         """Check the token.
@@ -105,9 +129,10 @@ class _Service:
 
         Raises:
             _RefusedError: The caller did not send the token, or the body is too large or too slow.
+            OverloadedError: Other requests hold too much.
         """
         self.admit(request)
-        most = self.settings.max_bytes
+        most, held = self.settings.max_bytes, request.scope[HELD]
         too_large = _RefusedError(413, f"a request may have at most {most:,} bytes", {"Connection": "close"})
         promised = request.headers.get("content-length", "0")
         if promised.isdigit() and int(promised[:19]) > most:
@@ -116,9 +141,10 @@ class _Service:
         try:
             async with asyncio.timeout(self.settings.body_seconds):
                 async for part in request.stream():
-                    found += part
-                    if len(found) > most:
+                    if len(found) + len(part) > most:
                         raise too_large
+                    held.take(len(part))
+                    found += part
         except TimeoutError:
             raise _RefusedError(408, "the request came too slowly", {"Connection": "close"}) from None
         return bytes(found)
@@ -127,40 +153,56 @@ class _Service:
         if name != self.settings.name:
             raise _RefusedError(404, f"unknown model; this server has the model {self.settings.name}")
 
-    def texts(self, items: list[str] | list[list[int]] | list[Tensor]) -> list[str]:
-        """Return texts, decoded by the encoder's own tokenizer if they came as token ids.
+    def texts(self, items: list[list[int]]) -> list[str]:
+        """Return the texts of token ids of the encoder's own tokenizer.
 
         Raises:
             _RefusedError: The encoder has no tokenizer.
             DataError: It does not know an id.
         """
-        texts = [item for item in items if isinstance(item, str)]
-        if texts:
-            return texts
         if not isinstance(self.encoder.preprocess, TextPreprocess):
             raise _RefusedError(400, "this encoder takes texts, not token ids: it has no tokenizer")
-        return [self.encoder.preprocess.decoded(ids) for ids in items if isinstance(ids, list)]
+        return [self.encoder.preprocess.decoded(ids) for ids in items]
 
-    async def embedded(self, ask: wire.Ask) -> Answers:
-        """Return the answers to a decoded request.
+    async def asked(self, request: Request, read: Callable[[bytes], wire.Ask]) -> wire.Ask:
+        """Return the request that `read` decodes a body as."""
+        body = await self.body(request)
+        return await self.working().run(len(body), read, body)
+
+    async def answer(self, request: Request, ask: wire.Ask, write: Callable[[Answers], wire.Content]) -> Response:
+        """Return the response that `write` makes of the answers to a decoded request.
 
         Raises:
-            _RefusedError: The encoder does not take these items, fails, or has too much to do.
+            _RefusedError: The encoder does not take these items, or fails.
+            OverloadedError: There is too much to do.
         """
-        images = [item for item in ask.items if isinstance(item, Tensor)]
-        if bool(images) != self.takes_images:
+        n, work = len(ask.items), self.working()
+        if self.takes_images == isinstance(ask.items[0], str | list):
             raise _RefusedError(400, f"this encoder takes {'images' if self.takes_images else 'texts'}")
-        if self.batcher is None:
-            raise _RefusedError(503, "this server is stopping")
+        request.scope[HELD].take(
+            n * self.encoder.dim * _NUMBER_BYTES + min(n, self.settings.max_batch) * self.item_size
+        )
         try:
-            return await self.batcher.embed(images or self.texts(ask.items))
-        except OverloadedError as error:
-            raise _RefusedError(503, str(error), {"Retry-After": "1"}) from error
-        except DataError as error:
+            items: Any = ask.items
+            if isinstance(items[0], list):
+                items = await work.run(0, self.texts, items)
+            answers = await work.embedded(items)
+        except (DataError, wire.BadRequestError) as error:
             raise _RefusedError(400, str(error)) from error
+        except OverloadedError:
+            raise
         except SslguardError as error:
             logger.warning("the encoder failed: %s", error)
             raise _RefusedError(500, "the encoder failed on this request") from error
+        content = await work.run(answers.size * _NUMBER_BYTES, write, answers)
+        headers = {**content.headers, "Content-Length": str(len(content.body))}
+        return StreamingResponse(_pieces(content.body), headers=headers)
+
+
+async def _pieces(body: bytes) -> AsyncIterator[bytes]:
+    """Yield a body in pieces, each when the connection has taken those before."""
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
 
 
 def create_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
@@ -177,6 +219,8 @@ def create_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
     app.state.service = service
     app.add_exception_handler(_RefusedError, _refused)
     app.add_exception_handler(wire.BadRequestError, _refused)
+    app.add_exception_handler(OverloadedError, _refused)
+    app.add_middleware(Holding, budget=service.memory)
     _add_oip(app, service)
     _add_texts(app, service)
     _add_health(app, service)
@@ -184,15 +228,14 @@ def create_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    status = error.status if isinstance(error, _RefusedError) else 400
-    headers = error.headers if isinstance(error, _RefusedError) else None
+    status, headers = 400, None
+    if isinstance(error, OverloadedError):
+        status, headers = 503, {"Retry-After": RETRY_AFTER}
+    elif isinstance(error, _RefusedError):
+        status, headers = error.status, error.headers
     # OpenAI's clients expect an object under "error", those of OIP and TEI a text.
     said: Any = {"message": str(error), "code": status} if request.url.path.startswith("/v1") else str(error)
     return JSONResponse({"error": said}, status, headers)
-
-
-def _response(content: wire.Content) -> Response:
-    return Response(content.body, headers=dict(content.headers))
 
 
 def _add_oip(app: FastAPI, service: _Service) -> None:
@@ -219,8 +262,8 @@ def _add_oip(app: FastAPI, service: _Service) -> None:
     @app.post("/v2/models/{model}/infer")
     async def infer(model: str, request: Request) -> Response:
         service.model(model)
-        ask = wire.oip_ask(await service.body(request), request.headers, service.settings.max_items)
-        return _response(wire.oip_answer(ask, await service.embedded(ask), name))
+        ask = await service.asked(request, lambda body: wire.oip_ask(body, request.headers, service.settings.max_items))
+        return await service.answer(request, ask, lambda answers: wire.oip_answer(ask, answers, name))
 
 
 def _add_texts(app: FastAPI, service: _Service) -> None:
@@ -232,25 +275,20 @@ def _add_texts(app: FastAPI, service: _Service) -> None:
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        ask = wire.openai_ask(await service.body(request), most)
-        answers = wire.first_numbers(await service.embedded(ask), ask.dimensions)
-        return _response(wire.openai_answer(ask, answers, name))
+        ask = await service.asked(request, lambda body: wire.openai_ask(body, most))
+        return await service.answer(
+            request, ask, lambda found: wire.openai_answer(ask, wire.first_numbers(found, ask.dimensions), name)
+        )
 
     @app.post("/embed")
     async def embed(request: Request) -> Response:
-        fields = wire.parsed(await service.body(request))
-        ask = wire.Ask(wire.texts_of(fields.get("inputs"), "inputs", most))
-        return _response(wire.as_json((await service.embedded(ask)).tolist()))
+        ask = await service.asked(request, lambda body: wire.tei_ask(body, most))
+        return await service.answer(request, ask, lambda found: wire.as_json(found.tolist()))
 
     @app.post("/v1/embed")
     async def embed_either(request: Request) -> Response:
-        fields = wire.parsed(await service.body(request))
-        ask = wire.Ask(
-            wire.pictures_of(fields["images"], "images", most)
-            if "images" in fields
-            else wire.texts_of(fields.get("texts"), "texts", most)
-        )
-        return _response(wire.as_json({"embeddings": (await service.embedded(ask)).tolist()}))
+        ask = await service.asked(request, lambda body: wire.either_ask(body, most))
+        return await service.answer(request, ask, lambda found: wire.as_json({"embeddings": found.tolist()}))
 
     @app.get("/info")
     async def info() -> Any:
@@ -259,8 +297,7 @@ def _add_texts(app: FastAPI, service: _Service) -> None:
 
 def _add_health(app: FastAPI, service: _Service) -> None:
     async def ready() -> Any:
-        if service.batcher is None:
-            raise _RefusedError(503, "this server is stopping")
+        service.working()
         return {"status": "ok"}
 
     for path in ("/health", "/v2/health/ready", "/v2/health/live"):

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from sslguard.data.base import as_batch
 from sslguard.encoders.base import Embedder
-from sslguard.errors import SslguardError
+from sslguard.serve.budget import OverloadedError
 from sslguard.settings import Checked, Count, Range
 
 Items = Sequence[Tensor] | Sequence[str]
 Answers = NDArray[np.floating]
-
-
-class OverloadedError(SslguardError):
-    """Too many items are waiting. The caller may try again later."""
+PART_SECONDS = 1.0
+"""Time that a part of a batch should take. Between parts the server sees whether anybody waits for the rest."""
+_FIRST_PART = 8  # items, before it is known how long they take
 
 
 @dataclass
@@ -62,6 +61,7 @@ class Batcher:
     def __init__(self, encoder: Embedder, limits: Limits) -> None:
         self.encoder, self.limits = encoder, limits
         self.n_batches = self.n_items = 0
+        self._part = _FIRST_PART
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
         self._came = asyncio.Event()
@@ -141,7 +141,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         items = [item for waiting in requests for item in waiting.items]
         try:
-            answers = await loop.run_in_executor(self._pool, self._embedded, items)
+            answers = await loop.run_in_executor(self._pool, self._embedded, items, requests)
         except Exception as error:
             if len(requests) == 1:
                 _settle(requests[0], error)
@@ -155,13 +155,20 @@ class Batcher:
             _settle(waiting, answers[start : start + len(waiting.items)])
             start += len(waiting.items)
 
-    def _embedded(self, items: list[Tensor | str]) -> Answers:
+    def _embedded(self, items: list[Tensor | str], requests: list[_Waiting]) -> Answers:
         parts = []
-        for start in range(0, len(items), self.limits.max_batch):
-            part = items[start : start + self.limits.max_batch]
+        start = 0
+        while start < len(items):
+            if all(waiting.answers.done() for waiting in requests):
+                raise OverloadedError("nobody waits for this batch")
+            part = items[start : start + min(self._part, self.limits.max_batch)]
+            start += len(part)
             self.n_batches += 1
             self.n_items += len(part)
+            begun = time.monotonic()
             parts.append(self.encoder.embed(as_batch(part)))
+            seconds = max(time.monotonic() - begun, 1e-6) / len(part)
+            self._part = max(1, min(int(PART_SECONDS / seconds), self.limits.max_batch))
         return np.concatenate(parts)
 
 

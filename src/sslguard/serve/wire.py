@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +20,19 @@ from sslguard.errors import UsageError
 from sslguard.suspects.protocols.base import MalformedReplyError
 from sslguard.suspects.protocols.oip import DTYPES, LENGTH_HEADER, split_body, unpacked_texts
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Answers = NDArray[np.floating]
 MAX_SIDE = 4096  # pixels
 MAX_PIXELS = 1 << 26  # of all images of a request
 MAX_ASPECT = 8  # longer side to shorter; scaling a small shorter side up would make the longer one huge
+MAX_SCANS = 100  # of a progressive JPEG; each takes the time of a whole picture
+MAX_TEXT = 1 << 17  # characters
+MAX_VALUES = 1 << 22  # of a JSON body; a value takes up to 30 times the memory of its text
 _DATATYPES = ("UINT8", "FP32")
 _JSON = "application/json"
+_NO_IMAGE = "an image must be the base64 of a PNG, JPEG or WebP file"
 
 
 class BadRequestError(UsageError):
@@ -33,17 +40,43 @@ class BadRequestError(UsageError):
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image as it came. Its size is known from its header, and none of its pixels is decoded yet.
+
+    Attributes:
+        content: Content of a PNG, JPEG or WebP file.
+        pixels: Number of its pixels.
+    """
+
+    content: bytes
+    pixels: int
+
+    def decoded(self) -> Tensor:
+        """Return the image, uint8 (1 or 3, H, W).
+
+        Raises:
+            BadRequestError: It cannot be decoded.
+        """
+        with _opened(self.content) as image:
+            shown = image if image.mode in ("L", "RGB") else image.convert("RGB")
+            found = np.empty((len(shown.getbands()), shown.height, shown.width), np.uint8)
+            for channel, values in enumerate(found):  # one by one, in little memory
+                values[:] = shown.getchannel(channel)
+        return torch.from_numpy(found)
+
+
+@dataclass(frozen=True)
 class Ask:
     """A decoded request.
 
     Attributes:
-        items: Images (C, H, W), texts, or texts as ids of the encoder's own tokenizer.
+        items: Images (C, H, W), images as they came, texts, or texts as ids of the encoder's own tokenizer.
         dimensions: How many of the first numbers of an answer the caller wants (OpenAI); None for all.
         coded: Whether the caller wants numbers as base64 (OpenAI) or as bytes (OIP).
         request_id: The caller's name for the request (OIP).
     """
 
-    items: list[Tensor] | list[str] | list[list[int]]
+    items: list[Tensor] | list[Picture] | list[str] | list[list[int]]
     coded: bool = False
     request_id: str | None = None
     dimensions: int | None = None
@@ -66,8 +99,12 @@ def parsed(body: bytes) -> dict[str, Any]:
     """Return the JSON object of a body.
 
     Raises:
-        BadRequestError: The body is not a JSON object.
+        BadRequestError: The body is not a JSON object, or holds too many values.
     """
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        raise BadRequestError(
+            f"the JSON of a request may hold {MAX_VALUES:,} commas and brackets at most: send tensors as bytes"
+        )
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -86,19 +123,24 @@ def texts_of(value: object, name: str, most: int) -> list[str]:
         most: Most texts allowed.
 
     Raises:
-        BadRequestError: The value is not a text or a list of 1 to `most` texts of valid Unicode.
+        BadRequestError: The value is not a text or a list of 1 to `most` texts of valid Unicode, or one is too long.
     """
+    found = _list_of_texts(value, name, most)
+    for item in found:
+        _check_text(item)
+    return found
+
+
+def _list_of_texts(value: object, name: str, most: int) -> list[str]:
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not found or not all(isinstance(item, str) for item in found):
         raise BadRequestError(f"{name!r} must be a text or a list of texts")
     _check_number(len(found), most)
-    for item in found:
-        _check_unicode(item)
     return found
 
 
-def pictures_of(value: object, name: str, most: int) -> list[Tensor]:
-    """Return images that came as base64 or as data URIs: uint8 (C, H, W).
+def pictures_of(value: object, name: str, most: int) -> list[Picture]:
+    """Return images that came as base64 or as data URIs, without decoding one.
 
     Args:
         value: Value of a field of the request.
@@ -108,41 +150,44 @@ def pictures_of(value: object, name: str, most: int) -> list[Tensor]:
     Raises:
         BadRequestError: The value is not an image or a list of images, or the images are too many or too large.
     """
-    found: list[Tensor] = []
-    left = MAX_PIXELS
-    for coded in texts_of(value, name, most):
-        found.append(picture(coded, left))
-        left -= found[-1][0].numel()
+    found = list(map(picture, _list_of_texts(value, name, most)))
+    if sum(one.pixels for one in found) > MAX_PIXELS:
+        raise BadRequestError(f"the images of a request may have at most {MAX_PIXELS:,} pixels in all")
     return found
 
 
-def picture(coded: str, most: int = MAX_PIXELS) -> Tensor:
-    """Return an image from the base64 of a PNG, JPEG or WebP file: uint8 (1 or 3, H, W).
+def picture(coded: str) -> Picture:
+    """Return an image from the base64 of a PNG, JPEG or WebP file.
 
     Args:
         coded: base64, alone or in a data URI.
-        most: Most pixels allowed.
 
     Raises:
         BadRequestError: It is not such an image, or it is too large.
     """
+    try:
+        content = base64.b64decode(coded.partition(",")[2] if coded.startswith("data:") else coded, validate=True)
+    except ValueError as error:
+        raise BadRequestError(_NO_IMAGE) from error
+    # The size comes from the file's header; no pixels have been decoded yet.
+    with _opened(content) as image:
+        _check_sides(*image.size)
+        if image.format == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
+            raise BadRequestError(f"a JPEG may have {MAX_SCANS} scans at most")
+        return Picture(content, math.prod(image.size))
+
+
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
     from PIL import Image
 
-    text = coded.partition(",")[2] if coded.startswith("data:") else coded
     try:
-        content = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(content), formats=("PNG", "JPEG", "WEBP")) as image:
-            # The size comes from the file's header; no pixels have been decoded yet.
-            _check_sides(*image.size)
-            if math.prod(image.size) > most:
-                raise BadRequestError(f"the images of a request may have at most {MAX_PIXELS:,} pixels in all")
-            pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            yield image
     except BadRequestError:
         raise
-    except (binascii.Error, ValueError, OSError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
-        raise BadRequestError("an image must be the base64 of a PNG, JPEG or WebP file") from error
-    stacked = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(stacked.copy())
+    except (ValueError, OSError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+        raise BadRequestError(_NO_IMAGE) from error
 
 
 def openai_ask(body: bytes, most: int) -> Ask:
@@ -160,6 +205,27 @@ def openai_ask(body: bytes, most: int) -> Ask:
         raise BadRequestError(f"'dimensions' must be a whole number from 1 up, not {str(dimensions)[:80]!r}")
     items = ids_of(fields.get("input"), most) or texts_of(fields.get("input"), "input", most)
     return Ask(items, encoding == "base64", dimensions=dimensions)
+
+
+def tei_ask(body: bytes, most: int) -> Ask:
+    """Decode a request to /embed, `{"inputs"}`.
+
+    Raises:
+        BadRequestError: The body is not such a request, or asks for more than `most` texts.
+    """
+    return Ask(texts_of(parsed(body).get("inputs"), "inputs", most))
+
+
+def either_ask(body: bytes, most: int) -> Ask:
+    """Decode a request to /v1/embed, `{"images"}` or `{"texts"}`.
+
+    Raises:
+        BadRequestError: The body is not such a request, or asks for more than `most` items.
+    """
+    fields = parsed(body)
+    if "images" in fields:
+        return Ask(pictures_of(fields["images"], "images", most))
+    return Ask(texts_of(fields.get("texts"), "texts", most))
 
 
 def ids_of(value: object, most: int) -> list[list[int]] | None:
@@ -297,7 +363,7 @@ def _texts(shape: list[int], content: object) -> list[str]:
     if len(found) != shape[0] or not all(isinstance(item, str) for item in found):
         raise BadRequestError(f"'data' must hold {shape[0]} texts")
     for item in found:
-        _check_unicode(item)
+        _check_text(item)
     return found
 
 
@@ -327,7 +393,9 @@ def _check_number(n: int, most: int) -> None:
         raise BadRequestError(f"a request may hold 1 to {most} items, not {n}")
 
 
-def _check_unicode(text: str) -> None:
+def _check_text(text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise BadRequestError(f"a text may have at most {MAX_TEXT:,} characters, not {len(text):,}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
