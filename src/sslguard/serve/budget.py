@@ -32,7 +32,9 @@ class Budget:
         self.total, self.of, self.held = total, of, 0
 
     def take(self, n: int, *, own: int = 0) -> None:
-        """Take a part. Who shares with nobody may take more than there is: it could never be answered otherwise.
+        """Take a part of the amount.
+
+        Where nobody else has taken any, it may exceed the total: a large request could never be answered otherwise.
 
         Args:
             n: How much.
@@ -46,7 +48,7 @@ class Budget:
         self.held += n
 
     def give(self, n: int) -> None:
-        """Give a part back."""
+        """Return a part to the amount."""
         self.held -= n
 
 
@@ -71,7 +73,7 @@ class Held:
         self.n += n
 
     def give_all(self) -> None:
-        """Give everything back."""
+        """Return everything to the shared memory."""
         self.budget.give(self.n)
         self.n = 0
 

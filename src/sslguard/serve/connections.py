@@ -82,7 +82,7 @@ class Connection(H11Protocol):
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Give the client time to read what was written."""
+        """Start the time that the client has to read what was written."""
         super().pause_writing()
         if self._unread is None:
             self._unread = self.loop.call_later(READING_SECONDS, self.transport.abort)
@@ -94,7 +94,7 @@ class Connection(H11Protocol):
             self._unread = _ended(self._unread)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Stop both clocks."""
         self._late, self._unread = _ended(self._late), _ended(self._unread)
         super().connection_lost(exc)
 

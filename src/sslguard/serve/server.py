@@ -46,8 +46,8 @@ class Server:
             raise UsageError(
                 f"{host!s:.80}:{port} cannot be taken: {reason}; choose another --port or --host"
             ) from error
-        # Answers go out in two writes; without this the second waits 40 ms for the first one's receipt. Connections that
-        # the system accepts inherit it; asyncio sets it for sockets that name their protocol alone.
+        # Answers go out in two writes; without this the second waits 40 ms for the first one's receipt. asyncio sets it
+        # for sockets that name their protocol alone.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         taken = self._socket.getsockname()[1]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{taken}"
