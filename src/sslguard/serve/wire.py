@@ -60,8 +60,8 @@ class Picture:
         with _opened(self.content) as image:
             shown = image if image.mode in ("L", "RGB") else image.convert("RGB")
             found = np.empty((len(shown.getbands()), shown.height, shown.width), np.uint8)
-            for channel, values in enumerate(found):  # one by one, in little memory
-                values[:] = shown.getchannel(channel)
+            for channel in range(len(found)):  # one by one, in little memory
+                found[channel] = np.asarray(shown.getchannel(channel))
         return torch.from_numpy(found)
 
 
