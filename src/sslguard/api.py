@@ -474,7 +474,9 @@ def verify(
                 null = control_scores(loaded, controls, asked, folder=folder, rescore=rescore, progress=progress)
             except EncoderError as error:
                 raise UsageError(f"a control cannot be used: {error}") from error
-        verdict = verify_key(loaded, target, asked, control_scores=null.values, alpha=alpha, n_claims=n_claims)
+        verdict = verify_key(
+            loaded, target, asked, control_scores=null.values, control_kinds=null.kinds, alpha=alpha, n_claims=n_claims
+        )
     return replace(verdict, stored_controls=null.stored, n_overlap=asked.n_known)
 
 

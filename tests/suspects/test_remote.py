@@ -9,6 +9,7 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx2
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import kstest, spearmanr
 
 from helpers.remote_servers import ADDRESS, Server, openai_reply, rows_of, some_texts, tei_reply, vector
 from sslguard.data.watched import digest
@@ -29,7 +31,7 @@ from sslguard.suspects.pixels import ImageInput
 from sslguard.suspects.protocols import MalformedReplyError, Template
 from sslguard.suspects.protocols.oip import LENGTH_HEADER, packed_texts, unpacked_texts
 from sslguard.suspects.remote import Remote, guessed, spoken
-from sslguard.suspects.wrappers import Concurrent, RateLimited, Retrying, Tolerant
+from sslguard.suspects.wrappers import Concurrent, Paced, RateLimited, Retrying, Tolerant
 
 TEXTS = some_texts(11)
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, 8, 6), dtype=np.uint8))
@@ -627,6 +629,43 @@ class TestRateLimited:
         for thread in threads:
             thread.join()
         assert Clock().now() - start >= 0.1
+
+
+class TestPaced:
+    def test_gaps_are_exponential(self) -> None:
+        time = Time()
+        paced = Paced(Formula(), 20.0, time.clock, Random(1))
+        for _ in range(400):
+            paced.embed(["a"])
+        gaps = np.array(time.sleeps[1:])
+        assert time.sleeps[0] == 0
+        assert kstest(gaps, "expon", args=(0, 20.0)).pvalue > 0.01
+
+    def test_order_and_sizes_are_random_and_answers_come_back_in_order(self) -> None:
+        inner, queries = Formula(), some_texts(500)
+        concurrent = Concurrent(inner, size=16, workers=1, random=Random(1))
+        np.testing.assert_array_equal(concurrent.embed(queries), rows_of(queries))
+        concurrent.close()
+        asked = [text for part in inner.asked for text in part]
+        assert sorted(asked) == sorted(queries)
+        places = [queries.index(text) for text in asked]
+        assert abs(spearmanr(places, range(500)).statistic) < 0.15
+        sizes = set(map(len, inner.asked))
+        assert sizes <= set(range(1, 17))
+        assert len(sizes) > 10
+
+    def test_of_a_suspect(self) -> None:
+        server, texts = Server(), some_texts(60)
+        with server.suspect(pace=0.001, reask=2) as suspect:
+            np.testing.assert_allclose(suspect.embed(texts), rows_of(texts))
+            suspect.finish()
+        assert sorted(server.asked[:60]) == sorted(texts)  # nothing twice before the last new one
+        assert server.asked[:60] != texts
+        assert {len(json.loads(request.content)["inputs"]) for request in server.requests} == {1, 2, 3, 4}
+
+    def test_with_a_rate(self) -> None:
+        with pytest.raises(UsageError, match="give one of them"):
+            Remote(pace=1.0, rate=1.0)
 
 
 class TestCounted:

@@ -13,6 +13,7 @@ from sslguard.errors import RefusedError, UsageError
 from sslguard.schemes.base import Score
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.sslguard.key import SSLGuardKey
+from sslguard.stats.significance import Significance
 from sslguard.verification.nulls import ExactNull, RankNull, null_of
 
 
@@ -96,3 +97,8 @@ def test_numbers_that_are_out_of_range_are_refused():
 def test_what_cannot_embed_is_no_suspect():
     with pytest.raises(UsageError, match="a suspect needs a method embed"):
         as_suspect(object())
+
+
+def test_an_exact_verdict_has_no_rank():
+    found = ExactNull().findings(Significance(1.0, -9.0, 2.0**-256, "exact", 4))
+    assert found == {"rank": None, "gap": None, "gap_deviations": None, "control_kinds": {}, "warnings": []}

@@ -214,10 +214,10 @@ class TestStale:
     def test_a_control_that_changes_while_it_is_asked_is_not_kept(self, root, data, tiny, monkeypatch):
         score = scorefile.score_control
 
-        def meanwhile(key, name, control, items):
+        def meanwhile(key, name, control, items, seen):
             if name == "control-0":
                 other_weights(tiny)
-            return score(key, name, control, items)
+            return score(key, name, control, items, seen)
 
         monkeypatch.setattr(scorefile, "score_control", meanwhile)
         assert not api.score_controls(root, data, controls=CONTROLS).kept

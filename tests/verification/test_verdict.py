@@ -19,17 +19,22 @@ from sslguard.verification.verdict import ask, score_controls, score_suspect, ve
 
 
 class Says:
-    """Answers every query at one cosine to the secret vector, and remembers what it was asked."""
+    """Answers every query at one cosine to the secret vector, and remembers what it was asked.
 
-    def __init__(self, cosine: float, name: str | None = None) -> None:
-        self.row = [cosine, (1 - cosine**2) ** 0.5]
+    `signs` are those of the other number, query by query.
+    """
+
+    def __init__(self, cosine: float, name: str | None = None, signs: str = "+") -> None:
+        self.row, self.signs = [cosine, (1 - cosine**2) ** 0.5], signs
         self.asked: list[torch.Tensor] = []
         if name is not None:
             self.name = name
 
     def embed(self, batch, /):
         self.asked.append(batch)
-        return np.tile(self.row, (len(batch), 1))
+        answers = np.tile(self.row, (len(batch), 1))
+        answers[:, 1] *= [1 if self.signs[i % len(self.signs)] == "+" else -1 for i in range(len(batch))]
+        return answers
 
 
 class Untouchable:
@@ -149,7 +154,7 @@ class TestVerdict:
         assert written["floor"] == pytest.approx(1 / 20)
         assert (written["n_queries"], written["n_controls"], written["null"]) == (4, 19, "controls")
         assert (written["watermark_rate"], written["alpha"], written["n_claims"]) == (1, 0.05, 1)
-        assert not any(isinstance(value, list) for value in written.values())
+        assert [name for name, value in written.items() if isinstance(value, list)] == ["warnings"]
         assert "cosines" not in repr(verdict)
 
     def test_names(self, key, data, tiny):
@@ -237,7 +242,7 @@ class TestAsking:
 
 class TestControls:
     def test_each_is_scored_as_a_suspect_is(self, key, data):
-        given = [("a", Says(0.25)), ("b", Says(-0.5))]
+        given = [("a", Says(0.25, signs="+-")), ("b", Says(-0.5, signs="++--"))]
         assert score_controls(key, iter(given), data) == pytest.approx({"a": 0.25, "b": -0.5})
         assert all(torch.equal(x, y) for x, y in zip(given[0][1].asked, given[1][1].asked, strict=True))
 
@@ -245,10 +250,61 @@ class TestControls:
         "answer", [lambda b: np.ones((len(b), 3)), lambda b: np.full((len(b), 2), np.nan)], ids=["width", "NaN"]
     )
     def test_one_that_cannot_be_scored_is_an_error_and_not_dropped(self, key, data, answer):
-        given = [("good", Says(0.1)), ("bad", Answers(answer)), ("other", Says(0.2))]
+        given = [("good", Says(0.1, signs="+-")), ("bad", Answers(answer)), ("other", Says(0.2))]
         with pytest.raises(UsageError, match="control 'bad' cannot be scored"):
             score_controls(key, given, data)
 
     def test_one_given_twice_is_an_error(self, key, data):
         with pytest.raises(UsageError, match="control 'a' is given twice"):
-            score_controls(key, [("a", Says(0.1)), ("b", Says(0.2)), ("a", Says(0.1))], data)
+            score_controls(key, [("a", Says(0.1, signs="+-")), ("b", Says(0.2)), ("a", Says(0.1))], data)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            Says(0.1, signs="+-"),  # the same function
+            Says(0.1, signs="-+"),  # mirrored
+            Says(0.9, signs="+-"),  # the same, smaller, elsewhere
+            Answers(lambda b: 1e-30 * Says(0.1, signs="+-").embed(b)),
+            Answers(lambda b: 1e30 * Says(0.1, signs="+-").embed(b)),
+            Answers(lambda b: Says(0.1, signs="+-").embed(b) @ [[0.6, -0.8], [0.8, 0.6]]),  # turned
+            Answers(lambda b: Says(0.1, signs="+-").embed(b) + 1e-3 * np.arange(2 * len(b)).reshape(-1, 2)),  # noise
+        ],
+        ids=["same", "mirrored", "moved", "small", "large", "turned", "noise"],
+    )
+    def test_copies_of_one_network_are_one_control(self, key, data, other):
+        with pytest.raises(UsageError, match=r"control 'b' answers as control 'a' does .* are one control"):
+            score_controls(key, [("a", Says(0.1, signs="+-")), ("b", other)], data)
+
+    def test_two_that_answer_everything_alike_are_one_control(self, key, data):
+        with pytest.raises(UsageError, match="are one control"):
+            score_controls(key, [("a", Says(0.1)), ("b", Says(0.2))], data)
+
+
+class TestRank:
+    def found(self, key, data, cosine, values, **kinds):
+        scores = {f"c{i}": value for i, value in enumerate(values)}
+        known = dict(zip(scores, (kind for kind, n in kinds.items() for _ in range(n)), strict=False))
+        judged = verify(key, Says(cosine), data, control_scores=scores, control_kinds=known, alpha=0.5)
+        return judged.to_json()
+
+    def test_the_verdict_names_rank_gap_and_kinds(self, key, data):
+        found = self.found(key, data, 0.75, [0.25, 0.5, 0.5, 0.25], independent=1, pruned=3)
+        assert (found["rank"], found["control_kinds"], found["warnings"]) == (1, {"independent": 1, "pruned": 3}, [])
+        assert found["gap"] == pytest.approx(0.25)
+        assert found["gap_deviations"] == pytest.approx(2)
+
+    def test_below_the_largest(self, key, data):
+        found = self.found(key, data, 0.5, [0.25, 0.75, 0.5, 0.0], independent=2, pruned=2)
+        assert (found["rank"], found["gap"]) == (3, pytest.approx(-0.25))
+
+    @pytest.mark.parametrize(
+        ("kinds", "words"),
+        [({"pruned": 3}, "one kind, pruned"), ({"pruned": 2}, "how 1 of the controls"), ({}, "how 3 of")],
+    )
+    def test_controls_of_one_kind_are_a_warning(self, key, data, kinds, words):
+        (warning,) = self.found(key, data, 0.5, [0.25, 0.125, 0.0], **kinds)["warnings"]
+        assert words in warning
+
+    def test_controls_that_do_not_vary(self, key, data):
+        found = self.found(key, data, 0.5, [0.25, 0.25], independent=1, pruned=1)
+        assert (found["gap"], found["gap_deviations"]) == (pytest.approx(0.25), None)

@@ -254,16 +254,19 @@ class _Log:
             words = f"The level would be shared among {_tries(n_tries)}, more than there are secrets."
             self.add("verdict", "not checkable", words)
             return None
-        terms, scores = self.terms, dict[str, float]()
+        terms, scores, kinds = self.terms, dict[str, float](), dict[str, str]()
 
         def decided(asked: Embedder) -> Verdict:
-            found = verify(key, asked, chosen, control_scores=scores, alpha=terms.alpha, n_claims=n_tries)
+            known: dict[str, Any] = {"control_scores": scores, "control_kinds": kinds}
+            found = verify(key, asked, chosen, **known, alpha=terms.alpha, n_claims=n_tries)
             return replace(found, suspect=self.bundle["suspect"][:200])
 
         try:
             self.null.check(terms.alpha, n_tries)
             if key.needs_controls:
-                scores.update(control_scores(key, terms.controls, chosen, progress=progress).values)
+                innocents = control_scores(key, terms.controls, chosen, progress=progress)
+                scores.update(innocents.values)
+                kinds.update(innocents.kinds)
             found = decided(LoggedAnswers(self.bundle.answers, name="the answers in the bundle"))
             self._compare(found)
         except RefusedError as error:

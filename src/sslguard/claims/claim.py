@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sslguard.errors import ClaimError
 from sslguard.files import atomic_folder
 from sslguard.schemes.keyfile import StoredKey, serialise_tensors
 from sslguard.verification.nulls import null_of
-from sslguard.verification.scores import control_scores
+from sslguard.verification.scores import ControlScores, control_scores
 from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict, verify
 
 
@@ -114,11 +114,15 @@ def claim(
     asked = items_hash(chosen)
     # The output folder is reserved before anybody is asked.
     with atomic_folder(out) as partial:
-        scores: Mapping[str, float] = {}
+        innocents = ControlScores({}, stored=False, kept=False)
         if key.needs_controls:
-            scores = control_scores(key, controls, chosen, progress=progress).values
+            innocents = control_scores(key, controls, chosen, progress=progress)
+        scores = innocents.values
         recorded = Recorded(suspect)
-        verdict = verify(key, recorded, chosen, control_scores=scores, alpha=alpha, n_claims=n_claims)
+        known = innocents.kinds
+        verdict = verify(
+            key, recorded, chosen, control_scores=scores, control_kinds=known, alpha=alpha, n_claims=n_claims
+        )
         answers = recorded.answers()
         said = {
             "seed": seed,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -128,6 +128,7 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
     found = verdict.significance
     scored = "stored in the key's folder" if verdict.stored_controls else "scored now"
     null = verdict.null.describe() + (f", {scored}" if found.n_controls else "")
+    beside = verdict.null.findings(found)
     shared = f", shared among {verdict.n_claims} claims" if verdict.n_claims > 1 else ""
     return [
         ("decision", verdict.decision),
@@ -136,10 +137,26 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         *([] if verdict.watermark_rate is None else [("watermark rate", f"{verdict.watermark_rate:.3f}")]),
         ("log2 p", f"{found.log2_pvalue:.2f} bits (p = {found.pvalue:.3g})"),
         ("null", null),
+        *_rank_rows(beside, found.n_controls),
         ("floor", f"{found.floor:.3g}, the smallest p-value of this null"),
         ("queries", str(found.n_queries)),
         *([("overlap", f"{verdict.n_overlap} of them took part in marking")] if verdict.n_overlap else []),
         ("alpha", f"{verdict.alpha:g}{shared}"),
+    ]
+
+
+def _rank_rows(beside: Mapping[str, Any], n_controls: int) -> list[tuple[str, str]]:
+    """Return lines about a rank among controls; none for an exact null."""
+    if beside["rank"] is None:
+        return []
+    gap, deviations = beside["gap"], beside["gap_deviations"]
+    spread = "" if deviations is None else f", {abs(deviations):.1f} standard deviations of the controls"
+    kinds = ", ".join(f"{n} {kind}" for kind, n in beside["control_kinds"].items())
+    return [
+        ("rank", f"{beside['rank']} of {n_controls + 1}, the suspect counted"),
+        ("gap", f"{abs(gap):.4f} {'above' if gap > 0 else 'below'} the largest control{spread}"),
+        ("kinds", kinds),
+        *[("warning", warning) for warning in beside["warnings"]],
     ]
 
 

@@ -47,8 +47,8 @@ def read_population(folder: Path) -> list[Member]:
     index = folder / "population.json"
     try:
         members = json.loads(index.read_bytes())["members"]
-        if not all(names_a_folder(m["name"]) for m in members):
-            raise ValueError("a member is named as no folder can be")
+        if not all(names_a_folder(m["name"]) and _names_a_kind(m["kind"]) for m in members):
+            raise ValueError("a member is named as no folder can be, or its kind as no kind is")
         found = [Member(m["name"], m["kind"], m["parent"], folder / m["name"]) for m in members]
     except OSError as error:
         raise UsageError(f"{folder} holds no population of controls: {index} cannot be read") from error
@@ -76,6 +76,10 @@ def _accuracies(folder: Path) -> dict[str, float]:
     return found
 
 
+def _names_a_kind(kind: object) -> bool:
+    return isinstance(kind, str) and 0 < len(kind) <= 40 and kind.isprintable()
+
+
 def names_a_folder(name: str) -> bool:
     """Return whether `name` is one folder inside another, and no hidden one."""
     return bool(name) and Path(name).name == name and not name.startswith(".")
@@ -88,10 +92,12 @@ class Control:
     Attributes:
         name: the member's, or the specification of a single encoder.
         source: the member's folder, or the specification.
+        kind: how it was made, such as "independent"; "unknown" for a single encoder.
     """
 
     name: str
     source: Path | str
+    kind: str = "unknown"
 
     def load(self) -> Encoder:
         """Read the network."""
@@ -133,7 +139,7 @@ def list_controls(specs: Sequence[str]) -> list[Control]:
     for spec in specs:
         folder = shipped_population() if spec == "shipped" else Path(spec)
         if (folder / "population.json").exists():
-            found += [Control(member.name, member.folder) for member in read_population(folder)]
+            found += [Control(member.name, member.folder, member.kind) for member in read_population(folder)]
         else:
             found.append(Control(spec, spec))
     return found

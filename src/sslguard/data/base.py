@@ -33,6 +33,13 @@ def as_batch(items: Sequence[Tensor | str]) -> Batch:
     return stack(images) if alike else images
 
 
+def picked(batch: Batch, places: Sequence[int]) -> Batch:
+    """Return the items of a batch at `places`, in that order."""
+    if isinstance(batch, Tensor):
+        return batch[list(places)]
+    return [batch[place] for place in places]  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Extent:
     """The items of one origin that a data set is made from: indices start ≤ i < stop of `origin`."""

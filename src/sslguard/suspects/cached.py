@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sslguard.data.base import Batch
+from sslguard.data.base import Batch, picked
 from sslguard.data.watched import digest
 from sslguard.encoders.base import Embedder
 from sslguard.errors import OutputError, SuspectError
@@ -143,7 +142,7 @@ class Cached:
             self.n_cached += len(known)
         if not missing:
             return np.stack(known)
-        asked = self.embedder.embed(_items(batch, missing))
+        asked = self.embedder.embed(picked(batch, missing))
         answered = np.logical_not(np.isnan(asked).all(axis=1))
         self.store.put([queries[i] for i, good in zip(missing, answered, strict=True) if good], asked[answered])
         answers = np.empty((len(batch), asked.shape[1]), np.float32)
@@ -151,9 +150,3 @@ class Cached:
         if known:
             answers[[i for i, row in enumerate(found) if row is not None]] = np.stack(known)
         return answers
-
-
-def _items(batch: Batch, positions: list[int]) -> Batch:
-    if isinstance(batch, Tensor):
-        return batch[positions]
-    return [batch[i] for i in positions]  # type: ignore[return-value]

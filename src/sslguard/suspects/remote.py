@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from sslguard.suspects.http import Credential, Exchange, checked_address
 from sslguard.suspects.protocols import OIP, TEI, IncompleteReplyError, MalformedReplyError, OpenAI, Protocol, Template
 from sslguard.suspects.settings import Remote
 from sslguard.suspects.steadiness import Steadiness
-from sslguard.suspects.wrappers import Concurrent, RateLimited, Retrying, Splitting, Tolerant
+from sslguard.suspects.wrappers import Concurrent, Paced, RateLimited, Retrying, Splitting, Tolerant
 
 if TYPE_CHECKING:
     import httpx2
@@ -124,13 +125,16 @@ class RemoteSuspect:
         limited: Embedder = self._counted
         if options.rate is not None:
             limited = RateLimited(limited, options.rate, clock)
+        random = None if options.pace is None else SystemRandom()
+        if options.pace is not None and random is not None:
+            limited = Paced(limited, options.pace, clock, random)
         self._retrying = Retrying(limited, clock, attempts=options.attempts)
         splitting = Splitting(self._retrying)
         tolerant = Tolerant(splitting, width=source.width, patience=options.patience)
         self._cached = None if store is None else Cached(tolerant, store)
         size = min(options.request_size, source.protocol.largest or options.request_size)
-        self._concurrent = Concurrent(self._cached or tolerant, size=size, workers=options.workers)
-        again = Concurrent(self._retrying, size=size, workers=1)
+        self._concurrent = Concurrent(self._cached or tolerant, size=size, workers=options.workers, random=random)
+        again = Concurrent(self._retrying, size=size, workers=1, random=random)
         self._closing: tuple[Callable[[], None], ...] = (again.close, self._concurrent.close)
         self.steadiness = Steadiness(again, options.reask)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from sslguard.errors import UsageError
 from sslguard.settings import Checked, Count, NotNegative, Positive, Range
 
 Scale = Literal["unit", "signed", "bytes", "imagenet"]
@@ -33,6 +34,8 @@ class Remote(Checked):
         budget: Queries that may be asked, asking again included; the run ends before it would ask more.
         price: Of one query, for the cost in the result.
         rate: Queries a second at most.
+        pace: Mean seconds between two requests, which then come at random times, in random sizes up to --request-size,
+            and in random order, so that neither times nor sizes nor order tell a verification from other traffic.
         request_size: Queries of a request.
         workers: Requests at a time.
         attempts: How often a request is sent at most.
@@ -55,6 +58,7 @@ class Remote(Checked):
     budget: Annotated[int, Range(least=0)] | None = None
     price: NotNegative = 0.0
     rate: Positive | None = None
+    pace: Positive | None = None
     request_size: Count = 16
     workers: Count = 4
     attempts: Count = 5
@@ -62,3 +66,9 @@ class Remote(Checked):
     request_limit: Annotated[float, Range(above=0, most=86_400)] = 60.0
     time_limit: Positive | None = 86_400.0
     reask: Annotated[int, Range(least=0)] = 4
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that one pace was given at most."""
+        super().__post_init__()
+        if self.rate is not None and self.pace is not None:
+            raise UsageError("--rate sends requests evenly and --pace at random times: give one of them")

@@ -2,19 +2,21 @@
 
 From the outside in: `Concurrent` splits a batch into requests; `cached.Cached` answers what was asked before;
 `Tolerant` replaces the answers to a request that failed for good by rows of NaN; `Splitting` asks the parts of a
-request that was refused as a whole; `Retrying` asks again; `RateLimited` waits for its turn; `base.Counted` keeps to
-the budget. Several threads may use each of them at the same time.
+request that was refused as a whole; `Retrying` asks again; `RateLimited` or `Paced` waits for its turn; `base.Counted`
+keeps to the budget. Several threads may use each of them at the same time.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslguard.data.base import Batch
+from sslguard.data.base import Batch, picked
 from sslguard.encoders.base import Embedder, Suspect
 from sslguard.errors import SuspectError
 from sslguard.suspects.base import UnansweredError
@@ -44,6 +46,30 @@ class RateLimited:
         with self._lock:
             turn = max(self._free, self.clock.now())
             self._free = turn + len(batch) / self.per_second
+        self.clock.sleep(turn - self.clock.now())
+        return self.embedder.embed(batch)
+
+
+class Paced:
+    """Embedder that asks at random times: gaps between requests are exponential, as those of unconnected callers are.
+
+    Attributes:
+        embedder: Embedder to ask.
+        seconds: Mean time between two requests.
+        clock: Time limit of the suspect.
+    """
+
+    def __init__(self, embedder: Embedder, seconds: float, clock: Clock, random: Random) -> None:
+        self.embedder, self.seconds, self.clock = embedder, seconds, clock
+        self._random = random
+        self._free = clock.now()
+        self._lock = threading.Lock()
+
+    def embed(self, batch: Batch, /) -> Answers:
+        """Wait until it is this request's turn, and return the answers (n, m)."""
+        with self._lock:
+            turn = max(self._free, self.clock.now())
+            self._free = turn + self._random.expovariate(1 / self.seconds)
         self.clock.sleep(turn - self.clock.now())
         return self.embedder.embed(batch)
 
@@ -209,8 +235,18 @@ class Concurrent:
         workers: Requests at the same time.
     """
 
-    def __init__(self, embedder: Embedder, *, size: int = 16, workers: int = 4) -> None:
+    def __init__(self, embedder: Embedder, *, size: int = 16, workers: int = 4, random: Random | None = None) -> None:
+        """Ask nothing yet.
+
+        Args:
+            embedder: Embedder to ask.
+            size: Queries in one request.
+            workers: Requests at the same time.
+            random: Source of the order of queries and of the sizes of requests, from 1 to `size`; None keeps the order,
+                and fills every request.
+        """
         self.embedder, self.size, self.workers = embedder, size, workers
+        self._random = random
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sslguard-suspect")
         self._begun = False
 
@@ -219,7 +255,23 @@ class Concurrent:
 
         If a request fails, its error is raised, and requests that have not begun are not sent.
         """
-        parts = [batch[start : start + self.size] for start in range(0, len(batch), self.size)]
+        order = list(range(len(batch)))
+        if self._random is not None:
+            self._random.shuffle(order)
+        answers = self._in_parts([picked(batch, places) for places in self._places(order)])
+        back = np.empty_like(answers)
+        back[order] = answers
+        return back
+
+    def _places(self, order: list[int]) -> Iterator[list[int]]:
+        """Yield the places in the batch of each request's queries."""
+        start = 0
+        while start < len(order):
+            size = self.size if self._random is None else self._random.randint(1, self.size)
+            yield order[start : start + size]
+            start += size
+
+    def _in_parts(self, parts: list[Batch]) -> Answers:
         done: list[Answers] = []
         if not self._begun and parts:
             done.append(self.embedder.embed(parts.pop(0)))

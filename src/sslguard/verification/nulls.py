@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 from sslguard.errors import RefusedError, UsageError
 from sslguard.schemes.base import Key, Score
@@ -66,6 +70,10 @@ class Null(ABC):
         """Return why an audit can give no verdict, in one sentence or two; None where it can."""
 
     @abstractmethod
+    def findings(self, found: Significance) -> dict[str, Any]:
+        """Return what a verdict says beside the p-value, JSON values: rank, gap, kinds of controls, warnings."""
+
+    @abstractmethod
     def describe(self) -> str:
         """Describe the p-value in a few words."""
 
@@ -98,6 +106,10 @@ class ExactNull(Null):
         """Return None: the directions cannot be fitted to a suspect, dated or not."""
         return None
 
+    def findings(self, found: Significance) -> dict[str, Any]:  # noqa: ARG002
+        """Return nothing: nobody is ranked, and there are no controls."""
+        return {"rank": None, "gap": None, "gap_deviations": None, "control_kinds": {}, "warnings": []}
+
     def describe(self) -> str:
         """Describe the p-value in a few words."""
         return "exact: uniform secret directions, whoever the suspect is"
@@ -115,11 +127,13 @@ class RankNull(Null):
         n_controls: Number of innocents, also before they are scored.
         scores: Their scores, (n_controls,); empty before they are scored.
         statistic_name: What is ranked, for reports.
+        kinds: How many of them there are of each kind, such as "independent".
     """
 
     n_controls: int
     scores: Sequence[float] = ()
     statistic_name: str = "statistic"
+    kinds: Mapping[str, int] = field(default_factory=dict)
 
     _dated_tries = 0
 
@@ -163,6 +177,33 @@ class RankNull(Null):
             return None
         return "Trigger and decoder were trained. Unless they are older than the suspect, they may be fitted to it."
 
+    def findings(self, found: Significance) -> dict[str, Any]:
+        """Return rank, gap, kinds of controls and warnings.
+
+        "rank" is 1 if the suspect stands above all controls, ties counted against it, of n + 1. "gap" is what its
+        statistic exceeds the largest control's by, "gap_deviations" the same over the controls' standard deviation,
+        None where they do not vary. "warnings" says what weakens the rank.
+        """
+        gap, deviation = found.statistic - found.details["controls_max"], float(np.std(self.scores))
+        return {
+            "rank": 1 + int(found.details["controls_at_least"]),
+            "gap": gap,
+            "gap_deviations": gap / deviation if deviation else None,
+            "control_kinds": dict(self.kinds),
+            "warnings": self._warnings(),
+        }
+
+    def _warnings(self) -> list[str]:
+        known = [kind for kind in self.kinds if kind != "unknown"]
+        if len(self.kinds) == 1 and known:
+            return [
+                f"all controls are of one kind, {known[0]}: innocents of another kind may score otherwise, so add "
+                "controls that were made as this suspect may have been"
+            ]
+        if n := self.kinds.get("unknown", 0):
+            return [f"nothing says how {n} of the controls were made: they may all be of one kind"]
+        return []
+
     def describe(self) -> str:
         """Describe the p-value in a few words."""
         return f"rank among {self.n_controls} controls"
@@ -172,15 +213,22 @@ class RankNull(Null):
         return f"by rank among {self.n_controls} known innocents and no better than their choice"
 
 
-def null_of(key: Key | type[Key], n_controls: int = 0, scores: Sequence[float] = ()) -> Null:
+def null_of(
+    key: Key | type[Key],
+    n_controls: int = 0,
+    scores: Sequence[float] = (),
+    *,
+    kinds: Mapping[str, int] = MappingProxyType({}),
+) -> Null:
     """Return the null of a key's scores.
 
     Args:
         key: The key, or its class.
         n_controls: Number of known innocents, if the scheme needs them.
         scores: Their scores, once they are known.
+        kinds: How many of them there are of each kind.
     """
-    return RankNull(n_controls, scores, key.statistic_name) if key.needs_controls else ExactNull()
+    return RankNull(n_controls, scores, key.statistic_name, dict(kinds)) if key.needs_controls else ExactNull()
 
 
 def _choices(n: int, k: int) -> int:

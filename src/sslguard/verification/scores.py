@@ -27,13 +27,14 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sslguard.controls.alike import SeenAnswers
 from sslguard.controls.making import progress_bar
 from sslguard.controls.members import Control, SeenWeights, list_controls
 from sslguard.data.base import Data
@@ -71,11 +72,13 @@ class ControlScores:
         scores: Score of each control, by name.
         stored: Whether they were read from the key's folder, not measured now.
         kept: Whether the key's folder holds them now.
+        kinds: Kind of each control, such as "independent", by name.
     """
 
     scores: Mapping[str, ControlScore]
     stored: bool
     kept: bool
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def values(self) -> dict[str, float]:
@@ -158,22 +161,24 @@ def control_scores(
 
     Raises:
         KeyFileError: The folder's stored scores are damaged. Not raised with `rescore`.
-        UsageError: A control is named twice, has the weights of another, or cannot be scored.
+        UsageError: A control is named twice, has the weights of another, answers as another does, or cannot be scored.
         EncoderError: A control cannot be loaded.
     """
     controls = list_controls(specs)
     check_names(control.name for control in controls)
+    kinds = {control.name: control.kind for control in controls}
     if folder is None:
-        return ControlScores(_scored(key, controls, data, progress), stored=False, kept=False)
+        return ControlScores(_scored(key, controls, data, progress), stored=False, kept=False, kinds=kinds)
     binding = _Binding(key_hash(key), queries_hash(key, data), str(torch.__version__), _fingerprints(controls))
     entries = _read_or_nothing(folder) if rescore else read_entries(folder)
     for entry in [] if rescore else entries:
         if entry.binding == binding:
-            return ControlScores({c.name: entry.scores[c.name] for c in controls}, stored=True, kept=True)
+            scores = {control.name: entry.scores[control.name] for control in controls}
+            return ControlScores(scores, stored=True, kept=True, kinds=kinds)
     entry = _Entry(binding, _scored(key, controls, data, progress))
     # If a control changed meanwhile, its score may belong to the old or the new weights, so it is not kept.
     kept = _fingerprints(controls) == binding.weights and _keep(folder, entries, entry)
-    return ControlScores(entry.scores, stored=False, kept=kept)
+    return ControlScores(entry.scores, stored=False, kept=kept, kinds=kinds)
 
 
 def check_controls(specs: Sequence[str], width: int) -> None:
@@ -286,12 +291,12 @@ def _fingerprints(controls: Sequence[Control]) -> dict[str, str]:
 
 def _scored(key: Key, controls: Sequence[Control], data: Data, progress: bool) -> dict[str, ControlScore]:
     """Score the controls one after another, with one network in memory at a time."""
-    scores, weights = {}, SeenWeights()
+    scores, weights, answers = {}, SeenWeights(), SeenAnswers()
     with progress_bar(len(controls), shown=progress) as advance:
         for control in controls:
             network = control.load()
             weights.check(control.name, network)
-            score = score_control(key, control.name, network, data)
+            score = score_control(key, control.name, network, data, answers)
             scores[control.name] = ControlScore(score.value, score.watermark_rate)
             advance(control.name)
     return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sslguard.controls.alike import Noted, SeenAnswers
 from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import as_suspect
@@ -71,6 +73,7 @@ class Verdict:
             "n_missing": self.n_missing,
             "stored_controls": self.stored_controls,
             "n_overlap": self.n_overlap,
+            **self.null.findings(self.significance),
             **self.significance.to_json(),
         }
 
@@ -118,7 +121,7 @@ def score_suspect(key: Key, suspect: Embedder, data: Data) -> Score:
     return score
 
 
-def score_control(key: Key, name: str, control: Embedder, data: Data) -> Score:
+def score_control(key: Key, name: str, control: Embedder, data: Data, seen: SeenAnswers | None = None) -> Score:
     """Return the score of one known innocent.
 
     Args:
@@ -126,14 +129,20 @@ def score_control(key: Key, name: str, control: Embedder, data: Data) -> Score:
         name: Name of the control, for the error message.
         control: Who is asked.
         data: Items that the queries are made from.
+        seen: How the controls before it answered; None compares it with none.
 
     Raises:
-        UsageError: It cannot be scored. It is not dropped, because that would change the null after seeing answers.
+        UsageError: It cannot be scored. It is not dropped, because that would change the null after seeing answers. Or
+            it answers as another control does.
     """
+    noted = Noted(control, name)
     try:
-        return score_suspect(key, control, data)
+        score = score_suspect(key, noted, data)
     except SuspectError as error:
         raise UsageError(f"control {name!r} cannot be scored: {error}") from error
+    if seen is not None:
+        seen.check(noted)
+    return score
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -161,12 +170,13 @@ def score_controls(key: Key, controls: Iterable[tuple[str, Embedder]], data: Dat
         data: Items that the queries are made from.
 
     Raises:
-        UsageError: A name comes twice, or a control cannot be scored.
+        UsageError: A name comes twice, a control cannot be scored, or two of them answer alike.
     """
     scores: dict[str, float] = {}
+    seen = SeenAnswers()
     for name, control in controls:
         check_names([*scores, name])
-        scores[name] = score_control(key, name, control, data).value
+        scores[name] = score_control(key, name, control, data, seen).value
     return scores
 
 
@@ -176,6 +186,7 @@ def verify(
     data: Data,
     *,
     control_scores: Mapping[str, float] = MappingProxyType({}),
+    control_kinds: Mapping[str, str] = MappingProxyType({}),
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
     name: str | None = None,
@@ -188,6 +199,7 @@ def verify(
         data: Items that the queries are made from. None of them may have taken part in marking.
         control_scores: Statistics of known innocents for this key and this data, by name; see `score_controls`. None
             of them may have taken part in marking. A key with an exact null takes none.
+        control_kinds: Kind of each of them, such as "independent", by name; a name that is missing has none.
         alpha: Level of the test, in (0, 1).
         n_claims: How many claims share that level.
         name: Name of the suspect in the verdict; None takes the suspect's own.
@@ -198,7 +210,8 @@ def verify(
     """
     if control_scores and not key.needs_controls:
         raise UsageError(f"a key of the scheme {key.scheme} needs no controls: leave them out")
-    null = null_of(key, len(control_scores), list(control_scores.values()))
+    kinds = Counter(control_kinds.get(name, "unknown") for name in control_scores)
+    null = null_of(key, len(control_scores), list(control_scores.values()), kinds=kinds)
     null.check(alpha, n_claims)
     asked = as_suspect(suspect)
     score = score_suspect(key, asked, data)
