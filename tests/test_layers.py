@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("crypto", "stats", "report"),
     ("data",),
     ("encoders",),
-    ("probes",),
+    ("probes", "lineage"),
     ("training",),
     ("schemes",),
     ("attacks",),

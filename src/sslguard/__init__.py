@@ -18,8 +18,10 @@ if TYPE_CHECKING:  # for type checkers, which do not read the table below
         audit,
         claim,
         commit,
+        compare_weights,
         make_controls,
         pretrain,
+        release,
         score_controls,
         steal,
         verify,
@@ -43,8 +45,8 @@ __getattr__, _names = exports(
     __name__,
     {
         "api": (
-            *("attack", "audit", "claim", "commit", "make_controls", "pretrain"),
-            *("score_controls", "steal", "verify", "watermark"),
+            *("attack", "audit", "claim", "commit", "compare_weights", "make_controls", "pretrain"),
+            *("release", "score_controls", "steal", "verify", "watermark"),
         ),
         "crypto.secrets": ("Secret",),
         "data.specs": ("open_data",),

@@ -9,7 +9,7 @@ written.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,10 +25,11 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import is_encoder_folder, save_encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.own import check_built, check_writable, confirm, needed
-from sslguard.errors import EncoderError, UsageError
+from sslguard.errors import EncoderError, KeyFileError, RefusedError, UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import StoredKey, open_key, save_key
+from sslguard.schemes.order import OrderKey
 from sslguard.schemes.registry import key_class, named_scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.suspects.names import PREFIXES
@@ -58,11 +59,16 @@ if TYPE_CHECKING:
     from sslguard.controls.members import Member
     from sslguard.controls.recipes import Kind
     from sslguard.crypto.sealing import Seal
+    from sslguard.lineage.groups import Group
+    from sslguard.lineage.order import Order
+    from sslguard.lineage.verdict import LineageVerdict
+    from sslguard.lineage.weights import Weights
 
     AnyData: TypeAlias = "Data | str | Path | NDArray[Any] | Tensor | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
     AnyEncoder: TypeAlias = "Encoder | nn.Module | Callable[[Any], NDArray[np.floating] | Tensor] | str | Path"
     Factory: TypeAlias = "str | Callable[[], Any]"
     AnySuspect: TypeAlias = "Embedder | AnyEncoder"
+    AnyWeights: TypeAlias = "Weights | Encoder | nn.Module | Mapping[str, Tensor] | str | Path"
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Marked(Watermarked):
         needs: What a verification needs beside the key, in words; "" for nothing.
         formats: What `folder`/encoder holds besides: the formats of the library that the encoder came from.
         not_written: Why there is none of them, in words; "" where there is nothing to say.
+        order: Secret order of the hidden units of `embedder`; None where they stand in their own order.
+        not_ordered: Why they do, in words; "" where there is nothing to say.
         folder: Folder that holds `encoder` and `key`; None if nothing was saved.
         controls: Scores of known innocents under the key; None if none were asked.
         unreadable: One message for each item that could not be read and was left out.
@@ -84,6 +92,8 @@ class Marked(Watermarked):
     needs: str = ""
     formats: tuple[str, ...] = ()
     not_written: str = ""
+    order: Order | None = None
+    not_ordered: str = ""
 
 
 class Attacked(NamedTuple):
@@ -193,6 +203,8 @@ def watermark(
 ) -> Marked:
     """Mark a copy of `encoder` and return it with its secret key.
 
+    Where the mark lies in the weights, hidden units of the copy also stand in a secret order: see `lineage.order`.
+
     Args:
         encoder: Clean encoder. It is left as it is.
         data: Unlabelled items to mark with. SSLGuard sets part of them aside as D_v.
@@ -242,6 +254,7 @@ def watermark(
         if isinstance(made := marked.embedder, Encoder):
             came = {name: clean.record[name] for name in ("checkpoint",) if name in clean.record}
             marked = replace(marked, embedder=replace(made, record={**made.record, **came, "base": clean.source}))
+        marked, order, not_ordered = _in_secret_order(marked, secret, items)
         formats: tuple[str, ...] = ()
         reason = ""
         folder = None if work is None or work.result is None else work.result
@@ -255,7 +268,7 @@ def watermark(
                 reason = str(error)
             if partly:
                 watched.take_all()
-            save_key(marked.key, folder / "key", seal=seal, marked=watched.fingerprints)
+            save_key(marked.key, folder / "key", seal=seal, marked=watched.fingerprints, order=order)
         scores = None
         if asked is not None and (out is None or folder is not None):
             kept = None if folder is None else folder / "key"
@@ -269,6 +282,38 @@ def watermark(
         needs=needed(clean),
         formats=formats,
         not_written=reason,
+        order=order,
+        not_ordered=not_ordered,
+    )
+
+
+def release(
+    encoder: AnyEncoder,
+    *,
+    out: str | Path | None = None,
+    data: AnyData | None = None,
+    secret: Secret | None = None,
+    seal: Seal | None = None,
+) -> Marked:
+    """Return a copy of an encoder for release, its hidden units in a secret order, and the key: `watermark` by "order".
+
+    Args:
+        encoder: Encoder in its own order. It is left as it is, and must not be published.
+        out: Folder that `encoder` and `key` are written to, as in `watermark`.
+        data: A few items, to compare the answers; made up unless given.
+        secret: Master secret, as in `watermark`.
+        seal: Encryption of the key, as in `watermark`.
+
+    Raises:
+        UsageError: None of the encoder's units can be put in another order.
+        RefusedError: It is not known what items the encoder takes: give some.
+    """
+    from sslguard.lineage.order import sample
+
+    items = None if data is None else as_data(data)
+    clean = as_encoder(encoder, items)
+    return watermark(
+        clean, sample(clean) if items is None else items, out=out, scheme="order", secret=secret, seal=seal
     )
 
 
@@ -432,6 +477,9 @@ def verify(
 ) -> Verdict:
     """Test whether `suspect` is derived from the key's watermarked encoder.
 
+    Where the suspect's weights are at hand, and the released encoder lies beside the key's folder as `watermark` wrote
+    it, the verdict also tells whether the suspect has the secret order of its units.
+
     Args:
         key: Key, or its folder. The controls' scores are kept in the folder and used again while nothing has changed.
         suspect: What embeds, or a specification: see `suspects.opening.open_suspect`.
@@ -477,7 +525,73 @@ def verify(
         verdict = verify_key(
             loaded, target, asked, control_scores=null.values, control_kinds=null.kinds, alpha=alpha, n_claims=n_claims
         )
-    return replace(verdict, stored_controls=null.stored, n_overlap=asked.n_known)
+    found = _lineage_of(key, target, n_claims)
+    return replace(verdict, stored_controls=null.stored, n_overlap=asked.n_known, lineage=found)
+
+
+def compare_weights(
+    a: AnyWeights,
+    b: AnyWeights,
+    *,
+    key: StoredKey | str | Path | None = None,
+    ancestor: AnyWeights | None = None,
+    initial: AnyWeights | None = None,
+    groups: str | Path | None = None,
+    alpha: float | None = None,
+    n_claims: int = 1,
+    report: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> LineageVerdict:
+    """Test whether the weights of two networks of one architecture have a common origin: see `lineage.compare`.
+
+    Args:
+        a: Your network, or its specification. Files of weights are read tensor by tensor; any network in a folder
+            `hf:FOLDER` will do.
+        b: The suspect.
+        key: Key that `a` was released with: only its secret order counts then.
+        ancestor: A network that both may come from.
+        initial: Weights of `a` before training, from a seed that was secret. Never weights that were trained.
+        groups: Description of the groups of units, JSON, for networks whose layers have unknown names.
+        alpha: Level of the decision, in (0, 1); 2^-20 unless given.
+        n_claims: Number of claims that share the level.
+        report: File of a page, HTML.
+        seed: Seed that breaks ties.
+        progress: Whether to show a bar on standard error.
+
+    Raises:
+        RefusedError: The networks have no units that can be compared, or too few for this level.
+        KeyFileError: `a` was not released with this key, or the key has no secret order.
+        EncoderError: Weights are missing or damaged.
+        UsageError: An argument cannot be used.
+    """
+    from sslguard.claims.page import check_page
+    from sslguard.files import write_atomic
+    from sslguard.lineage.groups import described
+    from sslguard.lineage.verdict import DEFAULT_ALPHA as LINEAGE_ALPHA
+    from sslguard.lineage.verdict import compare
+    from sslguard.lineage.weights import open_weights
+
+    if report is not None:
+        check_page(Path(report))
+    order = None if key is None else _order(_stored(key))
+    ours, theirs = open_weights(a), open_weights(b)
+    verdict = compare(
+        *(ours, theirs),
+        order=order,
+        ancestor=None if ancestor is None else open_weights(ancestor),
+        initial=None if initial is None else open_weights(initial),
+        groups=None if groups is None else described(Path(groups), ours),
+        alpha=LINEAGE_ALPHA if alpha is None else alpha,
+        n_claims=n_claims,
+        seed=seed,
+        watch=_shown if progress else None,
+    )
+    if report is not None:
+        from sslguard.lineage.page import render_page
+
+        write_atomic(Path(report), render_page(verdict).encode())
+    return verdict
 
 
 def make_controls(
@@ -750,6 +864,56 @@ def _stored(key: StoredKey | Key | str | Path) -> StoredKey:
     if isinstance(key, Key):
         raise UsageError("a key that was never saved has no owner and no sub-keys: give the key's folder")
     return key if isinstance(key, StoredKey) else open_key(Path(key))
+
+
+def _in_secret_order(marked: Watermarked, secret: Secret, items: Data) -> tuple[Watermarked, Order | None, str]:
+    """Return what was marked with its hidden units in a secret order, that order, and why there is none, in words."""
+    from sslguard.encoders.folder import weights_hash
+    from sslguard.lineage.order import released
+
+    if isinstance(marked.key, OrderKey):
+        return marked, marked.key.order, ""
+    if not isinstance(marked.embedder, Encoder):
+        return marked, None, ""
+    made = released(marked.embedder, secret, items.take(range(min(2, len(items)))))
+    if made.order is None:
+        return marked, None, made.reason
+    key: Any = marked.key
+    if hasattr(key, "watermarked_hash"):
+        key = replace(key, watermarked_hash=weights_hash(made.encoder.module))
+    return replace(marked, embedder=made.encoder, key=key), made.order, ""
+
+
+def _order(stored: StoredKey) -> Order:
+    """Return a key's secret order. Raise KeyFileError where it has none."""
+    if stored.order is None:
+        raise KeyFileError("this key has no secret order: the units of its encoder stand in their own order")
+    return stored.order
+
+
+def _lineage_of(key: StoredKey | Key | str | Path, suspect: Embedder, n_claims: int) -> LineageVerdict | None:
+    """Return how a suspect's weights compare with the release that lies beside the key; None where they cannot be."""
+    from sslguard.lineage.verdict import compare
+    from sslguard.lineage.weights import open_weights
+
+    if isinstance(key, Key) or not isinstance(suspect, Encoder):
+        return None
+    stored = _stored(key)
+    beside = None if stored.folder is None else stored.folder.parent / "encoder"
+    if stored.order is None or beside is None or not beside.is_dir():
+        return None
+    try:
+        return compare(open_weights(beside), open_weights(suspect), order=stored.order, n_claims=n_claims)
+    except (RefusedError, KeyFileError, EncoderError):
+        return None
+
+
+def _shown(groups: Iterable[Group], total: int) -> Iterator[Group]:
+    """Yield groups of units with a bar on standard error."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(groups, description="compare", total=total, console=Console(stderr=True), transient=True)
 
 
 def _check_ranking(scheme: Scheme, controls: Sequence[str], asked: Data | None, marking: Data, width: int) -> None:

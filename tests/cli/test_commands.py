@@ -43,7 +43,7 @@ from sslguard.training.processes import is_first_process
 
 COMMANDS = (
     *("pretrain", "watermark", "steal", "embed", "probe", "power", "queries", "verify", "controls", "demo"),
-    *("protect", "commit", "claim", "audit", "export", "serve"),
+    *("protect", "commit", "claim", "audit", "export", "serve", "lineage", "release"),
 )
 PRETRAIN = ("--arch", "resnet-narrow", "--steps", "4", "--batch-size", "16", "--quiet")
 MARK = ("--batch-size", "8", "--trigger-batch", "8", "--n-verification", "40", "--n-queries", "20", "--quiet")

@@ -16,6 +16,7 @@ from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.protocol import MAX_STATISTICS, Protocol
 from sslguard.schemes.exact.scheme import Exact
+from sslguard.schemes.order import OrderKey
 from sslguard.schemes.peers.wet import Wet
 from sslguard.schemes.registry import CHOICES, PRESETS, SCHEMES, build_scheme, key_class
 from sslguard.schemes.sslguard.key import SSLGuardKey
@@ -54,14 +55,15 @@ def test_what_a_scheme_is_stands_on_its_class() -> None:
     schemes.append(build_scheme("dataset-inference", {}))
     assert {s.name for s in schemes if not s.injects} == {"dataset-inference", "fingerprint"}
     assert {s.name for s in schemes if s.saw_clean} == {"sslguard"}
-    assert {s.name for s in schemes if s.fresh_secrets} == {"exact"}
+    assert {s.name for s in schemes if s.fresh_secrets} == {"exact", "order"}
     assert not any(s.on_answers for s in schemes)
     assert Exact(Protocol(), mode="head").on_answers
 
 
 def test_keys_are_kept_of_schemes_that_say_so() -> None:
     kept = {name: key_class(name) for name in SCHEMES}
-    assert {name: kind for name, kind in kept.items() if kind} == {"sslguard": SSLGuardKey, "exact": ExactKey}
+    kinds = {"sslguard": SSLGuardKey, "exact": ExactKey, "order": OrderKey}
+    assert {name: kind for name, kind in kept.items() if kind} == kinds
     assert all(kind is None or kind.scheme == name for name, kind in kept.items())
     assert all(key_class(name) is None for name in ("sslguard-cured", "wett", 3, None, ["exact"]))
 

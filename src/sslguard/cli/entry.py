@@ -30,7 +30,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from sslguard import __version__
-from sslguard.cli import attack, bench, claim, make, measure, prove, serve
+from sslguard.cli import attack, bench, claim, lineage, make, measure, prove, serve
 from sslguard.cli.options import Output
 from sslguard.cli.output import Result, say, show, show_json
 from sslguard.errors import SslguardError
@@ -50,6 +50,7 @@ support this alpha. 70 is a fault in this program (SSLGUARD_DEBUG=1 shows its tr
 COMMANDS: tuple[Callable[..., Result], ...] = (
     make.pretrain,
     make.watermark,
+    lineage.release,
     make.steal,
     *attack.COMMANDS,
     measure.embed,
@@ -58,6 +59,7 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     prove.queries,
     prove.verify,
     prove.controls,
+    lineage.lineage,
     *claim.COMMANDS,
     *serve.COMMANDS,
     *bench.COMMANDS,

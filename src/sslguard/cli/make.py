@@ -261,6 +261,16 @@ def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]
 HEAD_ALONE = "the mark is a last step behind the network, for an API: the weights alone are those of the clean encoder"
 
 
+def order_rows(marked: Marked) -> list[tuple[str, str]]:
+    """Return what is said of the secret order of an encoder's units."""
+    if marked.order is None:
+        return [("secret order", f"none: {marked.not_ordered}")] if marked.not_ordered else []
+    return [
+        ("secret order", f"hidden units of {len(marked.order.groups)} layers: sslguard lineage tells copies by it"),
+        ("never publish", "the clean encoder, whose units stand in their own order"),
+    ]
+
+
 def _marked(out: Path, marked: Marked) -> Result:
     final = {name: losses[-1] for name, losses in marked.history.losses.items()}
     fields = {
@@ -271,6 +281,8 @@ def _marked(out: Path, marked: Marked) -> Result:
         "final_losses": final,
         "n_unreadable": len(marked.unreadable),
         "needs": marked.needs,
+        "units_in_order": 0 if marked.order is None else len(marked.order.groups),
+        "not_ordered": marked.not_ordered,
         "formats": list(marked.formats),
         **marked.encoder.record,
     }
@@ -285,7 +297,12 @@ def _marked(out: Path, marked: Marked) -> Result:
         ),
         *([("formats", f"only sslguard's own: {marked.not_written}")] if marked.not_written else []),
         *([("head", HEAD_ALONE)] if "head" in marked.encoder.architecture else []),
-        ("a test asks", f"{marked.key.n_queries:,} queries, of items that took no part in the marking"),
+        *order_rows(marked),
+        *(
+            [("a test asks", f"{marked.key.n_queries:,} queries, of items that took no part in the marking")]
+            if marked.key.n_queries
+            else []
+        ),
         *([("to verify", f"keep {marked.needs}")] if marked.needs else []),
         *([("left out", f"{n} items that cannot be read")] if (n := len(marked.unreadable)) else []),
         ("seconds", f"{marked.history.seconds:.1f}"),

@@ -142,6 +142,7 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("queries", str(found.n_queries)),
         *([("overlap", f"{verdict.n_overlap} of them took part in marking")] if verdict.n_overlap else []),
         ("alpha", f"{verdict.alpha:g}{shared}"),
+        *_lineage_rows(verdict),
     ]
 
 
@@ -158,6 +159,14 @@ def _rank_rows(beside: Mapping[str, Any], n_controls: int) -> list[tuple[str, st
         ("kinds", kinds),
         *[("warning", warning) for warning in beside["warnings"]],
     ]
+
+
+def _lineage_rows(verdict: Verdict) -> list[tuple[str, str]]:
+    found = verdict.lineage
+    if found is None or found.secret is None:
+        return []
+    counts = f"{found.secret.matched} of {found.secret.size} units in the secret order"
+    return [("lineage", f"{found.decision}: {counts}, {abs(found.log2_pvalue):.0f} bits"), ("", found.meaning)]
 
 
 def controls(

@@ -22,6 +22,7 @@ from sslguard.crypto.sealing import Seal, new_identity, open_with, unseal
 from sslguard.data.watched import MAX_FINGERPRINTS, NOTHING, Fingerprints
 from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.files import atomic_folder, canonical_json, read_plain, write_atomic
+from sslguard.lineage.order import Order
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfolder import HEADER, check_key
@@ -108,6 +109,7 @@ class StoredKey:
         number: Of the sub-key that `key` is, from 1; 0 for the whole key.
         folder: Where it lies; None for what was never there.
         marked: Fingerprints of the items that took part in marking, int64 (m,); see `data.watched`.
+        order: Secret order of the hidden units of the encoder that was released; None where it has none.
     """
 
     key: Key
@@ -116,6 +118,7 @@ class StoredKey:
     number: int = 0
     folder: Path | None = None
     marked: Fingerprints = field(default_factory=lambda: NOTHING)
+    order: Order | None = None
 
     @property
     def sub_keys(self) -> int:
@@ -140,6 +143,7 @@ def save_key(
     seal: Seal | None = None,
     owner: Owner | None = None,
     marked: Fingerprints = NOTHING,
+    order: Order | None = None,
 ) -> None:
     """Write a key to its folder (mode 0700, files 0600), whole or not at all.
 
@@ -151,11 +155,13 @@ def save_key(
         seal: For whom it is encrypted; None leaves it in the clear.
         owner: A fresh one unless given.
         marked: Fingerprints of the items that took part in marking, which `verify` will not ask about.
+        order: Secret order of the hidden units of the encoder that is released.
 
     Raises:
         OutputError: The folder holds something else, or cannot be written.
     """
-    _write(StoredKey(key, owner or Owner.generate(), seal is not None, marked=marked), Path(folder), seal, {})
+    stored = StoredKey(key, owner or Owner.generate(), seal is not None, marked=marked, order=order)
+    _write(stored, Path(folder), seal, {})
 
 
 def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
@@ -200,7 +206,9 @@ def open_key(folder: str | Path) -> StoredKey:
     marked = tensors.pop(MARKED, None)
     if marked is None or marked.dtype != torch.int64 or marked.dim() != 1 or len(marked) > MAX_FINGERPRINTS:
         raise KeyFileError(f"the tensors of {folder} are damaged: {MARKED} is missing or of another kind")
-    return StoredKey(kind.from_parts(fields, tensors), owner, sealed, folder=folder, marked=marked.numpy())
+    order = None if body.get("order") is None else Order.from_json(body["order"])
+    key = kind.from_parts(fields, tensors)
+    return StoredKey(key, owner, sealed, folder=folder, marked=marked.numpy(), order=order)
 
 
 def key_hash(key: Key) -> str:
@@ -305,6 +313,8 @@ def _write(stored: StoredKey, folder: Path, seal: Seal | None, beside: Mapping[s
     tensors[MARKED] = torch.from_numpy(stored.marked)
     header = {"format": FORMAT, "version": VERSION, "scheme": key.scheme, "id": owner.public}
     body = {"scheme": key.scheme, "fields": fields, "owner": owner.to_json()}
+    if stored.order is not None:
+        body["order"] = stored.order.to_json()
     _check_nothing_else(folder)
     with atomic_folder(folder, replaces=is_key_folder) as partial:
         partial.chmod(0o700)

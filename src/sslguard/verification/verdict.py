@@ -16,6 +16,7 @@ from sslguard.data.base import Data
 from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import as_suspect
 from sslguard.errors import SslguardError, SuspectError, UsageError
+from sslguard.lineage.verdict import LineageVerdict
 from sslguard.schemes.base import Key, Score
 from sslguard.stats.significance import Significance, rejects
 from sslguard.suspects.base import checked
@@ -42,6 +43,8 @@ class Verdict:
         stored_controls: Whether the controls' scores came from the key's folder. Its owner vouches for them.
         n_overlap: Number of items that took part in marking and were asked about, as far as the key knows. The mark
             shows better on them than on other items.
+        lineage: Comparison of the suspect's weights with the release, by the secret order of its units; None where it
+            could not be made. The decision does not depend on it.
     """
 
     suspect: str
@@ -56,6 +59,7 @@ class Verdict:
     n_missing: int = 0
     stored_controls: bool = False
     n_overlap: int = 0
+    lineage: LineageVerdict | None = None
 
     @property
     def exit_code(self) -> int:
@@ -74,6 +78,7 @@ class Verdict:
             "stored_controls": self.stored_controls,
             "n_overlap": self.n_overlap,
             **self.null.findings(self.significance),
+            "lineage": None if self.lineage is None else self.lineage.to_json(),
             **self.significance.to_json(),
         }
 

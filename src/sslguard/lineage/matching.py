@@ -1,0 +1,125 @@
+"""The matching of the units of one network with those of another: an assignment that knows nothing of their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslguard.lineage.groups import Group, Part
+
+Units = NDArray[np.float32]
+"""(n, other, rest): unit × what the other axis counts × places in a kernel."""
+Places = NDArray[np.int64]
+"""(n,): for each unit of A its partner in B, −1 for none."""
+NEAREST_ABOVE = 4096
+"""Groups of more units are matched each to its nearest, which takes no cubic time."""
+
+
+def units_of(values: NDArray[np.float32], part: Part, other: Places | None = None) -> Units:
+    """Return the weights of each unit.
+
+    Args:
+        values: The part's tensor.
+        part: Where its units lie.
+        other: Partner in this network of each unit on the other axis; what has none is set to 0.
+    """
+    if part.blocks > 1:
+        shape = list(values.shape)
+        shape[part.axis : part.axis + 1] = [part.blocks, shape[part.axis] // part.blocks]
+        values = np.moveaxis(values.reshape(shape), (part.axis + 1, 1 - part.axis + (part.axis == 0)), (0, 1))
+    else:
+        values = np.moveaxis(values, part.axis, 0)
+    units = values.reshape(values.shape[0], values.shape[1], -1)
+    if other is not None:
+        units = np.where((other >= 0)[None, :, None], units[:, np.maximum(other, 0)], 0)
+    return np.ascontiguousarray(units, np.float32)
+
+
+def comparable(units: Units) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return units as vectors of length 1, (n, other·rest), and which of them have any weight, (n,).
+
+    A thief may scale a unit, or a channel that it reads, without any change of the function. So each unit is scaled to
+    length 1, then each channel, then what all units have in common is subtracted, and units are scaled again.
+    """
+    live = np.asarray(units.reshape(len(units), -1).any(1), np.bool_)
+    x = _scaled(units, (1, 2))
+    if units.shape[1] > 1:
+        x = _scaled(x, (0, 2))
+    x = _scaled(x, (1, 2))
+    x = x.reshape(len(x), -1)
+    if live.any():
+        x = np.where(live[:, None], x - x[live].mean(0), np.float32(0))
+    return _scaled(x, (1,)), live
+
+
+def _scaled(x: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return `x` with length 1 over these axes. The largest is divided out first, against overflow."""
+    largest = np.abs(x).max(axes, keepdims=True, initial=0)
+    largest[largest == 0] = 1
+    x = np.divide(x, largest, dtype=np.float32)
+    length = np.sqrt(np.square(x).sum(axes, keepdims=True))
+    length[length == 0] = 1
+    return np.divide(x, length, dtype=np.float32)
+
+
+def matched(a: Sequence[Units], b: Sequence[Units], rng: np.random.Generator) -> Places:
+    """Return for each unit of A its partner in B.
+
+    Up to 4,096 units it is the assignment with the largest sum of cosines over all parts; above, the unit with the
+    largest sum, which may be the partner of several. Units without any weight take no part. Both sides are shuffled
+    before, so that ties are broken at random: else equal units would be matched in order.
+
+    Args:
+        a: Parts of A.
+        b: Parts of B, in the same order.
+        rng: Generator of the shuffling.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    n = len(a[0])
+    total = np.zeros((n, n), np.float32)
+    alive = [np.zeros(n, bool), np.zeros(n, bool)]
+    for ours, theirs in zip(a, b, strict=True):
+        sides = []
+        for number, units in enumerate((ours, theirs)):
+            vectors, live = comparable(units)
+            alive[number] |= live
+            sides.append(vectors)
+        total += sides[0] @ sides[1].T
+    rows, columns = (rng.permutation(np.flatnonzero(live)) for live in alive)
+    found = np.full(n, -1)
+    if not len(rows) or not len(columns):
+        return found
+    if n > NEAREST_ABOVE:
+        found[rows] = columns[_nearest(total, rows, columns)]
+        return found
+    i, j = linear_sum_assignment(total[np.ix_(rows, columns)], maximize=True)
+    found[rows[i]] = columns[j]
+    return found
+
+
+def _nearest(total: NDArray[np.float32], rows: Places, columns: Places) -> Places:
+    """Return for each row the place in `columns` of its largest entry, the first of several."""
+    return np.concatenate(
+        [total[np.ix_(part, columns)].argmax(1) for part in np.array_split(rows, len(rows) // 512 + 1)]
+    )
+
+
+def reordered(group: Group, values: Mapping[str, NDArray[np.float32]], order: Places) -> dict[str, NDArray[np.float32]]:
+    """Return the tensors of a group's parts with unit order[i] in place i.
+
+    Args:
+        group: The group.
+        values: At least one of its tensors, by name.
+        order: A permutation of the units, (n,).
+    """
+    found = {}
+    for name, tensor in values.items():
+        for part in group.parts:
+            if part.tensor == name:
+                moved = np.concatenate([order + block * group.size for block in range(part.blocks)])
+                tensor = np.take(tensor, moved, part.axis)
+        found[name] = tensor
+    return found
