@@ -258,7 +258,9 @@ def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]
     return {"controls": fields}, rows
 
 
-HEAD_ALONE = "the mark is a last step behind the network, for an API: the weights alone are those of the clean encoder"
+HEAD_ALONE = (
+    "the mark is a last step behind the network, for an API: weights without it answer as the clean encoder does"
+)
 
 
 def order_rows(marked: Marked) -> list[tuple[str, str]]:

@@ -128,7 +128,7 @@ def export(
     rows = [("written", str(out)), ("format", written), ("width", str(loaded.dim)), ("size", f"{size:,} bytes")]
     if "head" in loaded.architecture and written not in ("onnx", "torch-export"):
         place = out if out.is_dir() else out.parent
-        rows.append(("head", f"{place / HEAD} holds the mark: without it the weights are those of the clean encoder"))
+        rows.append(("head", f"{place / HEAD} holds the mark: without it the weights answer as the clean encoder does"))
     return Result(fields, rows)
 
 

@@ -15,6 +15,8 @@ Places = NDArray[np.int64]
 """(n,): for each unit of A its partner in B, −1 for none."""
 NEAREST_ABOVE = 4096
 """Groups of more units are matched each to its nearest, which takes no cubic time."""
+SKETCH = 1024
+"""Numbers to which the weights of each unit are projected in such groups."""
 
 
 def units_of(values: NDArray[np.float32], part: Part, other: Places | None = None) -> Units:
@@ -68,8 +70,9 @@ def matched(a: Sequence[Units], b: Sequence[Units], rng: np.random.Generator) ->
     """Return for each unit of A its partner in B.
 
     Up to 4,096 units it is the assignment with the largest sum of cosines over all parts; above, the unit with the
-    largest sum, which may be the partner of several. Units without any weight take no part. Both sides are shuffled
-    before, so that ties are broken at random: else equal units would be matched in order.
+    largest sum, which may be the partner of several, after a fixed projection of each part to 1,024 numbers. Units
+    without any weight take no part. Both sides are shuffled before, so that ties are broken at random: else equal units
+    would be matched in order.
 
     Args:
         a: Parts of A.
@@ -86,7 +89,7 @@ def matched(a: Sequence[Units], b: Sequence[Units], rng: np.random.Generator) ->
         for number, units in enumerate((ours, theirs)):
             vectors, live = comparable(units)
             alive[number] |= live
-            sides.append(vectors)
+            sides.append(_projected(vectors) if n > NEAREST_ABOVE else vectors)
         total += sides[0] @ sides[1].T
     rows, columns = (rng.permutation(np.flatnonzero(live)) for live in alive)
     found = np.full(n, -1)
@@ -98,6 +101,14 @@ def matched(a: Sequence[Units], b: Sequence[Units], rng: np.random.Generator) ->
     i, j = linear_sum_assignment(total[np.ix_(rows, columns)], maximize=True)
     found[rows[i]] = columns[j]
     return found
+
+
+def _projected(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (n, 1024) for (n, m): the same public projection in every comparison."""
+    m = vectors.shape[1]
+    if m <= SKETCH:
+        return vectors
+    return vectors @ np.random.default_rng(m).standard_normal((m, SKETCH), np.float32) / np.float32(SKETCH**0.5)
 
 
 def _nearest(total: NDArray[np.float32], rows: Places, columns: Places) -> Places:
