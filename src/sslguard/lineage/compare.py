@@ -24,7 +24,7 @@ from sslguard.lineage.weights import Weights, corresponding
 from sslguard.stats.corrections import fisher
 from sslguard.stats.fixed_points import log2_fixed_points, log2_fixed_points_bound
 
-Test = Literal["in place", "aligned", "initial weights"]
+Test = Literal["in place", "aligned", "initial weights", "initial weights, aligned"]
 Watch = Callable[[Iterable[Group], int], Iterable[Group]]
 """Shows progress: yields the groups, whose number it is given."""
 
@@ -57,7 +57,7 @@ class Comparison:
     Attributes:
         test: "in place": units of A that match the unit of the same place in B. "aligned": the same for streams, after
             earlier streams were put in order. "initial weights": units of A's initial weights whose incoming and
-            outgoing weights match one and the same unit of B, in whatever place.
+            outgoing weights match one and the same unit of B, in whatever place; "aligned" as above.
         rows: What was found in each group, in the order of the test.
         left_out: Groups of A that could not be compared, each with the reason.
     """
@@ -148,7 +148,13 @@ def aligned(
 
 
 def agreement(
-    initial: Weights, b: Weights, groups: Sequence[Group] | None = None, *, seed: int = 0, watch: Watch | None = None
+    initial: Weights,
+    b: Weights,
+    groups: Sequence[Group] | None = None,
+    *,
+    align: bool = False,
+    seed: int = 0,
+    watch: Watch | None = None,
 ) -> Comparison:
     """Count the units of A's initial weights whose incoming and outgoing weights match one and the same unit of B.
 
@@ -159,6 +165,8 @@ def agreement(
         initial: Weights of A before training.
         b: Weights of the suspect.
         groups: As in `in_place`.
+        align: Whether streams of B are put in the order of the initial weights before, by tensors that the comparison
+            does not use. It is needed where a thief permuted streams too, and weaker where none did.
         seed: As in `in_place`.
         watch: As in `in_place`.
 
@@ -173,14 +181,16 @@ def agreement(
     for group in pair.watched(watch):
         sides = [[part for part in group.features if part.axis == axis] for axis in (0, 1)]
         if group.kind == "stream" or not all(sides):
-            partners[group.name] = pair.match(group.features, rng, partners)
+            # Hidden units that later groups read must be put in order in any case: a thief may have permuted them.
+            if align or group.kind == "hidden":
+                partners[group.name] = pair.match(group.features, rng, partners)
             continue
         into, out = (pair.match(side, rng, partners) for side in sides)
         partners[group.name] = into
         rows.append(_row(group, int(((into == out) & (into >= 0)).sum())))
     if not rows:
         raise RefusedError(f"{initial.name} has no hidden units whose incoming and outgoing weights can be compared")
-    return Comparison("initial weights", tuple(rows), pair.left_out)
+    return Comparison("initial weights, aligned" if align else "initial weights", tuple(rows), pair.left_out)
 
 
 def _row(group: Group, count: int) -> Row:

@@ -40,20 +40,24 @@ def units_of(values: NDArray[np.float32], part: Part, other: Places | None = Non
 
 
 def comparable(units: Units) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return units as vectors of length 1, (n, other·rest), and which of them have any weight, (n,).
+    """Return units as vectors (n, m), whose inner products are cosines, and which of them have any weight, (n,).
 
-    A thief may scale a unit, or a channel that it reads, without any change of the function. So each unit is scaled to
-    length 1, then each channel, then what all units have in common is subtracted, and units are scaled again.
+    A thief may scale a unit, or a channel that it reads, without any change of the function. So each unit counts twice:
+    scaled to length 1 as it is, and after each channel was scaled to length 1. The first is better where most weights
+    are zero. What all units have in common is subtracted.
     """
     live = np.asarray(units.reshape(len(units), -1).any(1), np.bool_)
-    x = _scaled(units, (1, 2))
-    if units.shape[1] > 1:
-        x = _scaled(x, (0, 2))
-    x = _scaled(x, (1, 2))
-    x = x.reshape(len(x), -1)
+    plain = _scaled(units, (1, 2))
+    both = [plain] if units.shape[1] == 1 else [plain, _scaled(_scaled(plain, (0, 2)), (1, 2))]
+    vectors = [_centred(x.reshape(len(x), -1), live) for x in both]
+    return np.concatenate(vectors, 1) / np.float32(len(both) ** 0.5), live
+
+
+def _centred(x: NDArray[np.float32], live: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return rows of length 1 without what the live ones have in common."""
     if live.any():
         x = np.where(live[:, None], x - x[live].mean(0), np.float32(0))
-    return _scaled(x, (1,)), live
+    return _scaled(x, (1,))
 
 
 def _scaled(x: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ TESTS = {
     "in place": "Units of A that match the unit of the same place in B",
     "aligned": "The same, after the earlier groups of B were put in A's order",
     "initial weights": "Units of A's initial weights whose incoming and outgoing weights match one unit of B",
+    "initial weights, aligned": "The same, after the streams of B were put in A's order",
 }
 _FEW = 40  # labels of rows that can be read
 

@@ -192,7 +192,7 @@ def compare(
     if (found := aligned(a, b, groups, seed=seed)) is not None:
         tests.append(found)
     if initial is not None:
-        tests.append(agreement(initial, b, groups, seed=seed, watch=watch))
+        tests += [agreement(initial, b, groups, align=align, seed=seed, watch=watch) for align in (False, True)]
     secret = None
     if in_order is not None:
         names = {group.name for group in in_order}
