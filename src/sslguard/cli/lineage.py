@@ -131,7 +131,7 @@ def lineage_rows(verdict: LineageVerdict) -> list[tuple[str, str]]:
     shared = f", shared among {verdict.n_claims} claims" if verdict.n_claims > 1 else ""
     rows = [
         ("decision", verdict.decision),
-        ("evidence", f"{_bits(verdict.log2_pvalue)} bits (p = 2^{verdict.log2_pvalue:.1f})"),
+        ("evidence", f"{_bits(verdict.log2_pvalue)} bits (p = 2^-{_bits(verdict.log2_pvalue)})"),
         ("in place", counts),
         *((one.test, f"{one.matched} of {one.size} units, {_bits(one.log2_pvalue)} bits") for one in others),
     ]

@@ -36,7 +36,7 @@ def _facts(verdict: LineageVerdict) -> list[tuple[str, str]]:
     facts = [
         ("A", verdict.a),
         ("B", verdict.b),
-        ("evidence", f"{text.bits(verdict.log2_pvalue, 1 << 62)} bits: p = 2^{verdict.log2_pvalue:.1f}"),
+        ("evidence", f"{text.bits(verdict.log2_pvalue, 1 << 62)} bits: p = 2^-{abs(verdict.log2_pvalue):.1f}"),
         ("level", f"{verdict.alpha:.3g}{shared}"),
     ]
     if verdict.secret is not None:
