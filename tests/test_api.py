@@ -56,6 +56,11 @@ def test_a_sub_key_needs_the_keys_folder(key_of, tiny, images) -> None:
         sslguard.verify(key_of(), tiny(), images(4), sub_key=1)
 
 
+def test_what_answers_are_can_be_said_of_the_exact_scheme_alone(key_of, tiny, images) -> None:
+    with pytest.raises(UsageError, match="sslguard takes embeddings alone: leave --answers out"):
+        sslguard.verify(key_of(), tiny(), images(4), answers="labels")
+
+
 def test_paths_may_be_texts(tiny, key_of, tmp_path) -> None:
     sslguard.save_key(key_of(), f"{tmp_path}/key")
     assert sslguard.load_key(f"{tmp_path}/key").n_queries == key_of().n_queries

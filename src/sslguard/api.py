@@ -211,7 +211,8 @@ def watermark(
         out: Folder that `encoder` and `key` are written to. Nothing may be there. `encoder` also holds the files of
             the library that the encoder came from: see `encoders.formats`.
         scheme: Scheme with its settings, or a name: "sslguard", "exact", or another of `schemes.registry`.
-        preset: Settings that "sslguard" starts from: "cured", "small" or "published". Other schemes have none.
+        preset: Settings that the scheme starts from: of "sslguard" "cured", "small" or "published", of "exact" "strong"
+            or "gentle". Other schemes have none.
         settings: Settings that replace those of the preset, by field, as in a configuration file.
         secret: Master secret; a fresh one from the operating system unless given.
         seal: Encryption of the key that is written; None leaves it in the clear.
@@ -471,6 +472,7 @@ def verify(
     n_claims: int = 1,
     sub_key: int | None = None,
     allow_overlap: bool = False,
+    answers: Literal["auto", "embeddings", "logits", "probabilities", "labels"] = "auto",
     rescore: bool = False,
     factory: Factory | None = None,
     progress: bool = False,
@@ -492,6 +494,8 @@ def verify(
         sub_key: Number of the sub-key to test by, from 1, in a key that is given by its folder; None for the whole key.
         allow_overlap: Whether items that took part in marking may be asked about. The verdict then counts them. A key's
             folder knows these items, a key that is given as an object does not.
+        answers: What the suspect's answers are, under a key of the scheme exact. "auto" tells it by a public rule,
+            which costs nothing; a choice of your own takes 2 bits off the evidence.
         rescore: Whether to score the controls anew, as an examiner must who does not trust the folder's owner.
         factory: Your own function that makes the key's network, or its name: see `load_encoder`.
         progress: Whether to show bars on standard error.
@@ -508,6 +512,10 @@ def verify(
         key = whole.opened(sub_key)
         n_claims *= 1 + whole.sub_keys
     loaded, folder, marked = _parts(key)
+    if answers != "auto":
+        if not isinstance(loaded, ExactKey):
+            raise UsageError(f"a key of the scheme {loaded.scheme} takes embeddings alone: leave --answers out")
+        loaded = replace(loaded, answers=answers)
     _check_key(loaded)
     asked = Watched(as_data(data), marked, allowed=allow_overlap)
     if controls is None:

@@ -22,11 +22,13 @@ from sslguard.suspects.base import checked
 MAPPINGS = {
     "rotation": LinearMap(),
     "linear map": LinearMap(condition=1e4, seed=2),
+    "half, rotated": LinearMap(dimensions=4),
     "ReLU of a rotation": LinearMap(rectify=True),
     "components": LeadingComponents(5),
     "signs": SignBits(),
     "logits": Classify(),
     "probabilities": Classify("probabilities"),
+    "probabilities of 4 digits": Classify("probabilities", digits=4),
     "labels": Classify("labels"),
     "subtracted": SubtractFeatures(components=3, features=20),
 }
@@ -83,6 +85,20 @@ def test_linear_maps_have_the_singular_values_that_were_asked_for(numbered):
         np.testing.assert_allclose(centred @ matrix, mapped, atol=1e-9)
         sizes = np.linalg.svd(matrix, compute_uv=False)
         np.testing.assert_allclose(sizes, np.geomspace(1, 1 / condition, 8), rtol=1e-6)
+
+
+def test_some_of_the_mapped_numbers_are_the_first_of_all(numbered):
+    whole, half = (LinearMap(dimensions=n)(Rows(ROWS), numbered).embed(numbered.take(range(200))) for n in (0, 4))
+    assert half.shape == (200, 4)
+    np.testing.assert_allclose(half, whole[:, :4])
+
+
+def test_probabilities_are_rounded_as_asked(numbered):
+    whole, rounded = (
+        Classify("probabilities", digits=n)(Rows(ROWS), numbered).embed(numbered.take(range(200))) for n in (0, 3)
+    )
+    np.testing.assert_array_equal(rounded, np.round(whole, 3))
+    assert not np.array_equal(rounded, whole)
 
 
 def test_components_keep_the_variance_that_they_should(numbered):
@@ -153,5 +169,7 @@ def test_statistics_are_taken_off_and_nothing_else(tiny, images):
     z = psi - psi.mean(0)
     assert np.abs(z.T @ (left - left.mean(0))).max() < 1e-5 * np.abs(z.T @ (plain - plain.mean(0))).max()
     taken = plain - left
+    half = embed_all(SubtractStatistics(ridge=1e-9, share=0.5)(victim, data), data)
+    np.testing.assert_allclose(plain - half, taken / 2, atol=1e-6)
     fit = np.linalg.lstsq(np.hstack([np.ones((300, 1)), psi]), taken, rcond=None)[0]
     np.testing.assert_allclose(np.hstack([np.ones((300, 1)), psi]) @ fit, taken, atol=1e-6)

@@ -121,7 +121,7 @@ def test_tables_start_from_the_attack_s_own_defaults():
     [
         ({"scheme": "sslguard", "decoder_hidden": [8]}, SSLGuard(decoder_hidden=(8,))),
         ({"scheme": "sslguard-cured", "steps": 3}, replace(SSLGuard.cured(), steps=3)),
-        ({"scheme": "exact", "protocol": {"epsilon": 0.4}}, Exact(Protocol(epsilon=0.4))),
+        ({"scheme": "exact", "protocol": {"rank": 2}}, Exact(Protocol(rank=2))),
     ],
 )
 def test_overwrites_by_any_scheme(table, scheme):

@@ -307,9 +307,9 @@ def test_options_are_those_of_the_settings() -> None:
     ours, theirs = get_type_hints(SchemeOptions), get_type_hints(SSLGuard)
     for name in ("gradients", "negatives", "optimizer"):
         assert get_args(get_args(ours[name])[0]) == get_args(theirs[name])
-    chosen = SchemeOptions(steps=3, epsilon=0.1)  # type: ignore[call-arg]
-    assert chosen.table("exact") == {"steps": 3, "protocol": {"epsilon": 0.1}}
-    with pytest.raises(UsageError, match=r"^--epsilon belongs to --scheme exact$"):
+    chosen = SchemeOptions(steps=3, rank=2)  # type: ignore[call-arg]
+    assert chosen.table("exact") == {"steps": 3, "protocol": {"rank": 2}}
+    with pytest.raises(UsageError, match=r"^--rank belongs to --scheme exact$"):
         chosen.table("sslguard")
 
 
@@ -318,7 +318,10 @@ def test_options_are_those_of_the_settings() -> None:
     [
         ("pretrain", {**asdict(Pretraining("simclr")), "method": None, "views": None}),
         ("steal", {"steps": 400, "learning_rate": 0.003, "loss": "cosine"}),
-        ("watermark", {"steps": "800 for sslguard, 900 for exact", "carrier": 1, "epsilon": 0.2, "mode": "distilled"}),
+        (
+            "watermark",
+            {"steps": "800 for sslguard, 1000 for exact", "carrier": 1, "largest": 0.05, "mode": "distilled"},
+        ),
         ("attack overwrite", {"steps": 200, "carrier": 0, "decoder_rate": 0.001}),
         ("attack fine-tune", {"steps": 100, "layers": "all"}),
         ("attack self-supervised", {"steps": 200, "learning_rate": 0.001}),
@@ -706,7 +709,7 @@ def test_unreadable_pictures_are_left_out_where_one_says_so(bed: Bed, tmp_path: 
     for i in range(60):
         Image.fromarray(images[i]).save(folder / f"{i:03d}.png")
     (folder / "020.png").write_bytes(b"no picture")
-    scheme = ("--scheme", "exact", "--mode", "head", "--components", 2, "--n-features", 1, "--n-statistics", 1)
+    scheme = ("--scheme", "exact", "--mode", "head", "--functions", 4, "--rank", 1)
     command = ("watermark", bed.clean, "--data", folder, *scheme, "--n-queries", 20)
     refused = sslguard(*command, "--out", tmp_path / "a")
     assert (refused.code, "020.png cannot be read" in refused.err) == (2, True)

@@ -32,7 +32,7 @@ from sslguard.encoders.load import load_encoder
 from sslguard.schemes.keyfile import key_hash, load_key, open_key
 
 TOUCHING = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "ctypes.dlsym", "shutil.rmtree")
-SMALL = ("--n-queries", 60, "--components", 2, "--n-features", 2, "--n-statistics", 2, "--epsilon", 0.5)
+SMALL = ("--n-queries", 60, "--functions", 8, "--rank", 2)
 
 
 def killed_before(number: int, work: Path, *command: object) -> bool:

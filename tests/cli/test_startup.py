@@ -98,7 +98,7 @@ print(json.dumps([code, sorted(name for name, file in files.items() if "site-pac
 def test_a_verification_of_a_small_encoder_imports_what_it_needs(tmp_path: Path) -> None:
     np.save(tmp_path / "pictures.npy", np.random.default_rng(0).integers(0, 256, (160, 16, 16), dtype=np.uint8))
     pictures, out = f"{tmp_path}/pictures.npy", tmp_path / "marked"
-    few = ("--n-queries", 60, "--components", 2, "--n-features", 2, "--n-statistics", 2)
+    few = ("--n-queries", 60, "--functions", 8, "--rank", 2)
     done(
         "watermark",
         "random:resnet-narrow@16",

@@ -42,6 +42,11 @@ __all__ = ["root"]  # a fixture
         ("stl10:labeled", r"unlabeled, train, test, train\+unlabeled, not 'labeled'"),
         ("MNIST:train", "no data set 'MNIST'"),
         ("cluttered-cifar10:train", "known: cluttered-fashion-mnist, cluttered-mnist, cluttered-mnist-5k"),
+        ("cluttered-mnist@:train", "behind @ comes a whole number, the seed"),
+        ("cluttered-mnist@x:train", "behind @ comes a whole number, the seed"),
+        ("cluttered-mnist@-1:train", "behind @ comes a whole number, the seed"),
+        ("cluttered-mnist@1234567890:train", "behind @ comes a whole number, the seed"),
+        ("mnist@3:train", "no data set 'mnist@3'"),
         ("cluttered-cluttered-mnist:train", "no data set 'cluttered-cluttered-mnist'"),
         ("mnist:train[5:2]", r"\[5:2\] must satisfy 0 <= start < stop <= 7"),
         ("mnist:train[3:3]", r"\[3:3\] must satisfy"),
@@ -133,7 +138,13 @@ def test_mnist_as_torchvision_reads_it(root: Path, packed: bool) -> None:
     theirs = MNIST(str(root), train=False)
     assert torch.equal(everything(data)[:, 0], theirs.data)
     assert data.labels.tolist() == theirs.targets.tolist()
-    assert everything(open_data("cluttered-mnist:test")).shape == (7, 1, 48, 48)
+    bed, again, other = (open_data(f"cluttered-mnist{seed}:test") for seed in ("", "@0", "@3"))
+    assert (bed.spec, again.spec, other.spec) == (*["cluttered-mnist:test"] * 2, "cluttered-mnist@3:test")
+    assert everything(bed).shape == (7, 1, 48, 48)
+    assert torch.equal(everything(bed), everything(again))
+    assert not torch.equal(everything(bed), everything(other))
+    assert other.labels.tolist() == bed.labels.tolist()
+    assert torch.equal(everything(open_data("cluttered-mnist@3:test[2:4]")), everything(other)[2:4])
 
 
 def test_fashion_mnist_comes_from_the_root_before_the_system_package(

@@ -74,7 +74,7 @@ def test_of_many_items_the_smallest_fingerprints_are_kept(images, monkeypatch):
 def out(tiny, images, tmp_path_factory):
     """Return the folder of a head that was drawn on the items 0 to 299 of 400."""
     folder = tmp_path_factory.mktemp("marked") / "out"
-    scheme = Exact(Protocol(n_features=2, n_statistics=2, components=2, n_queries=30), mode="head")
+    scheme = Exact(Protocol(functions=8, rank=2, n_queries=30), mode="head")
     sslguard.watermark(tiny(), images(400).slice(0, 300), out=folder, scheme=scheme)
     return folder
 

@@ -79,7 +79,7 @@ def settings(roles: Roles, population: Path) -> DemoSettings:
         population=population,
         scheme=SSLGuard(negatives="shadow", decoder_hidden=(16,), secret_dim=8, **small),
         published=SSLGuard(decoder_hidden=(16,), secret_dim=8, **small),
-        exact=Exact(Protocol(n_queries=20, n_statistics=0), mode="head"),
+        exact=Exact(Protocol(n_queries=20), mode="head"),
         exact_thief=Distillation(architecture="resnet-narrow", loss="mse", steps=4, batch_size=8),
         thief=Distillation(architecture="resnet-narrow", steps=4, batch_size=8),
         innocents=("random:resnet-narrow:2@16",),

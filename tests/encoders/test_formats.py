@@ -35,7 +35,7 @@ from sslguard.schemes.exact import Exact, Protocol
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
-SETTINGS: dict[str, Any] = {"mode": "head", "protocol": {"components": 4, "n_features": 64, "n_queries": 256}}
+SETTINGS: dict[str, Any] = {"mode": "head", "protocol": {"n_queries": 256}}
 SECRETS = ("watermark", "exact", "sslguard", "mark", "key", "secret")
 
 
@@ -45,7 +45,7 @@ def pictures(n: int, size: int = 32) -> Tensor:
 
 
 def headed(encoder: Encoder, items: Any) -> Encoder:
-    scheme = Exact(Protocol(components=4, n_features=64, n_queries=256), "head")
+    scheme = Exact(Protocol(n_queries=256), "head")
     return scheme.watermark(encoder, own_data(items), secret=Secret.from_seed(1)).encoder
 
 

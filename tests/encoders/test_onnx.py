@@ -42,7 +42,7 @@ PIXELS = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (5, 3, 8, 6)
 
 def headed(encoder: Encoder, items: Data) -> Encoder:
     """The encoder marked by a head, as the exact scheme leaves it."""
-    scheme = Exact(Protocol(components=4, n_features=64, n_queries=256), "head")
+    scheme = Exact(Protocol(n_queries=256), "head")
     return scheme.watermark(encoder, items, secret=Secret.from_seed(1)).encoder
 
 

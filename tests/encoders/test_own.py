@@ -19,7 +19,7 @@ from sslguard.encoders import own
 from sslguard.encoders.program import Program
 from sslguard.errors import DataError, UsageError
 
-SETTINGS = {"mode": "head", "protocol": {"components": 4, "n_features": 64, "n_queries": 256}}
+SETTINGS = {"mode": "head", "protocol": {"n_queries": 256}}
 
 
 class Net(nn.Module):

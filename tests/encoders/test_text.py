@@ -308,7 +308,7 @@ def test_networks_of_words_refuse_sizes_out_of_range(fields: dict[str, Any]) -> 
 def with_head(folder: Path) -> Encoder:
     """As the exact scheme marks an encoder that stays behind an API."""
     plain = load_encoder(f"hf:{folder}")
-    architecture = {**plain.architecture, "head": {"components": 4, "features": 8, "statistics": 5}}
+    architecture = {**plain.architecture, "head": {"statistics": 96, "functions": 4}}
     module, _ = build(architecture, seed=0)
     module.encoder.load_state_dict(plain.module.state_dict())  # type: ignore[union-attr]
     return replace(plain, module=module.eval(), architecture=architecture)
@@ -789,7 +789,7 @@ def test_a_text_encoder_is_marked_exactly_and_its_key_comes_back_with_the_tokeni
     bert: Encoder, tmp_path: Path
 ) -> None:
     texts = open_data(f"text:{reviews(tmp_path / 'many.csv', 400)}")
-    protocol = Protocol(n_queries=150, n_statistics=0)
+    protocol = Protocol(n_queries=150)
     made = Exact(protocol, mode="head").watermark(bert, texts.slice(0, 200), secret=Secret.from_seed(1))
     save_key(made.key, tmp_path / "key")
     again = load_key(tmp_path / "key")

@@ -47,13 +47,13 @@ at_least = 1.1
 scheme = "exact"
 steps = 2
 batch_size = 8
-protocol = {{n_queries = 60, components = 3, n_features = 2, n_statistics = 2}}
+protocol = {{n_queries = 60, functions = 8, rank = 2}}
 
 [schemes.head]
 scheme = "exact"
 mode = "head"
 null = false
-protocol = {{n_queries = 60, components = 3, n_features = 2, n_statistics = 2}}
+protocol = {{n_queries = 60, functions = 8, rank = 2}}
 
 [schemes.wet]
 scheme = "wet"

@@ -183,7 +183,7 @@ def _keys(root: Path, identity: Any) -> Iterator[Target]:
 
 
 def _claims(root: Path, clean: Any) -> Iterator[Target]:
-    scheme = Exact(Protocol(n_queries=N, components=2, n_features=2, n_statistics=4), mode="head", sub_keys=2)
+    scheme = Exact(Protocol(n_queries=N, functions=8, rank=2), mode="head", sub_keys=2)
     marked = scheme.watermark(clean, random_images(200), secret=Secret.from_seed(1))
     bed = Bed(root / "bed", marked.key, clean, random_images(80, seed=5), terms=replace(TERMS, alpha=0.01))
     bed = replace(bed, sub_key=1, key_folder=root / "exact")

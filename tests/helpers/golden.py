@@ -43,7 +43,7 @@ PASSPHRASE = "public on purpose"
 RECIPIENT = "age1j4f5964wwzc7nv8amvavdzfq6lsme4huxt56csmmz8ugn7qgeg0sux4wj8"
 OPENED = datetime(2026, 11, 28, 19, 22, 10, tzinfo=UTC)
 OWNER = Owner(bytes(range(32)), bytes(range(32, 64)))
-PROTOCOL = Protocol(components=2, n_features=2, n_statistics=2, epsilon=0.5, n_queries=60)
+PROTOCOL = Protocol(functions=8, rank=2, n_queries=60)
 
 
 def main() -> None:
@@ -129,11 +129,11 @@ def _written(key: Key, name: str, seal: Seal | None = None) -> dict[str, Any]:
 
 
 def _shown(key: Any, answers: Any) -> dict[str, Any]:
-    """z of the key and of each of its sub-keys on these answers, and what a commitment to it holds."""
+    """Bits of the key and of each of its sub-keys on these answers, and what a commitment to it holds."""
     suspect = _suspect(answers)
     folder = GOLDEN / ("key-exact-sub-keys" if key.sub_keys > 1 else "key-exact")
     scores = [score_suspect(one, suspect, _texts()).evidence for one in (key, *key.split())]
-    return {"z": [score.statistic for score in scores], "commitment": list(commit(open_key(folder)).keys)}
+    return {"bits": [score.statistic for score in scores], "commitment": list(commit(open_key(folder)).keys)}
 
 
 def _bundle(work: Path, answers: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sslguard.errors import DataError, EncoderError, UsageError
 from sslguard.probes.baselines import Baseline, PixelEmbedder, accuracy_kept, baseline
 from sslguard.probes.evaluate import PROBES, few_label_subset, probe_encoder
 from sslguard.probes.knn import knn_probe
-from sslguard.probes.linear import _choose_l2, _held_out, _principal_axes, _Softmax, linear_probe
+from sslguard.probes.linear import _choose_l2, _held_out, _principal_axes, _Softmax, class_shares, linear_probe
 from sslguard.probes.mlp import mlp_probe
 from sslguard.probes.task import ProbeResult
 
@@ -177,6 +177,23 @@ def test_softmax_gradient_is_that_of_autograd() -> None:
     value, ours = problem.objective(point.detach())
     assert value.item() == pytest.approx(loss.item())
     np.testing.assert_allclose(ours, slope, atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_shares_of_classes_are_those_of_the_regression(classes: int) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 6)) * np.geomspace(1, 0.05, 6) + 3
+    y = (x @ rng.standard_normal((6, classes)) + 0.5 * rng.gumbel(size=(600, classes))).argmax(1)
+    found = class_shares(x, y, l2=1e-2)
+    np.testing.assert_allclose(found.sum(1), 1)
+    centred = x - x.mean(0)
+    centred /= np.sqrt(np.square(centred).mean())
+    fitted = linear_model.LogisticRegression(C=1 / (1e-2 * 600), tol=1e-8, max_iter=5000).fit(centred, y)
+    wanted = fitted.predict_proba(centred)
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+    np.testing.assert_allclose(np.bincount(y) / 600, found.mean(0), atol=5e-3)
+    assert np.allclose(found, class_shares(7 * x - 2, y, l2=1e-2), atol=1e-3)
 
 
 def test_fewer_items_than_features_is_the_same_problem() -> None:

@@ -390,7 +390,7 @@ class TestGolden:
 
     @pytest.mark.parametrize("name", [name for name in sorted(EXPECTED["keys"]) if "exact" in name])
     def test_keys_of_the_exact_scheme_score_as_then(self, name, monkeypatch):
-        """z of the whole key, then of each sub-key, on answers of the marked encoder of that day."""
+        """Bits of the whole key, then of each sub-key, on answers of the marked encoder of that day."""
         monkeypatch.setenv(IDENTITY, str(GOLDEN / "identity.txt"))
         wanted, stored = self.EXPECTED["keys"][name], open_key(GOLDEN / name)
         texts = (GOLDEN / "texts.txt").read_text().splitlines()
@@ -398,5 +398,5 @@ class TestGolden:
         suspect = Answers(lambda batch: np.stack([known[text] for text in batch]))
         keys = [stored.key, *stored.key.split()]
         found = [score_suspect(key, suspect, open_data(f"text:{GOLDEN}/texts.txt")).evidence.statistic for key in keys]
-        assert found == pytest.approx(wanted["z"], rel=1e-5)
+        assert found == pytest.approx(wanted["bits"], rel=1e-5)
         assert list(commit(stored).keys) == wanted["commitment"]

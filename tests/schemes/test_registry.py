@@ -9,12 +9,11 @@ from dataclasses import replace
 import pytest
 
 from sslguard.attacks.registry import build, describe
-from sslguard.encoders.statistics import N_STATISTICS
 from sslguard.encoders.wrapped import Wrapped
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact.key import ExactKey
-from sslguard.schemes.exact.protocol import MAX_STATISTICS, Protocol
+from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.order import OrderKey
 from sslguard.schemes.peers.wet import Wet
@@ -43,11 +42,19 @@ def test_presets_are_what_their_methods_give() -> None:
     assert build_scheme("sslguard-cured", {"steps": 3}) == replace(SSLGuard.cured(), steps=3)
 
 
+def test_presets_of_the_exact_scheme_differ_in_the_size_of_the_mark() -> None:
+    strong, gentle = (build_scheme(name, {}) for name in PRESETS["exact"].values())
+    assert (strong, gentle) == (Exact(), Exact.gentle())
+    assert strong.protocol == gentle.protocol
+
+
 def test_names_are_suggested() -> None:
     with pytest.raises(UsageError, match=r"scheme must be one of sslguard, .*, not 'exat'\. Did you mean 'exact'\?"):
         build_scheme("exat", {})
-    with pytest.raises(UsageError, match=r"exact\.protocol has no setting 'epsilom'; .*\. Did you mean 'epsilon'\?"):
-        build_scheme("exact", {"protocol": {"epsilom": 1}})
+    with pytest.raises(
+        UsageError, match=r"exact\.protocol has no setting 'functoins'; .*\. Did you mean 'functions'\?"
+    ):
+        build_scheme("exact", {"protocol": {"functoins": 1}})
 
 
 def test_what_a_scheme_is_stands_on_its_class() -> None:
@@ -86,9 +93,3 @@ def test_names_and_settings_need_neither_torch_nor_numpy() -> None:
     code += "; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "set()"
-
-
-def test_as_many_statistics_as_there_are() -> None:
-    assert MAX_STATISTICS == N_STATISTICS
-    with pytest.raises(UsageError, match=f"n_statistics must be .* at most {N_STATISTICS}, not {N_STATISTICS + 1}"):
-        Protocol(n_statistics=N_STATISTICS + 1)

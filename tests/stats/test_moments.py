@@ -181,7 +181,7 @@ def test_rows_are_multiplied_in_blocks_not_one_by_one(monkeypatch: pytest.Monkey
     ("place", "change", "complaint"),
     [
         (0, lambda a: a[:, 1:], r"h must be of shape \(n, 5\), not \(9, 4\)"),
-        (1, lambda a: a[1:], "9, 8 and 9"),
+        (1, lambda a: a[1:], "9, 8, 9 and 9"),
         (1, lambda a: a[0], "phi must be of shape"),
         (2, lambda a: a * np.where(np.arange(M) == 2, np.nan, 1), r"g must be finite.*row 0, column 2 is nan.*zeros"),
         (2, lambda a: a + np.inf, "a row of zeros"),

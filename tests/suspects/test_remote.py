@@ -278,7 +278,7 @@ class TestTemplate:
     @pytest.mark.parametrize("body", ['{"input": "{texts}", "k": 3}', '{"parts": [{"t": "{text}"}]}'])
     def test_texts_in_one_request(self, body: str) -> None:
         server = Server(self.reply)
-        with server.suspect(protocol="json", body=body, answers="out[*].v") as suspect:
+        with server.suspect(protocol="json", body=body, found_at="out[*].v") as suspect:
             np.testing.assert_array_equal(suspect.embed(TEXTS), rows_of(TEXTS))
         assert len(server.requests) == 3
         assert server.requests[0].url.path == "/api"
@@ -287,7 +287,7 @@ class TestTemplate:
         server = Server(
             lambda request: httpx2.Response(200, json={"e": vector(json.loads(request.content)["q"].encode()).tolist()})
         )
-        with server.suspect(protocol="json", body='{"q": "query: {text}"}', answers="$.e") as suspect:
+        with server.suspect(protocol="json", body='{"q": "query: {text}"}', found_at="$.e") as suspect:
             answers = suspect.embed(TEXTS[:3])
         np.testing.assert_array_equal(answers, rows_of([f"query: {text}" for text in TEXTS[:3]]))
         assert len(server.requests) == 3
@@ -298,14 +298,14 @@ class TestTemplate:
             pixels = [np.asarray(Image.open(io.BytesIO(base64.b64decode(item)))) for item in found]
             return httpx2.Response(200, json=[p.astype(float).sum((0, 1)).tolist() for p in pixels])
 
-        with Server(reply).suspect(protocol="json", body='{"images": "{images}"}', answers="") as suspect:
+        with Server(reply).suspect(protocol="json", body='{"images": "{images}"}', found_at="") as suspect:
             answers = suspect.embed(IMAGES)
         np.testing.assert_array_equal(answers, IMAGES.float().sum((2, 3)).numpy())
 
     def test_base64_and_indices(self) -> None:
         coded = [base64.b64encode(row.tobytes()).decode() for row in rows_of(["a", "b"])]
         server = Server(lambda _: httpx2.Response(200, json=[0, {"x": coded}]))
-        with server.suspect(protocol="json", body='["{texts}"]', answers="[1].x") as suspect:
+        with server.suspect(protocol="json", body='["{texts}"]', found_at="[1].x") as suspect:
             np.testing.assert_array_equal(suspect.embed(["a", "b"]), rows_of(["a", "b"]))
 
     @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ class TestTemplate:
     def test_texts_cannot_break_out(self) -> None:
         hostile = ['"}, "admin": true, {"', "{texts}", "\\", "\x00", "\ud800"]
         server = Server(self.reply)
-        with server.suspect(protocol="json", body='{"parts": [{"t": "{text}"}]}', answers="out[*].v") as suspect:
+        with server.suspect(protocol="json", body='{"parts": [{"t": "{text}"}]}', found_at="out[*].v") as suspect:
             server.reply = lambda request: httpx2.Response(200, json={"out": [{"v": [1.0]}] * 1})
             for text in hostile:
                 suspect.embed([text])
@@ -415,7 +415,7 @@ class TestGuessedProtocol:
         assert guessed("https://h/v2/models/n", None)[1].model == "n"
 
     def test_the_chosen_protocol_wins(self) -> None:
-        chosen = Remote(protocol="json", body='{"t": "{text}"}', answers="v")
+        chosen = Remote(protocol="json", body='{"t": "{text}"}', found_at="v")
         assert guessed("https://h/v1/embeddings", chosen) == ("https://h/v1/embeddings", chosen)
         assert guessed("https://h/embed", Remote(protocol="tei"))[0] == "https://h"
 

@@ -69,6 +69,7 @@ class LinearMap(AnswerMap):
     Attributes:
         condition: Largest singular value over the smallest, at least 1; 1 is a rotation.
         rectify: Whether to replace negative numbers of the mapped answers by zero.
+        dimensions: How many of the mapped answers' numbers are given; 0 for all.
         seed: Seed of the singular vectors.
     """
 
@@ -76,6 +77,7 @@ class LinearMap(AnswerMap):
 
     condition: Annotated[float, Range(least=1)] = 1.0
     rectify: bool = False
+    dimensions: Seed = 0
     seed: Seed = 0
 
     def fit(self, answers: Array, data: Data) -> Map:  # noqa: ARG002
@@ -83,6 +85,7 @@ class LinearMap(AnswerMap):
         rng, m = np.random.default_rng(self.seed), answers.shape[1]
         left, right = (np.linalg.qr(rng.standard_normal((m, m)))[0] for _ in range(2))
         matrix, mean = (left * np.geomspace(1, 1 / self.condition, m)) @ right, answers.mean(0)
+        matrix = matrix[:, : self.dimensions or m]
         if self.rectify:
             return lambda g: np.maximum((g - mean) @ matrix, 0)
         return lambda g: (g - mean) @ matrix
@@ -124,12 +127,14 @@ class Classify(AnswerMap):
 
     Attributes:
         output: "logits" minus their mean over classes; "probabilities", the softmax; or "labels", one-hot.
+        digits: Digits that probabilities are rounded to; 0 for all.
     """
 
     title = "linear classifier"
     needs: ClassVar[Needs] = "labels"
 
     output: Literal["logits", "probabilities", "labels"] = "logits"
+    digits: Seed = 0
 
     def fit(self, answers: Array, data: Data) -> Map:
         """Train the classifier and return the map to its output.
@@ -143,6 +148,8 @@ class Classify(AnswerMap):
         if self.output == "labels":
             return lambda g: np.eye(len(intercepts))[(g @ weights + intercepts).argmax(1)]
         if self.output == "probabilities":
+            if self.digits:
+                return lambda g: np.round(softmax(g @ weights + intercepts, axis=1), self.digits)
             return lambda g: softmax(g @ weights + intercepts, axis=1)
         weights, intercepts = weights - weights.mean(1, keepdims=True), intercepts - intercepts.mean()
         return lambda g: g @ weights + intercepts
@@ -207,9 +214,11 @@ class SubtractStatistics(Mapping):
 
     Attributes:
         ridge: Ridge penalty of the fit, as a share of the statistics' variance.
+        share: Share of the prediction that is subtracted, in (0, 1]: less keeps more accuracy.
     """
 
     ridge: NotNegative = 1e-4
+    share: Annotated[float, Range(above=0, most=1)] = 1.0
 
     def __call__(self, victim: Embedder, data: Data) -> Wrapped:
         """Fit the prediction on `data` and return `victim` with it subtracted: answers are float64 (n, m).
@@ -219,23 +228,27 @@ class SubtractStatistics(Mapping):
         """
         encoder = encoder_behind(victim)
         answers = np.asarray(embed_all(victim, data), dtype=np.float64)
-        taken = self.fit(answers, all_statistics(encoder, data))
+        fitted = self.fit(answers, all_statistics(encoder, data))
+
+        def taken(statistics: Array) -> Array:
+            return self.share * fitted(statistics)
 
         def answer(batch: Batch) -> Array:
             found = rows(victim, batch).astype(np.float64)
             return np.asarray(found - taken(input_statistics(encoder, batch)) * found.any(axis=1, keepdims=True))
 
-        return Wrapped(victim, answer, "statistics subtracted", asdict(self), f"statistics subtracted, {self.ridge}")
+        said = f"statistics subtracted, {self.ridge}, {self.share}"
+        return Wrapped(victim, answer, "statistics subtracted", asdict(self), said)
 
     def fit(self, answers: Array, statistics: Array) -> Map:
         """Fit the prediction of answers from statistics.
 
         Args:
             answers: The victim's answers, float64 (n, m).
-            statistics: Input statistics of the same items, float64 (n, 96).
+            statistics: Input statistics of the same items, float64 (n, p).
 
         Returns:
-            Function from statistics (k, 96) to what is subtracted from the answers, (k, m).
+            Function from statistics (k, p) to what is subtracted from the answers, (k, m).
         """
         mean, size = statistics.mean(0), statistics.std(0)
         size = np.where(size > 0, size, 1)

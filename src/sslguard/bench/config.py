@@ -132,6 +132,7 @@ class AttackEntry:
         steps: The steps, in order.
         beds, encoders, schemes: Glob patterns of the names that it is run on; default: all.
         precision: Precision of its training; default: that of the configuration.
+        verify: Role of the items that suspects are queried with; default: that of the scheme.
     """
 
     set: AttackSet
@@ -140,6 +141,7 @@ class AttackEntry:
     encoders: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     precision: Literal["", "32", "bf16"] = ""
+    verify: str = ""
 
     @property
     def one_task(self) -> bool:

@@ -188,7 +188,7 @@ class _Planner:
             "mark": mark,
             "victim": victim,
             "steps": steps[done:],
-            **self._verify(entry, self.config.schemes[scheme]),
+            "verify": self._spec(entry, attack.verify or self.config.schemes[scheme].verify),
         }
         if not twin:
             args |= self._probe(entry)

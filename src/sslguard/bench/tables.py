@@ -76,6 +76,8 @@ def _figure(one: Result) -> str:
     if one.target.mean:
         return "; ".join(f"{name} {_formatted(value, '.3g')}" for name, value in one.values.items())
     interval, text = one.share, f"{one.met} of {len(one.values)}"
+    if found := [value for value in one.values.values() if value is not None]:
+        text += f", the worst {min(found) if one.target.at_most is None else max(found):.3g}"
     if interval is None or interval.low is None or interval.high is None:
         return text
     return f"{text} (95 %: {100 * interval.low:.0f} to {100 * interval.high:.0f} %)"

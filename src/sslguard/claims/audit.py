@@ -69,10 +69,10 @@ def audit(
     verdict, n_tries = None, shared * log.null.charge(dated=dated)
     if key is not None:
         chosen = log.queries(key, data)
-        n_zero = None if chosen is None else log.answers(key)
+        n_zero = None if chosen is None else log.answers(key.asks(len(chosen)))
         if chosen is not None and n_zero is not None:
             if suspect is None:
-                n_tries = shared * log.null.charge(dated=dated, n_queries=key.n_queries, n_zero=n_zero)
+                n_tries = shared * log.null.charge(dated=dated, n_queries=key.asks(len(chosen)), n_zero=n_zero)
             verdict = log.decide(key, chosen, suspect, n_tries, dated=dated, progress=progress)
     log.assumptions(data, suspect)
     return Audit(tuple(log.checks), verdict, n_tries, terms, {**_facts(bundle, data), "committed": log.committed})
@@ -198,7 +198,7 @@ class _Log:
         if self.bundle["seed"] != self.terms.seed:
             self.add("queries", "failed", "The claim was drawn by another seed than the examiner's.")
             return None
-        n, spec = n_items(key), data.spec
+        n, spec = n_items(key, data), data.spec
         if len(data) < n:
             self.add("queries", "not checkable", f"The key asks about {n:,} items, and {spec} has only {len(data):,}.")
             return None
@@ -214,20 +214,20 @@ class _Log:
         )
         return chosen
 
-    def answers(self, key: Key) -> int | None:
+    def answers(self, n: int) -> int | None:
         """Check that the signed file has an answer to each query; return how many are zero, or None if it does not.
 
         Somebody who knows the key could leave out the answers that disagree. If the suspect is not asked again, the
         claim is therefore charged for all ways to leave out that many. The p-value is valid for each of them.
         """
         try:
-            n_zero = check_answers(self.bundle, key.n_queries)
+            n_zero = check_answers(self.bundle, n)
         except ClaimError as error:
             self.add("answers", "failed", f"{str(error)[:1].upper()}{str(error)[1:]}.")
             return None
-        words = f"The bundle has an answer to each of {key.n_queries:,} queries; none is missing."
+        words = f"The bundle has an answer to each of {n:,} queries; none is missing."
         if n_zero:
-            words = f"The bundle has all {key.n_queries:,} queries; {n_zero:,} answers are zero, as missing ones are."
+            words = f"The bundle has all {n:,} queries; {n_zero:,} answers are zero, as missing ones are."
             words += " Unless the suspect is asked again, the audit assumes that the claimant chose which ones."
         self.add("answers", "passed", words)
         return n_zero

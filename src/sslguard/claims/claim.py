@@ -108,7 +108,7 @@ def claim(
     beside = timestamp_file(commitment)
     token = read_file(beside, MAX_TOKEN) if beside.exists() else None
     fair = Watched(data, stored.marked, allowed=False)
-    chosen = ExaminerData(fair, n_items(key), seed=seed, commitment=committed.document.digest)
+    chosen = ExaminerData(fair, n_items(key, fair), seed=seed, commitment=committed.document.digest)
     before = opened_at(stored.folder, stored.number)
     check_recordable(stored)
     asked = items_hash(chosen)

@@ -1,10 +1,9 @@
 """Check that an opened key follows from its secret and F, so that its owner was not free to choose any part of it.
 
-Scheme exact: the frequencies and phases of the features are drawn from the secret, and so are the directions, which a
-key never stores. For a key with sub-keys this holds for each sub-key. That their secrets follow from a master secret
-can be seen only if the whole key was opened. μ, P, M and the features' fit come from the claimant's marking data. The
-directions of every sub-key are bound to all of them, so directions cannot be fitted to anything; they can only be drawn
-again as a whole.
+Scheme exact: both secrets are drawn from the key's secret, and a key never stores them. For a key with sub-keys this
+holds for each sub-key. That their secrets follow from a master secret can be seen only if the whole key was opened. The
+bank of functions comes from the claimant's marking data. Both secrets are bound to all of it, so they cannot be fitted
+to anything; they can only be drawn again as a whole. The size of the mark is free, and no witness reads it.
 
 Scheme sslguard: mask, secret vector and the directions of the carrier are drawn from the secret. Trigger and decoder
 are trained. The commitment binds them, and only its date shows that they were not fitted to a suspect.
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from sslguard.encoders.base import Encoder
 from sslguard.schemes.base import Key
-from sslguard.schemes.exact.key import ExactKey, stream_context
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.sslguard.carrier import Carrier
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import draw_sk, draw_trigger
@@ -37,28 +36,10 @@ def undue_freedom(key: Key, clean: Encoder) -> str | None:
         The first such part, as the end of a sentence.
     """
     if isinstance(key, ExactKey):
-        return _of_exact(key, clean)
+        return None
     if isinstance(key, SSLGuardKey):
         return _of_sslguard(key, clean)
     return f"no check is known for keys of type {type(key).__name__}"
-
-
-def _of_exact(key: ExactKey, clean: Encoder) -> str | None:
-    if key.redraw:
-        return f"its directions are redraw {key.redraw} of the secret's, which is for calibration"
-    for one in key.split() or [key]:
-        if not _features_follow(one, clean):
-            return "its features are not those that its secret gives with this F"
-    return None
-
-
-def _features_follow(key: ExactKey, clean: Encoder) -> bool:
-    protocol, bank = key.protocol, key.bank
-    stream = key.secret.stream("features", stream_context(clean, protocol) + bank.geometry.digest())
-    q, k = protocol.components, protocol.n_features
-    frequencies = stream.normal((q, k)) * (protocol.frequency / np.sqrt(q))
-    phases = 2 * np.pi * stream.uniform((k,))
-    return _close(bank.frequencies, frequencies) and _close(bank.phases, phases)
 
 
 def _of_sslguard(key: SSLGuardKey, clean: Encoder) -> str | None:

@@ -61,9 +61,9 @@ def check_seed(seed: str) -> None:
         )
 
 
-def n_items(key: Key) -> int:
-    """Return how many items of a data set a verification under `key` asks about. Some may be asked twice."""
-    return key.n if isinstance(key, SSLGuardKey) else key.n_queries
+def n_items(key: Key, data: Data) -> int:
+    """Return how many items of `data` a verification under `key` asks about. Some may be asked twice."""
+    return key.n if isinstance(key, SSLGuardKey) else key.asks(len(data))
 
 
 def items_hash(data: Data) -> str:

@@ -32,6 +32,7 @@ NOTABLE_RATE = 0.1
 
 SchemeName = Annotated[str, Parameter(choices=tuple(PRESETS))]
 Preset = Annotated[str, Parameter(choices=tuple(PRESETS["sslguard"]))]
+AnyPreset = Annotated[str, Parameter(choices=tuple(name for names in PRESETS.values() for name in names))]
 
 
 @options_of(Source(Pretraining("simclr"), RECIPE, without=("method", "views")))
@@ -107,7 +108,7 @@ def watermark(
     data: str,
     out: Path,
     scheme: SchemeName = "sslguard",
-    preset: Annotated[Preset | None, Parameter(show_default=lambda _: "cured")] = None,
+    preset: Annotated[AnyPreset | None, Parameter(show_default=lambda _: "cured, or strong")] = None,
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
@@ -128,9 +129,10 @@ def watermark(
         out: Folder of the result. A key that is there is never overwritten.
         scheme: How it is marked. The p-value of sslguard is a rank among innocents. That of exact holds for any
             innocent suspect, by proof.
-        preset: Settings of sslguard to start from. The options below change single ones; the defaults that they show
-            are those of cured, which detects stolen copies without accusing innocent encoders. small has the published
-            losses at a size for small encoders, published has the paper's own size too.
+        preset: Settings to start from. The options below change single ones; the defaults that they show are those of
+            cured and strong. Of sslguard: cured detects stolen copies without accusing innocent encoders; small has the
+            published losses at a size for small encoders; published has the paper's own size too. Of exact: strong is
+            for embeddings that are classified; gentle is for those that live in an index, and moves few neighbours.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
         verify_data: Held-out data for scoring the controls. It must not overlap --data.
@@ -300,8 +302,9 @@ def _marked(out: Path, marked: Marked) -> Result:
         *([("formats", f"only sslguard's own: {marked.not_written}")] if marked.not_written else []),
         *([("head", HEAD_ALONE)] if "head" in marked.encoder.architecture else []),
         *order_rows(marked),
+        *([] if marked.taken is None else marked.taken.rows()),
         *(
-            [("a test asks", f"{marked.key.n_queries:,} queries, of items that took no part in the marking")]
+            [("a test asks", f"{marked.key.n_queries:,} queries at least, of items that took no part in the marking")]
             if marked.key.n_queries
             else []
         ),
@@ -310,4 +313,5 @@ def _marked(out: Path, marked: Marked) -> Result:
         ("seconds", f"{marked.history.seconds:.1f}"),
     ]
     more, more_rows = ({}, []) if marked.controls is None else _null_of(marked.controls)
-    return Result({**fields, **more}, [*rows, *more_rows])
+    took = marked.taken is None or marked.taken.took
+    return Result({**fields, **more, "took": took}, [*rows, *more_rows], 0 if took else 1)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.make import EXACT
-from sslguard.cli.options import EMBEDDING, PRINTED, Count, NotNegative, Output, Positive, Running, Seed
+from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Positive, Running, Seed
 from sslguard.cli.output import Result, tracked
-from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.exact.scheme import Exact
+from sslguard.schemes.registry import PRESETS, named_scheme
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,12 +23,17 @@ if TYPE_CHECKING:
     from sslguard.report.charts import Series, Theme
 
 
-@options_of(Source(Protocol(), EXACT))
-class ProtocolOptions(Chosen):
-    """What the user chose of the exact scheme's protocol."""
+TheftName = Literal["centred", "mse"]
+PowerPreset = Annotated[str, Parameter(choices=tuple(PRESETS["exact"]))]
+_NO_MATTER = ("steps", "batch_size", "learning_rate", "mark_weight", "sub_keys", "redraw")
 
 
-DEFAULT_PROTOCOL = ProtocolOptions()
+@options_of(Source(Exact(), EXACT, without=_NO_MATTER))
+class MarkOptions(Chosen):
+    """What the user chose of the exact scheme's mark and protocol."""
+
+
+AS_MARK = MarkOptions()
 
 
 def embed(
@@ -122,71 +130,82 @@ def power(
     *,
     data: str,
     bits: list[Positive] | None = None,
-    fidelity: list[NotNegative] | None = None,
-    exact: ProtocolOptions = DEFAULT_PROTOCOL,
+    theft: list[TheftName] | None = None,
+    preset: PowerPreset | None = None,
+    exact: MarkOptions = AS_MARK,
     out: Path | None = None,
     running: Running = EMBEDDING,
-    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+    output: Output = PRINTED,
 ) -> Result:
-    """Estimate the queries that a claim under --scheme exact will need, before anything is trained.
+    """Foretell the bits that a claim under --scheme exact will show, and how many queries it will need.
 
-    A model of suspects that answer in the clean encoder's own space. Less is to be had where answers are rotated,
-    reduced or rounded; `verify` says what there is.
+    Nothing is trained: copies of the marked encoder are simulated, and tested as `verify` does, with public secrets.
+    Half of --data stands for what the mark is made with; the other half is asked. A real copy shows more or less.
 
     Args:
         encoder: The clean encoder.
-        data: Items to mark with.
-        bits: Evidence that is wanted, -log2 of the p-value; give several by repeating it. 64, 128 and 256 by default.
-        fidelity: How well a suspect keeps the mark: the cosine between what its answers add to the clean embeddings
-            and the mark. 1, 0.8, 0.6 and 0.4 by default.
+        data: Items to mark with and to ask about. Their labels, if there are any, are what a copy's classifier learns.
+        bits: Evidence that is wanted, -log2 of the p-value; give several by repeating it. 32, 64, 128 and 256 by
+            default.
+        theft: What the copy is trained by; give several by repeating it. centred learns most of a mark, mse least.
+            Both by default.
+        preset: Settings to start from: strong (default), or gentle, for vectors that live in an index.
+        exact: Settings of the exact scheme.
         out: File of a picture of bits against queries, .png or .svg.
         running: What encoders run on.
-        exact: Settings of the exact scheme.
         output: How results are printed.
     """
+    chosen = named_scheme("exact", preset, exact.table())
     check(encoders=[encoder], data=[data])
 
     from sslguard.data.specs import open_data
-    from sslguard.encoders.base import embed_all
     from sslguard.encoders.load import load_encoder
     from sslguard.report.charts import write
-    from sslguard.schemes.exact.features import all_statistics
-    from sslguard.schemes.exact.power import expected_power
-    from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS
+    from sslguard.schemes.exact.power import foretell
 
     running.start()
-    wanted, fidelities = bits or [64, 128, 256], fidelity or [1.0, 0.8, 0.6, 0.4]
-    protocol = Protocol(**exact.table())
+    wanted, thefts = bits or [32, 64, 128, 256], list(dict.fromkeys(theft or ("centred", "mse")))
     loaded, items = load_encoder(encoder), open_data(data)
-    chosen = items.slice(0, min(len(items), GEOMETRY_ITEMS))
-    found = expected_power(embed_all(loaded, chosen), all_statistics(loaded, chosen), protocol)
-    table = {str(f): {str(b): found.n_queries(b, f) for b in wanted} for f in fidelities}
+
+    def watched(steps: Iterator[int], total: int) -> Iterator[int]:
+        return tracked(steps, total, "power", shown=output.progress)
+
+    found = foretell(loaded, items, chosen, thefts=thefts, watch=watched)
+    shown = {t: {k: {str(n): b for n, b in by.items()} for k, by in kinds.items()} for t, kinds in found.bits.items()}
+    needed = {t: {k: {f"{b:g}": found.n_queries(t, k, b) for b in wanted} for k in kinds} for t, kinds in shown.items()}
     if out is not None:
-        counts = [found.dim * max(100.0, 1e5 / found.dim) ** (step / 150) for step in range(151)]
-        curves = {f"fidelity {f:g}": (counts, [found.bits(n, f) for n in counts]) for f in fidelities}
-        write(out, _bits_by_queries, curves, wanted)
-    rows = [("encoder", loaded.source), ("width", str(found.dim))]
-    for f in fidelities:
-        needs = (f"{b:g} bits: {_queries(found.n_queries(b, f))}" for b in wanted)
-        rows.append((f"fidelity {f:g}", ", ".join(needs)))
-    fields = {"encoder": loaded.source, "data": chosen.spec, "queries": table, "picture": str(out) if out else None}
-    return Result(fields, rows)
+        write(out, _bits_by_queries, found.bits, wanted)
+    most = max(found.bits[thefts[0]]["embeddings"])
+    rows = [("encoder", loaded.source), ("mark", f"{found.size:.4f} of an embedding's square")]
+    for name, kinds in found.bits.items():
+        for kind, by in kinds.items():
+            needs = (f"{b:g} bits: {_queries(needed[name][kind][f'{b:g}'], most)}" for b in wanted)
+            rows.append((f"{name}, {kind}", f"{min(by[most], 256):.0f} bits of {most:,} queries; " + ", ".join(needs)))
+    fields = {"encoder": loaded.source, "data": items.spec, "size": found.size, "bits": shown, "queries": needed}
+    return Result({**fields, "picture": str(out) if out else None}, rows)
 
 
-def _bits_by_queries(curves: Series, wanted: Sequence[float], theme: Theme) -> Figure:
-    """Return a curve for each fidelity, and a line for each number of bits that is wanted."""
+def _bits_by_queries(
+    bits: Mapping[str, Mapping[str, Mapping[int, float]]], wanted: Sequence[float], theme: Theme
+) -> Figure:
+    """Return a panel for each theft: a curve for each kind of answers, and a line for each number of wanted bits."""
     from sslguard.report.charts import figure, plot
 
-    drawn = figure(7.8, 4.2)
-    axes = drawn.subplots()
-    for bits in wanted:
-        axes.axhline(bits, color=theme.muted, linewidth=0.8, linestyle=":")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set(xlabel="queries", ylabel="bits to be expected, at most 256", ylim=(0, 265))
-    plot(axes, curves, theme, "lines")
+    drawn = figure(3.2 + 3.4 * len(bits), 3.8)
+    panels = drawn.subplots(1, len(bits), sharey=True, squeeze=False)[0]
+    for axes, (theft, kinds) in zip(panels, bits.items(), strict=True):
+        for one in wanted:
+            axes.axhline(one, color=theme.muted, linewidth=0.8, linestyle=":")
+        curves: Series = {kind: (list(by), [min(b, 256) for b in by.values()]) for kind, by in kinds.items()}
+        plot(axes, curves, theme, "lines")
+        if axes is not panels[-1]:
+            axes.get_legend().remove()
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set(title=f"a copy trained by {theft}", xlabel="queries", ylim=(0, 265))
+    panels[0].set_ylabel("bits to be expected, at most 256")
     return drawn
 
 
-def _queries(n: int | None) -> str:
-    return "out of reach" if n is None else f"{n:,} queries"
+def _queries(n: int | None, most: int) -> str:
+    return f"more than {most:,} queries" if n is None else f"{n:,} queries"

@@ -52,6 +52,7 @@ class DataName:
         part: Column of a table, or array of an archive; empty where none is named.
         form: How a file of texts is read, an ending of `TEXT_FORMS`; empty for its own ending.
         cluttered: Whether the set is the test bed made from `name`.
+        seed: Of where the test bed places its pictures.
         slices: Start and stop of each slice, in the order in which they apply; None for an end left out.
     """
 
@@ -62,6 +63,7 @@ class DataName:
     part: str = ""
     form: str = ""
     cluttered: bool = False
+    seed: int = 0
     slices: tuple[tuple[int | None, int | None], ...] = ()
 
 
@@ -114,6 +116,7 @@ def _parse_whole(spec: str) -> DataName:
         return _parse_path(spec, *found)
     cluttered = spec.startswith(_CLUTTERED)
     name, colon, split = spec.removeprefix(_CLUTTERED).partition(":")
+    name, at, drawn = name.partition("@") if cluttered else (name, "", "")
     known = CLUTTERABLE if cluttered else tuple(SPLITS)
     if name not in known:
         prefix = _CLUTTERED if cluttered else ""
@@ -123,7 +126,9 @@ def _parse_whole(spec: str) -> DataName:
     if split not in splits:
         came = f"not {split!r}" if colon else f"and one must be named, such as {name}:{splits[0]}"
         raise DataError(f"{name} has the splits {', '.join(splits)}, {came}")
-    return DataName("set", spec, name, split, cluttered=cluttered)
+    if at and not (drawn.isascii() and drawn.isdigit() and len(drawn) < 10):
+        raise DataError(f"{spec!r:.80}: behind @ comes a whole number, the seed of where pictures are placed")
+    return DataName("set", spec, name, split, cluttered=cluttered, seed=int(drawn or 0))
 
 
 def _file_of_texts(spec: str, name: str, form: str) -> DataName:

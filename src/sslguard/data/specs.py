@@ -33,6 +33,7 @@ def open_data(spec: str) -> Data:
     ====================================  =========================================================
     `fashion-mnist:train[0:20000]`        a known set, a split, and items 0 ≤ i < 20000 of it
     `cluttered-fashion-mnist:train`       the test bed made from it (also of mnist and mnist-5k)
+    `cluttered-fashion-mnist@3:train`     the same pictures, placed anew by seed 3
     `photos/`                             a folder of pictures, or of one folder a class
     `x.npy`, `x.npz`, `x.npz:train`       arrays of pictures, see `sslguard.data.arrays`; also `x.npz#NAME`
     `wds:shards-{000..099}.tar`           tar shards as WebDataset has them, see `sslguard.data.shards`
@@ -73,4 +74,4 @@ def _open_whole(named: DataName) -> Data:
     if named.kind == "npy":
         return open_npy(spec, path)
     data = SETS[named.name](named.split)
-    return Cluttered(data) if named.cluttered else data
+    return Cluttered(data, seed=named.seed) if named.cluttered else data

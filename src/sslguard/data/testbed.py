@@ -54,7 +54,8 @@ class Cluttered(Data):
     def __init__(self, whole: Data, *, seed: int = 0) -> None:
         """Keep the set and the seed of the placements."""
         self.whole, self.seed = whole, seed
-        self.spec, self.labels = f"cluttered-{whole.spec}", whole.labels
+        name, _, split = whole.spec.partition(":")
+        self.spec, self.labels = f"cluttered-{name}{f'@{seed}' if seed else ''}:{split}", whole.labels
 
     def __len__(self) -> int:
         """Return the number of items."""

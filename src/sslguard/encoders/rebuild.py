@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from sslguard.encoders import architectures, libraries, own, sentences, transformer, vision, words
-from sslguard.encoders.heads import FourierHead, Headed
+from sslguard.encoders.heads import Headed, StatisticsHead
 from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
 from sslguard.encoders.size import MAX_PARAMETERS, bounded, check_size
-from sslguard.encoders.statistics import N_STATISTICS
+from sslguard.encoders.statistics import N_IMAGE
 from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import UsageError
 
@@ -85,18 +85,17 @@ def _network(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
 
 
 def _headed(architecture: dict[str, Any]) -> tuple[nn.Module, int]:
-    """Return the network of the description without its head, with a `FourierHead` that changes nothing yet."""
+    """Return the network of the description without its head, with a `StatisticsHead` that changes nothing yet."""
     encoder, width = _network({name: value for name, value in architecture.items() if name != "head"})
     sizes = architecture["head"]
     if (
         not isinstance(sizes, dict)
-        or sizes.keys() != {"components", "features", "statistics"}
-        or not _whole(sizes["components"], width)
-        or not _whole(sizes["features"], 65536)
-        or not (sizes["statistics"] == 0 or _whole(sizes["statistics"], N_STATISTICS))
+        or sizes.keys() != {"statistics", "functions"}
+        or not _whole(sizes["statistics"], N_IMAGE)
+        or not _whole(sizes["functions"], 65536)
     ):
         raise UsageError(f"not the description of a head: {sizes!r:.200}")
-    return Headed(encoder, FourierHead(width, **sizes)), width
+    return Headed(encoder, StatisticsHead(width, **sizes)), width
 
 
 def _whole(value: object, most: int) -> bool:

@@ -17,19 +17,24 @@ from torch import Tensor, nn
 
 from sslguard.encoders.words import pooled
 
-N_STATISTICS = 96
+N_WORDS, N_IMAGE = 96, 356
+"""Statistics of a text, and of an image."""
+IMAGE_PARTS = ((96, 1.0), (96, 0.5), (36, 0.3), (128, 0.5))
+"""Statistics of an image by kind, in their order: how many, and their weight in the bank."""
 _SIDE = 24  # pixels; images are averaged down to one to two times that
 _FIRST, _SECOND = 32, 64  # filters
+_PIXELS, _QUADRANTS = 6, 2  # a side
 _TOGETHER = 256  # images whose filtered maps fit a processor's cache
 _ROWS = 4096  # vectors of words, which share them
 
 
 class InputStatistics(nn.Module):
-    """Normalised images (n, C, H, W), or ids and mask of texts (n, 2, L) → float32 (n, 96).
+    """Normalised images (n, C, H, W) → float32 (n, 356); ids and mask of texts (n, 2, L) → float32 (n, 96).
 
     Images: the mean over channels, averaged down to some 24 × 24 pixels, through 32 filters of 5 × 5 without a mean
-    and 64 of 3 × 3, both at stride 2 and with a ReLU behind; both layers are averaged over the image. Texts: the mean
-    of their words' vectors.
+    and 64 of 3 × 3, both at stride 2 and with a ReLU behind. The statistics are the means over the image of both
+    layers, the means of their squares, 6 × 6 averages of the image itself, and the means of the first layer over the
+    image's quadrants. Texts: the mean of their words' vectors.
     """
 
     first: Tensor
@@ -42,10 +47,10 @@ class InputStatistics(nn.Module):
         # Channels last is faster by a sixth.
         self.register_buffer("first", _channels_last(first - first.mean((2, 3), keepdim=True)), persistent=False)
         self.register_buffer("second", _channels_last(second / _FIRST**0.5), persistent=False)
-        self.register_buffer("words", _constants("words", (_ROWS, N_STATISTICS)), persistent=False)
+        self.register_buffer("words", _constants("words", (_ROWS, N_WORDS)), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return the statistics of normalised images or of tokens, float32 (n, 96)."""
+        """Return the statistics of normalised images or of tokens, float32 (n, 356) or (n, 96)."""
         if not inputs.is_floating_point():
             ids, mask = inputs.unbind(1)
             # Fibonacci hashing: ids that follow one another share no vector.
@@ -62,8 +67,12 @@ class InputStatistics(nn.Module):
         x = self._averaged(images.float())
         first = nnf.conv2d(x, self.first, stride=2, padding=2).relu_()
         second = nnf.conv2d(first, self.second, stride=2, padding=1).relu_()
+        pixels, quadrants = _tiles(x, _PIXELS), _tiles(first, _QUADRANTS)
         # Of one dimension, which is faster than of two.
-        return torch.cat([first.flatten(2).mean(2), second.flatten(2).mean(2)], 1)
+        maps = first.flatten(2), second.flatten(2)
+        means = (layer.mean(2) for layer in maps)
+        squares = (layer.square().mean(2) for layer in maps)
+        return torch.cat([*means, *squares, pixels, quadrants], 1)
 
     def _averaged(self, images: Tensor) -> Tensor:
         """Return the means over channels and small squares: (n, 1, h, w)."""
@@ -74,6 +83,22 @@ class InputStatistics(nn.Module):
             rows = reduce(torch.add, (images[:, :, i:height:ratio] for i in range(ratio)))
             images = reduce(torch.add, (rows[..., i:width:ratio] for i in range(ratio))) / ratio**2
         return images.mean(1, keepdim=True) if images.shape[1] > 1 else images
+
+
+def _tiles(maps: Tensor, side: int) -> Tensor:
+    """Return the means over side × side tiles: (n, C, H, W) → (n, C·side²)."""
+    if not torch.jit.is_tracing():
+        return nnf.adaptive_avg_pool2d(maps, side).flatten(1)
+    # ONNX has no pooling of this kind: what each tile takes of each row and column, as matrices.
+    rows, columns = (_shares(int(size), side).to(maps) for size in maps.shape[2:])
+    return (rows @ maps @ columns.T).flatten(1)
+
+
+def _shares(size: int, side: int) -> Tensor:
+    """Return the share of each of `size` places in each tile of a side, (side, size); tiles may overlap."""
+    tile, place = torch.arange(side)[:, None], torch.arange(size)
+    inside = (place >= tile * size // side) & (place < ((tile + 1) * size + side - 1) // side)
+    return inside / inside.sum(1, keepdim=True)
 
 
 def _constants(name: str, shape: tuple[int, ...]) -> Tensor:

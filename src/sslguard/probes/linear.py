@@ -82,6 +82,24 @@ def linear_classifier(
     return linear, weights[-1].numpy() - mean @ linear
 
 
+def class_shares(x: ArrayLike, labels: ArrayLike, *, l2: float = 1e-4) -> NDArray[np.float64]:
+    """Return P(class | x) of a multinomial logistic regression on the same items, float64 (n, classes).
+
+    Args:
+        x: float (n, d), finite; columns of few deviations count for little, as they are not standardised.
+        labels: int (n,), 0 to the number of classes less 1.
+        l2: Penalty, in units of the mean variance of x.
+    """
+    rows, y = torch.from_numpy(np.array(x, dtype=np.float64)), torch.from_numpy(np.array(labels, dtype=np.int64))
+    rows = rows - rows.mean(0)
+    rows = rows / rows.square().mean().sqrt().clamp_min(1e-300)
+    variance, axes = _principal_axes(rows)
+    rows = rows @ axes
+    problem = _Softmax(rows, y, int(y.max()) + 1, variance, l2)
+    weights, _ = problem.solve(None, tolerance=1e-4, iterations=100)
+    return np.asarray(torch.softmax(_logits(rows, weights), 1).numpy())
+
+
 def _fit(task: Task, grid: Sequence[float], seed: int) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Return axes (d, r) of the standardised features, weights (r + 1, classes) on them, and the details of the fit."""
     train, labels = torch.from_numpy(task.standardised()[0]), torch.from_numpy(task.train_y)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sslguard.crypto.secrets import Secret
     from sslguard.data.base import Batch, Data
     from sslguard.encoders.base import Embedder, Encoder
+    from sslguard.schemes.exact.taking import Taken
     from sslguard.stats.significance import Significance
     from sslguard.training.base import History
 
@@ -41,7 +42,11 @@ class Key(ABC):
     @property
     @abstractmethod
     def n_queries(self) -> int:
-        """How many queries a verification asks."""
+        """How many queries a verification asks, at the least."""
+
+    def asks(self, n_items: int) -> int:  # noqa: ARG002
+        """Return how many queries a verification asks that draws from a data set of so many items."""
+        return self.n_queries
 
     @abstractmethod
     def queries(self, data: Data) -> Iterator[Batch]:
@@ -102,11 +107,13 @@ class Watermarked:
             injected.
         key: The owner's.
         history: Losses of the training; empty where nothing was trained.
+        taken: Whether the mark took, of a scheme that measures it.
     """
 
     embedder: Embedder
     key: Key
     history: History = field(default_factory=lambda: found_at("sslguard.training.base:History")())
+    taken: Taken | None = None
 
     @property
     def encoder(self) -> Encoder:

@@ -64,9 +64,9 @@ def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | No
     Raises:
         SuspectError: The answers are not finite, of changing or another width, or not as many as the queries.
     """
-    parts: list[NDArray[np.float64]] = []
+    parts: list[NDArray[np.floating]] = []
     for part in answers:
-        parts.append(np.asarray(part, dtype=np.float64))
+        parts.append(np.asarray(part) if np.asarray(part).dtype == np.float32 else np.asarray(part, dtype=np.float64))
         if parts[-1].ndim != 2 or parts[-1].shape[1] != parts[0].shape[1]:
             raise SuspectError("the suspect gave answers that are no rows of one width")
         if width is not None and parts[0].shape[1] != width:
@@ -74,12 +74,12 @@ def gathered(answers: Iterable[NDArray[np.floating]], n: int, *, width: int | No
                 f"this key compares answers with vectors of width {width}, but the suspect's have width "
                 f"{parts[0].shape[1]}: this scheme cannot score it"
             )
+        # Larger numbers would overflow in networks of float32.
+        if not (np.abs(parts[-1]) <= np.finfo(np.float32).max).all():
+            raise SuspectError("the suspect answered with values that are not finite")
     if not parts:
         raise SuspectError("the suspect gave no answers")
-    rows = np.concatenate(parts)
+    rows = np.concatenate(parts, dtype=np.float64)
     if len(rows) != n:
         raise SuspectError(f"this key asks {n} queries, but {len(rows)} answers came")
-    # Larger numbers would overflow in networks of float32.
-    if not (np.abs(rows) <= np.finfo(np.float32).max).all():
-        raise SuspectError("the suspect answered with values that are not finite")
     return rows

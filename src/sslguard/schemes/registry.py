@@ -21,6 +21,7 @@ SCHEMES: dict[str, str | type[Scheme] | Scheme] = {
     "sslguard-cured": "sslguard.schemes.sslguard.scheme:SSLGuard.cured",
     "sslguard-published": "sslguard.schemes.sslguard.scheme:SSLGuard.published",
     "exact": "sslguard.schemes.exact.scheme:Exact",
+    "exact-gentle": "sslguard.schemes.exact.scheme:Exact.gentle",
     "order": "sslguard.schemes.order:SecretOrder",
     "dataset-inference": "sslguard.schemes.peers.dataset_inference:DatasetInference",
     "embmarker": "sslguard.schemes.peers.embmarker:EmbMarker",
@@ -36,7 +37,7 @@ CHOICES = Choices("scheme", SCHEMES)
 
 PRESETS: Mapping[str, Mapping[str, str]] = {
     "sslguard": {"cured": "sslguard-cured", "small": "sslguard", "published": "sslguard-published"},
-    "exact": {},
+    "exact": {"strong": "exact", "gentle": "exact-gentle"},
     "order": {},
 }
 """Schemes of this package → what the command line calls their settings → the name in `SCHEMES`."""

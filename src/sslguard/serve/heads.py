@@ -29,4 +29,4 @@ def with_head(encoder: Encoder, key: Key) -> Encoder:
             f"{encoder.source:.200} is not the clean encoder of this key, which is {key.clean.source:.200}: its "
             "weights or its preprocessing differ, and the mark would not be the key's"
         )
-    return headed(encoder, key.bank, key.directions(), key.protocol.epsilon)
+    return headed(encoder, key.bank, key.mixtures(), key.rows())

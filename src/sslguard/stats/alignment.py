@@ -8,8 +8,6 @@ and would turn a marked encoder the wrong way.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
@@ -27,22 +25,21 @@ _RIDGE = 0.3  # of the fit of X, in mean variances of φ
 _WHITENING, _NOISE_FLOOR = 0.4, 0.03
 
 
-def rotated(spectra: Spectra, block: Literal["unit", "g"] = "unit") -> tuple[Array, Array]:
+def rotated(spectra: Spectra) -> tuple[Array, Array]:
     """Estimate X with g/|g|·R ≈ h·D + φ·X, by alternating least squares.
 
     R is a rotation and D holds a gain for each principal component of h.
 
     Args:
         spectra: Of the moments of h, φ and g.
-        block: "unit" as above; "g" takes g itself in place of g/|g|.
 
     Returns:
         X, float64 (K, r), in the r leading principal components of h; and these components, float64 (r, d). r is at
         most 128, and at most the number of columns of g.
     """
     axes, variances = _components(spectra, _ROTATED)
-    answers, features = spectra.natural(block, "h") @ axes.T, spectra.natural(block, "phi")
-    size = np.sqrt(np.trace(spectra.natural(block, block)))
+    answers, features = spectra.natural("unit", "h") @ axes.T, spectra.natural("unit", "phi")
+    size = np.sqrt(np.trace(spectra.natural("unit", "unit")))
     return _in_turns(spectra, answers, features, axes @ spectra.natural("h", "phi"), variances, size), axes
 
 

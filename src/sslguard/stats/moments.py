@@ -34,23 +34,26 @@ class Moments:
 
     Args:
         dim: d, columns of the clean embedding h.
-        n_features: K, secret features φ.
+        n_features: K, functions φ of the input.
         width: m, columns of the suspect's answers g.
+        same: Whether the answers are as wide as the clean encoder's, and so may lie in its space. The rows g/|g| are
+            then given beside g, as (n, d).
 
     Attributes:
         n: Queries so far, those without an answer included.
         dim: As given.
         n_features: As given.
         width: As given.
+        same: As given.
 
     Raises:
         UsageError: A size is not a whole number of at least 1.
 
     Notes:
-        Four blocks of columns have names: "h" (n, d), "phi" (n, K), "g" (n, m) and "unit" (n, m), the rows g/|g|, 0
-        where g = 0. A query that was not answered is a row of zeros in g, and counts.
+        Four blocks of columns have names: "h" (n, d), "phi" (n, K), "g" (n, m) and "unit", the rows g/|g|, 0 where g
+        = 0. A query that was not answered is a row of zeros in g, and counts.
 
-        With p = d + K + 2m, an update by n rows costs n·p² multiplications, all in matrix products, and 8·p² bytes
+        With p columns in all, an update by n rows costs n·p² multiplications, all in matrix products, and 8·p² bytes
         stay. Sums depend on the order of the rows and on their split only by rounding.
 
     References:
@@ -67,13 +70,14 @@ class Moments:
         (3, 0.6666666666666666)
     """
 
-    def __init__(self, dim: int, n_features: int, width: int) -> None:
+    def __init__(self, dim: int, n_features: int, width: int, *, same: bool = False) -> None:
         """Create moments of no queries; see the class for the arguments."""
-        self.n = 0
+        self.n, self.same = 0, same
         self.dim = count("dim", dim, minimum=1)
         self.n_features = count("n_features", n_features, minimum=1)
         self.width = count("width", width, minimum=1)
-        columns = self.dim + self.n_features + 2 * self.width
+        self._sizes = self.dim, self.n_features, self.width, self.dim if same else self.width
+        columns = sum(self._sizes)
         self._exponents = np.full(columns, _NO_EXPONENT, dtype=np.int32)
         # Rows of small updates wait until there are enough for BLAS, or until somebody asks.
         self._waiting: list[NDArray[np.float64]] = []
@@ -86,13 +90,15 @@ class Moments:
         """Return the sizes and the number of queries."""
         return f"Moments(dim={self.dim}, n_features={self.n_features}, width={self.width}, n={self.n})"
 
-    def update(self, h: ArrayLike, phi: ArrayLike, g: ArrayLike) -> None:
+    def update(self, h: ArrayLike, phi: ArrayLike, g: ArrayLike, unit: ArrayLike | None = None) -> None:
         """Add one batch of queries. If an argument is refused, nothing is added.
 
         Args:
             h: Shape (n, d). Clean embeddings, finite.
-            phi: Shape (n, K). Secret features of the same queries, finite.
+            phi: Shape (n, K). Functions of the same queries, finite.
             g: Shape (n, m). The suspect's answers, finite, of any size; a row of zeros for a query without an answer.
+            unit: Shape (n, d). The rows g/|g| in the coordinates of h, where the answers are as wide as the clean
+                encoder's; g/|g| itself by default.
 
         Raises:
             UsageError: An array has another shape, another number of rows than the others, or a value that is not
@@ -101,14 +107,15 @@ class Moments:
         embeddings = finite_matrix("h", h, columns=self.dim)
         features = finite_matrix("phi", phi, columns=self.n_features)
         answers = finite_matrix("g", g, columns=self.width, remedy="; an answer that is missing is a row of zeros")
-        if not len(embeddings) == len(features) == len(answers):
+        units = finite_matrix("unit", unit_rows(answers) if unit is None else unit, columns=self._sizes[3])
+        if not len(embeddings) == len(features) == len(answers) == len(units):
             raise UsageError(
-                "h, phi and g must have one row per query, but have "
-                f"{len(embeddings)}, {len(features)} and {len(answers)}"
+                "h, phi, g and unit must have one row per query, but have "
+                f"{len(embeddings)}, {len(features)}, {len(answers)} and {len(units)}"
             )
         for start in range(0, len(embeddings), _ROWS):
             rows = slice(start, start + _ROWS)
-            batch = np.hstack((embeddings[rows], features[rows], answers[rows], unit_rows(answers[rows])))
+            batch = np.hstack((embeddings[rows], features[rows], answers[rows], units[rows]))
             if self.n - self._absorbed + len(batch) > _ROWS:
                 self._absorb()
             self._waiting.append(batch)
@@ -187,7 +194,7 @@ class Moments:
         self._scatter *= factor[:, None]
 
     def _span(self, block: Block) -> slice:
-        ends = np.cumsum((0, self.dim, self.n_features, self.width, self.width))
+        ends = np.cumsum((0, *self._sizes))
         places = {"h": 0, "phi": 1, "g": 2, "standard": 2, "unit": 3}
         if block not in places:
             raise UsageError(f"a block of moments must be one of {', '.join(places)}, not {block!r}")

@@ -33,12 +33,36 @@ class Spectra:
         """Keep the moments; nothing is computed yet."""
         self.moments = moments
         self._kept: dict[tuple[str, ...], object] = {}
+        self._whole: Spectra | None = None
+        self._mixture: Array | None = None
+
+    def mixed(self, mixture: Array) -> Spectra:
+        """Return the spectra with mixtures of the functions, φ·mixture, in place of φ. All else is shared.
+
+        Args:
+            mixture: Shape (K, r).
+        """
+        other = Spectra(self.moments)
+        other._whole, other._mixture = self, np.asarray(mixture, dtype=np.float64)
+        return other
+
+    @property
+    def n_features(self) -> int:
+        """Number of functions φ, or of their mixtures."""
+        return self.moments.n_features if self._mixture is None else self._mixture.shape[1]
 
     def covariance(self, rows: Block, columns: Block) -> Array:
         """Return `Moments.covariance` of two blocks."""
         if rows > columns:
             return self.covariance(columns, rows).T
-        return self.once(("covariance", rows, columns), lambda: self.moments.covariance(rows, columns))
+        return self.once(("covariance", rows, columns), lambda: self._covariance(rows, columns))
+
+    def _covariance(self, rows: Block, columns: Block) -> Array:
+        if self._whole is None or self._mixture is None:
+            return self.moments.covariance(rows, columns)
+        found = self._whole.covariance(rows, columns)
+        found = self._mixture.T @ found if rows == "phi" else found
+        return found @ self._mixture if columns == "phi" else found
 
     def natural(self, rows: Block, columns: Block) -> Array:
         """Return a covariance in units of 1, except for φ's and g's own units.
@@ -69,9 +93,14 @@ class Spectra:
 
     def beyond_linear(self, block: Block) -> Array:
         """Return the covariance (K, ·) of φ̃ with a block of columns; φ̃ is the part of φ not linear in (1, h)."""
-        linear = self.once(("linear",), self._linear) @ self.covariance("h", block)
+        linear = self.once(("linear", "phi"), self._linear) @ self.covariance("h", block)
         left = self.covariance("phi", block) - linear
         return or_zero(left, self.deviations("phi"), self.deviations(block))
+
+    def functions_gram(self) -> Array:
+        """Return the covariance (K, K) of φ̃, the part of φ not linear in (1, h)."""
+        told = self.covariance("phi", "h") @ self.whitener("h", RANK)
+        return self.covariance("phi", "phi") - told @ told.T
 
     def _linear(self) -> Array:
         """Return the coefficients (K, d) of the regression of φ on h."""
@@ -79,7 +108,9 @@ class Spectra:
         return self.covariance("phi", "h") @ axes @ axes.T
 
     def once(self, name: tuple[str, ...], compute: Callable[[], _T]) -> _T:
-        """Return what `compute` gave when it was first called under this name."""
+        """Return what `compute` gave when it was first called under this name, which says "phi" where φ takes part."""
+        if self._whole is not None and "phi" not in name:
+            return self._whole.once(name, compute)
         if name not in self._kept:
             self._kept[name] = compute()
         return cast(_T, self._kept[name])

@@ -1,29 +1,27 @@
-"""Witnesses of the exact test: estimates of the secret directions from a suspect's answers, made without the secret.
+"""Witnesses of the right secret: where in embedding space the answers carry the functions that the mark adds.
 
-A witness V (K, d) estimates the secret directions from moments of clean embeddings, secret features and the suspect's
-answers, and from the spread of the mark. **No argument exists through which the directions could come in.** This makes
-the p-value of `direction.direction_test` exact, and every choice made here affects power alone.
+A witness V (K, q) estimates the right secret G from moments of clean embeddings, the K functions that the mark adds and
+the suspect's answers, and from the spread of the mark. The functions are mixed by the left secret, which is known here.
+**No argument exists through which G could come in.** This makes the p-value of `direction.direction_test` exact, and
+every choice made here affects power alone.
 
 ========  ==========================================================================================
-F, h      clean encoder; its embedding of a query, (d,)
-g         the suspect's answer, (m,), any m
-φ, φ̃      K secret features of h and of the input; what of them is not linear in (1, h)
-M, M⁻     spread of the mark, (d, d); (M + 0.3·mean(diag M)·I)⁻¹, so that every direction comes back with equal gain
+F, h      clean encoder; its embedding of a query along its principal axes, (q,)
+g         the suspect's answer, (m,), any m; along the same axes where it is as wide as F's
+φ, φ̃      the K functions (ψ∘s)·A of the input; what of them is not linear in (1, h)
+M, M⁻     spread of the mark, diagonal, (q,); 1/(M + 0.3·mean M), so that every axis comes back with equal gain
 ========  ==========================================================================================
 
-The mark is h + ε·K^(-1/2)·Σ_k φ_k·M u_k, so φ̃ᵀh* M⁻ is near U, and φ̃ᵀh = 0. The witnesses differ in how they bring g
+The mark is h + √(E/K)·Σ_k φ_k·M g_k, so φ̃ᵀh* M⁻ is near G, and φ̃ᵀh = 0. The witnesses differ in how they bring g
 back to h's space, and in which part of g they treat as the suspect's own:
 
 ============  ==========================================  =======================================================
 own_space     φ̃ᵀ(g/|g|) M⁻                                answers in h's own space
 difference    G_λ⁻¹φᵀ(g/|g| − a·h) M⁻                     the same, and what of the mark is linear in h
 own_whitened  φ̃ᵀ(g/|g|) C_λ⁻¹ M                           the same, after training on something else
-aligned       φ beside a rotation R and gains             h* rotated; mark and rotation are fitted together
-leading       `aligned` in 24 components of h             the same, where a rotation can be told well
-shifted       `aligned` of g as it is                     the same, with another mean
+leading       φ beside a rotation R and gains             h* rotated; mark and rotation are fitted together
 procrustes    φ̃ᵀ(g/|g|) R M⁻                              h rotated, or padded
-mapped        `aligned`, most of Cov g undone             h* behind an unknown linear map
-predicted     φ̃ᵀĥ M⁻, ĥ the regression of h on (1, g)     h behind any linear map
+mapped        `leading`, most of Cov g undone             h* behind an unknown linear map
 whitened      φ̃ᵀ r W L̂ᵀ M                                 logits, strong maps, noisy answers
 ============  ==========================================  =======================================================
 
@@ -38,11 +36,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import LinAlgError, cho_factor, cho_solve, solve
+from scipy.linalg import cho_factor, cho_solve, solve
 
 from sslguard.errors import UsageError
 from sslguard.stats import alignment
-from sslguard.stats.arguments import count, finite_matrix
+from sslguard.stats.arguments import finite_vector
 from sslguard.stats.decomposition import row_space, symmetric, thin_svd
 from sslguard.stats.moments import Moments
 from sslguard.stats.spectra import RANK, Spectra, or_zero
@@ -58,7 +56,7 @@ _LEADING = 24
 _OWN = frozenset({"own_space", "difference", "own_whitened"})
 
 
-def witness(name: str, moments: Moments, spread: ArrayLike) -> Witness:
+def witness(name: str, spectra: Spectra, spread: ArrayLike) -> Witness:
     """Return the witness of this name, and the subspace that its rows can lie in.
 
     A suspect of m < d columns, or of lower rank, shows the directions only through the range of the fit between its
@@ -67,29 +65,28 @@ def witness(name: str, moments: Moments, spread: ArrayLike) -> Witness:
 
     Args:
         name: One of `WITNESSES`.
-        moments: Of h with rows of length 1, φ and the suspect's answers g, any m; m = d for "own_space", "difference"
-            and "own_whitened".
-        spread: M, (d, d), symmetric and positive semidefinite, not 0. Chosen without the directions, not even through
-            its scale.
+        spectra: Of the moments of h, φ and the suspect's answers g, any m; m = q for "own_space", "difference" and
+            "own_whitened".
+        spread: Diagonal of M, (q,), positive. Chosen without G, not even through its scale.
 
     Returns:
-        V, float64 (K, d), of arbitrary scale; and orthonormal columns, float64 (d, r), 0 < r < d, the `basis` of
-        `direction_test`: None where the range is R^d, or V is 0.
+        V, float64 (K, q), of arbitrary scale; and orthonormal columns, float64 (q, r), 0 < r < q, the `basis` of
+        `direction_test`: None where the range is R^q, or V is 0.
 
     Raises:
-        UsageError: There is no witness of this name; the moments hold no query, or their m is not d where it must be;
+        UsageError: There is no witness of this name; the moments hold no query, or their m is not q where it must be;
             or the spread is not as described.
     """
     if name not in _FACTORS:
         raise UsageError(f"witness must be one of {', '.join(WITNESSES)}, not {name!r}")
-    return _with_range(_FACTORS[name](Spectra(moments), _Spread(spread, moments.dim)))
+    return _with_range(_FACTORS[name](spectra, _Spread(spread, spectra.moments.dim)))
 
 
-def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, Witness]:
+def witnesses(spectra: Spectra, spread: ArrayLike) -> dict[str, Witness]:
     """Return every witness of the suspect's `family`, what they share computed once.
 
     Args:
-        moments: As in `witness`.
+        spectra: As in `witness`.
         spread: As in `witness`.
 
     Returns:
@@ -98,48 +95,27 @@ def witnesses(moments: Moments, spread: ArrayLike) -> dict[str, Witness]:
     Raises:
         UsageError: As in `witness`.
     """
-    shared, checked = Spectra(moments), _Spread(spread, moments.dim)
-    return {name: _with_range(_FACTORS[name](shared, checked)) for name in family(moments.dim, moments.width)}
+    checked, names = _Spread(spread, spectra.moments.dim), family(same=spectra.moments.same)
+    return {name: _with_range(_FACTORS[name](spectra, checked)) for name in names}
 
 
-def family(dim: int, width: int) -> tuple[str, ...]:
+def family(*, same: bool) -> tuple[str, ...]:
     """Return the names of what is asked of a suspect: all that applies, and all that Bonferroni charges for.
 
     Args:
-        dim: d, columns of the clean embedding.
-        width: m, columns of the suspect's answers: known before the first query that counts.
+        same: Whether its answers are as wide as the clean embedding: known before the first query that counts.
 
     Returns:
-        `WITNESSES` where m = d; without "own_space", "difference" and "own_whitened" elsewhere.
-
-    Raises:
-        UsageError: A size is not a whole number of at least 1.
+        `WITNESSES`; without "own_space", "difference" and "own_whitened" where they are not.
 
     Examples:
         >>> from sslguard.stats.witness import family
-        >>> len(family(64, 64))
-        10
-        >>> family(64, 10)
-        ('aligned', 'leading', 'shifted', 'procrustes', 'mapped', 'predicted', 'whitened')
+        >>> len(family(same=True))
+        7
+        >>> family(same=False)
+        ('leading', 'procrustes', 'mapped', 'whitened')
     """
-    same = count("dim", dim, minimum=1) == count("width", width, minimum=1)
     return tuple(name for name in WITNESSES if same or name not in _OWN)
-
-
-def equal_gain(spread: ArrayLike) -> Array:
-    """Return M⁻ = (M + 0.3·mean(diag M)·I)⁻¹, which brings every direction of the mark back with nearly equal gain.
-
-    Args:
-        spread: M, as in `witness`.
-
-    Returns:
-        M⁻, float64 (d, d).
-
-    Raises:
-        UsageError: The spread is not as described.
-    """
-    matrix = finite_matrix("spread", spread, columns=np.shape(spread)[-1])
-    return _Spread(matrix, matrix.shape[1]).inverse / float(np.abs(matrix).max())
 
 
 def _with_range(factors: _Factors) -> Witness:
@@ -149,43 +125,25 @@ def _with_range(factors: _Factors) -> Witness:
 
 
 class _Spread:
-    """M, after a check, and M⁻."""
+    """The diagonals of M, after a check, and of M⁻, which brings each axis of the mark back with nearly equal gain."""
 
     def __init__(self, spread: ArrayLike, dim: int) -> None:
-        matrix = finite_matrix("spread", spread, columns=dim)
-        size = float(np.abs(matrix).max())
-        if len(matrix) != dim or size == 0 or np.abs(matrix - matrix.T).max() > 1e-9 * size:
-            raise UsageError(f"spread must be a symmetric matrix of {dim} rows, not 0; it came in shape {matrix.shape}")
-        self.matrix = (matrix / size + (matrix / size).T) / 2
-        floor = _GAIN_FLOOR * np.diag(self.matrix).mean()
-        if not _has_factor(self.matrix, 1e-9 * np.diag(self.matrix).max()):
-            values, _ = symmetric(self.matrix)
-            if values[0] < -1e-9 * values[-1]:
-                raise UsageError(
-                    f"spread must be positive semidefinite; its eigenvalues begin at {size * values[0]:.3g}"
-                )
-        factor = cho_factor(self.matrix + floor * np.eye(dim))
-        self.inverse = np.asarray(cho_solve(factor, np.eye(dim)))
-
-
-def _has_factor(matrix: Array, ridge: float) -> bool:
-    """Return whether all eigenvalues of a symmetric matrix are larger than −ridge."""
-    try:
-        cho_factor(matrix + ridge * np.eye(len(matrix)))
-    except LinAlgError:
-        return False
-    return True
+        diagonal = finite_vector("spread", spread)
+        if len(diagonal) != dim or not (diagonal > 0).all():
+            raise UsageError(f"spread must be {dim} positive numbers, not of shape {diagonal.shape} with others")
+        self.diagonal = diagonal / diagonal.max()
+        self.inverse = 1 / (self.diagonal + _GAIN_FLOOR * self.diagonal.mean())
 
 
 # A witness is the product of two factors, (K, r) and (r, d): only the first sees φ, and the second spans V's rows;
-# True where that is known to be R^d, as of M⁻, whose least singular value is at least 0.3/(d + 0.3) of the largest.
+# True where that is known to be R^q, as of M⁻, whose least number is at least 0.3/(q + 0.3) of the largest.
 _Factors = tuple[Array, Array, bool]
 
 
 def _own_space(shared: Spectra, spread: _Spread) -> _Factors:
     """φ̃ᵀ(g/|g|) M⁻, of answers in the clean encoder's own space."""
     _check_own_space("own_space", shared.moments)
-    return shared.beyond_linear("unit"), spread.inverse, True
+    return shared.beyond_linear("unit"), np.diag(spread.inverse), True
 
 
 def _difference(shared: Spectra, spread: _Spread) -> _Factors:
@@ -203,7 +161,7 @@ def _difference(shared: Spectra, spread: _Spread) -> _Factors:
     moved = or_zero(unit - gain * clean, shared.deviations("phi"), sizes)
     gram = shared.covariance("phi", "phi")
     ridge = _GAIN_FLOOR * np.diag(gram).mean() or 1.0
-    return np.asarray(solve(gram + ridge * np.eye(len(gram)), moved, assume_a="pos")), spread.inverse, True
+    return np.asarray(solve(gram + ridge * np.eye(len(gram)), moved, assume_a="pos")), np.diag(spread.inverse), True
 
 
 def _own_whitened(shared: Spectra, spread: _Spread) -> _Factors:
@@ -217,11 +175,11 @@ def _own_whitened(shared: Spectra, spread: _Spread) -> _Factors:
     answers = shared.covariance("unit", "unit")
     floor = _NOISE_FLOOR * np.diag(answers).mean() or 1.0
     factor = cho_factor(answers + floor * np.eye(len(answers)))
-    return np.asarray(cho_solve(factor, shared.beyond_linear("unit").T)).T, spread.matrix, False
+    return np.asarray(cho_solve(factor, shared.beyond_linear("unit").T)).T, np.diag(spread.diagonal), False
 
 
 def _check_own_space(name: str, moments: Moments) -> None:
-    if moments.width != moments.dim:
+    if not moments.same:
         raise UsageError(
             f"{name} needs answers in the clean encoder's space, of {moments.dim} columns, not {moments.width}: "
             "ask witness.family which witnesses apply"
@@ -239,54 +197,26 @@ def _procrustes(shared: Spectra, spread: _Spread) -> _Factors:
     # Squared, for these are the product of two spreads.
     keep = sizes > RANK**2 * sizes[0]
     whole = keep.sum() == shared.moments.dim
-    return shared.beyond_linear("unit") @ left[:, keep], right[keep] @ spread.inverse, bool(whole)
-
-
-def _aligned(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    """Return what φ adds once R and gains are fitted with it (`alignment.rotated`).
-
-    The part of the mark that is linear in h then counts, as far as no rotation could produce it. The result does not
-    change under rotations of g about 0.
-    """
-    return *_rotated(shared), False
+    return shared.beyond_linear("unit") @ left[:, keep], right[keep] * spread.inverse, bool(whole)
 
 
 def _leading(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    """Return the part of `aligned` in the 24 leading principal components of h, which are also its range.
+    """Return what φ adds in the 24 leading axes of h, once R and gains are fitted with it (`alignment.rotated`).
 
-    In smaller components the copy's own errors hide its rotation against h. What is left out is mostly noise, and with
-    fewer dimensions the same evidence is stronger.
+    The part of the mark that is linear in h then counts, as far as no rotation could produce it. In smaller axes the
+    copy's own errors hide its rotation against h: what is left out is mostly noise, and with fewer dimensions the same
+    evidence is stronger. Rotations of g about 0 change nothing.
     """
-    mark, axes = _rotated(shared)
+    mark, axes = alignment.rotated(shared)
     return mark[:, :_LEADING], axes[:_LEADING], False
 
 
-def _rotated(shared: Spectra) -> tuple[Array, Array]:
-    return shared.once(("rotated",), lambda: alignment.rotated(shared))
-
-
-def _shifted(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    """Return what `aligned` gives on answers that are not scaled to length 1, for thieves who moved their mean.
-
-    The result does not change under rotations and shifts of g.
-    """
-    return *alignment.rotated(shared, "g"), False
-
-
 def _mapped(shared: Spectra, spread: _Spread) -> _Factors:  # noqa: ARG001
-    """Return what `aligned` gives once most of g's covariance is undone, for suspects behind an unknown linear map.
+    """Return what φ adds once most of g's covariance is undone, for suspects behind an unknown linear map.
 
-    `predicted` finds the map that gives h back best, and treats the mark as noise. Here map and mark are fitted
-    together (`alignment.mapped`).
+    Map and mark are fitted together (`alignment.mapped`).
     """
     return *alignment.mapped(shared), False
-
-
-def _predicted(shared: Spectra, spread: _Spread) -> _Factors:
-    """φ̃ᵀĥ M⁻ with ĥ the regression of h on (1, g): unchanged by every affine map of g that rounding survives."""
-    axes = shared.whitener("standard", RANK)
-    right = axes.T @ shared.covariance("standard", "h") @ spread.inverse
-    return shared.beyond_linear("standard") @ axes, right, False
 
 
 def _whitened(shared: Spectra, spread: _Spread) -> _Factors:
@@ -299,22 +229,19 @@ def _whitened(shared: Spectra, spread: _Spread) -> _Factors:
     noise, directions = symmetric(answers - fit.T @ fit)
     keep = noise > max(_RESIDUAL_RANK**2 * noise[-1], RANK**2 * np.trace(answers))
     if not keep.any():
-        return np.zeros((shared.moments.n_features, 0)), np.zeros((0, shared.moments.dim)), False
+        return np.zeros((shared.n_features, 0)), np.zeros((0, shared.moments.dim)), False
     noise, directions = noise[keep], directions[:, keep]
     weights = directions / (noise + _NOISE_FLOOR * noise.mean())
-    return shared.beyond_linear("g") @ weights @ directions.T, fit.T @ (axes.T @ spread.matrix), False
+    return shared.beyond_linear("g") @ weights @ directions.T, fit.T @ (axes.T * spread.diagonal), False
 
 
 _FACTORS: Mapping[str, Callable[[Spectra, _Spread], _Factors]] = {
     "own_space": _own_space,
     "difference": _difference,
     "own_whitened": _own_whitened,
-    "aligned": _aligned,
     "leading": _leading,
-    "shifted": _shifted,
     "procrustes": _procrustes,
     "mapped": _mapped,
-    "predicted": _predicted,
     "whitened": _whitened,
 }
 WITNESSES = tuple(_FACTORS)

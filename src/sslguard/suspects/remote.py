@@ -234,11 +234,11 @@ def spoken(options: Remote) -> Protocol:
         UsageError: A setting is missing, or does not belong to this protocol.
     """
     if options.protocol == "json":
-        if options.body is None or options.answers is None:
-            raise UsageError("--protocol json needs --body, the request, and --answers, the path to the answers")
-        return Template(options.body, options.answers)
-    if options.body is not None or options.answers is not None:
-        raise UsageError(f"--body and --answers are for --protocol json, not {options.protocol}")
+        if options.body is None or options.found_at is None:
+            raise UsageError("--protocol json needs --body, the request, and --found-at, the path to the answers")
+        return Template(options.body, options.found_at)
+    if options.body is not None or options.found_at is not None:
+        raise UsageError(f"--body and --found-at are for --protocol json, not {options.protocol}")
     if options.protocol == "tei":
         return TEI()
     if options.model is None:

@@ -27,7 +27,7 @@ class Remote(Checked):
             imagenet ImageNet's mean and deviation.
         body: For json: what is sent, JSON or @FILE of it. The texts {text} or {texts}, {image} or {images} (base64 of
             PNG) stand for queries; an array whose one entry holds {text} or {image} is repeated for each.
-        answers: For json: where the answers are, as in data[*].embedding.
+        found_at: For json: where the answers are, as in data[*].embedding.
         auth_env: Environment variable that holds the credential.
         auth_header: Header that carries it; Authorization says Bearer before it.
         cache: Folder that keeps answers, so that the same command goes on after an interruption.
@@ -51,7 +51,7 @@ class Remote(Checked):
     output_tensor: str | None = None
     scale: Scale = "unit"
     body: str | None = field(default=None, repr=False)
-    answers: str | None = None
+    found_at: str | None = None
     auth_env: str | None = None
     auth_header: str = "Authorization"
     cache: Path | None = None

@@ -22,12 +22,12 @@ from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.marking import headed
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
-from sslguard.schemes.keyfile import OPENINGS, StoredKey, load_key, open_key, save_key, serialise_tensors
-from sslguard.stats.witness import witness
+from sslguard.schemes.keyfile import OPENINGS, StoredKey, key_hash, load_key, open_key, save_key, serialise_tensors
+from sslguard.stats.left import FAMILY
 from sslguard.verification.verdict import score_suspect
 
 S = 3
-THREE = Exact(Protocol(n_queries=250, epsilon=0.36), mode="head", sub_keys=S)
+THREE = Exact(Protocol(n_queries=250), mode="head", sub_keys=S, largest=0.1, share=0.6, overlap=0)
 DAY = timedelta(days=1)
 
 
@@ -57,44 +57,57 @@ class TestMark:
             assert bits(key, tiny(8), asked) < 14
             assert bits(key, tiny(7), asked) < 14
 
-    def test_has_the_power_of_one_key_shared_alike(self, marked):
-        """|U|² = s·K of the whole, so that ε²·|U|²/(s·K) is ε², and a sub-key's share of it about one in s."""
-        u = marked.key.directions()
-        k = THREE.protocol.n_directions
-        assert np.square(u).sum() == pytest.approx(S * k)
-        first, rest = np.split(u, [S * THREE.protocol.n_features])
-        blocks = [np.concatenate(b) for b in zip(np.split(first, S), np.split(rest, S), strict=True)]
-        for block, one in zip(blocks, marked.key.split(), strict=True):
-            assert np.square(block).sum() == pytest.approx(k, rel=0.15)
-            np.testing.assert_allclose(block / np.linalg.norm(block), one.directions() / np.sqrt(k), atol=1e-12)
+    def test_is_one_mark_shared_alike(self, marked):
+        """|A|² = |G|² = s·r of the whole, and a sub-key's share of either about one in s, in its own direction."""
+        whole, r = marked.key, THREE.protocol.rank
+        a, g = whole.left(), whole.right()
+        for secret in (a, g):
+            assert np.square(secret).sum() == pytest.approx(S * r)
+        shares = zip(np.split(a, S, axis=1), np.split(g, S), whole.split(), strict=True)
+        for left, right, one in shares:
+            assert np.square(left).sum() == pytest.approx(r, rel=0.3)
+            assert np.square(right).sum() == pytest.approx(r, rel=0.3)
+            np.testing.assert_allclose(left / np.linalg.norm(left), one.left() / np.sqrt(r), atol=1e-12)
+            np.testing.assert_allclose(right / np.linalg.norm(right), one.right() / np.sqrt(r), atol=1e-12)
+            assert one.size == pytest.approx(whole.size / S)
 
-    def test_features_of_the_whole_are_those_of_the_sub_keys_and_of_no_two_alike(self, marked, asked):
-        h, psi = (np.concatenate(each) for each in zip(*marked.key._clean_answers(asked), strict=True))
-        phi = marked.key.bank.features(h, psi)
-        own = [one.bank.features(h, psi) for one in marked.key.split()]
-        k = THREE.protocol.n_features
-        np.testing.assert_allclose(phi, np.hstack([*(o[:, :k] for o in own), *(o[:, k:] for o in own)]), atol=1e-9)
-        assert np.linalg.matrix_rank(phi - phi.mean(0)) == phi.shape[1]
+    def test_what_each_adds_sums_up_to_the_whole(self, marked):
+        """A sub-key's own sphere makes its share a little longer or shorter than in the whole."""
+        parts = [one.mixtures() @ one.rows() for one in marked.key.split()]
+        whole = marked.key.mixtures() @ marked.key.rows()
+        together = np.linalg.lstsq(np.stack([part.ravel() for part in parts], 1), whole.ravel(), rcond=None)
+        assert together[1] < 1e-12 * np.square(whole).sum()
+        assert together[0] == pytest.approx(np.ones(S), rel=0.3)
+
+    def test_secrets_of_no_two_are_alike_and_the_bank_is_common(self, marked):
+        keys = [marked.key, *marked.key.split()]
+        assert len({key.bank.digest() for key in keys}) == 1
+        assert len({key.secret.reveal() for key in keys}) == 1 + S
+        for i, one in enumerate(keys[1:]):
+            for other in keys[i + 2 :]:
+                for a, b in ((one.left(), other.left()), (one.right(), other.right())):
+                    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.3
 
     def test_pvalues_are_uniform_given_that_another_sub_key_is_known(self, tiny, images, asked):
         """The suspect carries what sub-key 1 marks, as whoever saw it opened can make: sub-key 2 says nothing of it."""
         clean, found = tiny(7), []
+        first = THREE.watermark(clean, images(400), secret=Secret.from_seed(0)).key
         for seed in range(24):
-            one, two = THREE.watermark(clean, images(400), secret=Secret.from_seed(seed)).key.split()[:2]
-            planted = headed(clean, one.bank, one.directions(), 0.3)
-            moments = two.moments((planted.embed(batch) for batch in two.queries(asked)), asked)
-            spread = two.bank.geometry.spread
-            chosen = {"predicted": witness("predicted", moments, spread)}
-            found.append(two.test(chosen, n_queries=moments.n).pvalue)
+            one, two = replace(first, secret=Secret.from_seed(seed), _embedded={}).split()[:2]
+            planted = headed(clean, one.bank, one.mixtures(), np.sqrt(S) * one.rows())
+            details = score_suspect(two, planted, asked).evidence.details
+            left, right = (details[f"log2 p of {name}"] for name in (f"left, {FAMILY[0].name}", "right, procrustes"))
+            found.append((2**left, 2**right))
         assert bits(one, planted, asked) > 100
-        assert stats.kstest(found, "uniform").pvalue > 0.01
+        left, right = np.transpose(found)
+        assert min(stats.kstest(p, "uniform").pvalue for p in (left, right)) > 0.005
 
-    def test_as_many_as_there_are_statistics_for(self):
+    def test_as_many_as_there_is_room_for(self):
         for count in (0, 17):
             with pytest.raises(UsageError, match="sub_keys must be at least 1 and at most 16"):
                 Exact(sub_keys=count)
-        with pytest.raises(UsageError, match="n_statistics times sub_keys must be at most 96"):
-            Exact(Protocol(n_statistics=12), sub_keys=9)
+        with pytest.raises(UsageError, match="rank times sub_keys must be at most 64, not 8 times 9"):
+            Exact(Protocol(rank=8), sub_keys=9)
 
 
 class TestOpened:
@@ -106,9 +119,8 @@ class TestOpened:
         for key in (marked.key, *others):
             assert key.secret.reveal() not in content
             assert key.secret.reveal().hex().encode() not in content
-        for other in others:
-            for name in ("frequencies", "phases", "axes", "linear", "offset", "scale"):
-                array = getattr(other.bank, name)
+        for other in (marked.key, *others):
+            for array in (other.left(), other.right(), other.mixtures(), other.rows()):
                 assert array.tobytes()[:64] not in content
         # Not a view of the whole key's memory.
         assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in kept.values())
@@ -137,19 +149,23 @@ class TestFolder:
     def test_comes_back(self, marked, tmp_path):
         save_key(marked.key, tmp_path / "key")
         again = load_key(tmp_path / "key")
-        assert np.array_equal(again.directions(), marked.key.directions())
+        assert np.array_equal(again.left(), marked.key.left())
+        assert np.array_equal(again.right(), marked.key.right())
         assert [one.secret.reveal() for one in again.split()] == [one.secret.reveal() for one in marked.key.split()]
 
-    @pytest.mark.parametrize("count", [0, 2, 17, 10**9, "x", None])
+    @pytest.mark.parametrize("count", [0, 17, 10**9, "x", None])
     def test_other_numbers_are_refused(self, marked, count):
         fields, tensors = marked.key.to_parts()
         with pytest.raises(KeyFileError):
             ExactKey.from_parts({**fields, "sub_keys": count}, tensors)
 
-    def test_parts_of_others_are_no_sub_keys(self, marked, tiny, images):
-        other = THREE.watermark(tiny(7), images(400), secret=Secret.from_seed(2)).key
-        assert undue_freedom(marked.key, tiny(7)) is None
-        assert "its features" in undue_freedom(replace(marked.key, bank=other.bank), tiny(7))
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_with_another_number_it_is_another_key(self, marked, asked, count):
+        fields, tensors = marked.key.to_parts()
+        other = ExactKey.from_parts({**fields, "sub_keys": count}, tensors)
+        assert key_hash(other) != key_hash(marked.key)
+        found = -score_suspect(other, marked.encoder, asked).evidence.details["right_bits"]
+        assert (found < -14) == (count > 1)  # sub-keys of the same name are the same, and the master's own is none
 
 
 class TestClaims:

@@ -15,7 +15,7 @@ from sslguard.encoders.statistics import InputStatistics
 
 
 def input_statistics(encoder: Encoder, batch: Batch) -> NDArray[np.float64]:
-    """Return the statistics of a batch as the encoder's network sees it: float64 (n, 96)."""
+    """Return the statistics of a batch as the encoder's network sees it: float64 (n, p), p = 356 or, of texts, 96."""
     parts, size = [], len(batch) if isinstance(batch[0], str) else encoder.together
     with few_threads(statistics := _on_cpu()), torch.inference_mode():
         for start in range(0, len(batch), size):
@@ -32,5 +32,5 @@ def _on_cpu() -> InputStatistics:
 
 
 def all_statistics(encoder: Encoder, data: Data) -> NDArray[np.float64]:
-    """Return the statistics of a whole data set: float64 (len(data), 96)."""
+    """Return the statistics of a whole data set: float64 (len(data), p)."""
     return np.concatenate([input_statistics(encoder, batch) for batch in data.batches(EMBED_BATCH)])

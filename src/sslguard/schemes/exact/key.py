@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,42 +21,65 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build, preprocess_from_json
-from sslguard.encoders.statistics import N_STATISTICS
-from sslguard.errors import EncoderError, KeyFileError, SuspectError, UsageError
+from sslguard.errors import EncoderError, KeyFileError, UsageError
 from sslguard.schemes.base import Key, Score
-from sslguard.schemes.exact.bank import Array, Bank, draw_gaussian, on_sphere
+from sslguard.schemes.exact.answers import FOLDED_FROM, KINDS, Kind, folded, kind_of, reduced, scores
+from sslguard.schemes.exact.bank import Array, Bank, draw_left, draw_right, on_sphere
 from sslguard.schemes.exact.features import input_statistics
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.settings import MAX_SUB_KEYS
-from sslguard.schemes.queries import QUERY_BATCH, asked, drawn
-from sslguard.stats.corrections import bonferroni
+from sslguard.schemes.queries import asked, drawn, gathered
+from sslguard.stats.corrections import bonferroni, fisher
 from sslguard.stats.direction import SECRET_BITS, direction_test
+from sslguard.stats.left import left_test, left_witnesses
 from sslguard.stats.moments import Moments, unit_rows
 from sslguard.stats.significance import Significance
-from sslguard.stats.witness import witnesses
+from sslguard.stats.spectra import Spectra
+from sslguard.stats.witness import Witness, witnesses
 
-# Numbers of clean embeddings that are kept between two suspects: 1 GiB.
-KEPT_NUMBERS = 1 << 28
-MAX_COLUMNS, FOLDED = 4096, 2048
-"""Answers of more columns than the first are folded to the second: moments take memory by the square of the width."""
+# Numbers of clean embeddings and functions that are kept between two suspects: 1 GiB.
+KEPT_NUMBERS = 1 << 27
+_ROWS = 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What the answers are worth on either side, in base-2 logarithms of p-values.
+
+    Attributes:
+        left: Best left witness, corrected for its family.
+        right: Best right witness, corrected for its family.
+        both: Fisher's combination of the two.
+        left_witness, right_witness: Their names.
+        each: Of every single witness by name, uncorrected.
+    """
+
+    left: float
+    right: float
+    both: float
+    left_witness: str
+    right_witness: str
+    each: Mapping[str, float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ExactKey(Key):
-    """Master secret, protocol, bank of features, and the clean encoder, which the test needs at every query.
+    """Master secret, protocol, public bank, and the clean encoder, which the test needs at every query.
 
-    The directions are not stored: they are drawn from the secret, bound to all the rest.
+    The two secrets A and G are not stored: they are drawn from the master secret, bound to all the rest.
 
-    With s > 1 sub-keys the bank is that of s secrets, each derived from the master secret, with K₁ + K₂ features for
-    each. One of them can be opened as a key by itself, and says nothing of the others.
+    With s > 1 sub-keys there are s secrets, each derived from the master secret, with an A and a G for each. One of
+    them can be opened as a key by itself, and says nothing of the others.
 
     Attributes:
         clean: F. Whoever holds it and the marked encoder sees the span of the mark: keep it as the secret.
+        size: Mean square of the whole mark, for embeddings of length 1 (E). No witness reads it.
         watermarked_hash: SHA-256 of the weights of F*, hex.
-        redraw: 0 for the key itself; others name independent directions on the same features, for calibration.
+        redraw: How many draws of the secret were given up before this one. Each verification is charged for them.
         sub_keys: S, 1 to 16.
-        whole_bank: Of an opened sub-key, `Bank.digest` of the whole key's bank, hex; "" of any other key.
+        answers: What the suspect's answers are taken for. "auto" follows `answers.kind_of`, which is free; another
+            choice is charged for the kinds that there are. It is no part of the key's file.
     """
 
     scheme: ClassVar[str] = "exact"
@@ -65,16 +89,21 @@ class ExactKey(Key):
     protocol: Protocol
     bank: Bank
     clean: Encoder
+    size: float
     watermarked_hash: str
     redraw: int = 0
     sub_keys: int = 1
-    whole_bank: str = ""
+    answers: Kind | Literal["auto"] = "auto"
     _embedded: dict[tuple[str, int], tuple[Array, Array]] = field(default_factory=dict)
 
     @property
     def n_queries(self) -> int:
-        """Number of queries that a verification asks."""
+        """Fewest queries that a verification asks."""
         return self.protocol.n_queries
+
+    def asks(self, n_items: int) -> int:
+        """Return how many queries a verification asks that draws from so many items; see `Protocol.asks`."""
+        return self.protocol.asks(n_items)
 
     @cached_property
     def clean_hash(self) -> str:
@@ -83,26 +112,39 @@ class ExactKey(Key):
 
     @cached_property
     def context(self) -> bytes:
-        """What the streams of features and queries are bound to."""
+        """What the streams of queries are bound to, and, with the redraw, those of A and G."""
         return stream_context(self.clean, self.protocol)
 
-    def directions(self) -> Array:
-        """Return U (K, d), rows in the order of the bank's features.
+    def left(self) -> Array:
+        """Return A (B, s·r), one column for each secret mixture: uniform on the sphere of square s·r.
 
         Sub-keys draw each from a secret of its own, and all numbers are normalised as a whole. So the whole is one
         uniform point on its sphere, and up to its length each sub-key's share is one on its own: either test is exact.
         """
-        drawn = [
-            draw_gaussian(one.secret, one.bank.size, self.clean.dim, one._bound_to(), redraw=self.redraw)
-            for one in self.split() or [self]
-        ]
-        k = self.protocol.n_features
-        return on_sphere(np.concatenate([*(rows[:k] for rows in drawn), *(rows[k:] for rows in drawn)]))
+        return on_sphere(np.hstack([left for left, _ in self._drawn()]), self._rank)
 
-    def _bound_to(self) -> bytes:
-        """Return what the stream of directions is bound to: all that V is made of."""
-        own = self.bank.digest()
-        return self.context + own + (bytes.fromhex(self.whole_bank) or own)
+    def right(self) -> Array:
+        """Return G (s·r, q), one row for each mixture, along the principal axes of h: as `left`."""
+        return on_sphere(np.vstack([right for _, right in self._drawn()]), self._rank)
+
+    @property
+    def _rank(self) -> int:
+        return self.protocol.rank * self.sub_keys
+
+    def _drawn(self) -> Iterator[tuple[Array, Array]]:
+        context = self.context + self.redraw.to_bytes(8, "big")
+        for one in sub_secrets(self.secret, self.sub_keys, self.context):
+            left = draw_left(one, self.protocol, self.bank, context)
+            yield left, draw_right(one, self.protocol, self.bank, left, context)
+
+    def mixtures(self) -> Array:
+        """Return (ψ∘s)·A as a mixture of ψ: (B, s·r)."""
+        return self.bank.weights[:, None] * self.left()
+
+    def rows(self) -> Array:
+        """Return √(E/(s·r))·G·M in embedding space, (s·r, d): what each mixture adds."""
+        right = self.right() * self.bank.spread
+        return np.asarray(np.sqrt(self.size / self._rank) * right @ self.bank.axes)
 
     def split(self) -> list[ExactKey]:
         """Return the key's sub-keys, in order; none where it is its only one."""
@@ -111,9 +153,7 @@ class ExactKey(Key):
     def opened(self, number: int) -> ExactKey:
         """Return the sub-key of this number, 1 to s: a key by itself.
 
-        Nothing of the master secret or of the other sub-keys is in it.
-
-        Its protocol's ε is that of the whole; of the mark its own share is ε/√s.
+        Nothing of the master secret or of the other sub-keys is in it. Its share of the mark is E/s.
 
         Raises:
             UsageError: There is none.
@@ -122,104 +162,112 @@ class ExactKey(Key):
             has = "no sub-keys" if self.sub_keys == 1 else f"the sub-keys 1 to {self.sub_keys}"
             raise UsageError(f"there is no sub-key {number}: this key has {has}; watermark --sub-keys makes them")
         secret = sub_secrets(self.secret, self.sub_keys, self.context)[number - 1]
-        bank = self.bank.part(number - 1, self.sub_keys)
-        whole = self.bank.digest().hex()
-        return replace(self, secret=secret, bank=bank, sub_keys=1, whole_bank=whole, _embedded={})
+        return replace(self, secret=secret, size=self.size / self.sub_keys, sub_keys=1, _embedded={})
 
     def queries(self, data: Data) -> Iterator[Batch]:
         """Yield items of `data`, ≤ 128 at a time: nothing marks them as queries."""
         pictures = isinstance(self.clean.preprocess, ImagePreprocess)
-        return asked(data, drawn(self.secret.stream("queries", self.context), data, self.n_queries), pictures=pictures)
+        chosen = drawn(self.secret.stream("queries", self.context), data, self.asks(len(data)))
+        return asked(data, chosen, pictures=pictures)
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
         """Return the statistic of the exact test with its p-value; see `Key.statistic`."""
-        moments = self.moments(answers, data)
-        significance = self.test(self.witnesses(moments), n_queries=moments.n)
+        spectra, kind = self.spectra(answers, data)
+        significance = self.test(spectra, kind)
         return Score(
-            value=-significance.details["log2_pvalue_uncapped"],
-            n_queries=moments.n,
-            evidence=significance,
+            value=-significance.details["log2_pvalue_uncapped"], n_queries=spectra.moments.n, evidence=significance
         )
 
-    def moments(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Moments:
-        """Return all that the witnesses need of a suspect's answers, in one pass. No direction has a part in it.
+    def spectra(self, answers: Iterable[NDArray[np.floating]], data: Data) -> tuple[Spectra, Kind]:
+        """Return all that the witnesses need of a suspect's answers, and what the answers are.
 
-        Answers of more than 4,096 columns, in another width than F's, count as `folded` to 2,048.
+        No secret has a part in it.
 
         Raises:
             SuspectError: The answers are not finite, of changing width, or not as many as the queries.
-            KeyFileError: The key was changed, so that its features are not finite.
+            KeyFileError: The key was changed, so that its functions are not finite.
         """
-        moments: Moments | None = None
-        width: int | None = None
-        rest = iter(answers)
-        for h, statistics in self._clean_answers(data):
-            g = np.asarray(next(rest, np.empty((0, 0))), dtype=np.float64)
-            if g.ndim != 2 or len(g) != len(h):
-                raise SuspectError(
-                    f"this key asks {self.n_queries} queries in batches of {QUERY_BATCH}; for one of {len(h)} an array "
-                    f"of shape {g.shape} came"
-                )
-            width = g.shape[1] if width is None else width
-            if g.shape[1] != width or not np.isfinite(g).all():
-                raise SuspectError("the suspect's answers are not finite, or change their width")
-            if width > MAX_COLUMNS and width != h.shape[1]:
-                g = folded(g)
-            if moments is None:
-                moments = Moments(h.shape[1], self.bank.size, max(1, g.shape[1]))
-            with np.errstate(over="ignore", invalid="ignore"):
-                features = self.bank.features(h, statistics)
-            if not np.isfinite(features).all():
-                raise KeyFileError("the key's features of these items are not finite: the key is damaged")
-            moments.update(h, features, g)
-        if moments is None or next(rest, None) is not None:
-            raise SuspectError(f"this key asks {self.n_queries} queries, but more answers came")
-        return moments
+        folding = (folded(part) if _wide(part, self.clean.dim) else part for part in answers)
+        given = gathered(folding, self.asks(len(data)))
+        return self.spectra_of(given, *self._clean_answers(data))
 
-    def witnesses(self, moments: Moments) -> dict[str, tuple[Array, Array | None]]:
-        """Return V (K, d) and the range it is known to lie in, by witness: all that apply to this width.
+    def spectra_of(self, given: Array, h: Array, functions: Array) -> tuple[Spectra, Kind]:
+        """Return what `spectra` does of answers (n, m), of h along the principal axes (n, q) and of ψ (n, B)."""
+        kind = kind_of(given) if self.answers == "auto" else self.answers
+        same = kind == "embeddings" and given.shape[1] == self.clean.dim
+        tested = reduced(scores(kind, given, h))
+        moments = Moments(h.shape[1], self.bank.size, tested.shape[1], same=same)
+        for start in range(0, len(h), _ROWS):
+            rows = slice(start, start + _ROWS)
+            unit = self.bank.placed(unit_rows(given[rows])) if same else None
+            moments.update(h[rows], functions[rows], tested[rows], unit)
+        return Spectra(moments), kind
 
-        A function of features, clean encoder, spread and answers. The directions stand nowhere on its path.
+    def left_witnesses(self, spectra: Spectra) -> dict[str, Array]:
+        """Return S (B, k) by witness: all that apply to this width. Neither A nor G stands anywhere on its path."""
+        return left_witnesses(spectra)
+
+    def right_witnesses(self, spectra: Spectra, mixtures: Array) -> dict[str, Witness]:
+        """Return V (r, q) and the range it is known to lie in, by witness: all that apply to this width.
+
+        A, through `mixtures`, is known here. G stands nowhere on its path.
         """
-        return witnesses(moments, self.bank.geometry.spread)
+        return witnesses(spectra.mixed(mixtures), self.bank.spread)
 
-    def test(self, witnesses: Mapping[str, tuple[Array, Array | None]], *, n_queries: int) -> Significance:
-        """Return the best witness's significance, corrected for all; bits end at the secret's entropy."""
-        directions = self.directions()
-        found = {
-            name: direction_test(v, directions, n_queries=n_queries, basis=basis)
-            for name, (v, basis) in witnesses.items()
-        }
-        best = min(found, key=lambda name: found[name].details["log2_tail"])
-        tail = min(0.0, found[best].details["log2_tail"])
-        uncapped = float(bonferroni([tail], n=len(found))[0])
-        each = {f"z of {name}": one.statistic for name, one in found.items()}
+    def sides(self, spectra: Spectra) -> Sides:
+        """Return the evidence of both sides and their combination."""
+        left, right, each = self.left(), self.right(), dict[str, float]()
+        for name, witness in self.left_witnesses(spectra).items():
+            each[f"left, {name}"] = left_test(witness, left)
+        n_left = len(each)
+        for name, (witness, basis) in self.right_witnesses(spectra, self.mixtures()).items():
+            found = direction_test(witness, right, n_queries=spectra.moments.n, basis=basis)
+            each[f"right, {name}"] = min(0.0, found.details["log2_tail"])
+        names = list(each)
+        best = [min(some, key=lambda name: each[name]) for some in (names[:n_left], names[n_left:])]
+        sizes = n_left, len(names) - n_left
+        left_tail, right_tail = (float(bonferroni([each[name]], n=n)[0]) for name, n in zip(best, sizes, strict=True))
+        return Sides(left_tail, right_tail, fisher([left_tail, right_tail]), best[0], best[1], each)
+
+    def test(self, spectra: Spectra, kind: Kind) -> Significance:
+        """Return the significance of both sides; bits end at the secret's entropy, and charges come off after that."""
+        sides = self.sides(spectra)
+        charged = math.log2(len(KINDS)) * (self.answers != "auto") + math.log2(1 + self.redraw)
+        log2_pvalue = min(0.0, max(sides.both, -float(SECRET_BITS)) + charged)
         return Significance(
-            statistic=found[best].statistic,
-            log2_pvalue=max(uncapped, -float(SECRET_BITS)),
+            statistic=-sides.both,
+            log2_pvalue=log2_pvalue,
             floor=2.0**-SECRET_BITS,
             null="exact",
-            n_queries=n_queries,
-            statistic_name=f"z of the witness {best}",
-            details={**each, "n_witnesses": len(found), "log2_pvalue_uncapped": uncapped},
+            n_queries=spectra.moments.n,
+            statistic_name=f"bits of both sides, answers taken as {kind}",
+            details={
+                "left_bits": -sides.left,
+                "right_bits": -sides.right,
+                "charged_bits": charged,
+                "log2_pvalue_uncapped": sides.both,
+                **{f"log2 p of {name}": value for name, value in sides.each.items()},
+            },
         )
 
-    def _clean_answers(self, data: Data) -> Iterator[tuple[Array, Array]]:
-        """Yield h and ψ of the queries, batch by batch; kept for the next suspect where they are few enough."""
+    def _clean_answers(self, data: Data) -> tuple[Array, Array]:
+        """Return h along the principal axes and ψ of the queries; kept for the next suspect if they are few enough."""
         kept = self._embedded.get((data.spec, len(data)))
         if kept is not None:
-            cuts = range(QUERY_BATCH, len(kept[0]), QUERY_BATCH)
-            yield from zip(*(np.split(array, cuts) for array in kept), strict=True)
-            return
-        parts = []
+            return kept
+        parts: list[tuple[Array, Array]] = []
         for batch in self.queries(data):
             h = unit_rows(self.clean.embed(batch).astype(np.float64))
-            parts.append((h, input_statistics(self.clean, batch)))
-            yield parts[-1]
-        if self.n_queries * (self.clean.dim + N_STATISTICS) <= KEPT_NUMBERS:
-            self._embedded.clear()
-            h, statistics = (np.concatenate(each) for each in zip(*parts, strict=True))
-            self._embedded[data.spec, len(data)] = h, statistics
+            with np.errstate(over="ignore", invalid="ignore"):
+                functions = self.bank.functions(h, input_statistics(self.clean, batch))
+            if not np.isfinite(functions).all():
+                raise KeyFileError("the key's functions of these items are not finite: the key is damaged")
+            parts.append((self.bank.placed(h), functions))
+        h, functions = (np.concatenate(each) for each in zip(*parts, strict=True))
+        self._embedded.clear()
+        if h.size + functions.size <= KEPT_NUMBERS:
+            self._embedded[data.spec, len(data)] = h, functions
+        return h, functions
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return JSON fields and tensors that `from_parts` rebuilds the key from, including the secret."""
@@ -235,9 +283,9 @@ class ExactKey(Key):
             },
             "clean_hash": self.clean_hash,
             "watermarked_hash": self.watermarked_hash,
+            "size": self.size,
             "redraw": self.redraw,
-            **({} if self.sub_keys == 1 else {"sub_keys": self.sub_keys}),
-            **({"whole_bank": self.whole_bank} if self.whole_bank else {}),
+            "sub_keys": self.sub_keys,
         }
         tensors = {f"bank.{name}": torch.from_numpy(array) for name, array in self.bank.to_arrays().items()}
         for name, content in self.clean.preprocess.files().items():
@@ -258,10 +306,10 @@ class ExactKey(Key):
                 protocol=protocol,
                 bank=bank,
                 clean=clean,
+                size=float(fields["size"]),
                 watermarked_hash=str(fields["watermarked_hash"]),
                 redraw=int(fields["redraw"]),
-                sub_keys=int(fields.get("sub_keys", 1)),
-                whole_bank=str(fields.get("whole_bank", "")),
+                sub_keys=int(fields["sub_keys"]),
             )
         except KeyError as error:
             raise KeyFileError(f"the key lacks {error}") from None
@@ -269,35 +317,19 @@ class ExactKey(Key):
             raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
         if not 1 <= key.sub_keys <= MAX_SUB_KEYS:
             raise KeyFileError(f"the key's sub_keys must lie in 1 to {MAX_SUB_KEYS}")
-        if "whole_bank" in fields and (key.sub_keys > 1 or not _SHA256.fullmatch(key.whole_bank)):
-            raise KeyFileError("the key's whole_bank is no hash, or not of an opened sub-key")
-        sizes = (*bank.frequencies.shape, bank.axes.shape[1])
-        promised = (protocol.components, key.sub_keys * protocol.n_features, key.sub_keys * protocol.n_statistics)
-        if sizes != promised or len(bank.geometry.mean) != clean.dim:
-            raise KeyFileError("the key's features, its protocol and its clean encoder do not fit together")
-        if key.clean_hash != fields.get("clean_hash") or not _SHA256.fullmatch(key.watermarked_hash) or key.redraw < 0:
+        if len(bank.mean) != clean.dim or bank.size > protocol.functions or not 0 < key.size <= 1:
+            raise KeyFileError("the key's functions, its protocol, its size and its clean encoder do not fit together")
+        if (
+            key.clean_hash != fields.get("clean_hash")
+            or not _SHA256.fullmatch(key.watermarked_hash)
+            or not 0 <= key.redraw < 1 << 63
+        ):
             raise KeyFileError("the key's clean encoder is not the one that its streams are bound to")
         return key
 
 
-def folded(answers: NDArray[np.floating]) -> Array:
-    """Map answers (n, m) to fewer columns, (n, 2048): each column is added to one of them, with a public sign.
-
-    Inner products of rows stay nearly what they were (a count sketch), and columns that are 0 nothing. It depends on m
-    alone, so that whatever is tested of the answers is still independent of the directions.
-    """
-    signs, places = _folds(answers.shape[1])
-    found = np.zeros((FOLDED, len(answers)))
-    np.add.at(found, places, (answers * signs).T)
-    return found.T
-
-
-@lru_cache(maxsize=4)
-def _folds(width: int) -> tuple[Array, NDArray[np.int64]]:
-    """Sign of each column, and which of the fewer ones it is added to."""
-    stream = Secret.from_seed(0).stream(f"columns of {width}")
-    signs = np.where(stream.uniform((width,)) < 0.5, -1.0, 1.0)
-    return signs, (stream.uniform((width,)) * FOLDED).astype(np.int64)
+def _wide(answers: NDArray[np.floating], dim: int) -> bool:
+    return np.ndim(answers) == 2 and answers.shape[1] > FOLDED_FROM and answers.shape[1] != dim
 
 
 def stream_context(clean: Encoder, protocol: Protocol) -> bytes:

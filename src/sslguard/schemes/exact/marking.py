@@ -6,40 +6,49 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
-from sslguard.encoders.heads import FourierHead, Headed
+from sslguard.encoders.heads import Headed, StatisticsHead
+from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Array, Bank
 from sslguard.schemes.exact.settings import ExactSettings
 from sslguard.training.base import Task
 
-_FROM_BANK = ("frequencies", "phases", "offset", "scale", "centre", "axes", "linear")
+_FLOOR = 0.3
+"""λ, in mean variances."""
 
 
-def headed(clean: Encoder, bank: Bank, directions: Array, epsilon: float) -> Encoder:
-    """Return F with the mark as a head: |F|·(h + ε·K^(−1/2)·Σ_k φ_k(h)·M u_k).
+def headed(clean: Encoder, bank: Bank, mixtures: Array, rows: Array) -> Encoder:
+    """Return F with the mark as a head: |F|·(h + ψ·mixtures·rows).
+
+    Args:
+        clean: F.
+        bank: Of the functions ψ.
+        mixtures: (B, K), as `ExactKey.mixtures` gives them.
+        rows: (K, d), as `ExactKey.rows` gives them.
 
     Raises:
         UsageError: F has a head already.
     """
     if "head" in clean.architecture:
         raise UsageError("this encoder carries a head already: mark the one below it, or distil the mark")
-    k, (q, features) = bank.size, bank.frequencies.shape
-    sizes = {"components": q, "features": features, "statistics": bank.axes.shape[1]}
+    sizes = {"statistics": len(bank.centre), "functions": mixtures.shape[1]}
     architecture = {**clean.architecture, "head": sizes}
-    module = Headed(clean.clone().module, FourierHead(clean.dim, **sizes).to(clean.device))
+    module = Headed(clean.clone().module, StatisticsHead(clean.dim, **sizes).to(clean.device))
     values = {
-        "mean": bank.geometry.mean,
-        "whitener": bank.geometry.whitener,
-        **{name: getattr(bank, name) for name in _FROM_BANK},
-        "rows": epsilon / np.sqrt(k) * directions @ bank.geometry.spread,
+        "mean": bank.mean,
+        "centre": bank.centre,
+        "axes": bank.mixing @ mixtures,
+        "linear": bank.axes.T @ (bank.linear @ mixtures),
+        "rows": rows,
     }
-    module.head.load_state_dict({name: torch.from_numpy(values[name]).float() for name in FourierHead.TENSORS})
+    module.head.load_state_dict({name: torch.from_numpy(values[name]).float() for name in StatisticsHead.TENSORS})
     return replace(clean, module=module.eval().requires_grad_(True), architecture=architecture)
 
 
@@ -52,36 +61,30 @@ class _Microbatch:
 class DistilMark(Task):
     """F fine-tuned until it answers as F with the head does; batch norm stays in evaluation mode.
 
-    L = |F*(x) − head(F(x))|²/s², s the root-mean-square distance of F's answers from their mean.
+    L = Σ_j e_j²/(σ_j² + λ) over the same of F's own answers, with e_j the error F*(x) − head(F(x)) along the principal
+    axis j, lengths divided by the target's. A probe reads axes of little variance as well as others, so errors count by
+    what they are beside the variance of their axis. Of images, each step takes copies that are flipped and shifted by
+    chance, so that the mark does not overfit a small set.
 
     Args:
+        scheme: Its settings.
+        clean: F.
         target: F with the head.
-        answers, statistics: F's to the first items of `data`, and ψ of these. Where they are all of them, F is not
-            asked again.
+        data: Items to learn from.
+        bank: Of the key; its axes and deviations.
     """
 
-    def __init__(
-        self,
-        scheme: ExactSettings,
-        clean: Encoder,
-        target: Encoder,
-        data: Data,
-        answers: NDArray[np.floating],
-        statistics: NDArray[np.floating],
-    ) -> None:
+    def __init__(self, scheme: ExactSettings, clean: Encoder, target: Encoder, data: Data, bank: Bank) -> None:
         self.scheme, self.data, self.target = scheme, data, target
         self.watermarked = clean.clone()
         self.watermarked.module.requires_grad_(True)
         self.target.module.eval().requires_grad_(False)
         self.n_items = len(data)
-        self._spread = float(answers.astype(np.float64).var(0).sum())
-        self._targets: Tensor | None = None
-        if len(answers) == len(data):
-            assert isinstance(target.module, Headed)
-            with torch.inference_mode():
-                self._targets = target.module.head(
-                    torch.from_numpy(answers).float(), torch.from_numpy(statistics).float()
-                )
+        variances = bank.deviations**2
+        floor = variances + _FLOOR * variances.mean()
+        whitener = bank.axes.T / np.sqrt(floor)
+        self._whitener = torch.from_numpy(whitener / np.sqrt((variances / floor).sum()))
+        self._moves = isinstance(clean.preprocess, ImagePreprocess)
         self.identity = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.identity()}
         # What the head holds is the secret's: another secret is another run.
         self.identity["target"] = weights_hash(target.module)
@@ -91,10 +94,10 @@ class DistilMark(Task):
         }
 
     def load(self, indices: NDArray[np.int64]) -> _Microbatch:
-        """Return the prepared items and their target answers."""
+        """Return the prepared items, moved by chance where they are images, and their target answers."""
         items = self.watermarked.prepare(self.data.take(indices))
-        if self._targets is not None:
-            return _Microbatch(items, self._targets[torch.from_numpy(indices)].clone().to(self.device))
+        if self._moves:
+            items = moved(items)
         with torch.no_grad():
             return _Microbatch(items, self.target.forward(items).float())
 
@@ -106,5 +109,24 @@ class DistilMark(Task):
 
     def loss(self, microbatch: _Microbatch) -> Tensor:
         """Return the loss of the watermarked encoder."""
-        answers = self.watermarked.forward(microbatch.items).float()
-        return (answers - microbatch.target).square().sum(1).mean() / self._spread
+        target = microbatch.target
+        error = self.watermarked.forward(microbatch.items).float() - target
+        error = error / torch.linalg.vector_norm(target, dim=1, keepdim=True).clamp_min(1e-12)
+        return (error @ self._whitener.to(error)).square().sum(1).mean()
+
+
+def moved(images: Tensor) -> Tensor:
+    """Return images (n, C, H, W), each flipped by chance and shifted by up to an eighth of its side.
+
+    What a shift leaves free takes the value of the nearest edge. The randomness is torch's own.
+    """
+    n, _, height, width = images.shape
+    flips = torch.rand(n) < 0.5
+    images = torch.where(flips[:, None, None, None].to(images.device), images.flip(3), images)
+    reach = [max(1, side // 8) for side in (height, width)]
+    padded = nnf.pad(images, (reach[1], reach[1], reach[0], reach[0]), mode="replicate")
+    starts = [torch.randint(0, 2 * r + 1, (n,)) for r in reach]
+    rows = (starts[0][:, None] + torch.arange(height)).to(images.device)
+    columns = (starts[1][:, None] + torch.arange(width)).to(images.device)
+    batch = torch.arange(n, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).contiguous()

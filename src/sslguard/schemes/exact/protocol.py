@@ -9,17 +9,18 @@ from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 from sslguard.errors import UsageError
-from sslguard.settings import Checked, Count, NotNegative, Positive, Range
+from sslguard.settings import Checked, Count, Positive, Range
 
-MAX_STATISTICS = 96
-"""`encoders.statistics.N_STATISTICS`, known here without torch."""
+MOST_FUNCTIONS = 128
+_GRID = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5)
 
 _FIXED = MappingProxyType(
     {
-        "binding": 2,
+        "binding": 3,
+        "grid": "1, 1.5, 2, 3, 5, 7.5 times powers of ten",
         "queries": "first n of a secret permutation",
-        "statistics_version": 2,
-        "witnesses": "linear-4",
+        "statistics_version": 3,
+        "witnesses": "two-sided-1",
     }
 )
 """Rules of the one protocol, which nobody can set. They stand in each key file and in the hash that every secret stream
@@ -31,29 +32,31 @@ class Protocol(Checked):
     """Part of every key, and bound into each of its secret streams. docs/explanation/theory.md has the symbols.
 
     Attributes:
-        components: Leading principal components of the embedding that the secret features read (q).
-        spread_power: Spread of the mark over directions (α in M): 0 marks all alike, 1 in proportion to the embedding's
-            own spread.
-        n_features: Secret features of the embedding (K₁).
-        n_statistics: Secret features of the input (K₂): combinations of its simple statistics beyond what the embedding
-            tells linearly. Copies learn them first, so that they still show in a copy behind an unknown linear map.
-        frequency: Frequency of the features of the embedding over its whitened components (f).
-        epsilon: Root-mean-square length of the mark, for embeddings of length 1 (ε).
-        n_queries: Queries that a verification asks (n). A missing answer counts as zero.
+        functions: Public functions of the input that the mark is mixed from (B), those that a copy learns first. Texts
+            have at most 48.
+        rank: Secret mixtures of these functions, each added along a secret direction (r).
+        spread: Sets how the mark spreads over the principal axes of the embeddings: in proportion to the power α of
+            their deviation along each. α is this number over the effective number of axes, within 0.35 to 1: of
+            embeddings that vary in few directions, a copy and its classifiers take over these alone.
+        n_queries: Fewest queries that a verification asks. It asks the most of 1, 1.5, 2, 3, 5, 7.5 times 10, 100,
+            1,000 ... that the data holds. A missing answer counts as zero.
     """
 
-    components: Count = 6
-    spread_power: NotNegative = 0.35
-    n_features: Count = 6
-    n_statistics: Annotated[int, Range(least=0, most=MAX_STATISTICS)] = 12
-    frequency: Positive = 1.5
-    epsilon: Positive = 0.2
-    n_queries: Count = 2000
+    functions: Annotated[int, Range(least=2, most=MOST_FUNCTIONS)] = 64
+    rank: Annotated[int, Range(least=1, most=16)] = 4
+    spread: Positive = 7.0
+    n_queries: Count = 500
 
-    @property
-    def n_directions(self) -> int:
-        """Return K."""
-        return self.n_features + self.n_statistics
+    def asks(self, n_items: int) -> int:
+        """Return how many of a data set's items a verification asks about: a function of their number alone.
+
+        Where they are fewer than `n_queries`, that is returned.
+        """
+        found, decade = self.n_queries, 1
+        while decade <= n_items:
+            found = max([found, *(int(step * decade) for step in _GRID if step * decade <= n_items)])
+            decade *= 10
+        return found
 
     def digest(self) -> bytes:
         """Return SHA-256 of every setting and rule."""

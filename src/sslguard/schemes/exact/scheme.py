@@ -24,7 +24,7 @@ GEOMETRY_ITEMS = 20_000
 
 @dataclass(frozen=True)
 class Exact(ExactSettings, Scheme):
-    """h*(x) = h(x) + ε·K^(−1/2)·Σ_k φ_k(x)·M u_k, with h = F(x)/|F(x)|: see `ExactSettings`."""
+    """h*(x) = h(x) + √(E/r)·(ψ(x)∘s)·A·G·M, with h = F(x)/|F(x)|: see `ExactSettings`."""
 
     name: ClassVar[str] = "exact"
     key_home: ClassVar[str] = "sslguard.schemes.exact.key:ExactKey"
@@ -38,56 +38,70 @@ class Exact(ExactSettings, Scheme):
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
     ) -> Watermarked:
-        """Mark F with secret directions; return F* and its key. See `Scheme.watermark`."""
+        """Mark F along secret directions; return F*, its key, and whether the mark took. See `Scheme.watermark`.
+
+        A tenth of the items takes no part in the marking. The mark is judged on it.
+
+        Raises:
+            UsageError: The items are too few or too much alike, or F* would answer too far from F on others.
+        """
+        import numpy as np
+
+        from sslguard.data.base import Chosen
         from sslguard.encoders.base import embed_all
         from sslguard.encoders.folder import weights_hash
         from sslguard.schemes.exact.features import all_statistics
         from sslguard.schemes.exact.marking import DistilMark, headed
+        from sslguard.schemes.exact.taking import Held, held_out
         from sslguard.training.base import History, Loop
         from sslguard.training.loop import run
 
         clean = clean.clone()
         clean.module.eval()
         first = data.slice(0, min(len(data), GEOMETRY_ITEMS))
-        answers = embed_all(clean, first)
-        statistics = all_statistics(clean, first)
-        key = self.draw_key(clean, secret, answers, statistics)
-        encoder = headed(clean, key.bank, key.directions(), self.protocol.epsilon)
+        kept, held = held_out(len(first))
+        answers, statistics = embed_all(clean, first), all_statistics(clean, first)
+        key = self.draw_key(clean, secret, answers[kept], statistics[kept])
+        judge = Held(key, data, held, answers, statistics)
+        key = replace(key, size=judge.size(key, self))
+        encoder = headed(clean, key.bank, key.mixtures(), key.rows())
         history = History()
         if self.mode == "distilled":
-            task = DistilMark(self, clean, encoder, data, answers, statistics)
+            others = np.setdiff1d(np.arange(len(data)), held)
+            items = Chosen(data, others, f"{data.spec} but {len(held)} held out")
+            task = DistilMark(self, clean, encoder, items, key.bank)
             seed = secret.stream("training", key.context).integer()
             training = Loop(self.steps, self.batch_size, seed, checkpoint=checkpoint, title="watermark", **loop)
             history = run(task, training)
             encoder = task.watermarked
             encoder.module.eval().requires_grad_(True).to("cpu")
+        taken = judge.taken(key, encoder)
         record = {
             "made_by": "watermark",
             "scheme": self.name,
             "settings": asdict(self),
             "data": data.spec,
+            "taken": asdict(taken),
             **history.times(),
         }
         encoder = replace(encoder, source=f"exact-marked {clean.source}", record=record)
-        return Watermarked(encoder, replace(key, watermarked_hash=weights_hash(encoder.module)), history)
+        key = replace(key, watermarked_hash=weights_hash(encoder.module), _embedded={})
+        return Watermarked(encoder, key, history, taken)
 
     def draw_key(
         self, clean: Encoder, secret: Secret, answers: NDArray[np.floating], statistics: NDArray[np.floating]
     ) -> ExactKey:
-        """Return the key of a secret, without the hash of F*, which no test depends on.
+        """Return the key of a secret, without the hash of F*, which no test depends on, and of the largest mark.
 
         Args:
             clean: F.
             secret: The master secret.
             answers: Of `clean` to items of the owner's, (n, d).
-            statistics: `input_statistics` of these items, (n, 96).
+            statistics: `input_statistics` of these items, (n, p).
         """
         from sslguard.schemes.exact.bank import Bank
-        from sslguard.schemes.exact.key import ExactKey, stream_context, sub_secrets
+        from sslguard.schemes.exact.key import ExactKey
 
-        context = stream_context(clean, self.protocol)
-        banks = [
-            Bank.draw(one, answers, statistics, self.protocol, context, share=(i, self.sub_keys))
-            for i, one in enumerate(sub_secrets(secret, self.sub_keys, context))
-        ]
-        return ExactKey(secret, self.protocol, Bank.joined(banks), clean, "", sub_keys=self.sub_keys)
+        bank = Bank.of(answers, statistics, self.protocol)
+        size = min(self.largest, self.share * bank.variance)
+        return ExactKey(secret, self.protocol, bank, clean, size, "", redraw=self.redraw, sub_keys=self.sub_keys)

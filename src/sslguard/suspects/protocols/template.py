@@ -90,7 +90,7 @@ def _steps(path: str) -> list[str | int]:
     while position < len(path):
         match = _PATH.match(path, position)
         if match is None:
-            raise UsageError(f"--answers must be a path such as data[*].embedding, not {path!r:.80}")
+            raise UsageError(f"--found-at must be a path such as data[*].embedding, not {path!r:.80}")
         index = match["index"]
         steps.append(match["name"] if index is None else index if index == "*" else int(index))
         position = match.end()
