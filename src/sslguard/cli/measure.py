@@ -156,6 +156,7 @@ def power(
         output: How results are printed.
     """
     chosen = named_scheme("exact", preset, exact.table())
+    assert isinstance(chosen, Exact)
     check(encoders=[encoder], data=[data])
 
     from sslguard.data.specs import open_data

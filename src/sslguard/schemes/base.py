@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sslguard.crypto.secrets import Secret
     from sslguard.data.base import Batch, Data
     from sslguard.encoders.base import Embedder, Encoder
-    from sslguard.schemes.exact.taking import Taken
+    from sslguard.schemes.exact.taken import Taken
     from sslguard.stats.significance import Significance
     from sslguard.training.base import History
 
