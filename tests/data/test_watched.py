@@ -110,7 +110,7 @@ class TestKeys:
 
     def test_an_overlap_that_is_allowed_is_named(self, out, images):
         verdict = sslguard.verify(out / "key", out / "encoder", images(400).slice(0, 300), allow_overlap=True)
-        assert verdict.to_json()["n_overlap"] == verdict.n_overlap == 30
+        assert verdict.to_json()["n_overlap"] == verdict.n_overlap == 300
 
 
 def test_a_claim_does_not_ask_about_items_of_the_marking(out, images, tmp_path):
