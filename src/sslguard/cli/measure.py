@@ -12,10 +12,11 @@ from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.make import EXACT
-from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Positive, Running, Seed
+from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Running, Seed, within
 from sslguard.cli.output import Result, tracked
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.registry import PRESETS, named_scheme
+from sslguard.settings import Range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sslguard.report.charts import Series, Theme
 
 
+WantedBits = Annotated[float, Parameter(validator=within(Range(above=0, most=256)))]
 TheftName = Literal["centred", "mse"]
 PowerPreset = Annotated[str, Parameter(choices=tuple(PRESETS["exact"]))]
 _NO_MATTER = ("steps", "batch_size", "learning_rate", "mark_weight", "sub_keys", "redraw")
@@ -129,7 +131,7 @@ def power(
     /,
     *,
     data: str,
-    bits: list[Positive] | None = None,
+    bits: list[WantedBits] | None = None,
     theft: list[TheftName] | None = None,
     preset: PowerPreset | None = None,
     exact: MarkOptions = AS_MARK,

@@ -200,14 +200,14 @@ def copied(
     variances, whole = np.square(bank.deviations), bank.variance
     kept = variances**_SHARPNESS
     kept = kept / (kept + (theft.narrow * whole) ** _SHARPNESS)
-    learned = shown * theft.first / (1 + np.arange(bank.size) / theft.half)
+    learned = theft.first / (1 + np.arange(bank.size) / theft.half)
     learned *= np.exp(theft.uneven * random.standard_normal(bank.size) - theft.uneven**2 / 2)
     reach = theft.weak + (1 - theft.weak) * kept
     errors = variances**_ERROR_POWER
     errors *= whole / errors.sum()
     mixed = learned[:, None] * random.standard_normal((bank.size, len(errors)))
     mixed *= np.sqrt(theft.along * whole / np.square(mixed * np.sqrt(errors)).sum())
-    moved = (functions * learned) @ key.mixtures() @ bank.placed(key.rows()) * reach
+    moved = shown * (functions * learned) @ key.mixtures() @ bank.placed(key.rows()) * reach
     noise = np.sqrt(max(theft.error - theft.along, 0.0)) * random.standard_normal(placed.shape)
     centre = bank.placed(bank.mean)
     along = centre + kept * (placed - centre) + moved + (functions @ mixed + noise) * np.sqrt(errors)
