@@ -10,7 +10,6 @@ Run: OMP_NUM_THREADS=1 python benchmarks/exact_power.py [--encoders shipped:simc
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cyclopts import Parameter
 
@@ -157,8 +157,7 @@ def power(
         running: What encoders run on.
         output: How results are printed.
     """
-    chosen = named_scheme("exact", preset, exact.table())
-    assert isinstance(chosen, Exact)
+    chosen = cast(Exact, named_scheme("exact", preset, exact.table()))
     check(encoders=[encoder], data=[data])
 
     from sslguard.data.specs import open_data

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
@@ -37,7 +38,6 @@ from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import GEOMETRY_ITEMS, Exact
 from sslguard.schemes.exact.taking import Held, held_out
-from sslguard.stats.direction import SECRET_BITS
 from sslguard.stats.moments import unit_rows
 
 KINDS = ("embeddings", "rotated", "unknown map", "logits", "probabilities", "labels")
@@ -97,13 +97,7 @@ class Foretold:
     bits: Mapping[str, Mapping[str, Mapping[int, float]]]
 
     def n_queries(self, theft: str, kind: str, bits: float) -> int | None:
-        """Return the fewest queries of the grid that show so many bits; None where all that the data holds do not.
-
-        Raises:
-            UsageError: Bits lie outside (0, 256].
-        """
-        if not 0 < bits <= SECRET_BITS:
-            raise UsageError(f"bits must lie in (0, {SECRET_BITS}], the entropy of a secret, not {bits}")
+        """Return the fewest queries of the grid that show so many bits; None where all that the data holds do not."""
         return min((n for n, found in self.bits[theft][kind].items() if found >= bits), default=None)
 
 
@@ -143,14 +137,12 @@ def foretell(
     placed, functions = key.bank.placed(h), key.bank.functions(h, statistics)
     labels = items.labels
     classes = kmeans2(placed[own], _CLUSTERS, seed=0, minit="++")[1] if labels is None else labels[own]
-    found: dict[str, dict[str, dict[int, list[float]]]] = {
-        theft: {kind: {n: [] for n in counts} for kind in KINDS} for theft in thefts
-    }
+    shown = IN_WEIGHTS if scheme.mode == "distilled" else 1.0
+    found: dict[str, Any] = {theft: {kind: dict.fromkeys(counts, 0.0) for kind in KINDS} for theft in thefts}
     for step in watch(iter(range(len(seeds) * len(thefts))), len(seeds) * len(thefts)):
         seed, theft = seeds[step // len(thefts)], thefts[step % len(thefts)]
         one = replace(key, secret=Secret.from_seed(seed), _embedded={})
         random = np.random.default_rng(seed)
-        shown = IN_WEIGHTS if scheme.mode == "distilled" else 1.0
         copy = copied(one, placed, functions, THEFTS[theft], shown=shown, random=random)
         classifier = linear_classifier(copy[own[:_CLASSIFIED]], classes[:_CLASSIFIED])
         for kind in KINDS:
@@ -158,12 +150,8 @@ def foretell(
             for n in counts:
                 rows = asked[:n]
                 spectra, _ = one.spectra_of(given[:n], placed[rows], functions[rows])
-                found[theft][kind][n].append(-one.sides(spectra).both)
-    return Foretold(key.size, {theft: _means(kinds) for theft, kinds in found.items()})
-
-
-def _means(kinds: Mapping[str, Mapping[int, Sequence[float]]]) -> dict[str, dict[int, float]]:
-    return {kind: {n: float(np.mean(bits)) for n, bits in counts.items()} for kind, counts in kinds.items()}
+                found[theft][kind][n] -= one.sides(spectra).both / len(seeds)
+    return Foretold(key.size, found)
 
 
 def grid(protocol: Protocol, n_items: int) -> list[int]:
