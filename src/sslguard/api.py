@@ -542,6 +542,9 @@ def compare_weights(
     b: AnyWeights,
     *,
     key: StoredKey | str | Path | None = None,
+    commitment: str | Path | None = None,
+    not_after: datetime | None = None,
+    authority_roots: str | Path | None = None,
     ancestor: AnyWeights | None = None,
     initial: AnyWeights | None = None,
     groups: str | Path | None = None,
@@ -558,6 +561,10 @@ def compare_weights(
             `hf:FOLDER` will do.
         b: The suspect.
         key: Key that `a` was released with: only its secret order counts then.
+        commitment: File of the commitment to the key, as an examiner asks for it. Bits are subtracted for other orders
+            that the owner may have tried: 20 if it is shown to be older than the suspect, else 64.
+        not_after: When the suspect could first be read.
+        authority_roots: File of the certificates, PEM, that must vouch for the commitment's timestamp.
         ancestor: A network that both may come from.
         initial: Weights of `a` before training, from a seed that was secret. Never weights that were trained.
         groups: Description of the groups of units, JSON, for networks whose layers have unknown names.
@@ -570,10 +577,13 @@ def compare_weights(
     Raises:
         RefusedError: The networks have no units that can be compared, or too few for this level.
         KeyFileError: `a` was not released with this key, or the key has no secret order.
+        ClaimError: The commitment is not to this key's order, or its timestamp is not good.
         EncoderError: Weights are missing or damaged.
         UsageError: An argument cannot be used.
     """
+    from sslguard.claims.lineage import dated as dated_order
     from sslguard.claims.page import check_page
+    from sslguard.claims.timestamps import read_roots
     from sslguard.files import write_atomic
     from sslguard.lineage.groups import described
     from sslguard.lineage.verdict import DEFAULT_ALPHA as LINEAGE_ALPHA
@@ -583,6 +593,13 @@ def compare_weights(
     if report is not None:
         check_page(Path(report))
     order = None if key is None else _order(_stored(key))
+    dated = None
+    if commitment is not None:
+        if key is None:
+            raise UsageError("a commitment is to a key's secret order: give the key too")
+        roots = () if authority_roots is None else read_roots(Path(authority_roots))
+        dated = dated_order(_stored(key), Path(commitment), not_after=not_after, roots=roots)
+        n_claims <<= dated.bits
     ours, theirs = open_weights(a), open_weights(b)
     verdict = compare(
         *(ours, theirs),
@@ -595,6 +612,8 @@ def compare_weights(
         seed=seed,
         watch=_shown if progress else None,
     )
+    if dated is not None:
+        verdict = replace(verdict, dated=dated.words)
     if report is not None:
         from sslguard.lineage.page import render_page
 

@@ -15,9 +15,11 @@ VERDICTS = {
     "claim_and_audit.py": {"derivation": "passed", "commitment": "passed", "decision": "derived"},
     "own_module.py": {"marked": "derived", "clean": "not shown", "the same without sslguard": "True"},
     "served_api.py": {"marked": "derived", "clean": "not shown"},
+    "weights.py": {"copy": "shared weights", "same seed": "not shown", "original": "not shown"},
 }
 LEFT = {"mark_and_verify.py": ["marked"], "claim_and_audit.py": ["bundle", "commitment.json", "marked"]}
 LEFT["own_module.py"] = ["marked"]
+LEFT["weights.py"] = ["released"]
 
 
 def test_every_example_is_run() -> None:
@@ -33,6 +35,9 @@ def test_example(
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     out = capsys.readouterr().out
     said = dict(line.split(": ", 1) for line in out.splitlines())
-    found = {name: re.match("derived|not shown|passed|True|$", said.get(name, ""))[0] for name in VERDICTS[script]}
+    found = {
+        name: re.match("derived|shared weights|not shown|passed|True|$", said.get(name, ""))[0]
+        for name in VERDICTS[script]
+    }
     assert found == VERDICTS[script], out
     assert sorted(path.name for path in tmp_path.iterdir()) == LEFT.get(script, [])

@@ -5,12 +5,13 @@ A commitment is a signed document (see `documents`) with the owner's public key 
     format   "sslguard-commitment"
     keys     for the key and each of its sub-keys: SHA-256(salt ‖ canonical JSON of its description), hex; each has its
              own salt of 32 bytes
+    order    the same for the secret order of the encoder's units, if it has one, as a key of the scheme "order"
     version  1
 
 The description of a key is all of it except the weights of F, which are represented by their hash::
 
     fields   of the key, including the secret, protocol or settings, and the hashes of F and F*
-    scheme   "exact" or "sslguard"
+    scheme   "exact", "sslguard" or "order"
     tensors  name → SHA-256 of `keyfile.tensor_bytes`
 
 The commitment is public and reveals none of that. It is a function of the key's folder, so it can be written again.
@@ -46,6 +47,7 @@ from sslguard.files import canonical_json, write_atomic
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import Owner, StoredKey, kind_of, tensor_bytes
+from sslguard.schemes.order import OrderKey
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 FORMAT = "sslguard-commitment"
 VERSION = 1
 MAX_KEYS = 64
+ORDER = 17
+"""Number of the secret order, behind those of sub-keys."""
 # Prefixes of the tensors in an exact key that belong to F. The examiner gets them with F.
 _OF_CLEAN = ("clean.", "file.")
 _CLEAN_FIELDS = ("architecture", "preprocess", "dim")
@@ -140,19 +144,33 @@ class Commitment:
     Attributes:
         document: The signed document.
         keys: Digests of the keys in it, hex.
+        order: Digest of the secret order of the encoder's units, hex; None where it has none.
     """
 
     document: Document
     keys: tuple[str, ...]
+    order: str | None = None
 
 
 def commit(stored: StoredKey) -> Commitment:
-    """Return the commitment of an owner to a key and its sub-keys."""
+    """Return the commitment of an owner to a key, its sub-keys, and the secret order of its encoder."""
     owner, key = stored.owner, stored.key
     keys = [key, *(key.split() if isinstance(key, ExactKey) else [])]
     digests = [OpenedKey.of(one).digest(key_salt(owner, number)) for number, one in enumerate(keys)]
-    document = sign_document(owner, {"format": FORMAT, "version": VERSION, "keys": digests})
-    return Commitment(document, tuple(digests))
+    order = order_digest(stored)
+    content = {"format": FORMAT, "version": VERSION, "keys": digests, **({} if order is None else {"order": order})}
+    return Commitment(sign_document(owner, content), tuple(digests), order)
+
+
+def order_digest(stored: StoredKey) -> str | None:
+    """Return the digest, hex, that commits to the secret order of a key's encoder; None where it has none."""
+    key = stored.key
+    if isinstance(key, OrderKey):
+        return OpenedKey.of(key).digest(key_salt(stored.owner))
+    if stored.order is None:
+        return None
+    released = OrderKey(stored.order, str(key.to_parts()[0].get("watermarked_hash", "")))
+    return OpenedKey.of(released).digest(key_salt(stored.owner, ORDER))
 
 
 def publish(
@@ -221,7 +239,7 @@ def key_salt(owner: Owner, number: int = 0) -> bytes:
 
     Args:
         owner: Owner of the key.
-        number: Number of the sub-key; 0 for the whole key.
+        number: Number of the sub-key; 0 for the whole key, `ORDER` for the secret order.
 
     Returns:
         32 bytes.
@@ -241,10 +259,13 @@ def parse_commitment(content: bytes, what: str) -> Commitment:
     """
     document = parse_document(content, what, format_=FORMAT, version=VERSION)
     keys = document.signed.get("keys")
-    if document.signed.keys() != {"format", "version", "keys", "owner"} or not isinstance(keys, list):
+    order = document.signed.get("order")
+    if document.signed.keys() - {"order"} != {"format", "version", "keys", "owner"} or not isinstance(keys, list):
         raise ClaimError(f"{what} is not a commitment: its fields must be format, version, keys and owner")
     if not 1 <= len(keys) <= MAX_KEYS or len(set(map(str, keys))) != len(keys):
         raise ClaimError(f"{what} must commit to 1 to {MAX_KEYS} keys, each once")
     for digest in keys:
         hex_bytes(digest, 32, f"a key in {what}")
-    return Commitment(document, tuple(keys))
+    if "order" in document.signed:
+        hex_bytes(order, 32, f"the order in {what}")
+    return Commitment(document, tuple(keys), order)

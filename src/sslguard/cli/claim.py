@@ -225,7 +225,7 @@ def audit(
     check(data=[data], encoders=[clean], suspect=suspect, controls=control)
     if suspect is not None:
         remote.check(suspect)
-    first_asked, first_opened = _moment("--not-after", not_after), _moment("--opened", opened)
+    first_asked, first_opened = moment("--not-after", not_after), moment("--opened", opened)
 
     from sslguard import api
 
@@ -250,7 +250,7 @@ def audit(
     return Result(found.to_json(), rows, found.exit_code)
 
 
-def _moment(option: str, text: str | None) -> datetime | None:
+def moment(option: str, text: str | None) -> datetime | None:
     """Return a date or a time; UTC where no zone is given."""
     if text is None:
         return None

@@ -27,6 +27,9 @@ def lineage(
     /,
     *,
     key: Path | None = None,
+    commitment: Path | None = None,
+    not_after: str | None = None,
+    authority_roots: Path | None = None,
     ancestor: str | None = None,
     initial: str | None = None,
     groups: Path | None = None,
@@ -48,6 +51,10 @@ def lineage(
         b: The suspect, named likewise.
         key: Folder of the key that A was released with. Only its secret order counts then. What shares an ancestor, a
             seed or data with A, and was not made from the release, does not have this order.
+        commitment: File that commit wrote for the key, for an examiner: 20 bits are subtracted for other orders that
+            were tried if its timestamp is older than the suspect, else 64.
+        not_after: When the suspect could first be read, such as 2026-11-30.
+        authority_roots: Certificates, PEM, that must vouch for the timestamp.
         ancestor: A network that both may come from: does it explain what they share?
         initial: A's weights before training, drawn from a seed that was secret. Against a thief who puts hidden units
             in another order. Never give weights that were trained.
@@ -60,10 +67,14 @@ def lineage(
     check(encoders=[a, b, ancestor, initial], key=key)
 
     from sslguard import api
+    from sslguard.cli.claim import moment
 
     verdict = api.compare_weights(
         *(a, b),
         key=key,
+        commitment=commitment,
+        not_after=moment("--not-after", not_after),
+        authority_roots=authority_roots,
         ancestor=ancestor,
         initial=initial,
         groups=groups,
@@ -128,7 +139,7 @@ def lineage_rows(verdict: LineageVerdict) -> list[tuple[str, str]]:
     """Return what people read of a verdict."""
     first, *others = verdict.tests
     counts = f"{first.matched} of {first.size} units in {len(first.rows)} groups; by chance about {len(first.rows)}"
-    shared = f", shared among {verdict.n_claims} claims" if verdict.n_claims > 1 else ""
+    shared = f", shared among {_many(verdict.n_claims)} claims" if verdict.n_claims > 1 else ""
     rows = [
         ("decision", verdict.decision),
         ("evidence", f"{_bits(verdict.log2_pvalue)} bits (p = 2^-{_bits(verdict.log2_pvalue)})"),
@@ -145,8 +156,14 @@ def lineage_rows(verdict: LineageVerdict) -> list[tuple[str, str]]:
     if first.left_out:
         name, reason = first.left_out[0]
         rows.append(("left out", f"{len(first.left_out)} groups, the first {name}: {reason}"))
+    if verdict.dated:
+        rows.append(("commitment", verdict.dated))
     rows.append(("alpha", f"{verdict.alpha:.3g}{shared}"))
     return rows
+
+
+def _many(n: int) -> str:
+    return f"{n:,}" if n < 1 << 20 else f"2^{n.bit_length() - 1}"
 
 
 def _bits(log2_pvalue: float) -> str:

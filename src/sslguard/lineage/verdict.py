@@ -46,7 +46,8 @@ class LineageVerdict:
         secret: Test of the groups in the key's secret order; None without a key.
         ancestor: C, and how A and B compare with it; None without one.
         alpha: Level of the decision, in (0, 1).
-        n_claims: Number of claims that share it.
+        n_claims: Number of claims that share it, those included that an examiner charges for other orders.
+        dated: What a commitment to the secret order is worth, in words; "" where none was given.
     """
 
     a: str
@@ -56,6 +57,7 @@ class LineageVerdict:
     ancestor: Ancestor | None
     alpha: float
     n_claims: int
+    dated: str = ""
 
     @property
     def log2_lineage(self) -> float:
@@ -103,6 +105,7 @@ class LineageVerdict:
             "log2_lineage": self.log2_lineage,
             "alpha": self.alpha,
             "n_claims": self.n_claims,
+            "dated": self.dated,
             "meaning": self.meaning,
             "tests": [one.to_json() for one in self.tests],
             "secret_order": None if self.secret is None else self.secret.to_json(),
