@@ -138,6 +138,22 @@ def test_layers_that_were_drawn_anew_are_seen_one_by_one() -> None:
     assert [row.matched > 10 for row in found.rows] == [True, True, False]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_copies_within_one_network_count_once(share: float) -> None:
+    """Shared layers, or averages of weights under another name, of independent networks match together."""
+
+    def doubled(seed: int) -> State:
+        state = residual(seed)
+        copy = noisy(state, share, seed)
+        return {**state, **{f"mean.{n}": t for n, t in copy.items() if n.startswith("blocks")}}
+
+    a, b = (open_weights(doubled(seed)) for seed in (1, 2))
+    for pair in ((a, b), (a, open_weights(noisy(doubled(2), 0.1)))):
+        found = in_place(*pair)
+        assert len(found.rows) == 3
+        assert [reason.rpartition(" ")[2] for _, reason in found.left_out] == ["blocks.0.fc1", "blocks.1.fc1"]
+
+
 class TestThief:
     def test_hidden_units_in_another_order_leave_the_stream(self) -> None:
         a = residual(3)

@@ -11,11 +11,12 @@ docs/explanation/lineage.md has the proofs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sslguard.errors import RefusedError
 from sslguard.lineage.groups import Group, Part, find_groups
@@ -25,6 +26,11 @@ from sslguard.stats.corrections import fisher
 from sslguard.stats.fixed_points import log2_fixed_points, log2_fixed_points_bound
 
 Test = Literal["in place", "aligned", "initial weights", "initial weights, aligned"]
+SAMPLED = 4096
+"""Numbers of a tensor by which copies within one network are told: shared layers, averages of the weights."""
+ALIKE = 0.9
+"""Correlation of these numbers from which two layers count as copies."""
+Array = NDArray[np.floating]
 Watch = Callable[[Iterable[Group], int], Iterable[Group]]
 """Shows progress: yields the groups, whose number it is given."""
 
@@ -115,7 +121,7 @@ def in_place(
     for group in pair.watched(watch):
         found = pair.match(group.features, rng, {})
         rows.append(_row(group, int((found == np.arange(group.size)).sum())))
-    return Comparison("in place", tuple(rows), pair.left_out)
+    return Comparison("in place", tuple(rows), tuple(pair.left_out))
 
 
 def aligned(
@@ -134,7 +140,7 @@ def aligned(
         watch: As in `in_place`.
     """
     pair = _Pair(a, b, groups)
-    chain = {group.name: group for group in pair.groups if len({part.axis for part in group.features}) == 1}
+    chain = {group.name: group for group in pair.watched(None) if len({part.axis for part in group.features}) == 1}
     if not any(part.other in chain for group in chain.values() for part in group.features):
         return None
     rng = np.random.default_rng(seed)
@@ -190,13 +196,20 @@ def agreement(
         rows.append(_row(group, int(((into == out) & (into >= 0)).sum())))
     if not rows:
         raise RefusedError(f"{initial.name} has no hidden units whose incoming and outgoing weights can be compared")
-    return Comparison("initial weights, aligned" if align else "initial weights", tuple(rows), pair.left_out)
+    return Comparison("initial weights, aligned" if align else "initial weights", tuple(rows), tuple(pair.left_out))
 
 
 def _row(group: Group, count: int) -> Row:
     nearest = group.size > NEAREST_ABOVE
     log2_pvalue = log2_fixed_points_bound(count) if nearest else log2_fixed_points(count, group.size)
     return Row(group.name, group.kind, group.size, count, log2_pvalue, group.why)
+
+
+def _alike(a: Array, b: Array) -> bool:
+    """Return whether numbers are nearly copies of each other: by their correlation."""
+    a, b = a - a.mean(), b - b.mean()
+    length = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    return length > 0 and float(a @ b) > ALIKE * length
 
 
 class _Pair:
@@ -213,7 +226,7 @@ class _Pair:
             )
         reasons = {group.name: self._missing(group) for group in found}
         self.groups = [group for group in found if not reasons[group.name]]
-        self.left_out = tuple((name, reason) for name, reason in reasons.items() if reason)
+        self.left_out = [(name, reason) for name, reason in reasons.items() if reason]
         if not self.groups:
             raise RefusedError(
                 f"{a.name} and {b.name} have no group of units of the same names and shapes: {self.left_out[0][1]}. "
@@ -230,9 +243,21 @@ class _Pair:
                 return f"{part.tensor} has shape {shapes[0]} in {self.a.name} and {shapes[1]} in {self.b.name}"
         return ""
 
-    def watched(self, watch: Watch | None) -> Iterable[Group]:
-        """Return the groups, one after another."""
-        return self.groups if watch is None else watch(self.groups, len(self.groups))
+    def watched(self, watch: Watch | None) -> Iterator[Group]:
+        """Yield the groups, one after another, each once: a copy of an earlier one would count its units twice."""
+        seen: dict[tuple[object, ...], list[tuple[str, Array]]] = {}
+        for group in self.groups if watch is None else watch(self.groups, len(self.groups)):
+            part = group.features[0]
+            twin = ""
+            for side, values in enumerate((self.a.read(part.tensor), self.b.read(self.names[part.tensor]))):
+                own = np.ravel(values)[:SAMPLED]
+                others = seen.setdefault((side, values.shape, part.axis), [])
+                twin = twin or next((name for name, other in others if _alike(own, other)), "")
+                others.append((group.name, np.array(own)))
+            if twin:
+                self.left_out.append((group.name, f"its weights are a copy of those of {twin}"))
+            else:
+                yield group
 
     def match(self, parts: Sequence[Part], rng: np.random.Generator, partners: Mapping[str, Places]) -> Places:
         """Return the partner in B of each unit, after B's other axes were put in order where partners are known."""
