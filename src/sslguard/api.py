@@ -25,6 +25,7 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import is_encoder_folder, save_encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.own import check_built, check_writable, confirm, needed
+from sslguard.encoders.wrapped import LocalSuspect
 from sslguard.errors import EncoderError, KeyFileError, RefusedError, UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.exact.key import ExactKey
@@ -923,14 +924,15 @@ def _lineage_of(key: StoredKey | Key | str | Path, suspect: Embedder, n_claims: 
     from sslguard.lineage.verdict import compare
     from sslguard.lineage.weights import open_weights
 
-    if isinstance(key, Key) or not isinstance(suspect, Encoder):
+    inner = suspect.embedder if isinstance(suspect, LocalSuspect) else suspect
+    if isinstance(key, Key) or not isinstance(inner, Encoder):
         return None
     stored = _stored(key)
     beside = None if stored.folder is None else stored.folder.parent / "encoder"
     if stored.order is None or beside is None or not beside.is_dir():
         return None
     try:
-        return compare(open_weights(beside), open_weights(suspect), order=stored.order, n_claims=n_claims)
+        return compare(open_weights(beside), open_weights(inner), order=stored.order, n_claims=n_claims)
     except (RefusedError, KeyFileError, EncoderError):
         return None
 

@@ -175,7 +175,7 @@ class TestFolders:
         settings = {"mode": "head", "protocol": {"n_queries": 60, "components": 2, "n_features": 2, "n_statistics": 2}}
         made = sslguard.watermark(clean, images(90), scheme="exact", settings=settings, out=tmp_path / "m")
         assert made.order is not None
-        found = sslguard.verify(tmp_path / "m" / "key", made.encoder, images(60, seed=5))
+        found = sslguard.verify(tmp_path / "m" / "key", tmp_path / "m" / "encoder", images(60, seed=5))
         assert found.lineage is not None
         assert found.lineage.decision == "shared weights"
         assert found.to_json()["lineage"]["log2_pvalue"] == -256
