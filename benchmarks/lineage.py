@@ -324,14 +324,15 @@ def one_pair(name: str, kind: str) -> dict[str, Any]:
     return row
 
 
-def large(names: Iterable[str]) -> dict[str, Any]:
-    rows = {}
+def large(names: Iterable[str], keep: Callable[[dict[str, Any]], None]) -> None:
+    """Compare each network with a copy and a stranger; `keep` is given all figures so far after each."""
+    rows: dict[str, Any] = {}
     for name, kind in itertools.product(names, ("copy", "stranger")):
         command = [sys.executable, __file__, "--pair", name, kind]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rows[f"{name}, {kind}"] = json.loads(done.stdout.splitlines()[-1])
+        keep(rows)
         print(name, kind, rows[f"{name}, {kind}"], flush=True)
-    return rows
 
 
 def main() -> None:
@@ -350,7 +351,8 @@ def main() -> None:
         elif part == "derived":
             figures[part] = derived()
         else:
-            figures[part] = {**figures.get(part, {}), **large(given.networks)}
+            figures.setdefault(part, {})
+            large(given.networks, lambda rows: figures["large"].update(rows) or save("lineage", figures))
         save("lineage", figures)
     header = ("derived from shipped:simclr", "in place", "permuted, rescaled", "initial weights", "secret order")
     rows = [
