@@ -17,6 +17,7 @@ NAMES = (
     *("golden key", "key with a carrier", "key in the clear", "sealed key", "stored scores"),
     *("key with sub-keys", "openings", "commitment", "timestamp", "bundle", "claim that is signed again"),
     *("encoder", "encoder of texts", "population", "logged answers", "pictures", "checkpoint", "texts"),
+    *("shards of texts", "shards of pictures", "packed texts", "Parquet", "transformer", "tokenizer", "ONNX"),
 )
 SHORT = settings(
     max_examples=40,

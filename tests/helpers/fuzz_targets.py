@@ -6,11 +6,13 @@ returns is compared with what the undamaged folder gave: where that must not be 
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import shutil
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from safetensors.torch import save_file
 
 from helpers.claim_bed import AUTHORITY, COMMITTED, SEED, TERMS, Bed
 from helpers.images import random_images
+from helpers.texts import tokenizer_json
 from sslguard.claims.audit import audit
 from sslguard.claims.bundle import read_bundle
 from sslguard.claims.commitment import parse_commitment
@@ -38,6 +41,8 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data
 from sslguard.encoders.files import read_state_dict
 from sslguard.encoders.folder import load_folder, save_encoder
+from sslguard.encoders.load import load_encoder
+from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import SslguardError
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.protocol import Protocol
@@ -47,6 +52,7 @@ from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import Decoder, Trigger
 from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.suspects.logged import LoggedAnswers
+from sslguard.suspects.opening import open_suspect
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification.scores import read_entries
 
@@ -147,6 +153,7 @@ def make_targets(root: Path) -> list[Target]:
     encoder = new_encoder("resnet-narrow", random_images(1), seed=7)
     encoder.module.eval()
     targets = [*_keys(root, identity), *_claims(root, encoder), *_encoders(root, encoder), *_others(root)]
+    targets += [*_packed(root), *_of_libraries(root)]
     for target in targets:  # each reads its good files
         with _copied(target.folder) as place:
             target.read(place)
@@ -309,6 +316,74 @@ def _others(root: Path) -> Iterator[Target]:
     yield Target("pictures", root / "files", ("pictures.npy", "pictures.npz"), pictures)
     yield Target("checkpoint", root / "files", ("checkpoint.pth", "checkpoint.safetensors"), checkpoint)
     yield Target("texts", root / "files", _TEXTS, texts)
+
+
+def _packed(root: Path) -> Iterator[Target]:
+    """Yield readers of archives: tar shards, texts packed by gzip, Parquet."""
+    import pyarrow
+    from PIL import Image
+    from pyarrow import parquet
+
+    folder = root / "packed"
+    folder.mkdir()
+    picture = io.BytesIO()
+    Image.new("L", (4, 4)).save(picture, "PNG")
+    members = {"a.txt": b"one", "a.cls": b"1", "b.txt": b"two", "b.cls": b"0"}
+    for name, content in (("texts.tar", members), ("pictures.tar", {"a.png": picture.getvalue(), "a.cls": b"3"})):
+        with tarfile.open(folder / name, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "x" * 30}) as archive:
+            for member, data in content.items():
+                entry = tarfile.TarInfo(member)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    (folder / "texts.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n" * 20))
+    parquet.write_table(pyarrow.table({"text": ["one", "two"], "label": [0, 1]}), folder / "table.parquet")
+
+    def read(spec: str) -> Callable[[Path], None]:
+        return lambda place: void(open_data(spec.format(place)).take([0]))
+
+    yield Target("shards of texts", folder, ("texts.tar",), read("wds:{}/texts.tar"))
+    yield Target("shards of pictures", folder, ("pictures.tar",), read("wds:{}/pictures.tar"))
+    yield Target("packed texts", folder, ("texts.txt.gz",), read("text:{}/texts.txt.gz"))
+    yield Target("Parquet", folder, ("table.parquet",), read("text:{}/table.parquet"))
+
+
+def _of_libraries(root: Path) -> Iterator[Target]:
+    """Yield readers of what other libraries write: a transformer's folder, a tokenizer, an ONNX file."""
+    import onnx
+    from onnx import TensorProto, helper
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=40, max_position_embeddings=64, **sizes)).save_pretrained(root / "transformer")
+    (root / "transformer" / "tokenizer.json").write_text(tokenizer_json())
+    (root / "transformer" / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 32}')
+    (root / "tokenizer").mkdir()
+    (root / "tokenizer" / "tokenizer.json").write_text(tokenizer_json())
+    (root / "onnx").mkdir()
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"]),
+        helper.make_node("ReduceSum", ["f", "axes"], ["s"], keepdims=1),
+        helper.make_node("Mul", ["f", "s"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *side])
+        for name, side in (("x", [3, 4, 4]), ("y", [48]))
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [axes])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, root / "onnx" / "model.onnx")
+
+    def tokenizer(folder: Path) -> None:
+        TextPreprocess((folder / "tokenizer.json").read_bytes().decode(errors="replace"), 12).prepare(["a cat", "?"])
+
+    files = ("config.json", "model.safetensors", "tokenizer_config.json")
+    yield Target("transformer", root / "transformer", files, lambda folder: void(load_encoder(f"hf:{folder}")))
+    yield Target("tokenizer", root / "tokenizer", ("tokenizer.json",), tokenizer)
+    yield Target(
+        *("ONNX", root / "onnx", ("model.onnx",)),
+        lambda folder: void(open_suspect(f"onnx:{folder}/model.onnx").embed(torch.zeros(2, 3, 4, 4))),
+    )
 
 
 _TEXTS = ("texts.jsonl", "labelled.jsonl", "table.csv")

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     With `--json` standard output holds exactly one JSON object, also when the command fails.
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in tokens
+    as_json = any(token.partition("=")[0] == "--json" for token in tokens)
     keep_freed_memory()
     _wait_without_spinning()
     with _sigterm_as_interrupt() as terminated:
@@ -101,8 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(str(error), type(error).__name__, error.exit_code, as_json)
         except OSError as error:
             return _failed(_of_system(error), "OutputError", 2, as_json)
-        except Exception as error:
-            message = f"this is a fault in sslguard: {type(error).__name__}: {error}; SSLGUARD_DEBUG=1 shows where"
+        except MemoryError:
+            message = "there is not enough memory for this: give less data, or a smaller --batch-size"
+            return _failed(message, "OutOfMemoryError", 2, as_json)
+        # A library's own panic is no Exception, and one that ends the program would make exit code 1, not shown, of it.
+        except BaseException as error:
+            said = " ".join(str(error).split())[:2000]
+            message = f"this is a fault in sslguard: {type(error).__name__}: {said}; SSLGUARD_DEBUG=1 shows where"
             return _failed(message, type(error).__name__, FAULT, as_json)
 
 

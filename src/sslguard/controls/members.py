@@ -14,8 +14,10 @@ from sslguard.encoders.folder import WEIGHTS, load_folder, weights_hash
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.names import DESCRIPTION
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
+from sslguard.files import read_plain
 
 ACCURACIES = "accuracies.json"
+MAX_INDEX = 1 << 24  # bytes
 TESTBED = "sslguard_testbed"  # the package that holds the controls named "shipped"
 
 
@@ -46,13 +48,13 @@ def read_population(folder: Path) -> list[Member]:
     """
     index = folder / "population.json"
     try:
-        members = json.loads(index.read_bytes())["members"]
+        members = json.loads(read_plain(index, MAX_INDEX, UsageError))["members"]
         if not all(names_a_folder(m["name"]) and _names_a_kind(m["kind"]) for m in members):
             raise ValueError("a member is named as no folder can be, or its kind as no kind is")
         found = [Member(m["name"], m["kind"], m["parent"], folder / m["name"]) for m in members]
-    except OSError as error:
-        raise UsageError(f"{folder} holds no population of controls: {index} cannot be read") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise UsageError(f"{folder} holds no population of controls: {error}") from error
         raise UsageError(f"{index} is damaged: make the population again") from error
     accuracies = _accuracies(folder)
     return [replace(member, accuracy=accuracies.get(member.name)) for member in found]
@@ -68,10 +70,15 @@ def _accuracies(folder: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        found = {str(name): float(value) for name, value in json.loads(path.read_bytes())["accuracy"].items()}
+        found = {
+            str(name): float(value)
+            for name, value in json.loads(read_plain(path, MAX_INDEX, UsageError))["accuracy"].items()
+        }
         if not all(0 <= value <= 1 for value in found.values()):
             raise ValueError("an accuracy lies in [0, 1]")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(f"{path} is damaged: delete it and probe the population again") from error
     return found
 
@@ -82,7 +89,7 @@ def _names_a_kind(kind: object) -> bool:
 
 def names_a_folder(name: str) -> bool:
     """Return whether `name` is one folder inside another, and no hidden one."""
-    return bool(name) and Path(name).name == name and not name.startswith(".")
+    return bool(name) and Path(name).name == name and not name.startswith(".") and "\0" not in name
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,19 @@ def open_npy(spec: str, path: Path) -> ArrayData:
         DataError: it is not an array of pictures.
     """
     try:
+        _check_plain(path)
         with path.open("rb") as file:
             check_header(file)
-        array = np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="ignore"):  # a shape that overflows is refused below
+            array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a hostile header may fail in any step of numpy's parser
         raise DataError(f"{path} cannot be read as a .npy array: {first_line(error)}") from error
     return ArrayData(spec, as_pictures(array, str(path)), None, origin=str(path.resolve()))
+
+
+def _check_plain(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError("it is not a plain file")  # a pipe would block
 
 
 def check_header(file: IO[bytes]) -> None:
@@ -72,6 +79,7 @@ def open_npz(spec: str, path: Path, split: str = "", name: str = "") -> ArrayDat
         DataError: no such array, several of them, or one that is damaged.
     """
     try:
+        _check_plain(path)
         with zipfile.ZipFile(path) as archive:
             pictures, labels = _chosen(path, archive, split, name)
             shape, dtype = _checked_header(path, archive, pictures)

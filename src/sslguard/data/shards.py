@@ -14,6 +14,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from sslguard.data.folders import EXTENSIONS, decode
 from sslguard.errors import DataError, first_line
 
 MAX_ITEM = 1 << 28  # bytes
+_MAX_READ = 1 << 20  # bytes of one header
 _TEXT, _CLASS = ".txt", ".cls"
 
 
@@ -102,13 +104,33 @@ class Shards(Data):
             raise DataError(f"{self._shown(sample)} is not UTF-8") from error
 
 
+class _Bounded(io.RawIOBase):
+    """A file of which nobody reads much at once: a header may say that a member's name has gigabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_READ:
+            raise ValueError(f"a header of {size:,} bytes is longer than the {_MAX_READ:,} that are read")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
 def _samples(shard: int, path: Path) -> Iterator[_Sample]:
     """Yield the samples of one tar file: members that follow one another and share a name up to its first dot."""
     key: str | None = None
     item: tarfile.TarInfo | None = None
     label: int | None = None
     try:
-        with tarfile.open(path, "r:") as archive:
+        if not path.is_file():
+            raise ValueError("it is not a plain file")  # a pipe would block
+        with path.open("rb") as file, tarfile.open(fileobj=cast(IO[bytes], _Bounded(file)), mode="r:") as archive:
             for member in archive:
                 if not member.isreg() or Path(member.name).name.startswith("."):
                     continue

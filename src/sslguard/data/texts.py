@@ -41,6 +41,8 @@ from sslguard.errors import DataError, first_line, required_by
 MAX_ITEM = 1 << 17  # bytes of one item in its file; the csv module allows as many characters a field
 MAX_CLASSES = 1 << 16  # of labels that are names
 MAX_UNPACKED = 1 << 36  # bytes
+MAX_PACKING = 200  # bytes unpacked for each byte; texts have 3 to 20
+_SMALL = 1 << 26  # bytes that any file may unpack to
 _NUMBER = re.compile(r"\s*[-+]?[0-9][0-9.,eE+-]*\s*|\s*")
 _WHOLE = re.compile(r"-?[0-9]{1,18}")  # fits an int64
 
@@ -279,23 +281,32 @@ def _plain_file(path: Path, form: str | None, column: str | None) -> tuple[Path,
     packed = path.suffix.lower() == ".gz"
     form = form or text_form(path)
     if form == ".parquet" and not packed:
-        return unpacked_file(path, f"{column or ''}.jsonl", lambda: _of_parquet(path, column)), ".jsonl"
+        return unpacked_file(
+            path, f"{column or ''}.jsonl", lambda: _in_bounds(path, _of_parquet(path, column))
+        ), ".jsonl"
     if form not in _READERS:
         raise DataError(f"texts are read from {', '.join(TEXT_FORMS)}, not from {path.name!r:.200}")
     return (unpacked_file(path, form, lambda: _of_gzip(path)), form) if packed else (path, form)
 
 
 def _of_gzip(path: Path) -> Iterator[bytes]:
-    size = 0
     try:
         with gzip.open(path) as file:
-            while piece := file.read(1 << 20):
-                size += len(piece)
-                if size > MAX_UNPACKED:
-                    raise DataError(f"{path} unpacks to more than the {MAX_UNPACKED:,} bytes that are read")
-                yield piece
+            yield from _in_bounds(path, iter(lambda: file.read(1 << 20), b""))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be unpacked: {first_line(error)}") from error
+
+
+def _in_bounds(path: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the same pieces, as long as they are no more than a file of texts unpacks to."""
+    most, size = min(MAX_UNPACKED, max(_SMALL, MAX_PACKING * path.stat().st_size)), 0
+    for piece in pieces:
+        size += len(piece)
+        if size > most:
+            raise DataError(
+                f"{path} unpacks to more than {most:,} bytes, {MAX_PACKING} times its own: unpack it yourself"
+            )
+        yield piece
 
 
 def _of_parquet(path: Path, column: str | None) -> Iterator[bytes]:
@@ -306,12 +317,15 @@ def _of_parquet(path: Path, column: str | None) -> Iterator[bytes]:
     try:
         with parquet.ParquetFile(path) as table:
             schema = table.schema_arrow
-            strings = (pyarrow.types.is_string, pyarrow.types.is_large_string)
-            texts = [one.name for one in schema if any(is_string(one.type) for is_string in strings)]
-            chosen = _chosen_column(path, schema.names, texts, column)
-            wanted = [chosen, *(["label"] if "label" in schema.names and chosen != "label" else [])]
-            number = 0
+        strings = (pyarrow.types.is_string, pyarrow.types.is_large_string)
+        texts = [one.name for one in schema if any(is_string(one.type) for is_string in strings)]
+        chosen = _chosen_column(path, schema.names, texts, column)
+        wanted = [chosen, *(["label"] if "label" in schema.names and chosen != "label" else [])]
+        number = 0
+        # Dictionaries hold a long value once, so that it is met before it stands in a thousand rows.
+        with parquet.ParquetFile(path, read_dictionary=[name for name in wanted if name in texts]) as table:
             for batch in table.iter_batches(columns=wanted, batch_size=1024):
+                _check_lengths(path, batch)
                 for row in batch.to_pylist():
                     number += 1
                     if not isinstance(row[chosen], str):
@@ -324,6 +338,17 @@ def _of_parquet(path: Path, column: str | None) -> Iterator[bytes]:
         raise
     except Exception as error:  # pyarrow's errors on a damaged file have no common class but this
         raise DataError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+
+
+def _check_lengths(path: Path, batch: Any) -> None:
+    """Raise DataError for a text that is longer than any that is read, before it stands in every row that has it."""
+    from pyarrow import compute, types
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if types.is_dictionary(column.type) and len(column.dictionary):
+            longest = compute.max(compute.binary_length(column.dictionary)).as_py() or 0
+            if longest > MAX_ITEM:
+                raise DataError(f"{path}, column {name!r}: an item must stay below {MAX_ITEM} bytes, not {longest:,}")
 
 
 def _column(path: Path, file: Path, form: str, wanted: str | None) -> str:

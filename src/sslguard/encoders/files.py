@@ -11,6 +11,7 @@ import pickle
 import pickletools
 import struct
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +184,7 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
+    _check_packing(path)
     try:
         with warnings.catch_warnings():
             # About old protocols and program archives: what matters of it is said in the errors below.
@@ -199,6 +201,22 @@ def _read_torch(path: Path) -> Any:
             ) from error
         reason = f": {first_line(error)}" if isinstance(error, OSError | RuntimeError) else ""
         raise EncoderError(f"{path} is damaged or is not a file of torch.save{reason}") from error
+
+
+def _check_packing(path: Path) -> None:
+    """Raise EncoderError for an archive that unpacks to more than it is: torch packs nothing."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        packed = path.stat().st_size
+    except (zipfile.BadZipFile, *_DAMAGED) as error:
+        raise EncoderError(f"{path} is damaged or is not a file of torch.save: {first_line(error)}") from error
+    if size > packed:
+        raise EncoderError(
+            f"{path} has {packed:,} bytes and unpacks to {size:,}: save it with torch.save, which packs nothing"
+        )
 
 
 def _named_code(path: Path) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from types import UnionType
 from typing import Any, Protocol
 
 import torch
@@ -158,12 +159,10 @@ class ImagePreprocess:
         """Invert `to_json`. Raise UsageError for fields that do not fit."""
         try:
             return cls(
-                height=int(fields["height"]),
-                width=int(fields["width"]),
-                channels=int(fields["channels"]),
-                mean=tuple(float(v) for v in fields["mean"]),
-                std=tuple(float(v) for v in fields["std"]),
-                crop=None if fields["crop"] is None else float(fields["crop"]),
+                **{name: _number(fields[name], int) for name in ("height", "width", "channels")},
+                mean=tuple(float(_number(v, int | float)) for v in fields["mean"]),
+                std=tuple(float(_number(v, int | float)) for v in fields["std"]),
+                crop=None if fields["crop"] is None else float(_number(fields["crop"], int | float)),
                 resample=fields.get("resample", "bilinear"),
                 stretch=fields.get("stretch", False),
             )
@@ -221,6 +220,12 @@ class ImagePreprocess:
             return short * came[0] // min(came), short * came[1] // min(came)
         ratio = max(self.height / came[0], self.width / came[1]) / self.crop
         return max(self.height, round(came[0] * ratio)), max(self.width, round(came[1] * ratio))
+
+
+def _number(value: object, kind: type | UnionType) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.80} is no such number")
+    return value
 
 
 def _middle(images: Tensor, height: int, width: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sslguard.data.base import Batch
+from sslguard.encoders.growth import check_growth, check_tables
 from sslguard.encoders.words import (
     MAX_LENGTH,
     check_whole,
@@ -234,7 +235,10 @@ def parse_tokenizer(content: str) -> Any:
     with required_by("an encoder of texts", "text"):
         from tokenizers import Tokenizer
     try:
-        return Tokenizer.from_str(content)
+        check_tables(content)
+        tokenizer = Tokenizer.from_str(content)
+        check_growth(tokenizer)
+        return tokenizer
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of the library is no Exception

@@ -1,7 +1,8 @@
 """Suspects in ONNX files, run by onnxruntime on the CPU.
 
-A file may come from anywhere; `onnx_files` checks it before it runs. What it computes is unknown beforehand: its memory
-is not bounded, but a batch is stopped after `RUN_SECONDS`.
+A file may come from anywhere; `onnx_files` checks it before it runs. What it computes is unknown beforehand: a batch is
+stopped after `RUN_SECONDS`, and on Linux it may take `RUN_MEMORY` beside the weights. 200 bytes can ask for a
+terabyte.
 
 The input is read from the model. Images are float or uint8 (n, C, H, W) or (n, H, W, C). Texts are strings, or
 `input_ids`, `attention_mask` and the like, made by the tokenizer.json beside the file or one folder up. A file with
@@ -38,6 +39,7 @@ from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.encoders.text import TOKENIZER, TextPreprocess, read_tokenizer
 from sslguard.encoders.words import pooled
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError, first_line, required_by
+from sslguard.suspects.memory import limited_memory
 from sslguard.suspects.names import ONNX_OPTIONS
 from sslguard.suspects.onnx_files import checked_file
 from sslguard.suspects.pixels import SCALES, ImageInput
@@ -45,6 +47,7 @@ from sslguard.suspects.settings import Scale
 
 Feeds = dict[str, NDArray[Any]]
 RUN_SECONDS = 600.0
+RUN_MEMORY = 1 << 33  # bytes
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype("f4"),
     "tensor(double)": np.dtype("f8"),
@@ -98,10 +101,13 @@ class OnnxSuspect:
         settings = runtime.SessionOptions()
         settings.log_severity_level = 4
         settings.intra_op_num_threads = torch.get_num_threads()
+        # Weights are read, and copied as they are prepared.
+        self._memory = RUN_MEMORY + 3 * (len(content) + external)
         try:
-            self._session = runtime.InferenceSession(
-                str(path) if external else content, settings, providers=["CPUExecutionProvider"]
-            )
+            with limited_memory(self._memory):  # constants are computed here
+                self._session = runtime.InferenceSession(
+                    str(path) if external else content, settings, providers=["CPUExecutionProvider"]
+                )
         except Exception as error:  # the only common class of onnxruntime's errors
             raise SuspectError(f"onnxruntime cannot run {path}: {first_line(error)}") from error
         self._runtime = runtime
@@ -161,7 +167,8 @@ class OnnxSuspect:
         timer.daemon = True
         timer.start()
         try:
-            return self._session.run(names, feeds, options)
+            with limited_memory(self._memory):
+                return self._session.run(names, feeds, options)
         except Exception as error:
             limit = f" or was stopped after {RUN_SECONDS:g} s" if options.terminate else ""
             raise SuspectError(f"{self.name} failed{limit}: {first_line(error)}") from error

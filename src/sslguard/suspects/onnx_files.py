@@ -25,8 +25,8 @@ _REFUSED = frozenset({"EPContext", "PyOp"})
 """Operators of these domains that are refused, because they reach beyond the model."""
 
 
-def checked_file(path: Path) -> tuple[bytes, bool]:
-    """Return the content of an ONNX file that may be run, and whether some of its weights are in other files.
+def checked_file(path: Path) -> tuple[bytes, int]:
+    """Return the content of an ONNX file that may be run, and how many bytes of weights it has in other files.
 
     Raises:
         SuspectError: The file is missing, too large or not ONNX; it uses operators that onnxruntime does not bring, or
@@ -53,11 +53,10 @@ def checked_file(path: Path) -> tuple[bytes, bool]:
             )
     tensors = [part for part in parts if isinstance(part, onnx.TensorProto)]
     outside = [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    _check_external(path, outside)
-    return content, bool(outside)
+    return content, _external_size(path, outside)
 
 
-def _check_external(path: Path, tensors: list[TensorProto]) -> None:
+def _external_size(path: Path, tensors: list[TensorProto]) -> int:
     # A file in a hub's cache is a link into a folder of blobs, so weights may be links into the folder of that blob.
     folder, blobs = Path(os.path.realpath(path.parent)), Path(os.path.realpath(path)).parent
     files: set[Path] = set()
@@ -74,6 +73,7 @@ def _check_external(path: Path, tensors: list[TensorProto]) -> None:
         files.add(target)
     if (size := sum(file.stat().st_size for file in files)) > MAX_EXTERNAL:
         raise SuspectError(f"{path} has {size:,} bytes of weights beside it, more than the {MAX_EXTERNAL:,} allowed")
+    return size
 
 
 def _parts(model: ModelProto) -> Iterator[Message]:
