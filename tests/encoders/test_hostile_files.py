@@ -88,8 +88,9 @@ class TestDescriptions:
     @pytest.mark.parametrize(
         "field", ["backbone", "channels", "linear", "head", "config", "stem", "size", "classes", "width"]
     )
+    @pytest.mark.heavy
     def test_architectures(self, backbone: str, field: str, tmp_path: Path) -> None:
-        for value in WRONG:
+        for value in WRONG[::3]:
             with pytest.raises(SslguardError):
                 load_folder(written(tmp_path, architecture={"backbone": backbone, field: value}))
 
@@ -125,6 +126,7 @@ class TestDescriptions:
         ],
         ids=shown,
     )
+    @pytest.mark.heavy
     def test_networks_by_name(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(SslguardError) as caught:
             load_folder(written(tmp_path, architecture={"backbone": name}))
