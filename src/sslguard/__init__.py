@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # for type checkers, which do not read the table below
     from sslguard.schemes.exact.protocol import Protocol
     from sslguard.schemes.exact.scheme import Exact
     from sslguard.schemes.keyfile import load_key, save_key
-    from sslguard.schemes.sslguard.scheme import SSLGuard
+    from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
     from sslguard.suspects.opening import open_suspect
     from sslguard.suspects.remote import Remote
     from sslguard.training.recipes import Distillation, Pretraining
@@ -57,7 +57,7 @@ __getattr__, _names = exports(
         "schemes.exact.protocol": ("Protocol",),
         "schemes.exact.scheme": ("Exact",),
         "schemes.keyfile": ("load_key", "save_key"),
-        "schemes.sslguard.scheme": ("SSLGuard",),
+        "schemes.sslguard.scheme": ("CuredSSLGuard", "SSLGuard"),
         "suspects.opening": ("open_suspect",),
         "suspects.remote": ("Remote",),
         "training.recipes": ("Distillation", "Pretraining"),

@@ -32,7 +32,7 @@ from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import StoredKey, open_key, save_key
 from sslguard.schemes.order import OrderKey
 from sslguard.schemes.registry import key_class, named_scheme
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.suspects.names import PREFIXES
 from sslguard.suspects.opening import open_suspect
 from sslguard.suspects.remote import RemoteSuspect
@@ -208,7 +208,7 @@ def watermark(
 
     Args:
         encoder: Clean encoder. It is left as it is.
-        data: Unlabelled items to mark with. SSLGuard sets part of them aside as D_v.
+        data: Unlabelled items to mark with.
         out: Folder that `encoder` and `key` are written to. Nothing may be there. `encoder` also holds the files of
             the library that the encoder came from: see `encoders.formats`.
         scheme: Scheme with its settings, or a name: "sslguard", "exact", or another of `schemes.registry`.
@@ -488,7 +488,8 @@ def verify(
         suspect: What embeds, or a specification: see `suspects.opening.open_suspect`.
         data: Items to ask about, none of which took part in marking.
         controls: Known innocents to rank among: encoders, folders of populations, or "shipped", the population
-            of the test bed, which is the default. A key with an exact null takes none.
+            of the test bed, which is the default. A key with an exact null needs none; where some are given, the rank
+            is reported beside the p-value that decides.
         alpha: Level of the test, in (0, 1), shared among `n_claims`.
         n_claims: Number of claims (suspects, keys, looks) that share the level; with `sub_key`, times the N + 1 keys
             that there are.
@@ -521,8 +522,6 @@ def verify(
     asked = Watched(as_data(data), marked, allowed=allow_overlap)
     if controls is None:
         controls = ("shipped",) if loaded.needs_controls else ()
-    if controls and not loaded.needs_controls:
-        raise UsageError(f"a key of the scheme {loaded.scheme} needs no controls: leave --control out")
     null_of(loaded, count_controls(controls)).check(alpha, n_claims)
     with _opened(suspect, open_suspect, asked) as target:
         null = ControlScores({}, stored=False, kept=False)
@@ -947,7 +946,7 @@ def _shown(groups: Iterable[Group], total: int) -> Iterator[Group]:
 
 def _check_ranking(scheme: Scheme, controls: Sequence[str], asked: Data | None, marking: Data, width: int) -> None:
     """Raise, before the marking, the error that would stop the controls from being scored after it."""
-    if not isinstance(scheme, SSLGuard):
+    if not isinstance(scheme, SSLGuard | CuredSSLGuard):
         raise UsageError(f"--scheme {scheme.name} needs no controls: leave --control and --verify-data out")
     if not controls or asked is None:
         raise UsageError("--control and --verify-data go together: innocents, and what they are asked")

@@ -17,7 +17,7 @@ from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.training.augmentation import Augmentation
 from sslguard.training.distillation import Distillation
 from sslguard.training.supervised import Supervised
@@ -120,7 +120,7 @@ def test_tables_start_from_the_attack_s_own_defaults():
     ("table", "scheme"),
     [
         ({"scheme": "sslguard", "decoder_hidden": [8]}, SSLGuard(decoder_hidden=(8,))),
-        ({"scheme": "sslguard-cured", "steps": 3}, replace(SSLGuard.cured(), steps=3)),
+        ({"scheme": "sslguard-cured", "steps": 3}, CuredSSLGuard(steps=3)),
         ({"scheme": "exact", "protocol": {"rank": 2}}, Exact(Protocol(rank=2))),
     ],
 )

@@ -40,12 +40,12 @@ from sslguard.errors import ClaimError, OutputError, RefusedError, UsageError
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import open_key, save_key
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.stats.significance import control_rank_test
 from sslguard.suspects.logged import LoggedAnswers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-SMALL = {"steps": 1, "batch_size": 4, "trigger_batch": 4, "n_verification": 8, "n_queries": 20}
+SMALL = {"steps": 1, "batch_size": 4, "trigger_batch": 4, "n_queries": 20}
 
 
 @pytest.fixture(scope="module")
@@ -242,10 +242,14 @@ def controls(tiny, tmp_path_factory):
     return tuple(str(root / f"c{seed}") for seed in range(12))
 
 
-@pytest.fixture(scope="module", params=["published", "cured"])
-def made(request, tiny, images):
-    scheme = SSLGuard(**SMALL) if request.param == "published" else replace(SSLGuard.cured(), **SMALL, law_steps=3)
-    return scheme.watermark(tiny(7), images(100), secret=Secret.from_seed(1))
+@pytest.fixture(scope="module")
+def made(tiny, images):
+    return SSLGuard(**SMALL, n_verification=8).watermark(tiny(7), images(100), secret=Secret.from_seed(1))
+
+
+@pytest.fixture(scope="module")
+def cured(tiny, images):
+    return CuredSSLGuard(**SMALL, law_steps=3).watermark(tiny(7), images(100), secret=Secret.from_seed(1))
 
 
 class TestSSLGuard:
@@ -279,25 +283,41 @@ class TestSSLGuard:
         assert bed.audit(controls=controls[:3]).exit_code == 4
         assert bed.audit(controls=()).exit_code == 4
 
-    @pytest.mark.parametrize("part", ["secret", "sk", "mask", "carrier"])
-    def test_keys_that_were_not_drawn(self, made, tiny, part):
-        key = made.key
+    @pytest.mark.parametrize("part", ["secret", "sk", "trigger.mask", "trigger.pattern"])
+    @pytest.mark.parametrize("kind", ["made", "cured"])
+    def test_keys_that_were_not_drawn(self, request, tiny, kind, part):
+        key = request.getfixturevalue(kind).key
         assert undue_freedom(key, tiny(7)) is None
         if part == "secret":
             key = replace(key, secret=Secret.from_seed(2))
         elif part == "sk":
             key = replace(key, sk=key.sk.flip(0))
-        elif part == "mask":
-            fields, tensors = key.to_parts()
-            tensors = {**tensors, "trigger.mask": 1 - tensors["trigger.mask"]}
-            key = type(key).from_parts(fields, tensors)
-        elif key.carrier is None:
-            pytest.skip("it has no carrier")
         else:
             fields, tensors = key.to_parts()
-            tensors = {**tensors, "carrier.shift": tensors["carrier.shift"].flip(0)}
-            key = type(key).from_parts(fields, tensors)
-        assert undue_freedom(key, tiny(7)) is not None
+            key = type(key).from_parts(fields, {**tensors, part: 1 - tensors[part]})
+        # The published losses train the trigger.
+        free = kind == "made" and part == "trigger.pattern"
+        assert (undue_freedom(key, tiny(7)) is None) == free
+
+
+class TestCuredSSLGuard:
+    """A key whose p-value is exact, and needs neither controls nor a date."""
+
+    @pytest.fixture
+    def bed(self, cured, tiny, images, tmp_path):
+        return Bed(tmp_path, cured.key, tiny(7), images(60, seed=5), terms=replace(TERMS, alpha=0.01))
+
+    @pytest.mark.parametrize("dated", [True, False])
+    def test_decides_as_verify_does(self, bed, cured, dated):
+        verdict = bed.commit(*(() if dated else (None,))).claim(cured.encoder, alpha=0.01)
+        found = bed.audit(**({} if dated else {"not_after": None}))
+        assert found.verdict.significance.null == "exact"
+        assert found.verdict.significance.statistic == pytest.approx(verdict.significance.statistic)
+        assert foretold(verdict, dated=dated) == found.decision
+
+    def test_an_innocent_is_not_shown(self, bed, tiny):
+        bed.commit().claim(tiny(3), alpha=0.01)
+        assert bed.audit().decision == "not shown"
 
 
 class TestBundle:

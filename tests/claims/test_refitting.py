@@ -87,7 +87,6 @@ def test_what_is_refused(tiny, data, asked):
         ([], FITTING, "nothing to fit to"),
         (one * 2, FITTING, "given twice"),
         ([("a", tiny(20, linear=5))], FITTING, "width 5 cannot stand for"),
-        (one, replace(SSLGuard.cured(), n_queries=16), "with a carrier is not refitted"),
     ):
         with pytest.raises(UsageError, match=message):
             refitted_controls(controls, tiny(7), data, asked, scheme=scheme, seed=1)

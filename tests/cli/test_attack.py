@@ -205,7 +205,7 @@ BAD = {
     "batch": ("self-supervised {victim} --data {data} --out {new} --batch-size 1 --quiet", 2, "at least 2 images"),
     "no room to mark": ("overwrite {victim} --data {data} --out {new}", 2, "D_v takes 1000"),
     "preset": ("overwrite {victim} --data {data} --out {new} --preset large", 2, "large"),
-    "settings": ("overwrite {victim} --data {data} --out {new} --carrier 1 --negatives shadow", 2, "no shadows to set"),
+    "settings": ("overwrite {victim} --data {data} --out {new} --negatives other", 2, "negatives"),
     "seed": ("overwrite {victim} --data {data} --out {new} --seed -1", 2, "at least 0"),
     "probed on nothing": ("prune {victim} --out {new} --probe-train {data}", 2, "go together"),
     "compared without a probe": ("prune {victim} --out {new} --clean {clean}", 2, "--probe-train and --probe-test"),

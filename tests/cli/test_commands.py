@@ -36,7 +36,7 @@ from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key
 from sslguard.schemes.sslguard.key import SSLGuardKey
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.training.distillation import Distillation
 from sslguard.training.pretraining import Pretraining
 from sslguard.training.processes import is_first_process
@@ -46,7 +46,8 @@ COMMANDS = (
     *("protect", "commit", "claim", "audit", "export", "serve", "lineage", "release"),
 )
 PRETRAIN = ("--arch", "resnet-narrow", "--steps", "4", "--batch-size", "16", "--quiet")
-MARK = ("--batch-size", "8", "--trigger-batch", "8", "--n-verification", "40", "--n-queries", "20", "--quiet")
+SIZES = ("--batch-size", "8", "--trigger-batch", "8", "--n-queries", "20", "--quiet")
+MARK = ("--preset", "small", "--n-verification", "40", *SIZES)
 STEAL = ("--arch", "resnet-narrow", "--steps", "4", "--batch-size", "16", "--quiet")
 
 
@@ -207,7 +208,7 @@ def test_queries_asked_elsewhere_give_the_same_verdict(bed: Bed, tmp_path: Path)
     held_out = f"{bed.data}[80:160]"
     said = done("queries", bed.key, "--data", held_out, "--out", asked)
     written = np.load(asked, allow_pickle=False)
-    assert said["shape"] == list(written.shape) == [40, 1, 16, 16]  # twenty images, without and with the trigger
+    assert said["shape"] == list(written.shape) == [20, 1, 16, 16]
     assert written.dtype == np.uint8
     assert stat.S_IMODE(asked.stat().st_mode) == 0o600
     done("embed", bed.marked, "--data", asked, "--out", answers, "--quiet")
@@ -224,7 +225,7 @@ def test_verify_derived(bed: Bed) -> None:
     assert said["decision"] == "derived"
     assert said["floor"] == said["pvalue"] == pytest.approx(1 / 16)
     assert said["log2_pvalue"] == pytest.approx(-4)
-    assert (said["null"], said["n_controls"], said["n_queries"]) == ("controls", 15, 40)
+    assert (said["null"], said["n_controls"], said["n_queries"]) == ("controls", 15, 20)
     text = sslguard(*command, "--alpha", "0.07").out
     for label in ("decision", "statistic", "watermark rate", "log2 p", "null", "floor", "queries", "alpha"):
         assert any(line.startswith(f"{label} ") for line in text.splitlines())
@@ -241,6 +242,23 @@ def test_verify_not_shown(bed: Bed) -> None:
     assert first.json == {**second.json, "stored_controls": False}
     assert first.json["decision"] == "not shown"
     assert first.json["n_controls"] == 4
+
+
+def test_the_default_key_needs_no_controls_and_shows_the_rank_beside(bed: Bed, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    done("watermark", bed.clean, "--data", f"{bed.data}[0:80]", "--out", out, "--steps", 60, *SIZES)
+    command = ("verify", out / "key", out / "encoder", "--data", f"{bed.data}[80:160]")
+    said = done(*command)
+    assert (said["decision"], said["null"], said["n_queries"], said["rank"]) == ("derived", "exact", 40, None)
+    ranked = done(*command, "--control", bed.controls, "random:resnet-narrow:1")
+    assert (ranked["rank"], sum(ranked["control_kinds"].values())) == (1, 16)
+    assert {name for name in said if said[name] != ranked[name]} <= {
+        *("rank", "gap", "gap_deviations", "control_kinds", "warnings"),
+    }
+    # The rank alone decides nothing: the smallest one does not save a level that the p-value misses.
+    high = sslguard(*command, "--control", bed.controls, "--alpha", f"{2.0**-240:.3g}", "--json")
+    assert (high.code, high.json["rank"]) == (1, 1)
+    assert "it decides nothing" in sslguard(*command, "--control", bed.controls).out
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +316,7 @@ def test_secret_seed_repeats_a_key_and_warns(bed: Bed, tmp_path: Path) -> None:
 
 def test_options_are_those_of_the_settings() -> None:
     for options, recipe in (
-        (SchemeOptions, (SSLGuard, Exact, Protocol)),
+        (SchemeOptions, (CuredSSLGuard, SSLGuard, Exact, Protocol)),
         (PretrainingOptions, (Pretraining,)),
         (DistillationOptions, (Distillation,)),
     ):
@@ -322,7 +340,7 @@ def test_options_are_those_of_the_settings() -> None:
             "watermark",
             {"steps": "800 for sslguard, 1000 for exact", "carrier": 1, "largest": 0.05, "mode": "distilled"},
         ),
-        ("attack overwrite", {"steps": 200, "carrier": 0, "decoder_rate": 0.001}),
+        ("attack overwrite", {"steps": 200, "decoder_rate": 0.001}),
         ("attack fine-tune", {"steps": 100, "layers": "all"}),
         ("attack self-supervised", {"steps": 200, "learning_rate": 0.001}),
     ],
@@ -393,12 +411,24 @@ BAD = {
     "data empty": ("embed {clean} --data {broken}/empty.npz --out {new}.npy", 2, "empty.npz"),
     "no labels": (f"{PROBE} {{broken}}/unlabelled.npy", 2, "labels"),
     "overlap": (f"{PROBE} {{data}}[79:160]", 2, "share 1 items"),
-    "no room to mark": ("watermark {clean} --data {data}[0:30] --out {new} --n-verification 40", 2, "30 items"),
+    "no room to mark": (
+        "watermark {clean} --data {data}[0:30] --out {new} --preset small --n-verification 40",
+        2,
+        "30 items",
+    ),
     "too few to ask": ("queries {key} --data {data}[0:10] --out {new}.npy", 2, "20 items"),
     "encoder form": ("embed hub:bert --data {data} --out {new}.npy", 2, "hub:bert"),
     "suffix": ("embed {clean} --data {data} --out {new}.txt", 2, ".npy"),
-    "out taken": ("watermark {clean} --data {data} --out {broken}/taken --n-verification 9", 2, "not overwritten"),
-    "key kept": ("watermark {clean} --data {data} --out {marked}/.. --n-verification 9", 2, "not overwritten"),
+    "out taken": (
+        "watermark {clean} --data {data} --out {broken}/taken --preset small --n-verification 9",
+        2,
+        "not overwritten",
+    ),
+    "key kept": (
+        "watermark {clean} --data {data} --out {marked}/.. --preset small --n-verification 9",
+        2,
+        "not overwritten",
+    ),
     "pretrain below a file": ("pretrain byol --data {data} --out {broken}/file/x --steps 1", 2, "cannot be written"),
     "watermark below a file": ("watermark {clean} --data {data} --out {broken}/file/x", 2, "cannot be written"),
     "steal below a file": ("steal {clean} --data {data} --out {broken}/file/x --steps 1", 2, "cannot be written"),

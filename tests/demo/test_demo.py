@@ -17,7 +17,6 @@ from rich.console import Console
 from sslguard.claims.audit import audit
 from sslguard.claims.outcome import Terms
 from sslguard.controls.making import make_population
-from sslguard.controls.members import read_population
 from sslguard.controls.recipes import Bed, Recipe
 from sslguard.controls.recipes import population as controls_population
 from sslguard.data.roles import Roles
@@ -32,9 +31,9 @@ from sslguard.errors import MissingExtraError, OutputError, UsageError
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import load_key
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.training.distillation import Distillation
-from sslguard.verification.verdict import score_controls, verify
+from sslguard.verification.verdict import verify
 
 CLEAN_SPEC = "random:resnet-narrow:1@16"
 ALPHA = 0.25  # seven controls and more support it, for one claim
@@ -73,12 +72,12 @@ def population(place: Path, roles: Roles) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(roles: Roles, population: Path) -> DemoSettings:
-    small = {"steps": 3, "batch_size": 4, "trigger_batch": 4, "n_verification": 8, "n_queries": 16}
+    small = {"steps": 3, "batch_size": 4, "trigger_batch": 4, "n_queries": 16, "secret_dim": 8}
     return DemoSettings(
         encoder=CLEAN_SPEC,
         population=population,
-        scheme=SSLGuard(negatives="shadow", decoder_hidden=(16,), secret_dim=8, **small),
-        published=SSLGuard(decoder_hidden=(16,), secret_dim=8, **small),
+        scheme=CuredSSLGuard(law_steps=30, **small),
+        published=SSLGuard(decoder_hidden=(16,), n_verification=8, **small),
         exact=Exact(Protocol(n_queries=20), mode="head"),
         exact_thief=Distillation(architecture="resnet-narrow", loss="mse", steps=4, batch_size=8),
         thief=Distillation(architecture="resnet-narrow", steps=4, batch_size=8),
@@ -110,11 +109,11 @@ def test_result_json_is_what_the_result_says(result: DemoResult) -> None:
     written = json.loads(result.files["result"].read_text())
     assert written == json.loads(json.dumps(result.to_json(), allow_nan=False))
     assert written["n_controls"] == 8
-    assert written["floor"] == pytest.approx(1 / 9)
+    assert (written["null"], written["floor"]) == ("exact", 2.0**-256)
     assert written["n_images"] == 16
     assert written["public_seed"] == 7
     assert written["keys"][0]["refusal"] is None
-    assert set(written["curves"]["marking"]) == {"shadow", "negative", "decoder", "watermark"}
+    assert set(written["curves"]["marking"]) == {"loss"}
     assert set(written["curves"]["marking with the published losses"]) == {"shadow", "decoder", "watermark"}
     assert [len(values) for values in written["curves"]["stealing"].values()] == [4]
     assert written["settings"]["Thief"]["queries"] == 24
@@ -134,22 +133,18 @@ def test_every_suspect_is_tested_and_none_of_them_is_a_control(result: DemoResul
     assert {control["kind"] for control in written["keys"][0]["controls"].values()} == {"random", "pruned of F"}
 
 
-def test_alpha_is_not_shared_where_the_floor_forbids_it_and_the_table_says_so(result: DemoResult) -> None:
-    assert result.data.main.n_claims == 1
-    assert "Alpha 0.25 for each of 6 suspects" in text_of(result)
+def test_alpha_is_shared_and_the_table_says_so(result: DemoResult) -> None:
+    assert result.data.main.n_claims == 6
+    assert "Alpha 1e-06 shared among 6 suspects" in text_of(result)
 
 
-def test_verdicts_can_be_repeated_from_the_written_files(
-    result: DemoResult, settings: DemoSettings, population: Path
-) -> None:
+def test_verdicts_can_be_repeated_from_the_written_files(result: DemoResult, settings: DemoSettings) -> None:
     key, data = load_key(result.files["key"]), open_data(settings.roles.verify)
-    held = [member for member in read_population(population) if member.name not in settings.held_out]
-    controls = score_controls(key, [(member.name, member.load()) for member in held], data)
     for suspect, folder in zip(result.data.main.suspects, ("encoder", "surrogate"), strict=False):
-        verdict = verify(key, load_encoder(result.files[folder]), data, control_scores=controls, alpha=ALPHA)
+        verdict = verify(key, load_encoder(result.files[folder]), data, alpha=settings.exact_alpha, n_claims=6)
         assert verdict.decision == suspect.decision
-        assert verdict.significance.pvalue == suspect.significance.pvalue
-        assert verdict.significance.statistic == pytest.approx(suspect.score.value)
+        assert verdict.significance.pvalue == pytest.approx(suspect.significance.pvalue)
+        assert verdict.significance.statistic == pytest.approx(suspect.significance.statistic)
 
 
 def test_the_exact_scheme_stands_beside(result: DemoResult, settings: DemoSettings) -> None:
@@ -167,7 +162,7 @@ def test_the_exact_scheme_stands_beside(result: DemoResult, settings: DemoSettin
         assert verdict.significance.log2_pvalue == pytest.approx(row["log2_pvalue"], abs=1e-9)
         assert row["decision"] == ("derived" if 2 ** row["log2_pvalue"] <= 1e-6 / len(names) else "not shown")
     page = result.files["page"].read_text()
-    assert "whose null is exact" in page
+    assert "under the scheme exact" in page
     assert EXACT_STOLEN in page
 
 
@@ -228,7 +223,7 @@ def test_page_escapes_names_and_shows_the_trigger(result: DemoResult) -> None:
 def test_next_commands_name_the_written_folders(result: DemoResult, settings: DemoSettings, place: Path) -> None:
     text = text_of(result)
     assert f"sslguard verify {place}/out/key {place}/out/surrogate \\" in text
-    assert f"--data '{settings.roles.verify}' --control {settings.population} --alpha 0.25" in text
+    assert f"--data '{settings.roles.verify}' --alpha 1e-06" in text
 
 
 def test_key_is_private_and_the_secret_is_on_no_page(result: DemoResult) -> None:
@@ -265,31 +260,16 @@ def test_secret_comes_from_the_system_unless_a_seed_is_given(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_alpha_below_the_floor_is_refused_and_the_figures_stay(
+def test_alpha_below_the_floor_is_refused_under_the_published_key_alone(
     settings: DemoSettings, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_run.stages, "probe", lambda *_: ())
-    refused = run_demo(place / "refused", settings=replace(settings, alpha=0.01))
-    written = refused.to_json()
-    main = written["keys"][0]
-    assert {suspect["decision"] for suspect in main["suspects"]} == {"refused"}
-    ranks = [9 * suspect["pvalue"] for suspect in main["suspects"]]
+    main, beside = run_demo(place / "refused", settings=replace(settings, alpha=0.01)).to_json()["keys"]
+    assert main["refusal"] is None
+    assert {suspect["decision"] for suspect in beside["suspects"]} == {"refused"}
+    ranks = [9 * suspect["pvalue"] for suspect in beside["suspects"]]
     assert ranks == pytest.approx(np.clip(np.round(ranks), 1, 9))
-    assert "8 controls" in main["refusal"]
-    assert written["critical"] is None
-    assert "No verdict is given" in text_of(refused)
-    assert "No verdict is given" in refused.files["page"].read_text()
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_alpha_is_shared_by_bonferroni_where_the_floor_allows(
-    settings: DemoSettings, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo_run.stages, "probe", lambda *_: ())
-    shared = run_demo(place / "shared", settings=replace(settings, alpha=0.7))
-    assert shared.data.main.n_claims == 6
-    for suspect in shared.data.main.suspects:
-        assert (suspect.decision == "derived") == (suspect.significance.pvalue <= 0.7 / 6)
+    assert "8 controls" in beside["refusal"]
 
 
 @pytest.fixture

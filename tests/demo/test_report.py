@@ -10,7 +10,6 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -80,20 +79,10 @@ def printed(data: ReportData, width: int = 120) -> str:
 # ---------------------------------------------------------------- the numbers
 
 
-def test_floor_level_and_critical_value_of_the_rank_test() -> None:
-    found = examined(n_controls=8, alpha=0.2)
-    assert found.floor == pytest.approx(1 / 9)
-    # 9 · 0.2 = 1.8: only p = 1/9 is small enough, so a suspect must beat every control.
-    assert found.critical() == pytest.approx(0.07)
-    # 9 · 0.25 = 2.25: one control may score as high.
-    assert examined(n_controls=8, alpha=0.25).critical() == pytest.approx(0.06)
-    assert examined(n_controls=8, alpha=0.2, n_claims=2).critical() is None
-    assert examined(refusal="too few").critical() is None
-
-
-def test_bound_on_any_false_verdict_is_the_union_bound() -> None:
-    assert examined(alpha=0.2).family_level == pytest.approx(0.4)
-    assert examined(alpha=0.2, n_claims=2).family_level == pytest.approx(0.2)
+def test_level_and_critical_value() -> None:
+    assert examined(alpha=0.25).critical() == pytest.approx(2)
+    assert examined(alpha=0.25, n_claims=2).critical() == pytest.approx(3)
+    assert examined().floor == 2.0**-256
 
 
 def test_false_claims_are_counted_by_kind_under_each_key() -> None:
@@ -111,7 +100,7 @@ def test_false_claims_are_counted_by_kind_under_each_key() -> None:
 def test_json_holds_every_figure_and_nothing_that_json_lacks() -> None:
     result = json.loads(json.dumps(report_data().to_json(), allow_nan=False))
     assert result["format"] == "sslguard-report"
-    assert (result["n_controls"], result["floor"], result["n_images"]) == (8, 1 / 9, 32)
+    assert (result["n_controls"], result["floor"], result["n_images"]) == (8, 2.0**-256, 32)
     assert result["keys"][0]["suspects"][0] == {
         "name": "F*",
         "story": "marked",
@@ -142,7 +131,6 @@ def test_page_is_well_formed_and_complete(page_text: str) -> None:
     assert page_text.lstrip().startswith("<!DOCTYPE html>")
     assert [tag for tag, _ in page.tags].count("h1") == 1
     assert "1 of 1 encoders that do derive from it are shown to; 0 of 1 innocent ones are accused." in page.words
-    assert "1/9 = 0.11" in page.words
     assert "What this does not show" in page.words
     assert "digits: skipped. not installed" in page.words
     images = [attrs for tag, attrs in page.tags if tag == "img"]
@@ -199,19 +187,6 @@ def test_hostile_names_are_text_everywhere() -> None:
     assert "\x1b" not in table
     assert "[bold]" in table
     assert drawn.summary_png(data)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_refusal_makes_no_claim_and_says_why() -> None:
-    suspects = (suspect("F*", "marked", True, "refused", 1 / 9), suspect("other", "x", False, "refused", 1.0))
-    exact = replace(report_data().exact, suspects=suspects)
-    main = examined(suspects=suspects, refusal="8 controls cannot support alpha 0.01", alpha=0.01)
-    data = report_data(main, exact=exact)
-    page = Page(render_page(data))
-    assert "No verdict is given. 8 controls cannot support alpha 0.01." in page.words
-    assert "● derived" not in page.words
-    assert "missed" not in page.words
-    assert "No verdict is given: 8 controls cannot support alpha 0.01." in printed(data)
 
 
 def test_report_without_accuracies_is_drawn_all_the_same() -> None:

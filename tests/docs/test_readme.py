@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sslguard.cli import main
 from sslguard.controls.members import read_population, shipped_population
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.registry import SCHEMES
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard
 from sslguard.training.distillation import Distillation
 
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("short_law")]
@@ -63,8 +63,8 @@ def test_commands_of_the_exact_scheme(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    brief = replace(SSLGuard.cured(), steps=STEPS, n_queries=N_QUERIES)
-    monkeypatch.setattr(SSLGuard, "cured", classmethod(lambda _: brief))
+    brief = CuredSSLGuard(steps=STEPS, n_queries=N_QUERIES)
+    monkeypatch.setitem(SCHEMES, "sslguard-cured", brief)
     monkeypatch.setattr(Distillation.__init__, "__defaults__", _fewer_steps())
     (block,) = blocks("python")
     exec(compile(block, "README.md", "exec"), {})

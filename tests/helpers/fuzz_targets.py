@@ -50,7 +50,7 @@ from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.keyfile import Owner, is_key_folder, key_hash, open_key, save_key
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import Decoder, Trigger
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.suspects.opening import open_suspect
 from sslguard.training.pretraining import new_encoder
@@ -180,7 +180,7 @@ def _keys(root: Path, identity: Any) -> Iterator[Target]:
         is_key_folder(folder)
         open_key(folder)
 
-    for name, folder in (("golden key", GOLDEN / "key-clear"), ("key with a carrier", root / "carrier")):
+    for name, folder in (("golden key", GOLDEN / "key-clear"), ("cured key", root / "cured")):
         if not folder.exists():
             save_key(_cured_key(), folder, owner=owner)
         yield Target(name, folder, ("key.json", "tensors.safetensors"), clear)
@@ -393,21 +393,10 @@ def void(_: object) -> None:
     """Drop what a reader returned."""
 
 
-def _cured_key() -> SSLGuardKey:
-    scheme = replace(
-        SSLGuard.cured(),
-        steps=1,
-        law_steps=1,
-        batch_size=4,
-        trigger_batch=4,
-        n_verification=8,
-        n_queries=4,
-        directions=2,
-    )
+def _cured_key() -> Any:
+    scheme = CuredSSLGuard(steps=1, law_steps=1, batch_size=4, trigger_batch=4, n_queries=4, directions=2)
     encoder = new_encoder("resnet-narrow", random_images(1), seed=7, linear=8)
-    key = scheme.watermark(encoder, random_images(20), secret=Secret.from_seed(1)).key
-    assert isinstance(key, SSLGuardKey)
-    return key
+    return scheme.watermark(encoder, random_images(20), secret=Secret.from_seed(1)).key
 
 
 def _small_key() -> SSLGuardKey:

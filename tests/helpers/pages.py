@@ -40,9 +40,9 @@ def scores(mean: float, spread: float = 0.05) -> Score:
 def suspect(
     name: str, story: str, derived: bool, decision: Decision, pvalue: float, score: Score | None = None
 ) -> Suspect:
-    """A suspect with a p-value among eight controls."""
+    """A suspect with an exact p-value."""
     score = score or scores(0.9 if derived else -0.2)
-    found = Significance(score.value, math.log2(pvalue), 1 / 9, "controls", 32, n_controls=8)
+    found = Significance(score.value, math.log2(pvalue), 2.0**-256, "exact", 32)
     return Suspect(name, story, derived, decision, score, found)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -18,8 +17,8 @@ from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.order import OrderKey
 from sslguard.schemes.peers.wet import Wet
 from sslguard.schemes.registry import CHOICES, PRESETS, SCHEMES, build_scheme, key_class
-from sslguard.schemes.sslguard.key import SSLGuardKey
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.key import CuredKey, SSLGuardKey
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.settings import to_table
 
 
@@ -38,8 +37,8 @@ def test_every_name_is_found_and_told_again(name: str) -> None:
 
 def test_presets_are_what_their_methods_give() -> None:
     made = {preset: build_scheme(name, {}) for preset, name in PRESETS["sslguard"].items()}
-    assert made == {"cured": SSLGuard.cured(), "small": SSLGuard(), "published": SSLGuard.published()}
-    assert build_scheme("sslguard-cured", {"steps": 3}) == replace(SSLGuard.cured(), steps=3)
+    assert made == {"cured": CuredSSLGuard(), "small": SSLGuard(), "published": SSLGuard.published()}
+    assert build_scheme("sslguard-cured", {"steps": 3}) == CuredSSLGuard(steps=3)
 
 
 def test_presets_of_the_exact_scheme_differ_in_the_size_of_the_mark() -> None:
@@ -58,21 +57,23 @@ def test_names_are_suggested() -> None:
 
 
 def test_what_a_scheme_is_stands_on_its_class() -> None:
-    schemes = [build_scheme(name, {}) for name in SCHEMES if name in ("sslguard", "exact") or "-" not in name]
+    schemes = [
+        build_scheme(name, {}) for name in SCHEMES if name in ("sslguard", "sslguard-cured", "exact") or "-" not in name
+    ]
     schemes.append(build_scheme("dataset-inference", {}))
     assert {s.name for s in schemes if not s.injects} == {"dataset-inference", "fingerprint"}
     assert {s.name for s in schemes if s.saw_clean} == {"sslguard"}
-    assert {s.name for s in schemes if s.fresh_secrets} == {"exact", "order"}
+    assert {s.name for s in schemes if s.fresh_secrets} == {"exact", "order", "sslguard-cured"}
     assert not any(s.on_answers for s in schemes)
     assert Exact(Protocol(), mode="head").on_answers
 
 
 def test_keys_are_kept_of_schemes_that_say_so() -> None:
     kept = {name: key_class(name) for name in SCHEMES}
-    kinds = {"sslguard": SSLGuardKey, "exact": ExactKey, "order": OrderKey}
+    kinds = {"sslguard": SSLGuardKey, "sslguard-cured": CuredKey, "exact": ExactKey, "order": OrderKey}
     assert {name: kind for name, kind in kept.items() if kind} == kinds
     assert all(kind is None or kind.scheme == name for name, kind in kept.items())
-    assert all(key_class(name) is None for name in ("sslguard-cured", "wett", 3, None, ["exact"]))
+    assert all(key_class(name) is None for name in ("sslguard-published", "wett", 3, None, ["exact"]))
 
 
 def test_a_mark_on_answers_leaves_no_encoder(tiny, images) -> None:

@@ -18,7 +18,9 @@ from torch import nn
 from sslguard.crypto.secrets import Secret
 from sslguard.encoders.folder import weights_hash
 from sslguard.errors import OutputError, UsageError
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.cured import CuredTask
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
+from sslguard.schemes.sslguard.task import SSLGuardTask
 from sslguard.training.base import Loop, Task, Update, cosine_schedule, isolated_rng, set_learning_rate
 from sslguard.training.distillation import Distillation, DistillationTask
 from sslguard.training.loop import run
@@ -67,7 +69,11 @@ def tasks(images, tiny):
     def marking(scheme, **settings):
         sizes = {"steps": STEPS, "batch_size": 8, "trigger_batch": 4, "n_verification": 8, "n_queries": 8}
         scheme = replace(scheme, **sizes, **settings)
-        return lambda: scheme.task(tiny(7), images(20), Secret.from_seed(1))
+        return lambda: SSLGuardTask(scheme, tiny(7), images(20), Secret.from_seed(1))
+
+    def cured():
+        scheme = CuredSSLGuard(steps=STEPS, batch_size=8, trigger_batch=4, law_steps=20)
+        return CuredTask(scheme, tiny(7), images(20), Secret.from_seed(1))
 
     return {
         "simclr": pretraining("simclr"),
@@ -77,7 +83,7 @@ def tasks(images, tiny):
         "distil at a constant rate": distillation(False),
         "sslguard": marking(SSLGuard()),
         "sslguard, published": marking(SSLGuard(), optimizer="sgd", gradients="released", negatives="shadow"),
-        "sslguard, cured": marking(SSLGuard.cured(), law_steps=20),
+        "sslguard, cured": cured,
     }
 
 

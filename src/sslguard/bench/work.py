@@ -51,6 +51,7 @@ from sslguard.schemes.keyfile import load_key, save_key
 from sslguard.schemes.peers.base import Peer
 from sslguard.schemes.queries import QUERY_BATCH, as_bytes
 from sslguard.schemes.registry import build_scheme
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard
 from sslguard.training.pretraining import new_encoder
 from sslguard.training.processes import is_first_process, shared
 from sslguard.verification.verdict import score_suspect
@@ -259,9 +260,11 @@ class Work:
         if not scheme.fresh_secrets:
             return self.protected(mark).key
         secret = Secret.from_seed(seed_of("innocent", innocent))
-        assert isinstance(scheme, Exact)
         clean, answers, statistics = _owned(args["clean"], args["data"], verify)
         # Made without training: the test is the same for all keys of the scheme.
+        if isinstance(scheme, CuredSSLGuard):
+            return scheme.draw_key(clean, secret, answers)
+        assert isinstance(scheme, Exact)
         return scheme.draw_key(clean, secret, answers, statistics)
 
     def _content(self, name: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from sslguard.encoders.folder import weights_hash
 from sslguard.errors import UsageError
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import (
-    check_markable,
+    check_images,
     draw_decoder,
     draw_sk,
     draw_trigger,
@@ -72,7 +72,7 @@ def refitted_controls(
         Mean cosine to the secret vector, in [−1, 1], by name.
 
     Raises:
-        UsageError: There is no control, one is named twice or is not as wide as `clean`; or `scheme` has a carrier.
+        UsageError: There is no control, one is named twice or is not as wide as `clean`.
     """
     scores: dict[str, float] = {}
     for name, control in controls:
@@ -102,13 +102,11 @@ def fitted_key(
         progress: Show a progress bar on standard error.
 
     Raises:
-        UsageError: `scheme` has a carrier, or `target` is not as wide as `clean`.
+        UsageError: `target` is not as wide as `clean`.
     """
-    if scheme.carrier:
-        raise UsageError("a key with a carrier is not refitted: give the settings of a key with the published losses")
     if target.dim != clean.dim:
         raise UsageError(f"an encoder of width {target.dim} cannot stand for F*, which answers in {clean.dim}")
-    check_markable(clean, data, 0)
+    check_images(clean)
     task = _Fit(scheme, clean, target, data, secret)
     seed = secret.stream("training", task.context).integer()
     run(task, Loop(scheme.steps, scheme.trigger_batch, seed, progress=progress, title="fit"))

@@ -78,7 +78,8 @@ class _Option(NamedTuple):
 def options_of(*sources: Source) -> Callable[[type[C]], type[C]]:
     """Return a decorator that gives a subclass of `Chosen` an option for every plain field of the sources.
 
-    An option that several sources have is there once, with the first one's description and the defaults of all.
+    An option that several sources have is there once, with the first one's description, and the default of each
+    scheme's first source.
     """
 
     def fill(chosen: type[C]) -> type[C]:
@@ -126,17 +127,16 @@ def _descriptions(kind: type) -> dict[str, str]:
 
 def _shown(name: str, group: list[tuple[Source, _Option]]) -> Parameter:
     """Return how an option is read, and what the help page says of it."""
-    told = [
-        f"{option.default:g}" if isinstance(option.default, float) else str(option.default)
-        for _, option in group
-        if option.default is not None
-    ]
-    if len(set(told)) > 1:
-        told = [f"{default} for {source.scheme}" for default, (source, _) in zip(told, group, strict=True)]
+    told: dict[str, str] = {}
+    for source, option in group:
+        if (default := option.default) is not None:
+            told.setdefault(source.scheme, f"{default:g}" if isinstance(default, float) else str(default))
+    several = len(set(told.values())) > 1
+    shown = [f"{default} for {scheme}" if several else default for scheme, default in told.items()]
     source, option = group[0]
     return Parameter(
         help=option.text,
-        show_default=", ".join(dict.fromkeys(told)) or False,
+        show_default=", ".join(dict.fromkeys(shown)) or False,
         group=source.group,
         converter=whole if option.kind is int else None,
         validator=None if option.rule is None else within(option.rule),

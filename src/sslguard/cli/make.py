@@ -16,7 +16,7 @@ from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_ro
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.registry import PRESETS, named_scheme
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.suspects.names import PREFIXES
 from sslguard.training.recipes import Distillation, Pretraining
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sslguard.verification.scores import ControlScores
 
 RECIPE = Group("Recipe", sort_key=1)
-EXACT = Group("Scheme exact", sort_key=2)
+PUBLISHED = Group("Scheme sslguard with the published losses", sort_key=2)
+EXACT = Group("Scheme exact", sort_key=3)
 SHOWN = 5  # of the items that cannot be read
 NOTABLE_RATE = 0.1
 
@@ -40,7 +41,11 @@ class PretrainingOptions(Chosen):
     """What the user chose of a recipe of pre-training."""
 
 
-@options_of(Source(SSLGuard.cured(), RECIPE, "sslguard"), Source(Exact(), EXACT, "exact"))
+@options_of(
+    Source(CuredSSLGuard(), RECIPE, "sslguard"),
+    Source(SSLGuard(), PUBLISHED, "sslguard"),
+    Source(Exact(), EXACT, "exact"),
+)
 class SchemeOptions(Chosen):
     """What the user chose of a scheme's settings; the rest is the preset's."""
 
@@ -127,12 +132,12 @@ def watermark(
         encoder: The clean encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
         data: Items to mark with: images, or texts where the encoder takes texts.
         out: Folder of the result. A key that is there is never overwritten.
-        scheme: How it is marked. The p-value of sslguard is a rank among innocents. That of exact holds for any
-            innocent suspect, by proof.
+        scheme: How it is marked.
         preset: Settings to start from. The options below change single ones; the defaults that they show are those of
-            cured and strong. Of sslguard: cured detects stolen copies without accusing innocent encoders; small has the
-            published losses at a size for small encoders; published has the paper's own size too. Of exact: strong is
-            for embeddings that are classified; gentle is for those that live in an index, and moves few neighbours.
+            cured and strong. Of sslguard: cured has a p-value that holds for any innocent suspect by proof, like that of
+            exact; small has the published losses at a size for small encoders, published has the paper's own size too,
+            and their p-value is a rank among innocents. Of exact: strong is for embeddings that are classified; gentle
+            is for those that live in an index, and moves few neighbours.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
         verify_data: Held-out data for scoring the controls. It must not overlap --data.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -78,9 +78,10 @@ def verify(
 ) -> Result:
     """Test whether a suspect is derived from the marked encoder.
 
-    Under a key of the scheme sslguard the suspect is ranked among known innocents that were asked the same: the p-value
-    is as good as their choice. Their scores are kept in the key's folder and used again while key, data and controls
-    are the same. Under a key of the scheme exact the p-value needs no controls.
+    Under keys of the schemes exact and sslguard-cured the p-value is exact for every innocent suspect, and needs no
+    controls. Where some are given, the suspect's rank among them is shown too, and decides nothing. Under a key with
+    the published losses the rank is the p-value, which is as good as the choice of controls. Their scores are kept in
+    the key's folder and used again while key, data and controls are the same.
     Exit code 0 derived, 1 not shown, 3 suspect or key failed, 4 refused: too few controls for this alpha.
 
     Args:
@@ -133,7 +134,6 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
     found = verdict.significance
     scored = "stored in the key's folder" if verdict.stored_controls else "scored now"
     null = verdict.null.describe() + (f", {scored}" if found.n_controls else "")
-    beside = verdict.null.findings(found)
     shared = f", shared among {verdict.n_claims} claims" if verdict.n_claims > 1 else ""
     return [
         ("decision", verdict.decision),
@@ -142,7 +142,7 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         *([] if verdict.watermark_rate is None else [("watermark rate", f"{verdict.watermark_rate:.3f}")]),
         ("log2 p", f"{found.log2_pvalue:.2f} bits (p = {found.pvalue:.3g})"),
         ("null", null),
-        *_rank_rows(beside, found.n_controls),
+        *_rank_rows(verdict),
         ("floor", f"{found.floor:.3g}, the smallest p-value of this null"),
         ("queries", str(found.n_queries)),
         *([("overlap", f"{verdict.n_overlap} of them took part in marking")] if verdict.n_overlap else []),
@@ -151,15 +151,17 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
     ]
 
 
-def _rank_rows(beside: Mapping[str, Any], n_controls: int) -> list[tuple[str, str]]:
-    """Return lines about a rank among controls; none for an exact null."""
+def _rank_rows(verdict: Verdict) -> list[tuple[str, str]]:
+    """Return lines about a rank among controls; none where there are none."""
+    beside, n = verdict.findings, len(verdict.control_scores)
     if beside["rank"] is None:
         return []
+    aside = "" if verdict.rank is None else "; it decides nothing"
     gap, deviations = beside["gap"], beside["gap_deviations"]
     spread = "" if deviations is None else f", {abs(deviations):.1f} standard deviations of the controls"
     kinds = ", ".join(f"{n} {kind}" for kind, n in beside["control_kinds"].items())
     return [
-        ("rank", f"{beside['rank']} of {n_controls + 1}, the suspect counted"),
+        ("rank", f"{beside['rank']} of {n + 1}, the suspect counted{aside}"),
         ("gap", f"{abs(gap):.4f} {'above' if gap > 0 else 'below'} the largest control{spread}"),
         ("kinds", kinds),
         *[("warning", warning) for warning in beside["warnings"]],

@@ -44,9 +44,7 @@ def decision(data: ReportData, theme: Theme) -> Figure:
         values = [score.value for score in of_kind]
         axes.plot(values, np.full(len(values), y), "|", color=theme.muted, ms=12, mew=1.4)
     axes.axhline(len(suspects) - 0.5, color=theme.grid, lw=1)
-    critical = data.main.critical()
-    if critical is not None:
-        _critical_line(axes, critical, data.main.level, theme)
+    _critical_line(axes, data.main.critical(), data.main.level, theme)
     charts.rows(axes, labels)
     charts.bare(axes, theme)
     axes.grid(axis="x", color=theme.grid, lw=0.6)

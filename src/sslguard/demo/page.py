@@ -72,11 +72,10 @@ def _pictures(trigger: TriggerPictures) -> dict[str, Any]:
 def _decision_alt(data: ReportData) -> str:
     named = ", ".join(f"{printable(one.name)} {one.score.value:.3f}" for one in data.main.suspects)
     controls = [score.value for score in data.main.controls.values()]
-    critical = data.main.critical()
-    line = "" if critical is None else f" A suspect is shown derived above {critical:.3f}."
     return (
         f"Strip chart of the {printable(data.statistic_name)}. Suspects: {named}. "
-        f"Controls lie between {min(controls):.3f} and {max(controls):.3f}.{line}"
+        f"Controls lie between {min(controls):.3f} and {max(controls):.3f}. "
+        f"A suspect is shown derived from {data.main.critical():.3f}."
     )
 
 
@@ -131,17 +130,11 @@ def _verdicts(data: ReportData) -> Table:
 
 
 def _null_sentence(data: ReportData) -> str:
-    main, n = data.main, len(data.controls)
-    if main.refusal is not None:
-        return f"No verdict is given: {printable(main.refusal, 400)}."
-    if main.n_claims > 1:
-        shared = f"shared among {main.n_claims} suspects (Bonferroni): p ≤ {main.level:.2g} for each"
-    else:
-        family = f"any false verdict among them: at most {main.family_level:.2g}"
-        shared = f"for each of {len(main.suspects)} suspects; {family}"
+    main = data.main
     return (
-        f"Score: {printable(data.statistic_name)}. Null: rank among {n} controls, {data.n_images} images each; no "
-        f"p-value is below 1/{n + 1} = {main.floor:.2g}. Alpha {main.alpha:g} {shared}."
+        f"Score: {printable(data.statistic_name)}, {data.n_images} images each. The p-value follows by proof from the "
+        f"secret’s own randomness and needs no controls. Alpha {main.alpha:g} shared among {main.n_claims} suspects "
+        f"(Bonferroni): p ≤ {main.level:.2g} for each."
     )
 
 
@@ -174,7 +167,7 @@ def _exact(data: ReportData) -> Table:
         f"p ≤ {exact.level:.2g} for each. Of the {controls} controls {exact.below(0.01)} have p ≤ 0.01, "
         f"and {exact.below(exact.level)} reach the level of a claim."
     )
-    return Table("The scheme whose null is exact", note, ("suspect", "verdict", "bits", "kept", "truth"), rows)
+    return Table("The scheme exact", note, ("suspect", "verdict", "bits", "kept", "truth"), rows)
 
 
 def _audit(audit: Audit) -> Table:

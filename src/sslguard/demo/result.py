@@ -71,8 +71,8 @@ class Examined:
     Attributes:
         name: Name of the key, a few words.
         suspects: Suspects, in the order in which they are shown; the key's own watermarked encoder comes first.
-        controls: Scores of the controls, by name. An exact null does not need them; there they illustrate that it is
-            exact.
+        controls: Scores of the controls, by name. An exact null does not need them; there they show that it is exact,
+            and a suspect's rank among them is a second look.
         alpha: Level of the test.
         n_claims: How many claims share the level, by Bonferroni.
         refusal: Why no decision is made; None if decisions are made.
@@ -92,26 +92,17 @@ class Examined:
 
     @property
     def floor(self) -> float:
-        """The smallest p-value that as many controls can give: 1/(n + 1)."""
-        return 1 / (len(self.controls) + 1)
+        """The smallest p-value that the key's null can give."""
+        return self.suspects[0].significance.floor
 
     @property
     def level(self) -> float:
         """Level that a p-value is compared with: alpha / n_claims."""
         return self.alpha / self.n_claims
 
-    @property
-    def family_level(self) -> float:
-        """Upper bound on the probability of any false verdict, by the union bound over the suspects."""
-        return min(1.0, self.level * len(self.suspects))
-
-    def critical(self) -> float | None:
-        """Return the value that a suspect's statistic must exceed to be shown derived; None if no value suffices."""
-        if self.refusal is not None:
-            return None
-        allowed = math.floor(self.level * (len(self.controls) + 1) * (1 + 1e-12)) - 1
-        ordered = sorted((score.value for score in self.controls.values()), reverse=True)
-        return ordered[allowed] if 0 <= allowed < len(ordered) else None
+    def critical(self) -> float:
+        """Return the bits that a suspect must reach to be shown derived under an exact null."""
+        return -math.log2(self.level)
 
     def count(self, *, derived: bool, decision: Decision | None = None) -> int:
         """Return how many suspects are derived, or not; all of them, or those with one decision."""
@@ -208,7 +199,7 @@ class ReportData:
         exact: What was examined under the key of the scheme whose null is exact, on the same encoder.
         audit: Audit of a claim by that key on the surrogate.
         controls: Members of the population, each with the kind that it is reported under.
-        statistic_name: What is ranked.
+        statistic_name: What the first key's score is.
         trigger: Pictures before and after the trigger.
         accuracies: Linear-probe accuracies by task.
         curves: Losses of the training runs, with one value a step: title → name of the loss → values.
@@ -281,7 +272,7 @@ class ReportData:
             "format": FORMAT,
             "created": self.created,
             "statistic": self.statistic_name,
-            "null": "controls",
+            "null": self.main.suspects[0].significance.null,
             "n_controls": len(self.controls),
             "n_images": self.n_images,
             "floor": self.main.floor,

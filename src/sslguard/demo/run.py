@@ -32,7 +32,6 @@ from sslguard.demo.settings import (
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
 from sslguard.schemes.keyfile import save_key
-from sslguard.verification.verdict import DEFAULT_ALPHA
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -91,7 +90,7 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
         published = stages.mark(inputs, settings.published, secret, progress=progress)
     with clock.stage("steal the watermarked encoder"):
         stolen, theft = stages.steal(inputs, settings.thief, marked.encoder, seed=seed or 0, progress=progress)
-    with clock.stage("mark it by the scheme whose null is exact"):
+    with clock.stage("mark it by the scheme exact"):
         exact = stages.mark(inputs, settings.exact, secret, progress=progress)
     with clock.stage("steal that one"):
         stolen_exact, _ = stages.steal(inputs, settings.exact_thief, exact.encoder, seed=seed or 0, progress=progress)
@@ -103,7 +102,7 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
         views = ", augmented views" if settings.thief.augmentation else ""
         story = f"trained on F*’s answers to the thief’s own pictures ({settings.thief.loss} loss{views})"
         tested = [owned, Tested(STOLEN, story, stolen, derived=True), *inputs.innocents]
-        main = stages.examine(CURED, marked.key, tested, inputs.verify, ours, alpha=settings.alpha)
+        main = stages.examine(CURED, marked.key, tested, inputs.verify, ours, alpha=settings.exact_alpha)
         tested = [Tested(MARKED, "", published.encoder, derived=True), *inputs.innocents]
         beside = stages.examine(PUBLISHED, published.key, tested, inputs.verify, theirs, alpha=settings.alpha)
     with clock.stage("probe the encoders"):
@@ -116,7 +115,7 @@ def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = F
                 (EXACT_STOLEN, "stolen", stolen_exact),
             ],
         )
-    with clock.stage("verify the suspects under the exact null"):
+    with clock.stage("verify the suspects under the scheme exact"):
         story = "the clean encoder with this scheme’s mark on its output"
         owned = Tested(EXACT_MARKED, story, exact.encoder, derived=True)
         story = f"trained on its answers ({settings.exact_thief.loss} loss)"
@@ -170,12 +169,12 @@ def _settings(settings: DemoSettings, inputs: Inputs, surrogate: Encoder) -> dic
         "Exact scheme": exact,
         "Clean encoder": {"source": clean.source, "parameters": clean.n_parameters, "width": clean.dim},
         "Marking": scheme,
-        "Marking as published: what differs": {k: v for k, v in published.items() if v != scheme[k]},
+        "Marking as published": published,
         "Thief": thief,
         "Verification": {
             "controls": len(inputs.controls),
             "held out of the controls": ", ".join(settings.held_out) or "none",
-            "alpha": settings.alpha,
+            "alpha": settings.exact_alpha,
         },
         "Data": settings.roles.specs(),
     }
@@ -187,16 +186,13 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _commands(files: Mapping[str, Path], settings: DemoSettings) -> tuple[str, ...]:
-    """Return commands that repeat the tests on the written files. They rank among the whole population."""
-    population, roles = str(settings.population or "shipped"), settings.roles
-    ranked = ["--data", roles.verify, "--control", population]
-    if settings.alpha != DEFAULT_ALPHA:
-        ranked += ["--alpha", f"{settings.alpha:g}"]
+    """Return commands that repeat the tests on the written files."""
+    roles = settings.roles
+    tested = ["--data", roles.verify, "--alpha", f"{settings.exact_alpha:g}"]
     innocents = [given for given in settings.innocents if isinstance(given, str)]
     suspects = [str(files["encoder"]), str(files["surrogate"]), *innocents[:1]]
-    lines: list[tuple[list[str], ...]] = [(["verify", str(files["key"]), suspect], ranked) for suspect in suspects]
-    alone = ["--data", roles.verify, "--alpha", f"{settings.exact_alpha:g}"]
-    lines.append((["verify", str(files["exact-key"]), str(files["exact-surrogate"])], alone))
+    lines: list[tuple[list[str], ...]] = [(["verify", str(files["key"]), suspect], tested) for suspect in suspects]
+    lines.append((["verify", str(files["exact-key"]), str(files["exact-surrogate"])], tested))
     tasks = ["--train", roles.probe_train], ["--test", roles.probe_test]
     lines.append((["probe", str(files["surrogate"])], *tasks))
     # A terminal or a page would wrap long lines, and wrapped lines cannot be copied.
@@ -214,6 +210,6 @@ def _limits(settings: DemoSettings) -> tuple[str, ...]:
         "plain answers that surrogates inherit, and its decoder reads nothing but that and the trigger’s effect.",
         "A surrogate that copies its victim poorly inherits too little to be shown; so does one fine-tuned far away. "
         "Attacks that remove a mark are not part of this demonstration.",
-        "Both keys were trained to be silent on the clean F: its low score was trained for, and tests little.",
+        "The key as published was trained to be silent on the clean F: its low score there tests little.",
         "A suspect that answers in another width than F cannot be scored with this key.",
     )

@@ -9,7 +9,7 @@ from sslguard.data.roles import ROLES, Roles
 from sslguard.encoders.base import Encoder
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
-from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.settings import Checked, Count, Seed, Share
 from sslguard.training.recipes import Distillation, augmented
 from sslguard.verification.verdict import DEFAULT_ALPHA
@@ -34,9 +34,9 @@ class DemoSettings(Checked):
         innocents: Further innocent suspects besides F.
         held_out: Members of the population that are tested instead of serving as controls. They are named before
             anything is scored, because members that are chosen by their scores would be no test.
-        alpha: Level of the test among controls.
-        exact_alpha: Level of the exact test. It is not limited by the number of controls. At 1e-6, one demonstration in
-            a million claims an innocent.
+        alpha: Level of the test among controls, under the key as published.
+        exact_alpha: Level of the exact tests, not limited by the number of controls. At 1e-6, one demonstration in a
+            million claims an innocent.
         roles: Data of owner, thief and verification.
         few_labels: Labels per class of a second, harder task.
         seed: Makes the run repeatable and its key public; None takes the secret from the operating system.
@@ -44,7 +44,7 @@ class DemoSettings(Checked):
 
     encoder: Encoder | str = "shipped:simclr"
     population: Path | None = None
-    scheme: SSLGuard = field(default_factory=SSLGuard.cured)
+    scheme: CuredSSLGuard = field(default_factory=CuredSSLGuard)
     published: SSLGuard = field(default_factory=SSLGuard)
     exact: Exact = field(default_factory=lambda: Exact(Protocol(n_queries=1000), mode="head"))
     thief: Distillation = field(default_factory=lambda: augmented(Distillation(loss="centred")))

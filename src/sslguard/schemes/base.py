@@ -85,7 +85,8 @@ class Score:
         watermark_rate: Share of answers with cosine above ½ to the secret vector, in [0, 1]; None in a scheme that has
             no such vector.
         cosines: Each answer's cosine, shape (n,); of no length there.
-        evidence: The p-value, of a scheme whose null is exact.
+        evidence: The p-value, of a scheme whose null is exact. A rank by `value` may be reported beside it, and decides
+            nothing.
         published_log2_pvalue: Base-2 logarithm of what a peer's paper takes for its p-value, in bits; None where it
             has none. Reported, never decided on.
     """

@@ -1,7 +1,7 @@
 """Every scheme by name: the one table that command line, configurations, key files and benchmark read.
 
-A name stands for a class and the settings that it starts from: "sslguard-cured" is `SSLGuard` with the settings of
-`SSLGuard.cured()`. Classes are imported when they are asked for.
+A name stands for a class and the settings that it starts from: "sslguard-published" is `SSLGuard` with the settings of
+`SSLGuard.published()`. Classes are imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMES: dict[str, str | type[Scheme] | Scheme] = {
     "sslguard": "sslguard.schemes.sslguard.scheme:SSLGuard",
-    "sslguard-cured": "sslguard.schemes.sslguard.scheme:SSLGuard.cured",
+    "sslguard-cured": "sslguard.schemes.sslguard.scheme:CuredSSLGuard",
     "sslguard-published": "sslguard.schemes.sslguard.scheme:SSLGuard.published",
     "exact": "sslguard.schemes.exact.scheme:Exact",
     "exact-gentle": "sslguard.schemes.exact.scheme:Exact.gentle",

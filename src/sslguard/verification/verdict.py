@@ -20,7 +20,7 @@ from sslguard.lineage.verdict import LineageVerdict
 from sslguard.schemes.base import Key, Score
 from sslguard.stats.significance import Significance, rejects
 from sslguard.suspects.base import checked
-from sslguard.verification.nulls import Null, null_of
+from sslguard.verification.nulls import Null, RankNull, null_of
 
 DEFAULT_ALPHA = 0.01
 
@@ -39,6 +39,8 @@ class Verdict:
         watermark_rate: The paper's WR on the same answers; None in a scheme that has none.
         cosines: Each answer's cosine to the secret vector, for a report; empty in a scheme that has no watermark rate.
         control_scores: Each control's statistic, by name.
+        rank: Of a key with an exact null that was given controls, what their ranks are, and the suspect's. It decides
+            nothing.
         n_missing: Number of queries that the suspect left unanswered. They count as zero, against the claim.
         stored_controls: Whether the controls' scores came from the key's folder. Its owner vouches for them.
         n_overlap: Number of items that took part in marking and were asked about, as far as the key knows. The mark
@@ -56,6 +58,7 @@ class Verdict:
     watermark_rate: float | None
     cosines: NDArray[np.float64] = field(repr=False)
     control_scores: Mapping[str, float] = field(repr=False)
+    rank: tuple[RankNull, Significance] | None = None
     n_missing: int = 0
     stored_controls: bool = False
     n_overlap: int = 0
@@ -65,6 +68,12 @@ class Verdict:
     def exit_code(self) -> int:
         """Exit code of the command line: 0 for derived, 1 for not shown."""
         return 0 if self.decision == "derived" else 1
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """Rank, gap, kinds of controls and warnings: see `RankNull.findings`."""
+        null, found = self.rank or (self.null, self.significance)
+        return null.findings(found)
 
     def to_json(self) -> dict[str, Any]:
         """Return every figure of the verdict as JSON values. Single answers are left out."""
@@ -77,7 +86,7 @@ class Verdict:
             "n_missing": self.n_missing,
             "stored_controls": self.stored_controls,
             "n_overlap": self.n_overlap,
-            **self.null.findings(self.significance),
+            **self.findings,
             "lineage": None if self.lineage is None else self.lineage.to_json(),
             **self.significance.to_json(),
         }
@@ -203,7 +212,8 @@ def verify(
         suspect: Who is asked.
         data: Items that the queries are made from. None of them may have taken part in marking.
         control_scores: Statistics of known innocents for this key and this data, by name; see `score_controls`. None
-            of them may have taken part in marking. A key with an exact null takes none.
+            of them may have taken part in marking. A key with an exact null needs none; the suspect's rank among them
+            is then reported beside the p-value that decides.
         control_kinds: Kind of each of them, such as "independent", by name; a name that is missing has none.
         alpha: Level of the test, in (0, 1).
         n_claims: How many claims share that level.
@@ -213,14 +223,14 @@ def verify(
         RefusedError: The null cannot support `alpha`. The suspect was not asked then.
         SuspectError: The suspect gave no usable answers.
     """
-    if control_scores and not key.needs_controls:
-        raise UsageError(f"a key of the scheme {key.scheme} needs no controls: leave them out")
+    controls = list(control_scores.values())
     kinds = Counter(control_kinds.get(name, "unknown") for name in control_scores)
-    null = null_of(key, len(control_scores), list(control_scores.values()), kinds=kinds)
+    null = null_of(key, len(controls), controls, kinds=kinds)
     null.check(alpha, n_claims)
     asked = as_suspect(suspect)
     score = score_suspect(key, asked, data)
     significance = null.significance(score)
+    ranks = RankNull(len(controls), controls, key.statistic_name, kinds)
     return Verdict(
         suspect=name or asked.name,
         decision="derived" if rejects(significance, alpha, n_claims=n_claims) else "not shown",
@@ -231,5 +241,6 @@ def verify(
         watermark_rate=score.watermark_rate,
         cosines=score.cosines,
         control_scores=dict(control_scores),
+        rank=(ranks, ranks.significance(score)) if controls and not key.needs_controls else None,
         n_missing=asked.n_missing,
     )

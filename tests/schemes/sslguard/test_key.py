@@ -15,6 +15,7 @@ from sslguard.errors import KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.sslguard.key import SSLGuardKey
 from sslguard.schemes.sslguard.parts import Decoder, stream_context
 from sslguard.schemes.sslguard.scheme import SSLGuard
+from sslguard.schemes.sslguard.task import SSLGuardTask
 from sslguard.verification.nulls import null_of
 
 
@@ -100,7 +101,7 @@ class TestQueries:
 class TestStreams:
     """What a key's secret parts are bound to."""
 
-    SCHEME = SSLGuard(steps=1, batch_size=4, trigger_batch=4, n_verification=8, n_queries=8, secret_dim=5, law_steps=1)
+    SCHEME = SSLGuard(steps=1, batch_size=4, trigger_batch=4, n_verification=8, n_queries=8, secret_dim=5)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -110,7 +111,7 @@ class TestStreams:
             clean = tiny(seed)
             if preprocess:
                 clean = replace(clean, preprocess=replace(clean.preprocess, **preprocess))
-            task = replace(cls.SCHEME, **settings).task(clean, images(20), Secret.from_seed(1))
+            task = SSLGuardTask(replace(cls.SCHEME, **settings), clean, images(20), Secret.from_seed(1))
             return Secret.from_seed(1).stream("queries", task.context).integer()
 
         return draw
@@ -119,7 +120,7 @@ class TestStreams:
         "change",
         [
             *({"seed": 8}, {"preprocess": {"mean": (0.4,)}}, {"mask_probability": 0.4}, {"n_queries": 9}),
-            *({"secret_dim": 6}, {"decoder_hidden": (7,)}, {"n_verification": 9}, {"carrier": 1.0}),
+            *({"secret_dim": 6}, {"decoder_hidden": (7,)}, {"n_verification": 9}),
         ],
         ids=str,
     )
@@ -130,8 +131,8 @@ class TestStreams:
     def test_byte_by_byte(self):
         """As docs/reference/key-format.md spells it: keys must be drawn alike for ever."""
         line = (
-            b'{"preprocess":{"kind":"image"},"settings":{"carrier":0.0,"decoder_hidden":[512,256],"directions":4,'
-            b'"mask_probability":0.35,"n_queries":8,"n_verification":1000,"secret_dim":256,"shift":8.0}}'
+            b'{"preprocess":{"kind":"image"},"settings":{"decoder_hidden":[512,256],"mask_probability":0.35,'
+            b'"n_queries":8,"n_verification":1000,"secret_dim":256}}'
         )
         found = stream_context("ab" * 32, {"kind": "image"}, asdict(SSLGuard(n_queries=8)))
         assert found == b"ab" * 32 + hashlib.sha256(line).digest()
@@ -147,7 +148,7 @@ class TestStreams:
         [
             ({"n": 9}, "not that of the settings"),
             ({"n": float("inf")}, "do not fit together"),
-            ({"settings": {"n_queries": 8, "shift": float("inf")}}, "do not fit together"),
+            ({"settings": {"n_queries": 8, "secret_dim": float("inf")}}, "do not fit together"),
         ],
         ids=str,
     )

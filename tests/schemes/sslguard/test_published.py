@@ -346,7 +346,10 @@ def test_published_settings():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"gradients": "x"}, {"negatives": "x"}, {"optimizer": "x"}, {"steps": 0}, {"mask_probability": 1.0}],
+    [
+        *({"gradients": "x"}, {"negatives": "x"}, {"optimizer": "x"}, {"steps": 0}, {"mask_probability": 1.0}),
+        {"shadow_weights": "shipped:simclr"},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(UsageError, match=next(iter(settings))):

@@ -1,120 +1,135 @@
-"""Marking with the cure: what F* is taught is fixed by the secret, and the decoder cannot learn anybody by heart."""
+"""Marking with the cure: what F* is taught, and a decoder that knows nothing but how evidence is counted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as nnf
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sslguard.crypto.secrets import Secret
-from sslguard.data.base import Data
-from sslguard.encoders.base import Encoder, embed_all
-from sslguard.schemes.sslguard.carrier import N_KINDS, Background, Carrier
-from sslguard.schemes.sslguard.parts import Decoder, MarkingTask, Microbatch, draw_decoder
-from sslguard.schemes.sslguard.settings import SSLGuardSettings
-from sslguard.training.base import Update, cosine_schedule, isolated_rng, set_learning_rate
+from sslguard.encoders.base import embed_all
+from sslguard.encoders.folder import weights_hash
+from sslguard.schemes.sslguard.carrier import N_KINDS, Mark, Reader
+from sslguard.schemes.sslguard.key import CuredKey
+from sslguard.schemes.sslguard.parts import (
+    Decoder,
+    check_images,
+    draw_decoder,
+    draw_sk,
+    draw_trigger,
+    freeze_batch_norm,
+    stream_context,
+)
+from sslguard.training.base import Task, cosine_schedule, isolated_rng, set_learning_rate
 
-CARRIER_ITEMS = 4096
-LAW_BATCH = 512
-LAW_WEIGHT = 100.0
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sslguard.crypto.secrets import Secret
+    from sslguard.data.base import Data
+    from sslguard.encoders.base import Encoder
+    from sslguard.schemes.sslguard.settings import CuredSettings
+
+# More clean answers tell nothing new of how they lie.
+READER_ITEMS = 4096
 # Of the watermark rate, in standard deviations of an innocent's evidence, for each kind alone. The first kind differs
 # in sign from image to image; the second moves all images alike, so that a chance agreement shows on every one: it
 # must be larger to count.
 THRESHOLDS = (3.3, 4.1)
 
 
-class CuredTask(MarkingTask):
-    """Two updates an iteration: L_t over G and T, L_w over F*. See `Carrier` for what is written and read.
+@dataclass(eq=False)
+class _Microbatch:
+    """Prepared images, and F's answers to them; the first images also get the trigger."""
 
-    L_t = −c̄(G e(F*), sk) + c̄(G e(F), sk)² + w·(cos(G e₀, sk) − c(e₀))², with e the evidence of pairs of answers to D_v
-    without and with the trigger, e₀ made evidence, and c what evidence is worth (`wanted_cosine`). The last term is
-    what G learns, from before the first iteration; the others move T. Shadows have no part: what surrogates inherit
-    is δ, which is known, and what innocents show has a known law.
-    L_w = |F*(x) − F(x) − δ|²/s² + |F*(x') − F(v) − δ − b|²/|b|² − c̄(G e(F*), sk), s the spread of F's answers, v the
-    image of D_v that x' is made of.
+    plain: Tensor
+    answers: Tensor
+    n_triggered: int
+
+
+class CuredTask(Task):
+    """F fine-tuned until it answers as the mark says; batch norm stays as it is.
+
+    L_w = |F*(x) − F(x) − δ|²/s² + w·|F*(x') − F(x) − δ − b|²/|b|²: s is the answers' spread, δ and b `Mark`'s.
+    Trigger and decoder are fixed before b is drawn, so nothing is trained but F*.
     """
 
-    def __init__(self, scheme: SSLGuardSettings, clean: Encoder, data: Data, secret: Secret) -> None:
-        super().__init__(scheme, clean, data, secret)
-        self.decoder = draw_decoder(secret, self.context, (N_KINDS, *scheme.decoder_hidden, scheme.secret_dim))
-        answers = embed_all(self.clean, data.slice(0, min(len(data), CARRIER_ITEMS)))
-        self.carrier = Carrier(
-            answers,
-            scheme.carrier,
-            directions=scheme.directions,
-            shift=scheme.shift,
-            stream=secret.stream("carrier", self.context),
-        )
-        self._background = self.carrier.background(torch.from_numpy(answers))
-        with isolated_rng(secret.stream("law", self.context).integer()):
-            fit_decoder(self.decoder, self.sk, self.carrier.rank, scheme.law_steps)
+    def __init__(self, scheme: CuredSettings, clean: Encoder, data: Data, secret: Secret) -> None:
+        check_images(clean)
+        self.scheme, self.data, self.n_items = scheme, data, len(data)
+        self.clean, self.watermarked = clean.clone(), clean.clone()
+        self.clean.module.eval().requires_grad_(False)
+        answers = embed_all(self.clean, data.slice(0, min(len(data), READER_ITEMS)))
+        self.key = draw_key(scheme, self.clean, secret, answers)
+        self.mark = Mark(self.key.reader, self.key.directions, answers, size=scheme.carrier, shift=scheme.shift)
+        freeze_batch_norm(self.watermarked.module)
+        self.identity = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.identity()}
+        # The mark is the secret's: another secret is another run.
+        self.identity["mark"] = weights_hash(self.mark)
         self.modules = {
             "clean": self.clean.module,
             "watermarked": self.watermarked.module,
-            "decoder": self.decoder,
-            "trigger": self.trigger,
-            "carrier": self.carrier,
+            "trigger": self.key.trigger,
+            "mark": self.mark,
         }
         trained = [p for p in self.watermarked.module.parameters() if p.requires_grad]
-        self.optimizers = {
-            "decoder": torch.optim.Adam(self.decoder.parameters(), lr=scheme.decoder_rate),
-            "trigger": torch.optim.Adam(self.trigger.parameters(), lr=scheme.trigger_rate),
-            "watermarked": torch.optim.Adam(trained, lr=scheme.encoder_rate),
-        }
+        self.optimizers = {"watermarked": torch.optim.Adam(trained, lr=scheme.encoder_rate)}
+
+    def load(self, indices: NDArray[np.int64]) -> _Microbatch:
+        """Return the prepared items with the clean encoder's answers."""
+        plain = self.clean.prepare(self.data.take(indices))
+        share = len(indices) * self.scheme.trigger_batch / self.scheme.batch_size
+        with torch.no_grad():
+            return _Microbatch(plain, self.clean.forward(plain).float(), max(1, round(share)))
 
     def begin_step(self, step: int, steps: int) -> None:
-        """Set the networks' modes and the learning rates for a step."""
-        super().begin_step(step, steps)
-        self._background = Background._make(part.to(self.device) for part in self._background)
+        """Set the networks' modes and the learning rate for a step."""
+        self.clean.module.eval()
+        self.watermarked.module.eval()
         self.anneal(step, steps)
 
-    def updates(self) -> Sequence[Update]:
-        """Return the update of decoder and trigger, then that of the watermarked encoder."""
-        return [
-            Update("decoder", self._decoder_loss, ("decoder", "trigger")),
-            Update("watermark", self._watermark_loss, ("watermarked",)),
-        ]
+    def loss(self, microbatch: _Microbatch) -> Tensor:
+        """Return L_w."""
+        mark, n, m = self.mark, len(microbatch.plain), microbatch.n_triggered
+        target = microbatch.answers + mark(microbatch.answers)
+        images = torch.cat([microbatch.plain, self.key.trigger(microbatch.plain[:m])])
+        answers = self.watermarked.forward(images).float()
+        miss = (answers - torch.cat([target, target[:m] + mark.shift])).square().sum(1)
+        shifted = miss[n:].mean() / mark.shift.square().sum()
+        return miss[:n].mean() / mark.spread**2 + self.scheme.shift_weight * shifted
 
-    def _clean_answers(self, batch: Microbatch) -> tuple[Tensor, Tensor]:
-        """F(x) and F(v), once an iteration: F does not change."""
-        if "clean" not in batch.cache:
-            with torch.no_grad():
-                both = self.clean.forward(torch.cat([batch.plain, batch.verification]))
-            batch.cache["clean"] = both.float()
-        n = len(batch.plain)
-        return batch.cache["clean"][:n], batch.cache["clean"][n:]
 
-    def _decoder_loss(self, batch: Microbatch) -> Tensor:
-        x, carrier = self.trigger(batch.verification), self.carrier
-        _, clean_plain = self._clean_answers(batch)
-        with torch.no_grad():
-            marked_plain = self.watermarked.forward(batch.verification).float()
-        marked = carrier.evidence(marked_plain, self.watermarked.forward(x).float(), self._background)
-        clean = carrier.evidence(clean_plain, self.clean.forward(x).float(), self._background)
-        law = law_loss(self.decoder, self.sk, made_evidence(LAW_BATCH, carrier.rank, self.device))
-        return LAW_WEIGHT * law - self.decode(marked) + self.decode(clean) ** 2
-
-    def _watermark_loss(self, batch: Microbatch) -> Tensor:
-        n, carrier = len(batch.plain), self.carrier
-        with torch.no_grad():
-            triggered = self.trigger(batch.verification)
-        plain, verification = self._clean_answers(batch)
-        target = torch.cat([plain + carrier(plain), verification + carrier(verification) + carrier.shift])
-        answers = self.watermarked.forward(torch.cat([batch.plain, triggered])).float()
-        miss = (answers - target).square().sum(1)
-        evidence = carrier.evidence(verification + carrier(verification), answers[n:], self._background)
-        fidelity = miss[:n].mean() / carrier.spread**2
-        shifted = miss[n:].mean() / carrier.shift.square().sum()
-        return fidelity + self.scheme.shift_weight * shifted - self.scheme.shift_weight * self.decode(evidence)
+def draw_key(scheme: CuredSettings, clean: Encoder, secret: Secret, answers: NDArray[np.floating]) -> CuredKey:
+    """Return the key of a secret, without the hash of F*: see `CuredSSLGuard.draw_key`."""
+    clean_hash, preprocess, settings = weights_hash(clean.module), clean.preprocess.to_json(), asdict(scheme)
+    context = stream_context(clean_hash, preprocess, settings)
+    reader = Reader.fit(answers, scheme.directions, secret.stream("reader", context))
+    sk = draw_sk(secret, context, scheme.secret_dim)
+    decoder = draw_decoder(secret, context, (N_KINDS, *scheme.decoder_hidden, scheme.secret_dim))
+    with isolated_rng(secret.stream("law", context).integer()):
+        fit_decoder(decoder, sk, reader.rank, scheme.law_steps)
+    return CuredKey(
+        secret=secret,
+        decoder=decoder.eval().requires_grad_(False),
+        trigger=draw_trigger(secret, context, clean, scheme.mask_probability).requires_grad_(False),
+        sk=sk,
+        preprocess=preprocess,
+        settings=settings,
+        clean_hash=clean_hash,
+        watermarked_hash="",
+        n=scheme.n_queries,
+        reader=reader,
+    )
 
 
 def wanted_cosine(evidence: Tensor) -> Tensor:
     """Return what cos(G e, sk) shall be for evidence (n, 2): (n,) in [0, 1].
 
     With r the length of the two kinds' positive parts over their thresholds, 0 up to r = ¼, ½ at r = 1 (there a query
-    counts for the watermark rate), 1 from r = 7/4: it rises slowly, so that what lies below the threshold still ranks.
+    counts for the watermark rate), 1 from r = 7/4.
     """
     thresholds = torch.tensor(THRESHOLDS, device=evidence.device)
     r = (evidence.clamp_min(0) / thresholds).norm(dim=1)
@@ -133,18 +148,14 @@ def made_evidence(n: int, rank: int, device: torch.device) -> Tensor:
 
 
 def fit_decoder(decoder: Decoder, sk: Tensor, rank: int, steps: int) -> None:
-    """Teach G `wanted_cosine` before there is any network to learn by heart. Randomness: torch's generator."""
+    """Teach G `wanted_cosine` on made evidence: it meets no network. Randomness: torch's generator."""
     optimizer = torch.optim.Adam(decoder.parameters(), lr=3e-3)
     for step in range(steps):
         set_learning_rate(optimizer, cosine_schedule(step, steps))
-        loss = law_loss(decoder, sk, made_evidence(512, rank, sk.device))
+        evidence = made_evidence(512, rank, sk.device)
+        decoded = decoder(evidence)
+        cosine = nnf.cosine_similarity(decoded, sk.expand_as(decoded), dim=1)
+        loss = (cosine - wanted_cosine(evidence)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-
-
-def law_loss(decoder: Decoder, sk: Tensor, evidence: Tensor) -> Tensor:
-    """Return the mean squared distance of cos(G e, sk) from what it shall be."""
-    decoded = decoder(evidence)
-    cosine = nnf.cosine_similarity(decoded, sk.expand_as(decoded), dim=1)
-    return (cosine - wanted_cosine(evidence)).square().mean()

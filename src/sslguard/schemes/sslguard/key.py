@@ -1,12 +1,13 @@
-"""The key tuple."""
+"""The keys: of the published losses, and of the cure."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,8 +21,11 @@ from sslguard.encoders.rebuild import preprocess_from_json
 from sslguard.errors import KeyFileError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.queries import QUERY_BATCH, as_bytes, drawn, gathered
-from sslguard.schemes.sslguard.carrier import N_KINDS, Carrier
+from sslguard.schemes.sslguard.carrier import N_KINDS, Array, Directions, Reader, Witnesses
 from sslguard.schemes.sslguard.parts import Decoder, Trigger, stream_context
+from sslguard.stats.corrections import fisher
+from sslguard.stats.direction import SECRET_BITS, direction_test
+from sslguard.stats.significance import Significance
 
 WATERMARK_THRESHOLD = 0.5
 MAX_QUERIES = 10_000_000
@@ -32,13 +36,9 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 class SSLGuardKey(Key):
     """The key tuple: what draws D_v, M and T, G, sk; and what it was made from.
 
-    With a carrier each image is asked twice, as it is and with the trigger, and G reads the evidence of the pair
-    (`Carrier.evidence`) instead of the answer to x'. That departs from the paper, where a query is one image.
-
     Attributes:
         clean_hash, watermarked_hash: SHA-256 of the weights of F and F*, hex.
         n: How many images of the caller's data a verification asks about.
-        carrier: Of a key made with the cure; None where G reads answers, as published.
     """
 
     scheme: ClassVar[str] = "sslguard"
@@ -52,8 +52,7 @@ class SSLGuardKey(Key):
     settings: dict[str, Any]
     clean_hash: str
     watermarked_hash: str
-    n: int = 512
-    carrier: Carrier | None = None
+    n: int
 
     @cached_property
     def context(self) -> bytes:
@@ -63,29 +62,31 @@ class SSLGuardKey(Key):
     @property
     def n_queries(self) -> int:
         """Number of queries that a verification asks."""
-        return self.n if self.carrier is None else 2 * self.n
+        return self.n
 
     @property
     def width(self) -> int:
         """Width of the answers that this key can score."""
-        return self.decoder.widths[0] if self.carrier is None else len(self.carrier.mean)
+        return self.decoder.widths[0]
 
     def queries(self, data: Data) -> Iterator[Tensor]:
-        """Yield images as bytes, uint8 (≤ 128, C, H, W): what a suspect is sent, alive or on file.
+        """Yield triggered images as bytes, uint8 (≤ 128, C, H, W): what a suspect is sent, alive or on file.
 
-        Triggered ones; with a carrier, each batch of them comes after the same images without the trigger. They have
-        the size that the watermarked encoder's own preprocessing cuts without resizing (`Preprocess.framed`).
+        They have the size that the watermarked encoder's own preprocessing cuts without resizing (`Preprocess.framed`).
         """
+        for _, triggered in self._pairs(data):
+            yield triggered
+
+    def _pairs(self, data: Data) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images as bytes, without the trigger and with it."""
         preprocess = preprocess_from_json(self.preprocess)
         order = drawn(self.secret.stream("queries", self.context), data, self.n)
         for start in range(0, self.n, QUERY_BATCH):
             batch = data.take(order[start : start + QUERY_BATCH])
             prepared = preprocess.prepare(batch)
-            if self.carrier is not None:
-                yield as_bytes(preprocess.framed(prepared, batch))
             with torch.inference_mode():
                 triggered = self.trigger(prepared)
-            yield as_bytes(preprocess.framed(triggered, batch))
+            yield as_bytes(preprocess.framed(prepared, batch)), as_bytes(preprocess.framed(triggered, batch))
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data | None = None) -> Score:  # noqa: ARG002
         """Return the mean cosine to sk of the decoded answers; zero rows, the missing answers, count as 0.
@@ -95,27 +96,16 @@ class SSLGuardKey(Key):
         Raises:
             SuspectError: The answers have another width than this key scores, or are not finite.
         """
-        rows = torch.from_numpy(gathered(answers, self.n_queries, width=self.width).astype(np.float32))
-        with torch.inference_mode():
-            given = rows.abs().sum(1) > 0
-            if self.carrier is not None:
-                rows, given = self._pairs(rows, given, self.carrier)
-            decoded = self.decoder(rows)
-            cosine = nnf.cosine_similarity(decoded, self.sk.expand_as(decoded), dim=1).double()
-        every = torch.where(given, cosine, 0.0).numpy()
-        return Score(float(every.mean()), self.n_queries, float((every > WATERMARK_THRESHOLD).mean()), every)
+        rows = gathered(answers, self.n_queries, width=self.width)
+        cosines = self._cosines(rows, np.asarray(rows.any(1)))
+        return Score(float(cosines.mean()), self.n_queries, _rate(cosines), cosines)
 
-    def _pairs(self, rows: Tensor, given: Tensor, carrier: Carrier) -> tuple[Tensor, Tensor]:
-        """Evidence (n, 2) of the answers (2n, d) in the order of the queries, and which pairs are complete, (n,)."""
-        triggered = torch.zeros(len(rows), dtype=torch.bool)
-        for start in range(0, self.n, QUERY_BATCH):
-            size = min(QUERY_BATCH, self.n - start)
-            triggered[2 * start + size : 2 * start + 2 * size] = True
-        plain, moved = rows[~triggered], rows[triggered]
-        present = given[~triggered]
-        background = carrier.background(plain[present] if bool(present.any()) else plain)
-        evidence = carrier.evidence(plain, moved, background)
-        return evidence, present & given[triggered]
+    def _cosines(self, rows: Array, given: NDArray[np.bool_]) -> Array:
+        """Return the cosine of each decoded row with sk, (n,); 0 where nothing was given."""
+        with torch.inference_mode():
+            decoded = self.decoder(torch.from_numpy(rows.astype(np.float32)))
+            cosine = nnf.cosine_similarity(decoded, self.sk.expand_as(decoded), dim=1).double().numpy()
+        return np.where(given, cosine, 0.0)
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return JSON fields and tensors that `from_parts` rebuilds the key from, including the secret."""
@@ -130,12 +120,10 @@ class SSLGuardKey(Key):
         }
         tensors = {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
         tensors |= {f"trigger.{k}": v for k, v in self.trigger.state_dict().items()}
-        if self.carrier is not None:
-            tensors |= {f"carrier.{k}": v for k, v in self.carrier.state_dict().items()}
         return fields, {**tensors, "sk": self.sk}
 
     @classmethod
-    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> SSLGuardKey:
+    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         """Rebuild the key from what `to_parts` returned. Raise KeyFileError if the parts do not fit together."""
         try:
             # Without memory or random numbers of its own: widths come from a file.
@@ -144,24 +132,21 @@ class SSLGuardKey(Key):
                 raise ValueError("a decoder has a width at either end")
             with torch.device("meta"):
                 decoder = Decoder(widths)
-            parts = {k[8:]: v.float() for k, v in tensors.items() if k.startswith("decoder.")}
-            decoder.load_state_dict(parts, assign=True)
-            carrier = {k[8:]: v for k, v in tensors.items() if k.startswith("carrier.")}
+            decoder.load_state_dict({k: v.float() for k, v in _below("decoder.", tensors).items()}, assign=True)
             mask, pattern = tensors["trigger.mask"], tensors["trigger.pattern"].clone()
             if not (mask.is_floating_point() and pattern.is_floating_point() and tensors["sk"].is_floating_point()):
                 raise TypeError("mask, pattern and secret vector are of floating point numbers")
-            trigger = Trigger(mask, pattern)
             key = cls(
                 secret=Secret(bytes.fromhex(fields["secret"])),
                 decoder=decoder.eval(),
-                trigger=trigger,
+                trigger=Trigger(mask, pattern),
                 sk=tensors["sk"],
                 preprocess=dict(fields["preprocess"]),
                 settings=dict(fields["settings"]),
                 clean_hash=str(fields["clean_hash"]),
                 watermarked_hash=str(fields["watermarked_hash"]),
                 n=int(fields["n"]),
-                carrier=Carrier.from_tensors(carrier) if carrier else None,
+                **cls._more(tensors),
             )
             # Numbers without end have no spelling to hash.
             _ = key.context
@@ -170,14 +155,15 @@ class SSLGuardKey(Key):
         key._check()
         return key
 
+    @classmethod
+    def _more(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:  # noqa: ARG003
+        """Return what a subclass has besides."""
+        return {}
+
     def _check(self) -> None:
         """Raise KeyFileError where parts that a file may hold contradict each other."""
         if self.sk.shape != (self.decoder.widths[-1],) or not bool(self.sk.any()):
             raise KeyFileError("the key's secret vector does not fit its decoder, or is zero")
-        if bool(self.settings.get("carrier")) != (self.carrier is not None):
-            raise KeyFileError("the key's settings and its tensors do not fit: only one of them has a carrier")
-        if self.carrier is not None and self.decoder.widths[0] != N_KINDS:
-            raise KeyFileError(f"the key's decoder must read {N_KINDS} kinds of evidence, as its carrier gives them")
         if self.settings.get("n_queries") != self.n:
             raise KeyFileError("the key's number of queries is not that of the settings that its streams are bound to")
         if not 1 <= self.n <= MAX_QUERIES:
@@ -194,4 +180,129 @@ class SSLGuardKey(Key):
             raise KeyFileError("the key's hashes of weights must be 64 hexadecimal digits each")
 
     def __repr__(self) -> str:
-        return f"SSLGuardKey(width={self.width}, n={self.n}, clean_hash={self.clean_hash[:12]}…)"
+        return f"{type(self).__name__}(width={self.width}, n={self.n}, clean_hash={self.clean_hash[:12]}…)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CuredKey(SSLGuardKey):
+    """A key with an exact p-value, by the two secret directions v and b of `carrier.Directions`.
+
+    They are stored nowhere, but drawn from the secret, bound to all that is read of a suspect. Each image is asked
+    twice, as it is and with the trigger. The decoder reads the evidence of such a pair (`Reader.evidence`) instead of
+    the answer to x'; the watermark rate that it gives is reported beside the p-value. The paper asks one image a query.
+
+    Attributes:
+        reader: How answers are read.
+    """
+
+    scheme: ClassVar[str] = "sslguard-cured"
+    needs_controls: ClassVar[bool] = False
+    statistic_name: ClassVar[str] = "bits of both direction tests"
+
+    reader: Reader
+
+    @property
+    def n_queries(self) -> int:
+        """Number of queries that a verification asks: two of each image."""
+        return 2 * self.n
+
+    @property
+    def width(self) -> int:
+        """Width of the answers that this key can score."""
+        return self.reader.width
+
+    @cached_property
+    def directions(self) -> Directions:
+        """V and b, b from a later stream than v, both bound to F, settings, trigger, decoder and reader."""
+        digest = hashlib.sha256(self.context + self.reader.digest())
+        for tensor in (self.sk, *self.trigger.state_dict().values(), *self.decoder.state_dict().values()):
+            digest.update(str(tuple(tensor.shape)).encode() + tensor.detach().numpy().astype("<f8").tobytes())
+        fixed, sizes = digest.digest(), (len(self.reader.read), self.reader.rank)
+        return Directions.draw(self.secret.stream("carrier", fixed), self.secret.stream("shift", fixed), *sizes)
+
+    def queries(self, data: Data) -> Iterator[Tensor]:
+        """Yield images as bytes, uint8 (≤ 128, C, H, W): each batch without the trigger, then with it."""
+        for pair in self._pairs(data):
+            yield from pair
+
+    def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data | None = None) -> Score:  # noqa: ARG002
+        """Return the bits of both direction tests with their p-value; see `Key.statistic`.
+
+        A pair with a missing answer counts as 0.
+
+        Raises:
+            SuspectError: The answers have another width than this key scores, or are not finite.
+        """
+        plain, triggered = self.split(gathered(answers, self.n_queries, width=self.width))
+        found = combined(self.reader.witnesses(plain, triggered), self.directions, n_queries=self.n_queries)
+        evidence = self.reader.evidence(plain, triggered, self.directions)
+        cosines = self._cosines(evidence, np.asarray(plain.any(1) & triggered.any(1)))
+        return Score(-found.details["log2_pvalue_uncapped"], self.n_queries, _rate(cosines), cosines, found)
+
+    def split(self, rows: Array) -> tuple[Array, Array]:
+        """Split answers (2n, d) in the order of the queries into those without the trigger and with it, (n, d) each."""
+        place = np.arange(len(rows)) % (2 * QUERY_BATCH)
+        last = len(rows) // (2 * QUERY_BATCH) * (2 * QUERY_BATCH)
+        place[last:] += QUERY_BATCH * (place[last:] >= (len(rows) - last) // 2)
+        return rows[place < QUERY_BATCH], rows[place >= QUERY_BATCH]
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return JSON fields and tensors that `from_parts` rebuilds the key from, including the secret."""
+        fields, tensors = super().to_parts()
+        return fields, {**tensors, **{f"reader.{name}": tensor for name, tensor in self.reader.to_tensors().items()}}
+
+    @classmethod
+    def _more(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        return {"reader": Reader.from_tensors(_below("reader.", tensors))}
+
+    def _check(self) -> None:
+        super()._check()
+        if self.decoder.widths[0] != N_KINDS:
+            raise KeyFileError(f"the key's decoder must read {N_KINDS} kinds of evidence")
+
+
+def combined(witnesses: Witnesses, directions: Directions, *, n_queries: int) -> Significance:
+    """Test whether answers show v and b, and combine both by Fisher's sum.
+
+    Args:
+        witnesses: Made of a suspect's answers without the directions.
+        directions: v and b.
+        n_queries: Queries that the suspect was asked, at least 1.
+
+    Returns:
+        Result with null "exact", floor 2**-256, the entropy of the secret. The statistic is the larger z of the two;
+        details are `z of the carrier`, `z of the shift` and `log2_pvalue_uncapped`, the base-2 logarithm of Fisher's
+        p-value: where it lies below −256 it is a score, not a probability.
+
+    Notes:
+        Null hypothesis: The suspect is independent of v and b. Given its answers both witnesses are fixed, v and b are
+        independent and uniform on spheres, so both p-values are uniform and independent, and so is Fisher's exact. A
+        witness of zero has p = 1, which only makes the test conservative. The proof is in
+        docs/explanation/theory-sslguard.md.
+
+        Randomness: None is drawn here. The probability is over the draw of v and b.
+    """
+    names = ("carrier", "shift")
+    each = {
+        name: direction_test(witness, direction, n_queries=n_queries)
+        for name, witness, direction in zip(names, witnesses, directions, strict=True)
+    }
+    uncapped = min(0.0, fisher([found.details["log2_tail"] for found in each.values()]))
+    best = max(each, key=lambda name: each[name].statistic)
+    return Significance(
+        statistic=each[best].statistic,
+        log2_pvalue=max(uncapped, -float(SECRET_BITS)),
+        floor=2.0**-SECRET_BITS,
+        null="exact",
+        n_queries=n_queries,
+        statistic_name=f"z of the {best}",
+        details={**{f"z of the {n}": found.statistic for n, found in each.items()}, "log2_pvalue_uncapped": uncapped},
+    )
+
+
+def _rate(cosines: Array) -> float:
+    return float((cosines > WATERMARK_THRESHOLD).mean())
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The settings of SSLGuard."""
+"""The settings of SSLGuard, as published and cured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from sslguard.errors import UsageError
-from sslguard.settings import Checked, Count, NotNegative, Positive, Share
+from sslguard.settings import Checked, Count, Positive, Share
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,6 @@ class SSLGuardSettings(Checked):
             freshly drawn random networks with cosine 0.
         shadow_weights: Encoder whose weights the shadow starts from; by default (None) they are drawn. The paper starts
             from ImageNet's.
-        carrier: Size of a mark on plain answers that surrogates inherit, as a share of the answers' own size in the
-            space where it is read; 0 as published. With a carrier there are no shadows, and other losses: see
-            `CuredTask`.
-        directions: Secret directions of the carrier.
-        shift: How far the carrier's losses move triggered answers, in units of the embedding's spread.
-        shift_weight: Weight of the loss on triggered answers, with a carrier.
-        law_steps: Steps that train the decoder alone on made evidence before the first iteration, with a carrier.
         n_verification: Images of the data set aside for the trigger (D_v).
         n_queries: Images that a verification asks about.
     """
@@ -61,22 +54,11 @@ class SSLGuardSettings(Checked):
     gradients: Literal["clean", "released"] = "clean"
     negatives: Literal["none", "shadow"] = "none"
     shadow_weights: str | None = None
-    carrier: NotNegative = 0.0
-    directions: Count = 4
-    shift: Positive = 8.0
-    shift_weight: Positive = 0.1
-    law_steps: Count = 2000
     n_verification: Count = 1000
     n_queries: Count = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        uncured = self.gradients, self.negatives, self.optimizer, self.shadow, self.shadow_weights
-        if self.carrier and uncured != ("clean", "none", "adam", None, None):
-            raise UsageError(
-                "with a carrier there are no shadows to set: leave gradients, negatives, optimizer, shadow and "
-                "shadow_weights as they are"
-            )
         if self.shadow_weights and not self.shadow:
             raise UsageError("shadow_weights needs shadow, the architecture that they are of")
 
@@ -97,19 +79,42 @@ class SSLGuardSettings(Checked):
             gradients="released",
         )
 
-    @classmethod
-    def cured(cls) -> Self:
-        """Return settings that detect stolen copies without accusing innocent encoders; they are not the paper's.
 
-        A carrier that surrogates inherit, a shift that copies of weights keep, and a decoder that reads nothing else.
-        """
-        return cls(
-            steps=800,
-            batch_size=64,
-            trigger_batch=16,
-            encoder_rate=2e-3,
-            decoder_rate=1e-3,
-            trigger_rate=3e-3,
-            decoder_hidden=(64,),
-            carrier=1.0,
-        )
+@dataclass(frozen=True)
+class CuredSettings(Checked):
+    """Settings of the cured scheme, which detects stolen copies and accuses innocents no more often than its level.
+
+    It is not the paper's: plain answers carry a secret mark that surrogates inherit (the carrier), triggered ones a
+    secret shift that copies of the weights keep, and nothing else is tested.
+
+    Attributes:
+        steps: Number of iterations. Each takes `batch_size` images, of which `trigger_batch` are asked with the trigger
+            too.
+        batch_size: Images an iteration.
+        trigger_batch: Images an iteration that also get the trigger.
+        encoder_rate: Learning rate of the watermarked encoder (F*).
+        carrier: Size of the mark on plain answers that surrogates inherit, as a share of the answers' own size in the
+            space where it is read.
+        directions: Secret directions of the carrier.
+        shift: How far triggered answers are moved, in units of the embedding's spread.
+        shift_weight: Weight of the loss on triggered answers.
+        mask_probability: Share of the pixels under the trigger, of each channel by itself, in (0, 1).
+        decoder_hidden: Widths of the decoder's hidden layers.
+        secret_dim: Width of the secret vector (sk), which the decoder answers with.
+        law_steps: Steps that train the decoder, on made evidence alone.
+        n_queries: Images that a verification asks about, twice each.
+    """
+
+    steps: Count = 800
+    batch_size: Count = 64
+    trigger_batch: Count = 16
+    encoder_rate: Positive = 2e-3
+    carrier: Positive = 1.0
+    directions: Count = 4
+    shift: Positive = 8.0
+    shift_weight: Positive = 0.1
+    mask_probability: Share = 0.35
+    decoder_hidden: tuple[Count, ...] = (64,)
+    secret_dim: Count = 256
+    law_steps: Count = 2000
+    n_queries: Count = 512

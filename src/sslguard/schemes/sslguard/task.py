@@ -3,28 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
+from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.rebuild import build
 from sslguard.errors import UsageError
-from sslguard.schemes.sslguard.parts import MarkingTask, Microbatch, draw_decoder, mean_cosine
+from sslguard.schemes.sslguard.parts import (
+    check_images,
+    draw_decoder,
+    draw_sk,
+    draw_trigger,
+    freeze_batch_norm,
+    mean_cosine,
+    stream_context,
+)
 from sslguard.schemes.sslguard.settings import SSLGuardSettings
-from sslguard.training.base import Update, set_learning_rate
+from sslguard.training.base import Task, Update, set_learning_rate
 
 
-class SSLGuardTask(MarkingTask):
+@dataclass(eq=False)
+class Microbatch:
+    """Prepared images of the plain part and of D_v, and what was computed of them once for all updates of a step."""
+
+    plain: Tensor
+    verification: Tensor
+    cache: dict[str, Tensor] = field(default_factory=dict)
+
+
+class SSLGuardTask(Task):
     """Three updates an iteration: L_s over S, L_t over G and T, L_w over F*."""
 
     def __init__(self, scheme: SSLGuardSettings, clean: Encoder, data: Data, secret: Secret) -> None:
-        super().__init__(scheme, clean, data, secret)
+        check_images(clean)
+        if len(data) <= scheme.n_verification:
+            raise UsageError(
+                f"{data.spec} has {len(data)} items: D_v takes {scheme.n_verification}, and some must be left "
+                "to train on"
+            )
+        self.scheme, self.data = scheme, data
+        clean_hash = weights_hash(clean.module)
+        self.context = stream_context(clean_hash, clean.preprocess.to_json(), asdict(scheme))
+        self.identity = {"scheme": asdict(scheme), "clean": clean_hash, "data": data.identity()}
+        order = secret.stream("verification", self.context).permutation(len(data))
+        self._verification, self._plain = np.split(order, [scheme.n_verification])
+        self.n_items = len(self._plain)
+        self.clean, self.watermarked = clean.clone(), clean.clone()
+        self.clean.module.eval().requires_grad_(False)
+        freeze_batch_norm(self.watermarked.module)
+        self.trigger = draw_trigger(secret, self.context, clean, scheme.mask_probability)
+        self.sk = draw_sk(secret, self.context, scheme.secret_dim)
         self._setup_networks(clean, secret)
         self._setup_optimizers()
 
@@ -77,9 +114,18 @@ class SSLGuardTask(MarkingTask):
         if scheme.negatives == "shadow":
             self.optimizers["negative"] = make(self.negative.module.parameters(), scheme.shadow_rate)
 
-    def begin_step(self, step: int, steps: int) -> None:
+    def load(self, indices: NDArray[np.int64]) -> Microbatch:
+        """Return prepared items of the plain part, and random ones of the verification part."""
+        plain = self.clean.prepare(self.data.take(self._plain[indices]))
+        size = max(1, round(len(indices) * self.scheme.trigger_batch / self.scheme.batch_size))
+        chosen = torch.randint(len(self._verification), (size,)).numpy()
+        return Microbatch(plain, self.clean.prepare(self.data.take(self._verification[chosen])))
+
+    def begin_step(self, step: int, steps: int) -> None:  # noqa: ARG002
         """Set the networks' modes and the learning rates for a step."""
-        super().begin_step(step, steps)
+        self.sk = self.sk.to(self.device)
+        self.clean.module.eval()
+        self.watermarked.module.eval()
         epoch = step * self.scheme.batch_size // self.n_items
         for name in ("shadow", "negative"):
             if name in self.optimizers:
@@ -99,6 +145,10 @@ class SSLGuardTask(MarkingTask):
         if self.scheme.negatives == "shadow":
             updates.insert(1, Update("negative", self._negative_loss, ("negative",)))
         return updates
+
+    def decode(self, answers: Tensor) -> Tensor:
+        """Return c̄(G e, sk)."""
+        return mean_cosine(self.decoder(answers), self.sk)
 
     def _clean_features(self, batch: Microbatch) -> Tensor:
         """F(x), once an iteration: F does not change."""
