@@ -134,9 +134,9 @@ def watermark(
         out: Folder of the result. A key that is there is never overwritten.
         scheme: How it is marked.
         preset: Settings to start from. The options below change single ones; the defaults that they show are those of
-            cured and strong. Of sslguard: cured has a p-value that holds for any innocent suspect by proof, like that of
-            exact; small has the published losses at a size for small encoders, published has the paper's own size too,
-            and their p-value is a rank among innocents. Of exact: strong is for embeddings that are classified; gentle
+            cured and strong. Of sslguard: cured has a p-value that holds for any innocent suspect by proof; small has
+            the published losses at a size for small encoders, published has the paper's own size too, and their p-value
+            is a rank among innocents. Of exact: strong is for embeddings that are classified; gentle
             is for those that live in an index, and moves few neighbours.
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
