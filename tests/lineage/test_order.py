@@ -172,15 +172,15 @@ class TestFolders:
             sslguard.verify(paths[1], made.encoder, own_data(sample(clean)))
 
     def test_marked_weights_have_an_order_and_verify_tells(self, clean, images, tmp_path) -> None:
-        settings = {"mode": "head", "protocol": {"n_queries": 60, "components": 2, "n_features": 2, "n_statistics": 2}}
-        made = sslguard.watermark(clean, images(90), scheme="exact", settings=settings, out=tmp_path / "m")
+        settings = {"mode": "head", "protocol": {"n_queries": 100, "functions": 8}}
+        made = sslguard.watermark(clean, images(600), scheme="exact", settings=settings, out=tmp_path / "m")
         assert made.order is not None
-        found = sslguard.verify(tmp_path / "m" / "key", tmp_path / "m" / "encoder", images(60, seed=5))
+        found = sslguard.verify(tmp_path / "m" / "key", tmp_path / "m" / "encoder", images(300, seed=5))
         assert found.lineage is not None
         assert found.lineage.decision == "shared weights"
         assert found.to_json()["lineage"]["log2_pvalue"] == -256
         unmarked = replace(clean, source="clean")
-        found = sslguard.verify(tmp_path / "m" / "key", unmarked, images(60, seed=5)).lineage
+        found = sslguard.verify(tmp_path / "m" / "key", unmarked, images(300, seed=5)).lineage
         assert found is not None  # a head stands behind the marked network, and none behind this one
         assert found.decision == "not shown"
 
