@@ -265,6 +265,7 @@ def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]
     return {"controls": fields}, rows
 
 
+CLAIM_SPENDS = "20 bits if the key was committed to before the suspect came up, else 64"
 HEAD_ALONE = (
     "the mark is a last step behind the network, for an API: weights without it answer as the clean encoder does"
 )
@@ -313,6 +314,7 @@ def _marked(out: Path, marked: Marked) -> Result:
             if marked.key.n_queries
             else []
         ),
+        *([] if marked.taken is None else [("a claim spends", CLAIM_SPENDS)]),
         *([("to verify", f"keep {marked.needs}")] if marked.needs else []),
         *([("left out", f"{n} items that cannot be read")] if (n := len(marked.unreadable)) else []),
         ("seconds", f"{marked.history.seconds:.1f}"),

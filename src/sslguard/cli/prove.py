@@ -140,6 +140,7 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("suspect", verdict.suspect),
         ("statistic", f"{found.statistic:.4f} ({found.statistic_name})"),
         *([] if verdict.watermark_rate is None else [("watermark rate", f"{verdict.watermark_rate:.3f}")]),
+        *_side_rows(found.details),
         ("log2 p", f"{found.log2_pvalue:.2f} bits (p = {found.pvalue:.3g})"),
         ("null", null),
         *_rank_rows(verdict),
@@ -148,6 +149,18 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         *([("overlap", f"{verdict.n_overlap} of them took part in marking")] if verdict.n_overlap else []),
         ("alpha", f"{verdict.alpha:g}{shared}"),
         *_lineage_rows(verdict),
+    ]
+
+
+def _side_rows(details: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return lines about the two sides of the exact test, and what was taken off; none for other tests."""
+    if "left_bits" not in details:
+        return []
+    sides = f"{details['left_bits']:.0f} bits of which functions, {details['right_bits']:.0f} bits of where"
+    charged = details["charged_bits"]
+    return [
+        ("two sides", sides),
+        *([("charged", f"{charged:.1f} bits for what was chosen by hand")] if charged else []),
     ]
 
 
