@@ -20,9 +20,6 @@ from sslguard.schemes.exact.bank import Array, Bank
 from sslguard.schemes.exact.settings import ExactSettings
 from sslguard.training.base import Task
 
-_FLOOR = 0.3
-"""λ, in mean variances."""
-
 
 def headed(clean: Encoder, bank: Bank, mixtures: Array, rows: Array) -> Encoder:
     """Return F with the mark as a head: |F|·(h + ψ·mixtures·rows).
@@ -61,29 +58,25 @@ class _Microbatch:
 class DistilMark(Task):
     """F fine-tuned until it answers as F with the head does; batch norm stays in evaluation mode.
 
-    L = Σ_j e_j²/(σ_j² + λ) over the same of F's own answers, with e_j the error F*(x) − head(F(x)) along the principal
-    axis j, lengths divided by the target's. A probe reads axes of little variance as well as others, so errors count by
-    what they are beside the variance of their axis. Of images, each step takes copies that are flipped and shifted by
-    chance, so that the mark does not overfit a small set.
+    L = |e|²/s² with e = F*(x) − head(F(x)), both over the length of the head's answer, and s² the variance of F's own
+    answers. Of images, each step takes copies that are flipped and shifted by chance, so that the mark does not overfit
+    a small set.
 
     Args:
         scheme: Its settings.
         clean: F.
         target: F with the head.
         data: Items to learn from.
-        bank: Of the key; its axes and deviations.
+        variance: s².
     """
 
-    def __init__(self, scheme: ExactSettings, clean: Encoder, target: Encoder, data: Data, bank: Bank) -> None:
+    def __init__(self, scheme: ExactSettings, clean: Encoder, target: Encoder, data: Data, variance: float) -> None:
         self.scheme, self.data, self.target = scheme, data, target
         self.watermarked = clean.clone()
         self.watermarked.module.requires_grad_(True)
         self.target.module.eval().requires_grad_(False)
         self.n_items = len(data)
-        variances = bank.deviations**2
-        floor = variances + _FLOOR * variances.mean()
-        whitener = bank.axes.T / np.sqrt(floor)
-        self._whitener = torch.from_numpy(whitener / np.sqrt((variances / floor).sum()))
+        self._variance = variance
         self._moves = isinstance(clean.preprocess, ImagePreprocess)
         self.identity = {"scheme": asdict(scheme), "clean": weights_hash(clean.module), "data": data.identity()}
         # What the head holds is the secret's: another secret is another run.
@@ -112,7 +105,7 @@ class DistilMark(Task):
         target = microbatch.target
         error = self.watermarked.forward(microbatch.items).float() - target
         error = error / torch.linalg.vector_norm(target, dim=1, keepdim=True).clamp_min(1e-12)
-        return (error @ self._whitener.to(error)).square().sum(1).mean()
+        return error.square().sum(1).mean() / self._variance
 
 
 def moved(images: Tensor) -> Tensor:

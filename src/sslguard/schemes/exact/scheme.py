@@ -69,7 +69,7 @@ class Exact(ExactSettings, Scheme):
         if self.mode == "distilled":
             others = np.setdiff1d(np.arange(len(data)), held)
             items = Chosen(data, others, f"{data.spec} but {len(held)} held out")
-            task = DistilMark(self, clean, encoder, items, key.bank)
+            task = DistilMark(self, clean, encoder, items, key.bank.variance)
             seed = secret.stream("training", key.context).integer()
             training = Loop(self.steps, self.batch_size, seed, checkpoint=checkpoint, title="watermark", **loop)
             history = run(task, training)
