@@ -561,7 +561,7 @@ class TestFittedToAnInnocent:
         sk = draw_sk(secret, context, 8)
         if not drawn:
             sk = nnf.normalize(torch.arange(1.0, 9.0), dim=0)
-            trigger = Trigger(torch.ones_like(trigger.mask), trigger.pattern.detach())
+            trigger = Trigger(1 - trigger.mask, trigger.pattern.detach())
         decoder = draw_decoder(secret, context, (clean.dim, 64, 8))
         optimizer = torch.optim.Adam([*decoder.parameters(), trigger.pattern], lr=rate)
         plain = target.prepare(data.take(range(64)))

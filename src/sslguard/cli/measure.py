@@ -139,7 +139,7 @@ def power(
     running: Running = EMBEDDING,
     output: Output = PRINTED,
 ) -> Result:
-    """Foretell the bits that a claim under --scheme exact will show, and how many queries it will need.
+    """Estimate the bits that a claim under --scheme exact will show, and the queries that it will need.
 
     Nothing is trained: copies of the marked encoder are simulated, and tested as `verify` does, with public secrets.
     Half of --data stands for what the mark is made with; the other half is asked. A real copy shows more or less.
