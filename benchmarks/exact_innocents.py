@@ -32,6 +32,7 @@ from sslguard.bench.work import remembering
 from sslguard.controls.members import read_population, shipped_population
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
+from sslguard.data.own import own_data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.load import load_encoder
 from sslguard.report.markdown import table
@@ -50,8 +51,10 @@ FIRST_SEED, OTHERS, MIXTURES = 10_000, 1_000_000, 5
 TOGETHER = ("left", "right", "both", "verify")
 
 
+@cache
 def asked() -> Data:
-    return data("verify").slice(0, ASKED_ITEMS)
+    """The items that are asked about, in memory: the test bed draws them anew at each access."""
+    return own_data(data("verify").take(range(ASKED_ITEMS)))
 
 
 @cache
