@@ -55,11 +55,14 @@ results: setup data       ## every scheme against every attack, hours; a killed 
 	$(BIN)/sslguard bench plot out/results --into docs/results
 
 RECORDED := benchmarks/results/bench-cells.tar.xz
+EXACT := benchmarks/results/exact-cells.tar.xz
 
-results-page: setup       ## the same pages from the cells that are recorded here: seconds
-	rm -rf out/recorded && mkdir -p out/recorded
+results-page: setup       ## the same pages, and those of the exact scheme, from the cells that are recorded here
+	rm -rf out/recorded out/exact-recorded && mkdir -p out/recorded out/exact-recorded
 	$(BIN)/python -m tarfile -e $(RECORDED) out/recorded
 	$(BIN)/sslguard bench plot out/recorded --into docs/results
+	$(BIN)/python -m tarfile -e $(EXACT) out/exact-recorded
+	$(BIN)/sslguard bench plot out/exact-recorded --into docs/results --name exact
 
 results-record: setup     ## keep the results of out/results here, without the weights
 	cd out/results && $(CURDIR)/$(BIN)/python -m tarfile -c $(CURDIR)/$(RECORDED) config.toml cells
