@@ -22,7 +22,7 @@ for name, encoder in {"marked": marked.encoder, "clean": sslguard.load_encoder("
     running.start()
     # The address tells the protocol. A real API costs queries: `Remote` has a budget, a rate and a cache.
     with sslguard.open_suspect(f"{server.address}/v2/models/encoder", sslguard.Remote(budget=queries + 20)) as suspect:
-        verdict = sslguard.verify(marked.key, suspect, f"{data}[3000:4000]", alpha=1e-6)
+        verdict = sslguard.verify(marked.key, suspect, f"{data}[3000:{3000 + queries}]", alpha=1e-6)
         print(f"{name}: {verdict.decision} from {suspect.report()['n_asked']} queries")
     server.stop()
     running.join()

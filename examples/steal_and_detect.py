@@ -16,7 +16,7 @@ scheme = sslguard.Exact(sslguard.Protocol(n_queries=500), mode="head")
 marked = sslguard.watermark("shipped:simclr", f"{data}[0:1000]", scheme=scheme)
 
 # The thief asks for embeddings of images of his own, and trains a network to answer alike.
-recipe = sslguard.Distillation(architecture="resnet-narrow", loss="mse", steps=steps, batch_size=32)
+recipe = sslguard.Distillation(architecture="resnet-narrow", loss="centred", steps=steps, batch_size=32)
 stolen = sslguard.steal(marked.encoder, f"{data}[1000:1800]", recipe=recipe)
 innocent = sslguard.steal("shipped:simclr", f"{data}[1000:1800]", recipe=recipe)
 

@@ -88,4 +88,5 @@ def test_options_of_the_command_line_are_those_of_the_library() -> None:
     assert {field.name for field in fields(RemoteOptions)} == {field.name for field in fields(Remote)} - {"patience"}
     assert RemoteOptions().table() == {}
     shown = sslguard("steal", "--help").out
-    assert f"[default: {Remote().request_size}]" in shown[shown.index("--request-size") :].split("--", 2)[1]
+    described = shown[shown.index("--request-size INT") :].split("--", 2)[1]
+    assert f"[default: {Remote().request_size}]" in described

@@ -338,7 +338,7 @@ def test_no_control_took_part_in_making_the_key(grid: Path) -> None:
         for cell in plan.cells
         if cell.group == "other" and "clean" in cell.args["victim"]
     }
-    assert clean == {"exact", "wet"}
+    assert clean == {"cured", "exact", "wet"}
 
 
 def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
@@ -601,7 +601,7 @@ def test_further_tasks_and_targets_are_measured_and_shown(whole: Path) -> None:
     assert unreachable.verdict == "not met"
     assert len(unreachable.values) == 4
     tables = {table.title: table for table in run.tables}
-    assert tables["Targets"].rows[0] == ("Thefts are found", "1 of 1", "1 of 1", "met")
+    assert tables["Targets"].rows[0] == ("Thefts are found", "1 of 1, the worst 0.00847", "1 of 1", "met")
     beside = tables["Attacks beside the same attacks on the clean encoder"]
     assert ("exact", "none") in {row[:2] for row in beside.rows}
     assert [row[:2] for row in tables["The clean encoders"].rows] == [("one", ""), ("one", "neighbours")]

@@ -71,7 +71,7 @@ def test_negatives_are_the_same_attacks_on_the_clean_encoder_whatever_they_keep(
     member = row(kind="innocent", suspect="random-1", attack="", log2_pvalue=-7.0)
     found = result(target, row(), *twins, other, member)
     assert found.negatives == (1, 2)
-    assert targets_table([found]).rows == (("found", "1 of 1", "1 of 2", "met"),)
+    assert targets_table([found]).rows == (("found", "1 of 1, the worst -7", "1 of 2", "met"),)
 
 
 def test_a_mean_is_bounded_encoder_by_encoder() -> None:

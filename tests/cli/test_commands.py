@@ -216,7 +216,8 @@ def test_queries_asked_elsewhere_give_the_same_verdict(bed: Bed, tmp_path: Path)
     live, logged = done("verify", bed.key, bed.marked, *common), done("verify", bed.key, f"answers:{answers}", *common)
     assert logged["statistic"] == pytest.approx(live["statistic"], abs=1e-5)
     same = {"suspect": "", "statistic": 0, "stored_controls": True}
-    assert {**live, **same} == {**logged, **same, "details": live["details"]}
+    assert live["lineage"]["decision"] == "shared weights"  # of a suspect whose weights are at hand
+    assert {**live, **same} == {**logged, **same, "details": live["details"], "lineage": live["lineage"]}
 
 
 def test_verify_derived(bed: Bed) -> None:

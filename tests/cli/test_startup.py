@@ -84,7 +84,7 @@ NEEDED = {
     *("torch", "torchgen", "cuda", "tqdm", "typing_extensions", "numpy", "scipy", "safetensors", "PIL"),
     *("cryptography", "cyclopts", "attr", "attrs"),
 }
-HEAVY = {"torch._dynamo", "torch._inductor", "torch.onnx", "scipy.stats", "scipy.optimize", "scipy.spatial"}
+HEAVY = {"torch._dynamo", "torch._inductor", "torch.onnx", "scipy.stats"}
 IMPORTED = """
 import json, sys
 from sslguard.cli.entry import main

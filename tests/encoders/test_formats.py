@@ -251,7 +251,11 @@ class TestMarking:
         export(load_encoder("timm:test_vit:random@32"), tmp_path / "clean")
         spec = f"timm:local-dir:{tmp_path / 'clean'}"
         marked = sslguard.watermark(
-            spec, images, scheme="exact", settings={**SETTINGS, "mode": "distilled", "steps": 2}, out=tmp_path / "m"
+            spec,
+            images,
+            scheme="exact",
+            settings={**SETTINGS, "mode": "distilled", "steps": 2, "learning_rate": 1e-5},
+            out=tmp_path / "m",
         )
         assert marked.formats == ("timm",)
         place = tmp_path / "m" / "encoder"

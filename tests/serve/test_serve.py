@@ -93,8 +93,8 @@ class TestProtocols:
             ("/v1", {"protocol": "openai", "model": "m"}),
             ("/v1", {"protocol": "openai", "model": "m", "binary": True}),
             ("", {"protocol": "tei"}),
-            ("/v1/embed", {"protocol": "json", "body": '{"texts": "{texts}"}', "answers": "embeddings"}),
-            ("/v1/embed", {"protocol": "json", "body": '{"texts": "{text}"}', "answers": "embeddings"}),
+            ("/v1/embed", {"protocol": "json", "body": '{"texts": "{texts}"}', "found_at": "embeddings"}),
+            ("/v1/embed", {"protocol": "json", "body": '{"texts": "{text}"}', "found_at": "embeddings"}),
         ],
         ids=str,
     )
@@ -110,8 +110,8 @@ class TestProtocols:
         [
             ("", {"protocol": "oip", "model": "encoder"}),
             ("", {"protocol": "oip", "model": "encoder", "binary": True}),
-            ("/v1/embed", {"protocol": "json", "body": '{"images": "{images}"}', "answers": "embeddings"}),
-            ("/v1/embed", {"protocol": "json", "body": '{"images": ["{image}"]}', "answers": "embeddings[*]"}),
+            ("/v1/embed", {"protocol": "json", "body": '{"images": "{images}"}', "found_at": "embeddings"}),
+            ("/v1/embed", {"protocol": "json", "body": '{"images": ["{image}"]}', "found_at": "embeddings[*]"}),
         ],
         ids=str,
     )

@@ -604,7 +604,7 @@ def test_verdict_counts_missing_answers(images: Any, key_of: Any) -> None:
         )
 
     server = Server(reply)
-    options = {"protocol": "json", "body": '{"images": "{images}"}', "answers": "", "request_size": 2, "attempts": 1}
+    options = {"protocol": "json", "body": '{"images": "{images}"}', "found_at": "", "request_size": 2, "attempts": 1}
     with server.suspect(**options) as suspect:
         key = key_of(n=8)
         verdict = verify(key, suspect, images(40), control_scores={str(i): 0.0 for i in range(99)})
