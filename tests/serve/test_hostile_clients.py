@@ -107,6 +107,11 @@ class TestConnections:
                     time.sleep(0.05)
             assert time.monotonic() - begun < 2
 
+    def test_a_body_that_does_not_end(self, words: Encoder) -> None:
+        with running(words, Settings(body_seconds=0.3)) as served, connected(served, HEADERS) as held:
+            assert held.recv(100).startswith(b"HTTP/1.1 408")
+            assert healthy(served)
+
     @pytest.mark.parametrize("sent", [HALF, HEADERS], ids=["headers", "bodies"])
     def test_connections_of_one_client_do_not_shut_others_out(
         self, words: Encoder, sent: bytes, monkeypatch: pytest.MonkeyPatch

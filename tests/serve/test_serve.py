@@ -540,14 +540,6 @@ class TestOverLoopback:
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(f"{server.address}/health")
 
-    def test_a_body_that_trickles_is_ended(self, words: Encoder) -> None:
-        with running(words, Settings(body_seconds=0.3)) as server:
-            host, port = server.address.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port)), timeout=5) as connection:
-                connection.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
-                assert connection.recv(100).startswith(b"HTTP/1.1 408")
-            assert httpx2.post(f"{server.address}/embed", json={"inputs": "a"}).status_code == 200
-
     def test_a_port_that_is_taken(self, words: Encoder) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
