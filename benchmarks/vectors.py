@@ -88,7 +88,7 @@ class Bed:
         return replace(key, size=Held(key, self.sets["mark"], held, answers, statistics).size(key, scheme))
 
     def marked(self, key: ExactKey, name: str) -> Rows:
-        return self.h[name] + key.bank.functions(self.h[name], self.statistics[name]) @ key.mixtures() @ key.rows()
+        return self.h[name] + key.mark(key.bank.functions(self.h[name], self.statistics[name]))
 
     def overlap(self, key: ExactKey) -> float:
         n = min(ITEMS, len(self.h["look"]))

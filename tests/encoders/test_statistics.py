@@ -147,7 +147,7 @@ class TestKeys:
         f = embed_all(key.clean, large(50, 2)).astype(float)
         length = np.linalg.norm(f, axis=1, keepdims=True)
         psi = all_statistics(key.clean, large(50, 2))
-        expected = f + length * (key.bank.functions(f / length, psi) @ key.mixtures() @ key.rows())
+        expected = f + length * key.mark(key.bank.functions(f / length, psi))
         for marked in (encoder, with_head(key.clean, key)):
             np.testing.assert_allclose(embed_all(marked, large(50, 2)), expected, rtol=1e-3, atol=1e-4)
         assert bits_of(key, encoder) > 100

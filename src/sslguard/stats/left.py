@@ -70,14 +70,10 @@ def left_witnesses(spectra: Spectra) -> dict[str, Array]:
     Args:
         spectra: Of the moments of h, ψ (as "phi") and the suspect's answers g, any m.
     """
-    found: dict[str, Array] = {}
-    shared: dict[tuple[float, int | None], Array] = {}
-    for one in left_family(spectra.moments.width):
-        kind = one.ridge, one.leading
-        if kind not in shared:
-            shared[kind] = _coefficients(spectra, *kind)
-        found[one.name] = _shrunk(shared[kind], one.columns)
-    return found
+    return {
+        one.name: _shrunk(_coefficients(spectra, one.ridge, one.leading), one.columns)
+        for one in left_family(spectra.moments.width)
+    }
 
 
 def _coefficients(spectra: Spectra, ridge: float, leading: int | None) -> Array:
@@ -86,6 +82,11 @@ def _coefficients(spectra: Spectra, ridge: float, leading: int | None) -> Array:
     1 whiten the answers, which undoes any invertible linear map; 2 take off their linear fit on (1, h); 3 whiten what
     is left, with a ridge; 4 regress on ψ̃.
     """
+    name = "coefficients", str(ridge), str(leading), "phi"
+    return spectra.once(name, lambda: _canonical(spectra, ridge, leading))
+
+
+def _canonical(spectra: Spectra, ridge: float, leading: int | None) -> Array:
     gram = spectra.functions_gram()
     values, vectors = symmetric(gram)
     inverse = (vectors / np.maximum(values, _GRAM_FLOOR * values[-1])) @ vectors.T

@@ -41,7 +41,7 @@ def bits(key, given, placed, functions):
 def test_a_perfect_copy_answers_as_the_marked_encoder(bed):
     key, placed, functions = bed
     found = copied(key, placed, functions, PERFECT, shown=1.0, random=np.random.default_rng(0))
-    wanted = placed @ key.bank.axes + functions @ key.mixtures() @ key.rows()
+    wanted = placed @ key.bank.axes + key.mark(functions)
     off_axes = key.bank.mean - key.bank.placed(key.bank.mean) @ key.bank.axes
     np.testing.assert_allclose(found, wanted, atol=1e-9 + np.abs(off_axes).max())
 

@@ -121,11 +121,16 @@ class ExactKey(Key):
         Sub-keys draw each from a secret of its own, and all numbers are normalised as a whole. So the whole is one
         uniform point on its sphere, and up to its length each sub-key's share is one on its own: either test is exact.
         """
-        return on_sphere(np.hstack([left for left, _ in self._drawn()]), self._rank)
+        return self._secrets[0]
 
     def right(self) -> Array:
         """Return G (s·r, q), one row for each mixture, along the principal axes of h: as `left`."""
-        return on_sphere(np.vstack([right for _, right in self._drawn()]), self._rank)
+        return self._secrets[1]
+
+    @cached_property
+    def _secrets(self) -> tuple[Array, Array]:
+        left, right = zip(*self._drawn(), strict=True)
+        return on_sphere(np.hstack(left), self._rank), on_sphere(np.vstack(right), self._rank)
 
     @property
     def _rank(self) -> int:
@@ -145,6 +150,10 @@ class ExactKey(Key):
         """Return √(E/(s·r))·G·M in embedding space, (s·r, d): what each mixture adds."""
         right = self.right() * self.bank.spread
         return np.asarray(np.sqrt(self.size / self._rank) * right @ self.bank.axes)
+
+    def mark(self, functions: Array) -> Array:
+        """Return what the mark adds to clean embeddings of length 1, (n, d), whose functions ψ are (n, B)."""
+        return np.asarray(functions @ self.mixtures() @ self.rows())
 
     def split(self) -> list[ExactKey]:
         """Return the key's sub-keys, in order; none where it is its only one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,28 +58,29 @@ class Held:
         self._sought = np.searchsorted(among, held[:MOST_SOUGHT])
         h, statistics = unit_rows(np.asarray(answers, dtype=np.float64)), np.asarray(statistics, dtype=np.float64)
         self._h, self._functions = h[held], key.bank.functions(h[held], statistics[held])
-        self._near_h, self._near = h[among], key.bank.functions(h[among], statistics[among])
+        self._near_h, near = h[among], key.bank.functions(h[among], statistics[among])
+        # The mark at E = 1. It grows with √E.
+        self._mark, self._near_mark = (key.mark(some) / math.sqrt(key.size) for some in (self._functions, near))
 
     def size(self, key: ExactKey, settings: ExactSettings) -> float:
         """Return E: at most the key's, and small enough that neighbours stay, and that held-out items get no more.
 
         Weights show a part of their mark alone: theirs is larger, and no smaller for neighbours.
         """
-        added = self._functions @ key.mixtures() @ key.rows()
-        size = key.size * min(1.0, key.size / max(float(np.square(added).sum(1).mean()), 1e-300))
+        size = key.size * min(1.0, 1 / max(float(np.square(self._mark).sum(1).mean()), 1e-300))
         if settings.mode == "distilled":
             return min(1.0, size * settings.overshoot)
         low, high = -10.0, 0.0
-        if self._overlap(replace(key, size=size)) >= settings.overlap:
+        if self._overlap(size) >= settings.overlap:
             return size
         for _ in range(7):
             middle = (low + high) / 2
-            kept = self._overlap(replace(key, size=size * 2.0**middle)) >= settings.overlap
+            kept = self._overlap(size * 2.0**middle) >= settings.overlap
             low, high = (middle, high) if kept else (low, middle)
         return size * 2.0**low
 
-    def _overlap(self, key: ExactKey) -> float:
-        marked = self._near_h + self._near @ key.mixtures() @ key.rows()
+    def _overlap(self, size: float) -> float:
+        marked = self._near_h + math.sqrt(size) * self._near_mark
         return neighbours_kept(self._near_h, marked, self._sought)
 
     def taken(self, key: ExactKey, encoder: Encoder) -> Taken:
@@ -90,7 +90,7 @@ class Held:
             UsageError: F* answers too far from F.
         """
         answers = embed_all(encoder, self.items)
-        marked, mark = unit_rows(answers.astype(np.float64)), self._functions @ key.mixtures() @ key.rows()
+        marked, mark = unit_rows(answers.astype(np.float64)), math.sqrt(key.size) * self._mark
         wanted = self._h + mark
         moved = marked * np.linalg.norm(wanted, axis=1, keepdims=True) - self._h
         gain = float(np.vdot(moved - moved.mean(0), mark - mark.mean(0)) / np.square(mark - mark.mean(0)).sum())
