@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sslguard.errors import OutputError
-from sslguard.files import atomic_file, atomic_folder, write_atomic
+from sslguard.files import atomic_file, atomic_folder, located, write_atomic
 
 
 def names(folder: Path) -> set[str]:
@@ -135,3 +135,34 @@ def test_a_folder_cannot_stand_where_a_file_is(tmp_path):
     for name in ("file", "file/below"):
         with pytest.raises(OutputError), atomic_folder(tmp_path / name):
             pytest.fail("the block must not run")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home and working folder with a folder `a` that holds `x.npy`, and a file with a backslash in its name."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.npy").touch()
+    (tmp_path / "b\\y").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_home_folder_is_found_behind_a_prefix_too(home):
+    assert located("~/a/x.npy[0:5]") == f"{home}/a/x.npy[0:5]"
+    assert located("hf:~/a@mean") == f"hf:{home}/a@mean"
+    assert located("timm:vit_tiny_patch16_224.augreg:~/w.pth") == f"timm:vit_tiny_patch16_224.augreg:{home}/w.pth"
+    assert located("~") == str(home)
+    for text in ("", "a~b", "x.npz:train", "~nobody-of-this-name/x", "cluttered-mnist@3:train[0:5]", "a\0b", "~\0"):
+        assert located(text) == text
+
+
+@pytest.mark.skipif(os.sep != "/", reason="backslashes are separators here")
+def test_backslashes_of_another_system_become_slashes_where_the_folder_exists(home):
+    assert located("a\\x.npy") == "a/x.npy"
+    assert located("a\\x.npy[0:10]") == "a/x.npy[0:10]"
+    assert located("~\\a\\new") == f"{home}/a/new"
+    assert located("local-dir:.\\a\\x@96") == "local-dir:./a/x@96"
+    assert located("b\\y") == "b\\y"  # a file may have that name here
+    assert located("c\\z") == "c\\z"
+    assert located("C:\\nowhere\\x.npz:train") == "C:\\nowhere\\x.npz:train"

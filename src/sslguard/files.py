@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -20,7 +21,33 @@ from typing import Any, BinaryIO
 
 from sslguard.errors import OutputError, SslguardError
 
+# One letter is a drive of Windows.
+_PREFIXED = re.compile(r"((?:[\w.-]{2,}:)*)(.*)", re.DOTALL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def located(text: str) -> str:
+    """Return a path, or a text that names something by one, as this system writes paths.
+
+    ~ becomes the home folder, also behind a prefix as in hf:~/model. Backslashes are separators on Windows only;
+    elsewhere they become slashes where nothing has that name and the folder with slashes exists, as in a file of
+    options that was written on Windows. All else stays as it is.
+    """
+    prefix, path = _PREFIXED.fullmatch(text).groups()  # pyrefly: ignore[missing-attribute] - it matches every text
+    if path == "~" or path.startswith(("~/", "~\\")):
+        path = str(Path.home()) + path[1:]
+    slashes = path.replace("\\", "/")
+    if os.sep == "/" and slashes != path and not exists(path) and exists(slashes.rpartition("/")[0]):
+        path = slashes
+    return prefix + path
+
+
+def exists(path: str) -> bool:
+    """Return whether a path exists; one that the system cannot even look up does not, and neither does an empty one."""
+    try:
+        return bool(path) and Path(path).exists()
+    except (OSError, ValueError):  # too long to be a name, or a null byte
+        return False
 
 
 def canonical_json(value: Any) -> bytes:

@@ -42,7 +42,7 @@ from sslguard.training.pretraining import Pretraining
 from sslguard.training.processes import is_first_process
 
 COMMANDS = (
-    *("pretrain", "watermark", "steal", "embed", "probe", "power", "queries", "verify", "controls", "demo"),
+    *("doctor", "pretrain", "watermark", "steal", "embed", "probe", "power", "queries", "verify", "controls", "demo"),
     *("protect", "commit", "claim", "audit", "export", "serve", "lineage", "release"),
 )
 PRETRAIN = ("--arch", "resnet-narrow", "--steps", "4", "--batch-size", "16", "--quiet")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sslguard.data.base import Data, Extent, Slice, overlap
-from sslguard.data.cache import data_root
+from sslguard.data.places import data_root
 from sslguard.data.roles import ROLES, Roles
 from sslguard.data.sources import ArrayData
 from sslguard.data.specs import open_data

@@ -15,6 +15,7 @@ from cyclopts import Group, Parameter
 
 from sslguard.cli.options import whole, within
 from sslguard.errors import UsageError
+from sslguard.files import located
 from sslguard.settings import Range
 
 C = TypeVar("C", bound="Chosen")
@@ -45,6 +46,7 @@ class Chosen:
             if name not in self.places[scheme]:
                 owner = next(other for other, names in self.places.items() if name in names)
                 raise UsageError(f"--{name.replace('_', '-')} belongs to --scheme {owner}")
+            value = Path(located(str(value))) if isinstance(value, Path) else value
             *way, last = self.places[scheme][name]
             reduce(lambda inner, key: inner.setdefault(key, {}), way, table)[last] = value
         return table

@@ -64,7 +64,7 @@ def commit(
     authority: str | None = None,
     token: Path | None = None,
     authority_roots: Path | None = None,
-    output: Output = PRINTED,  # noqa: ARG001
+    output: Output = PRINTED,
 ) -> Result:
     """Commit to a key in public, before any suspect is seen: a file that hides the key and binds its owner.
 
@@ -86,7 +86,7 @@ def commit(
     from sslguard.claims.commitment import timestamp_file
 
     made, when = api.commit(key, out, authority=authority, token=token, authority_roots=authority_roots)
-    if when is None:
+    if when is None and not output.quiet:
         say("the commitment has no timestamp: without one it proves no date. See --authority and --token")
     stamped = None if when is None else when.isoformat()
     fields = {

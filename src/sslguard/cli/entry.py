@@ -21,19 +21,25 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
+from inspect import BoundArguments
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from sslguard import __version__
-from sslguard.cli import attack, bench, claim, lineage, make, measure, prove, serve
+from sslguard.cli import attack, bench, claim, doctor, lineage, make, measure, prove, serve
+from sslguard.cli.again import run_of
+from sslguard.cli.config import options_from_file
 from sslguard.cli.options import Output
 from sslguard.cli.output import Result, say, show, show_json
 from sslguard.errors import SslguardError
+from sslguard.files import located
 
 # The last collection of garbage would walk through all of torch, for more than a second, to free what ends anyway.
 atexit.register(gc.freeze)
@@ -48,6 +54,7 @@ Exit codes: 0 done or derived, 1 not shown, 2 usage, 3 suspect, encoder or key f
 support this alpha. 70 is a fault in this program (SSLGUARD_DEBUG=1 shows its traceback), 130 an interruption."""
 
 COMMANDS: tuple[Callable[..., Result], ...] = (
+    doctor.doctor,
     make.pretrain,
     make.watermark,
     lineage.release,
@@ -66,9 +73,25 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     prove.demo,
 )
 
+REPEATABLE = (
+    *(make.pretrain, make.watermark, make.steal, *attack.COMMANDS, lineage.release),
+    *(measure.embed, prove.queries, claim.claim, serve.export),
+)
+"""What writes `out` and need not do so twice."""
+
 # No --no-json, no --empty-control.
 STYLE: dict[str, Any] = {"help_format": "plaintext", "default_parameter": Parameter(negative=())}
-app = App(name="sslguard", help=HELP, version=__version__, **STYLE)
+app = App(
+    name="sslguard",
+    help=HELP,
+    version=__version__,
+    version_flags=["--version", "-V"],
+    config=options_from_file,
+    **STYLE,
+)
+app.register_install_completion_command(
+    help="Let the shell complete commands and options: bash, zsh, fish, PowerShell."
+)
 attacks = App(name="attack", help=attack.HELP, sort_key=COMMANDS.index(attack.COMMANDS[0]), **STYLE)
 benches = App(name="bench", help=bench.HELP, sort_key=COMMANDS.index(bench.COMMANDS[0]), **STYLE)
 app.command(attacks)
@@ -113,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(tokens: Sequence[str]) -> int:
     command, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
-    if command not in COMMANDS:  # --help, --version
+    if command not in COMMANDS:  # --help, --version, --install-completion
         command(*bound.args, **bound.kwargs)
         return 0
     output: Output = bound.arguments.get("output", Output())
@@ -123,11 +146,30 @@ def _run(tokens: Sequence[str]) -> int:
             from sslguard.encoders.own import confirm
 
             confirm(output.factory)
-        result = command(*bound.args, **bound.kwargs)
+        for name, value in bound.arguments.items():
+            if isinstance(value, Path):
+                bound.arguments[name] = Path(located(str(value)))
+        result = _result(command, bound, output)
     _leave_process_group()
     if _is_first():
-        show(result, as_json=output.json)
+        show(result, as_json=output.json, quiet=output.quiet)
     return result.exit_code
+
+
+def _result(command: Callable[..., Result], bound: BoundArguments, output: Output) -> Result:
+    """Run a command, unless it was run before and its output stands."""
+    given = {name: value for name, value in bound.arguments.items() if name != "output"}
+    repeatable = command in REPEATABLE and output.factory is None
+    run = run_of(f"{command.__module__}.{command.__name__}", given) if repeatable else None
+    if run is not None and (found := run.earlier()) is not None:
+        if not output.quiet:
+            say(f"already done: {run.out} stands as this command made it; remove it to have it made again")
+        return found
+    started = time.perf_counter()
+    result = command(*bound.args, **bound.kwargs).took(time.perf_counter() - started)
+    if run is not None and _is_first():
+        run.keep(result)
+    return result
 
 
 def _failed(message: str, kind: str, code: int, as_json: bool) -> int:

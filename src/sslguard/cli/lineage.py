@@ -99,7 +99,7 @@ def release(
     data: str | None = None,
     recipient: list[str] | None = None,
     ask_passphrase: bool = False,
-    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+    output: Output = PRINTED,
 ) -> Result:
     """Put the hidden units of an encoder in a secret order for its release: OUT/encoder, and its private key OUT/key.
 
@@ -122,7 +122,7 @@ def release(
 
     seal = chosen_seal(recipient, ask_passphrase)
     marked = api.release(encoder, out=out, data=data, seal=seal)
-    if seal is None:
+    if seal is None and not output.quiet:
         say(f"the key is in the clear: whoever reads {out / 'key'} has it; sslguard protect encrypts it")
     record = marked.encoder.record
     fields = {"encoder": str(out / "encoder"), "key": str(out / "key"), **record}

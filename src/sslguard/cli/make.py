@@ -176,7 +176,7 @@ def watermark(
     )
     for reason in marked.unreadable[:SHOWN] if is_first_process() else ():
         say(f"left out: {reason}")
-    if seal is None and is_first_process():
+    if seal is None and is_first_process() and not output.quiet:
         say(f"the key is in the clear: whoever reads {out / 'key'} has it; sslguard protect encrypts it")
     return _marked(out, marked)
 
@@ -248,9 +248,8 @@ def trained_encoder(out: Path, encoder: Encoder) -> Result:
         ("width", str(encoder.dim)),
         ("parameters", f"{encoder.n_parameters:,}"),
         *([("final loss", f"{record['final_loss']:.4f}")] if "final_loss" in record else []),
-        ("seconds", f"{record['seconds']:.1f}"),
     ]
-    return Result(fields, rows)
+    return Result(fields, rows, timed=True)
 
 
 def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -317,8 +316,7 @@ def _marked(out: Path, marked: Marked) -> Result:
         *([] if marked.taken is None else [("a claim spends", CLAIM_SPENDS)]),
         *([("to verify", f"keep {marked.needs}")] if marked.needs else []),
         *([("left out", f"{n} items that cannot be read")] if (n := len(marked.unreadable)) else []),
-        ("seconds", f"{marked.history.seconds:.1f}"),
     ]
     more, more_rows = ({}, []) if marked.controls is None else _null_of(marked.controls)
     took = marked.taken is None or marked.taken.took
-    return Result({**fields, **more, "took": took}, [*rows, *more_rows], 0 if took else 1)
+    return Result({**fields, **more, "took": took}, [*rows, *more_rows], 0 if took else 1, timed=True)

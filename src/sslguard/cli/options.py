@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter, Token
@@ -44,16 +45,19 @@ class Output:
     """What every command takes: how results and messages are printed, and whose code may run.
 
     Attributes:
+        config: File of options, TOML: a table for each command, such as [watermark], with its arguments and options by
+            name. What the command line says goes before.
         factory: Your own function that makes the network of a key or of an encoder's folder, package.module:function.
             They only say its name; its code runs where you name it here.
         json: Print the result as exactly one JSON object; a failure too.
-        quiet: Show no progress.
+        quiet: Show the result, warnings and errors alone: no progress, no hints, no next command.
         verbose: Show the log on standard error.
     """
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    config: Path | None = None
     factory: Annotated[str | None, Parameter(group=MACHINE)] = None
 
     @property

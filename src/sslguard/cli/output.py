@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from shlex import quote
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -27,19 +28,37 @@ class Result:
         rows: label and text of the lines that people read.
         exit_code: what the process returns.
         table: what rich prints before the rows, or None.
+        next: the command that usually comes next, and what it is for; "" for none.
+        timed: whether the time that the command took is told.
     """
 
     fields: Mapping[str, Any]
     rows: Sequence[tuple[str, str]]
     exit_code: int = 0
     table: RenderableType | None = None
+    next: str = ""
+    timed: bool = False
+
+    def took(self, seconds: float) -> Result:
+        """Return the result with the time that the command took, where it is told."""
+        if not self.timed:
+            return self
+        rows = [*self.rows, ("seconds", f"{seconds:.1f}")]
+        return replace(self, fields={**self.fields, "seconds": round(seconds, 1)}, rows=rows, timed=False)
 
 
-def show(result: Result, *, as_json: bool) -> None:
-    """Print a result to standard output and flush it, so that a full disk is noticed here."""
+def show(result: Result, *, as_json: bool, quiet: bool = False) -> None:
+    """Print a result to standard output and flush it, so that a full disk is noticed here.
+
+    Args:
+        result: What the command found.
+        as_json: Print one JSON object.
+        quiet: Leave out the next command.
+    """
     if as_json:
         show_json(result.fields)
         return
+    rows = [*result.rows, *([("next", result.next)] if result.next and not quiet else [])]
     if result.table is not None:
         from rich.console import Console
 
@@ -48,8 +67,8 @@ def show(result: Result, *, as_json: bool) -> None:
         with console.capture() as captured:
             console.print(result.table)
         _write(captured.get())
-    width = max((len(label) for label, _ in result.rows), default=0)
-    _write("".join(f"{label:<{width}}  {printable(text)}\n" for label, text in result.rows))
+    width = max((len(label) for label, _ in rows), default=0)
+    _write("".join(f"{label:<{width}}  {printable(text)}\n" for label, text in rows))
 
 
 def show_json(fields: Mapping[str, Any]) -> None:
@@ -67,6 +86,14 @@ def printable(text: str) -> str:
     """Return `text` on one line, control characters and what cannot be encoded escaped."""
     line = " ".join(part.strip() for part in text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+
+
+def command(*words: object) -> str:
+    """Return a command line of this program as a shell takes it.
+
+    Words in capitals stand for what the user puts there, and are not quoted.
+    """
+    return " ".join(["sslguard", *(text if text.isupper() else quote(text) for text in map(str, words))])
 
 
 def tracked(items: Iterable[Item], total: int, title: str, *, shown: bool) -> Iterator[Item]:

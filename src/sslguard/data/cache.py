@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslguard.data.places import cache_dir
 from sslguard.errors import DataError
 
 MAX_IN_MEMORY = 2 * 1024**3  # bytes: beyond, a cache that cannot be written is an error
@@ -26,22 +27,6 @@ NpyStream = tuple[int, Iterable[bytes]]
 
 class _CannotStoreError(Exception):
     """The cache folder cannot hold a file; the message says why."""
-
-
-def cache_dir() -> Path:
-    """Return the folder that downloads and unpacked files go to.
-
-    `$SSLGUARD_CACHE`, else `$XDG_CACHE_HOME/sslguard`, else `~/.cache/sslguard`.
-    """
-    if chosen := os.environ.get("SSLGUARD_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslguard"
-
-
-def data_root() -> Path:
-    """Return where torchvision's sets are looked for and downloaded to: `$SSLGUARD_DATA`, else the cache folder."""
-    chosen = os.environ.get("SSLGUARD_DATA")
-    return Path(chosen) if chosen else cache_dir()
 
 
 def unpacked(sources: Sequence[Path], part: str, stream: Callable[[], NpyStream]) -> NDArray[Any]:

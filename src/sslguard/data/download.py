@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sslguard.data.cache import data_root
+from sslguard.data.places import data_root
 from sslguard.errors import DataError
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from sslguard.errors import DataError, UsageError
+from sslguard.files import exists, located
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "fashion-mnist": ("train", "test"),
@@ -75,7 +76,7 @@ def check_data(spec: str) -> None:
 
 def parts_of(spec: str) -> list[str]:
     """Return the specifications that " + " joins in `spec`, itself where it names one set."""
-    return [spec] if _exists(spec) else spec.split(" + ")
+    return [spec] if exists(spec) else spec.split(" + ")
 
 
 def parse_data(spec: str) -> DataName:
@@ -85,14 +86,14 @@ def parse_data(spec: str) -> DataName:
         DataError: the text names no data set, or a path that does not exist; the message says what would do.
         UsageError: no such role of vader's texts.
     """
-    whole, slices = _without_slices(spec)
+    whole, slices = _without_slices(located(spec))
     return replace(_parse_whole(whole), slices=slices)
 
 
 def _without_slices(spec: str) -> tuple[str, tuple[tuple[int | None, int | None], ...]]:
     """Return the text before its slices, and the slices in the order in which they apply."""
     rest, slices = spec, list[tuple[int | None, int | None]]()
-    while rest.endswith("]") and not _exists(rest):
+    while rest.endswith("]") and not exists(rest):
         at = rest.rfind("[")
         match = _SLICE.fullmatch(rest, max(at, 0))
         if match is None:
@@ -104,7 +105,7 @@ def _without_slices(spec: str) -> tuple[str, tuple[tuple[int | None, int | None]
 
 def _parse_whole(spec: str) -> DataName:
     prefix = next((prefix for prefix in _TEXTS if spec.startswith(prefix)), None)
-    if prefix is not None and not _exists(spec):
+    if prefix is not None and not exists(spec):
         return _file_of_texts(spec, spec.removeprefix(prefix), _TEXTS[prefix])
     if spec.startswith(_SHARDS):
         return _shards(spec, spec.removeprefix(_SHARDS))
@@ -133,7 +134,7 @@ def _parse_whole(spec: str) -> DataName:
 
 def _file_of_texts(spec: str, name: str, form: str) -> DataName:
     column = ""
-    if not _exists(name) and "#" in name:
+    if not exists(name) and "#" in name:
         name, _, column = name.rpartition("#")
     path = Path(name)
     try:
@@ -155,7 +156,7 @@ def text_form(path: Path) -> str:
 
 def _shards(spec: str, pattern: str) -> DataName:
     names = expanded(pattern)
-    if missing := [name for name in names if not _exists(name)]:
+    if missing := [name for name in names if not exists(name)]:
         raise DataError(f"{len(missing)} of {len(names)} shards are missing; the first is {missing[0]!r:.200}")
     return DataName("shards", spec, pattern)
 
@@ -179,13 +180,13 @@ def expanded(pattern: str) -> list[str]:
 
 def _path_and_split(spec: str) -> tuple[str, str, str] | None:
     """Return the path that `spec` is, and split and array of an archive (empty for none); None for a named set."""
-    if not _exists(spec) and (match := _NPZ_PART.fullmatch(spec)) and _is_path(match["path"]):
+    if not exists(spec) and (match := _NPZ_PART.fullmatch(spec)) and _is_path(match["path"]):
         return match["path"], match["split"] or "", match["name"] or ""
     return (spec, "", "") if _is_path(spec) else None
 
 
 def _parse_path(spec: str, text: str, split: str, part: str) -> DataName:
-    if not _exists(text):
+    if not exists(text):
         raise DataError(f"{text!r} does not exist: give a folder of pictures, a .npy or .npz file, or NAME:SPLIT")
     path = Path(text)
     if path.is_dir():
@@ -201,12 +202,5 @@ def _parse_path(spec: str, text: str, split: str, part: str) -> DataName:
 
 
 def _is_path(text: str) -> bool:
-    separators = {os.sep, os.altsep or os.sep, "/"}
-    return text.startswith(".") or any(separator in text for separator in separators) or _exists(text)
-
-
-def _exists(text: str) -> bool:
-    try:
-        return bool(text) and Path(text).exists()
-    except (OSError, ValueError):  # too long, or a null byte
-        return False
+    separators = {os.sep, os.altsep or os.sep, "/", "\\"}
+    return text.startswith(".") or any(separator in text for separator in separators) or exists(text)

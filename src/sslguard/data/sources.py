@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslguard.data.base import Data, Extent
-from sslguard.data.cache import NpyStream, data_root, npy_header, npy_stream, unpacked
+from sslguard.data.cache import NpyStream, npy_header, npy_stream, unpacked
 from sslguard.data.download import from_torchvision
+from sslguard.data.places import SYSTEM_FASHION_MNIST, data_root
 from sslguard.errors import DataError, required_by
 
-SYSTEM_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _SPLIT_PREFIX = {"train": "train", "test": "t10k"}
 _DEFLATE_RATIO = 1032  # the most that one compressed byte can stand for (zlib, "Maximum Compression Factor")
 _CHUNK = 1 << 20

@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sslguard.data.cache import cache_dir
+from sslguard.data.places import cache_dir
 from sslguard.errors import DataError, UsageError
 from sslguard.files import atomic_folder, write_atomic
 

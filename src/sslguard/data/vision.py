@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.data.base import Data, Joined
-from sslguard.data.cache import data_root, npy_stream, unpacked
+from sslguard.data.cache import npy_stream, unpacked
 from sslguard.data.download import from_torchvision
 from sslguard.data.folders import ImageFiles, open_folder
+from sslguard.data.places import data_root
 from sslguard.data.sources import ArrayData
 from sslguard.errors import DataError
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslguard.errors import EncoderError, MissingExtraError, UsageError
+from sslguard.files import exists, located
 
 Pooling = Literal["mean", "cls", "max", "lasttoken", "weightedmean", "meansqrt"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "max", "lasttoken", "weightedmean", "meansqrt")
@@ -98,6 +99,7 @@ def parse_encoder(spec: str) -> EncoderName:
         EncoderError: The file or folder that it names is missing.
         MissingExtraError: The package that it needs is not installed.
     """
+    spec = located(spec)
     rest, options = _split_options(spec)
     kind, _, name = rest.partition(":")
     if kind not in _CHECKS:
@@ -130,14 +132,6 @@ def parse_path(path: Path, spec: str, options: Options) -> EncoderName:
     if path.suffix in SUFFIXES:
         return EncoderName("checkpoint", str(path), options)
     raise UsageError(f"{path} is neither an encoder's folder nor a checkpoint ({', '.join(SUFFIXES)})")
-
-
-def exists(path: str) -> bool:
-    """Return whether a path exists; one that the system cannot even look up does not."""
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # too long to be a name, or a null byte
-        return False
 
 
 def shipped_names() -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sslguard.encoders.names import check_encoder
 from sslguard.errors import EncoderError, MissingExtraError, SuspectError, UsageError
+from sslguard.files import located
 
 PREFIXES = ("http://", "https://")
 LOGGED, ONNX = "answers:", "onnx:"
@@ -24,6 +25,7 @@ def check_suspect(spec: str) -> None:
     """
     if spec.startswith(PREFIXES):
         return
+    spec = located(spec)
     if spec.startswith(LOGGED):
         file = spec.removeprefix(LOGGED)
         if not file:

@@ -8,6 +8,7 @@ from sslguard.encoders.base import Suspect
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.wrapped import LocalSuspect
 from sslguard.errors import EncoderError, SuspectError, UsageError
+from sslguard.files import located
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.suspects.names import LOGGED, ONNX, PREFIXES
 from sslguard.suspects.onnx import OnnxSuspect
@@ -30,6 +31,7 @@ def open_suspect(spec: str | Path, remote: Remote | None = None) -> Suspect:
         raise UsageError(f"a suspect must be named by a text or a path, not {spec!r}")
     if isinstance(spec, str) and spec.startswith(PREFIXES):
         return open_remote(spec, remote)
+    spec = located(spec) if isinstance(spec, str) else spec
     if remote is not None:
         raise UsageError("--protocol is for suspects behind an http:// or https:// address")
     if isinstance(spec, str) and spec.startswith(LOGGED):
