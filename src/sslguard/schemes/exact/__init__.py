@@ -1,4 +1,4 @@
-"""The scheme whose p-value is a theorem: a mark along secret directions, and evidence with a known law.
+"""The scheme `exact`: a mark along secret directions, and a p-value that holds for any innocent suspect, by proof.
 
 `Exact` marks, `ExactKey` tests. Notation, proof and what defeats it: docs/explanation/theory.md.
 """
