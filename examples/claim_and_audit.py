@@ -13,8 +13,11 @@ queries = int(sys.argv[1]) if len(sys.argv) > 1 else 500
 data = "cluttered-mnist-5k:train"
 settings = {"mode": "head", "protocol": {"n_queries": queries}}
 
-# The owner marks the encoder, and publishes a commitment to the key before the encoder. It hides the key.
-sslguard.watermark("shipped:simclr", f"{data}[0:1000]", out="marked", scheme="exact", settings=settings)
+# The owner marks the encoder, and publishes a commitment to the key before the encoder. It hides the key. The key is
+# bound to the pool that claims will ask about, so that nobody can say that the owner chose images to fit the key.
+sslguard.watermark(
+    "shipped:simclr", f"{data}[0:1000]", pool=f"{data}[3000:4000]", out="marked", scheme="exact", settings=settings
+)
 sslguard.commit("marked/key", "commitment.json")
 
 # In a dispute the examiner has seen the commitment and chooses a seed, which draws the queries.

@@ -19,6 +19,7 @@ from sslguard.controls.members import count_controls
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data, overlap, without_unreadable
 from sslguard.data.own import own_data
+from sslguard.data.pool import pool_of
 from sslguard.data.specs import open_data
 from sslguard.data.watched import NOTHING, Fingerprints, Watched
 from sslguard.encoders.base import Embedder, Encoder
@@ -197,6 +198,7 @@ def watermark(
     seal: Seal | None = None,
     controls: Sequence[str] = (),
     verify_data: AnyData | None = None,
+    pool: AnyData | None = None,
     skip_unreadable: bool = False,
     checkpoint: Path | None = None,
     progress: bool = False,
@@ -219,6 +221,7 @@ def watermark(
         seal: Encryption of the key that is written; None leaves it in the clear.
         controls: Known innocents to score under the new key, as in `verify`.
         verify_data: Held-out data for scoring the controls. It must not overlap `data`.
+        pool: Held-out data that later claims will ask about. The secrets are bound to them: see `data.pool`.
         skip_unreadable: Whether items of `data` that cannot be read are left out, and counted; else they are an error.
             Each item is then read once more, beforehand.
         checkpoint: File from which an interrupted run goes on, without `out`.
@@ -240,6 +243,8 @@ def watermark(
     if out is not None:
         check_writable(clean)
     asked = None if verify_data is None else as_data(verify_data)
+    if pool is not None:
+        chosen = chosen.bound_to(pool_of(as_data(pool)))
     if controls or asked is not None:
         _check_ranking(chosen, controls, asked, items, clean.dim)
     loop |= {"progress": progress}
@@ -775,6 +780,7 @@ def audit(
     data: AnyData,
     *,
     seed: str,
+    own_data: bool = False,
     clean: AnyEncoder | None = None,
     suspect: AnySuspect | None = None,
     commitment: str | Path | None = None,
@@ -794,6 +800,8 @@ def audit(
         bundle: Folder of the bundle.
         data: What the examiner agreed to draw queries from.
         seed: What the examiner gave the claimant after seeing the commitment.
+        own_data: Whether the examiner chose the data and the claimant could not influence the choice. Otherwise they
+            must be the pool that the key is bound to: see `watermark`.
         clean: Clean encoder F; without it there is no verdict.
         suspect: Suspect to ask again, where the examiner can.
         commitment: File of the commitment that the examiner saw before giving the seed.
@@ -822,6 +830,7 @@ def audit(
         seen = parse_commitment(content, str(commitment)).document.digest
     terms = Terms(
         seed=seed,
+        own_data=own_data,
         alpha=alpha,
         n_claims=n_claims,
         not_after=not_after,

@@ -111,7 +111,7 @@ class TestExact:
     def test_a_claim_and_its_audit(self, bed, marked):
         verdict = bed.commit().claim(marked.encoder)
         found = bed.audit()
-        assert (verdict.decision, found.decision, found.exit_code, found.n_tries) == ("derived", "derived", 0, 1 << 20)
+        assert (verdict.decision, found.decision, found.exit_code, found.n_tries) == ("derived", "derived", 0, 1 << 26)
         # Not to the last bit: BLAS sums by where its arrays happen to lie.
         assert found.verdict.significance.statistic == pytest.approx(verdict.significance.statistic, rel=1e-9)
         assert {c.name for c in found.of("passed")} == {
@@ -148,7 +148,7 @@ class TestExact:
     def test_without_a_date_the_key_is_taken_for_the_best_of_many(self, bed, marked):
         bed.commit(None).claim(marked.encoder)
         undated = bed.audit(not_after=None)
-        assert (undated.decision, undated.n_tries) == ("derived", 1 << 64)
+        assert (undated.decision, undated.n_tries) == ("derived", 1 << 70)
         assert "up to 2^64 keys were tried" in words(undated, "assumed")
         missing = bed.audit()
         assert (missing.decision, missing.exit_code) == ("not checkable", 4)
@@ -156,7 +156,7 @@ class TestExact:
     def test_without_certificates_a_date_is_only_claimed(self, bed, marked):
         bed.commit().claim(marked.encoder)
         assert bed.audit(roots=()).exit_code == 4
-        assert bed.audit(roots=(), not_after=None).n_tries == 1 << 64
+        assert bed.audit(roots=(), not_after=None).n_tries == 1 << 70
 
     def test_corrections(self, bed, marked):
         """Evidence of some 50 bits passes among few claims, and not among 2^64."""
@@ -187,10 +187,10 @@ class TestExact:
         found = bed.audit()
         assert "50 answers are zero" in words(found, "passed")
         # Which quarter is missing might be the claimant's choice, one of many, unless the suspect says so itself.
-        assert (found.decision, found.n_tries) == ("derived", math.comb(200, 50) << 20)
+        assert (found.decision, found.n_tries) == ("derived", math.comb(200, 50) << 26)
         assert bed.audit(not_after=None, alpha=1e-12).exit_code == 4
         again = bed.audit(suspect=few)
-        assert (again.decision, again.n_tries) == ("derived", 1 << 20)
+        assert (again.decision, again.n_tries) == ("derived", 1 << 26)
         assert again.verdict.significance.n_queries == 200
 
     def test_logged_answers(self, bed, marked, tmp_path):
@@ -204,7 +204,7 @@ class TestExact:
         found = bed.audit()
         assert found.decision == "derived"
         assert "1 answers are zero" in words(found, "passed")
-        assert found.n_tries == 200 << 20
+        assert found.n_tries == 200 << 26
 
     def test_texts(self, tmp_path):
         """Any encoder: here one of texts, which has files beside its weights or none."""
@@ -416,7 +416,7 @@ class TestPage:
         page = render_page(found, when=when)
         assert page.count("2026-02-03 04:05 UTC") == 2
         assert "UTC</footer" not in render_page(found)
-        assert "39.9 bits had to be reached" in page  # alpha 1e-6, one claim, 2^20 keys
+        assert "45.9 bits had to be reached" in page  # alpha 1e-6, one claim, 2^20 keys, 2^6 readings
         assert "the probability that the suspect is innocent" in page
         for told in (SEED, "2025-06-01 00:00 UTC", "2025-01-01 00:00 UTC", "1e-06", found.facts["owner"]):
             assert told in page, told
@@ -470,7 +470,7 @@ class TestPage:
 
     def test_every_decision_has_a_page(self, found):
         for status, verdict in (("failed", found.verdict), ("not checkable", None), ("against", found.verdict)):
-            other = Audit((Check("x", status, "Why."),), verdict, 1 << 64, found.terms, found.facts)
+            other = Audit((Check("x", status, "Why."),), verdict, 1 << 70, found.terms, found.facts)
             assert "What is not shown" in render_page(other)
 
     def test_overwrites_only_a_report(self, found, tmp_path):
@@ -503,6 +503,7 @@ class TestCommandLine:
             "audit",
             tmp_path / "b",
             *data,
+            "--own-data",
             "--clean",
             tmp_path / "clean",
             "--report",
@@ -514,7 +515,8 @@ class TestCommandLine:
         assert json.loads(ran.stdout)["verdict"]["statistic"] == pytest.approx(said["statistic"], abs=1e-6)
         assert "Is " in (tmp_path / "r.html").read_text()
         again = sslguard(
-            "audit", tmp_path / "b", *data, "--clean", tmp_path / "clean", "--suspect", tmp_path / "suspect"
+            *("audit", tmp_path / "b", *data, "--own-data"),
+            *("--clean", tmp_path / "clean", "--suspect", tmp_path / "suspect"),
         )
         assert (again.code, "gave the same answers" in again.out) == (0, True)
         assert sslguard("audit", tmp_path / "b", *data).code == 4
@@ -527,7 +529,7 @@ class TestCommandLine:
         save_encoder(tiny(7), tmp_path / "clean")
         np.save(tmp_path / "p.npy", np.random.default_rng(5).integers(0, 256, (300, 16, 16), dtype=np.uint8))
         pictures = str(tmp_path / "p.npy")
-        plain = ("audit", bed.bundle, "--data", pictures, "--json")
+        plain = ("audit", bed.bundle, "--data", pictures, "--own-data", "--json")
         line = (*plain, "--seed", SEED, "--clean", tmp_path / "clean")
         bed.commit()
 
@@ -544,6 +546,8 @@ class TestCommandLine:
             assert ran(*line, *wrong) == (2, "UsageError"), wrong
         assert ran(*plain, "--seed", "another", "--clean", tmp_path / "clean") == (3, "forged")
         assert ran(*plain, "--seed", SEED) == (4, "not checkable")
+        unbound = [word for word in line if word != "--own-data"]
+        assert ran(*unbound) == (4, "not checkable")
         assert ran(*line, "--opened", "2020-01-01") == (4, "not checkable")
         assert ran(*line, "--alpha", "1e-90") == (4, "not checkable")
         (bed.bundle / ANSWERS).write_bytes(b"x")
@@ -568,10 +572,10 @@ class TestGolden:
     EXPECTED = json.loads((GOLDEN / "expected.json").read_bytes())["bundle"]
 
     def test_audits_as_then(self):
-        terms = Terms(seed=SEED, alpha=1e-6, not_after=SEEN, roots=tuple(read_roots(GOLDEN / "authority.pem")))
+        terms = replace(TERMS, roots=tuple(read_roots(GOLDEN / "authority.pem")))
         data, clean = open_data(f"text:{GOLDEN / 'texts.txt'}"), open_key(GOLDEN / "key-exact-sub-keys").key.clean
         found = audit(GOLDEN / "bundle", data, terms, clean=clean)
-        assert (found.decision, found.n_tries) == ("derived", 3 << 20)  # the key and its two sub-keys
+        assert (found.decision, found.n_tries) == ("derived", 3 << 26)  # the key and its two sub-keys
         assert found.verdict.significance.statistic == pytest.approx(self.EXPECTED["statistic"], rel=1e-5)
         assert found.facts["committed"] == COMMITTED.isoformat()
         assert found.facts["commitment_sha256"] == self.EXPECTED["commitment_sha256"]
@@ -622,6 +626,7 @@ class TestTerms:
     def test_functions_of_the_api(self, bed, marked, tmp_path):
         (tmp_path / "roots.pem").write_bytes(AUTHORITY.roots())
         terms = {"seed": SEED, "alpha": TERMS.alpha, "not_after": SEEN, "authority_roots": tmp_path / "roots.pem"}
+        terms["own_data"] = True
         api.claim(bed.commit().stored, marked.encoder, bed.data, seed=SEED, commitment=bed.commitment, out=bed.bundle)
         assert api.audit(bed.bundle, bed.data, clean=bed.clean, **terms).decision == "derived"
         assert audit(bed.bundle, bed.data, TERMS).decision == "not checkable"

@@ -26,6 +26,7 @@ from sslguard.claims.queries import ExaminerData
 from sslguard.claims.refitting import refitted_controls
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data, Slice
+from sslguard.data.pool import pool_of
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import save_encoder, weights_hash
 from sslguard.errors import ClaimError
@@ -42,7 +43,7 @@ from sslguard.schemes.sslguard.scheme import SSLGuard
 from sslguard.stats.left import FAMILY, left_test
 from sslguard.stats.moments import unit_rows
 from sslguard.stats.significance import control_rank_test
-from sslguard.verification.nulls import DATED_TRIES
+from sslguard.verification.nulls import DATED_TRIES, READINGS
 from sslguard.verification.verdict import score_controls, score_suspect, verify
 
 pytestmark = pytest.mark.heavy  # keys by the dozen
@@ -248,7 +249,7 @@ class TestAnswers:
         assert forged > max(6, honest + 4)
         put_answers(bed, answers)
         found = bed.audit(alpha=0.01)
-        assert (found.decision, round(np.log2(float(found.n_tries)))) == ("not shown", 196 + DATED_TRIES)
+        assert (found.decision, round(np.log2(float(found.n_tries)))) == ("not shown", 196 + DATED_TRIES + READINGS)
         assert bed.audit(alpha=0.01, suspect=innocent).decision == "not shown"
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -321,6 +322,41 @@ class TestQueriesChosenAfterTheKey:
         assert bed.commit().claim(innocent, data=picked).decision == "derived"
         found = bed.audit()
         assert (found.exit_code, "the claimant chose" in words(found, "failed")) == (3, True)
+
+    def test_data_that_he_proposes_are_not_checkable(self, bed, innocent, marked, images):
+        """The examiner agrees to 200 picked items as the data: every other check passes."""
+        pool = images(1500, seed=9)
+        picked = Picked(pool, np.argsort(-contributions(bed.key, innocent, pool))[:N])
+        proposed = replace(bed, data=picked).commit()
+        proposed.claim(innocent)
+        found = proposed.audit(own_data=False)
+        assert (found.decision, found.exit_code) == ("not checkable", 4)
+        assert "may have chosen" in words(found, "not checkable")
+        proposed.bundle.rename(bed.folder / "of the innocent")
+        proposed.claim(marked.encoder)  # the same for a copy: what the data are is asked first
+        assert proposed.audit(own_data=False).exit_code == 4
+
+    def test_a_pool_that_the_key_is_bound_to(self, tiny, images, innocent, tmp_path):
+        """Items picked from the pool are other data, and the key of a set of picked items is another key."""
+        pool, clean = images(1500, seed=9), tiny(7)
+        scheme = HEAD.bound_to(pool_of(pool))
+        made = scheme.watermark(clean, images(400), secret=Secret.from_seed(1))
+        bound = Bed(tmp_path, made.key, clean, pool, terms=replace(TERMS, own_data=False)).commit()
+        bound.claim(made.encoder)
+        found = bound.audit()
+        assert found.decision == "derived"
+        assert "bound to these 1,500 items" in words(found, "passed")
+        picked = Picked(pool, np.argsort(-contributions(made.key, innocent, pool))[:N])
+        assert bits(made.key, innocent, picked) > 24
+        (tmp_path / "picked").mkdir()
+        chosen = replace(bound, folder=tmp_path / "picked", data=picked).commit()
+        chosen.claim(innocent)
+        assert chosen.audit().exit_code == 4
+        assert "bound to other data" in words(chosen.audit(), "not checkable")
+        other = replace(made.key, protocol=replace(made.key.protocol, pool=pool_of(picked)))
+        assert abs(np.corrcoef(other.left().ravel(), made.key.left().ravel())[0, 1]) < 0.3
+        assert abs(np.corrcoef(other.right().ravel(), made.key.right().ravel())[0, 1]) < 0.3
+        assert bits(other, innocent, picked) < 16
 
     def test_a_seed_of_the_claimants(self, bed, innocent):
         """Many seeds are tried and the best is handed in."""
@@ -449,7 +485,7 @@ class TestGrinding:
         dated = Bed(tmp_path, best, tiny(7), images(290, seed=5), terms=replace(TERMS, alpha=0.3)).commit()
         dated.claim(innocent)
         found = dated.audit()
-        assert (found.decision, found.n_tries) == ("not shown", 1 << DATED_TRIES)
+        assert (found.decision, found.n_tries) == ("not shown", 1 << DATED_TRIES + READINGS)
         assert "its owner may have dated up to 2^20 keys" in words(found, "passed")
 
     def test_another_commitment_than_the_examiner_saw(self, bed, marked):

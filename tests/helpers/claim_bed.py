@@ -25,7 +25,7 @@ COMMITTED = datetime(2025, 1, 1, tzinfo=UTC)
 SEEN = datetime(2025, 6, 1, tzinfo=UTC)  # when the suspect could first be asked
 SEED = "5eed" * 16
 AUTHORITY = Authority()
-TERMS = Terms(seed=SEED, alpha=1e-6, not_after=SEEN, roots=(AUTHORITY.root,))
+TERMS = Terms(seed=SEED, alpha=1e-6, not_after=SEEN, roots=(AUTHORITY.root,), own_data=True)
 
 
 class Answers:

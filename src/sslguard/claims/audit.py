@@ -22,6 +22,7 @@ from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import claimed_time, verified_time
 from sslguard.controls.members import count_controls
 from sslguard.data.base import Data
+from sslguard.data.pool import pool_of
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.errors import ClaimError, EncoderError, KeyFileError, RefusedError, SuspectError, UsageError
@@ -68,6 +69,7 @@ def audit(
     shared = terms.n_claims * len(bundle.commitment.keys)
     verdict, n_tries = None, shared * log.null.charge(dated=dated)
     if key is not None:
+        log.data(key, data)
         chosen = log.queries(key, data)
         n_zero = None if chosen is None else log.answers(key.asks(len(chosen)))
         if chosen is not None and n_zero is not None:
@@ -192,6 +194,26 @@ class _Log:
             words += " Its trained parts are bound by the commitment's date alone."
         self.add("derivation", "passed", words)
         return key
+
+    def data(self, key: Key, data: Data) -> None:
+        """Check that the claimant could not choose the data to fit the key.
+
+        Whoever knows the secrets can pick items on which an innocent suspect agrees with them, also as a set that a
+        fair seed then draws from.
+        """
+        if key.pool and key.pool == pool_of(data):
+            words = f"The key's secrets are bound to these {len(data):,} items: other items would be another key."
+            self.add("data", "passed", words)
+        elif self.terms.own_data:
+            words = f"The examiner chose {data.spec}, and the claimant could not influence the choice."
+            self.add("data", "assumed", words)
+        else:
+            bound = "to other data" if key.pool else "to no data"
+            words = (
+                f"The claimant may have chosen {data.spec} to fit the key, whose secrets are bound {bound}. A verdict "
+                "needs the data that they are bound to (watermark --pool), or data of the examiner's own (--own-data)."
+            )
+            self.add("data", "not checkable", words)
 
     def queries(self, key: Key, data: Data) -> ExaminerData | None:
         """Check that the examiner's seed draws what was asked; return the drawn items, or None if it does not."""
@@ -337,7 +359,9 @@ class _Log:
         if not self.charged:
             words = "The claimant dated no other commitment that this one was chosen from: each would be another try."
             self.add("other commitments", "assumed", words)
-        self.add("data", "assumed", f"No item of {data.spec} took part in marking.")
+            words = "The suspect was not read in several ways, of which this one was chosen: each would be another try."
+            self.add("other readings", "assumed", words)
+        self.add("marking", "assumed", f"No item of {data.spec} took part in marking.")
         if self.terms.roots and self.bundle.token is not None:
             self.add("authority", "assumed", "The timestamp authority told the truth about the time.")
         self.add(

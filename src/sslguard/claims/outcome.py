@@ -76,6 +76,7 @@ class Terms:
         commitment: Digest, hex, of the commitment that the examiner saw before giving the seed; None is not compared.
         roots: Certificates that must vouch for the authority of the timestamp.
         controls: Specifications of known innocents, for a key that needs controls.
+        own_data: Whether the examiner chose the data, and the claimant could not influence the choice.
     """
 
     seed: str
@@ -86,6 +87,7 @@ class Terms:
     commitment: str | None = None
     roots: Sequence[Certificate] = ()
     controls: Sequence[str] = ()
+    own_data: bool = False
 
     def __post_init__(self) -> None:
         """Check time zones, level and number of claims."""

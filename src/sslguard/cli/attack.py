@@ -44,7 +44,7 @@ class FurtherOptions(Chosen):
     """What the user chose of a recipe that goes on with pre-training."""
 
 
-@options_of(Source(SSLGuard(), RECIPE))
+@options_of(Source(SSLGuard(), RECIPE, without=("pool",)))
 class MarkingOptions(Chosen):
     """What the user chose of the scheme that a thief marks with; the rest is the preset's."""
 

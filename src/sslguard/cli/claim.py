@@ -170,9 +170,16 @@ def claim(
         ("suspect", verdict.suspect),
         ("log2 p", f"{verdict.significance.log2_pvalue:.2f} bits"),
         ("queries", f"{verdict.significance.n_queries}, {verdict.n_missing} unanswered"),
+        ("the data", _WHOSE[bool(stored.key.pool)]),
         ("an audit", f"{audited['dated']} if the commitment is shown to be older; undated, {audited['undated']}"),
     ]
     return Result(fields, rows, verdict.exit_code)
+
+
+_WHOSE = {
+    True: "an audit accepts the pool that the key is bound to, or the examiner's own data (--own-data)",
+    False: "the key is bound to no pool, so an audit accepts the examiner's own data alone (--own-data)",
+}
 
 
 def audit(
@@ -181,6 +188,7 @@ def audit(
     *,
     data: str,
     seed: str,
+    own_data: bool = False,
     clean: str | None = None,
     suspect: str | None = None,
     commitment: Path | None = None,
@@ -201,8 +209,11 @@ def audit(
 
     Args:
         bundle: Folder of the bundle.
-        data: What you agreed to draw queries from.
+        data: What you agreed to draw queries from: the data that the owner's key is bound to (watermark --pool), or
+            data of your own.
         seed: What you gave the claimant after seeing the commitment.
+        own_data: Say that you chose the data, and that the claimant could not influence the choice. Data that nobody
+            vouches for so, and that the key is not bound to, make the claim not checkable.
         clean: The clean encoder F, handed over by the claimant. The test is recomputed by running it.
         suspect: Ask the suspect again, as verify does; the decision is then taken on these answers.
         commitment: File of the commitment that you saw before giving the seed: the bundle's must be the same.
@@ -234,6 +245,7 @@ def audit(
         found = api.audit(
             *(bundle, data),
             seed=seed,
+            own_data=own_data,
             clean=clean,
             suspect=target,
             commitment=commitment,

@@ -42,9 +42,9 @@ class PretrainingOptions(Chosen):
 
 
 @options_of(
-    Source(CuredSSLGuard(), RECIPE, "sslguard"),
-    Source(SSLGuard(), PUBLISHED, "sslguard"),
-    Source(Exact(), EXACT, "exact"),
+    Source(CuredSSLGuard(), RECIPE, "sslguard", without=("pool",)),
+    Source(SSLGuard(), PUBLISHED, "sslguard", without=("pool",)),
+    Source(Exact(), EXACT, "exact", without=("pool",)),
 )
 class SchemeOptions(Chosen):
     """What the user chose of a scheme's settings; the rest is the preset's."""
@@ -117,6 +117,7 @@ def watermark(
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
+    pool: str | None = None,
     skip_unreadable: bool = False,
     recipient: list[str] | None = None,
     ask_passphrase: bool = False,
@@ -141,6 +142,8 @@ def watermark(
         secret_seed: Derive the secret from a number, for tables that others shall repeat. Such a key proves nothing.
         control: Known innocents to score under the new key at once, so that it knows its null: as verify's --control.
         verify_data: Held-out data for scoring the controls. It must not overlap --data.
+        pool: Held-out data that later claims will ask about. The secrets are bound to them, so that nobody can say that
+            you chose data to fit your key. Without a pool, an examiner accepts data of his own alone.
         skip_unreadable: Leave out items of --data that cannot be read, and count them. Each is read once beforehand.
         recipient: Encrypt the key for this age public key, or those in this file; give several by repeating it.
         ask_passphrase: Encrypt the key by a passphrase that is asked for; SSLGUARD_PASSPHRASE does so without asking.
@@ -151,7 +154,7 @@ def watermark(
     chosen = named_scheme(scheme, preset, settings.table(scheme))
     if (control or verify_data) and isinstance(chosen, Exact):
         raise UsageError("--scheme exact needs no controls: its null is exact. Leave --control and --verify-data out")
-    check(encoders=[encoder], data=[data, verify_data], controls=control)
+    check(encoders=[encoder], data=[data, verify_data, pool], controls=control)
 
     from sslguard import api
     from sslguard.cli.claim import chosen_seal
@@ -170,6 +173,7 @@ def watermark(
         seal=seal,
         controls=control or (),
         verify_data=verify_data,
+        pool=pool,
         skip_unreadable=skip_unreadable,
         progress=output.progress,
         **machine.loop(),

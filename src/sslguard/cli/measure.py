@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 WantedBits = Annotated[float, Parameter(validator=within(Range(above=0, most=256)))]
 TheftName = Literal["centred", "mse"]
 PowerPreset = Annotated[str, Parameter(choices=tuple(PRESETS["exact"]))]
-_NO_MATTER = ("steps", "batch_size", "learning_rate", "mark_weight", "sub_keys", "redraw")
+_NO_MATTER = ("steps", "batch_size", "learning_rate", "overshoot", "pool", "sub_keys", "redraw")
 
 
 @options_of(Source(Exact(), EXACT, without=_NO_MATTER))

@@ -189,4 +189,5 @@ def claim_and_audit(
     drawn = secrets.token_hex(16) if seed is None else f"demonstration {seed}"
     api.commit(key, commitment)
     api.claim(key, suspect, data, seed=drawn, commitment=commitment, out=bundle, alpha=alpha)
-    return api.audit(bundle, data, seed=drawn, clean=clean, suspect=suspect, alpha=alpha, report=files["audit"])
+    terms = {"seed": drawn, "own_data": True, "alpha": alpha}
+    return api.audit(bundle, data, clean=clean, suspect=suspect, report=files["audit"], **terms)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sslguard.errors import UsageError
 from sslguard.lazy import found_at
@@ -47,6 +47,11 @@ class Key(ABC):
     def asks(self, n_items: int) -> int:  # noqa: ARG002
         """Return how many queries a verification asks that draws from a data set of so many items."""
         return self.n_queries
+
+    @property
+    def pool(self) -> str:
+        """Data that the secrets are bound to, as `data.pool.pool_of` gives them; "" where there are none."""
+        return ""
 
     @abstractmethod
     def queries(self, data: Data) -> Iterator[Batch]:
@@ -155,6 +160,14 @@ class Scheme(Checked, ABC):
     def on_answers(self) -> bool:
         """Return whether the mark is put on answers, so that whoever holds the weights cuts it off."""
         return False
+
+    def bound_to(self, pool: str) -> Self:  # noqa: ARG002
+        """Return the scheme with its secrets bound to data, as `data.pool.pool_of` gives them.
+
+        Raises:
+            UsageError: Keys of this scheme ask about no data, or are not kept.
+        """
+        raise UsageError(f"keys of the scheme {self.name} are bound to no data: leave the pool out")
 
     @abstractmethod
     def watermark(

@@ -28,6 +28,12 @@ DATED_TRIES = 20
 Ranks among controls could not bear that charge, so for them an audit assumes that no other key was dated.
 """
 
+READINGS = 6
+"""Bits charged for how a suspect was read: up to 2^6 of its layers, poolings, endpoints may have been tried.
+
+Ranks could not bear that charge either: for them an audit assumes that there was one.
+"""
+
 
 class Null(ABC):
     """The distribution of a score when the suspect is innocent."""
@@ -54,16 +60,22 @@ class Null(ABC):
 
         Args:
             dated: Whether the key is shown to be older than the suspect. If not, it may be the best of many keys.
+                Either way the suspect may have been read in the best of many ways.
             n_queries: How many queries were asked.
             n_zero: How many answers are zero. Somebody who knows the key could leave out the answers that disagree, so
                 the charge is the number of ways to leave out that many.
         """
-        return _choices(n_queries, n_zero) << (self._dated_tries if dated else UNDATED_TRIES)
+        return _choices(n_queries, n_zero) << (self._dated_tries if dated else UNDATED_TRIES) + self._readings
 
     @property
     @abstractmethod
     def _dated_tries(self) -> int:
         """Bits charged for other keys that the owner may have dated."""
+
+    @property
+    @abstractmethod
+    def _readings(self) -> int:
+        """Bits charged for other ways of reading a suspect."""
 
     @abstractmethod
     def objection(self, *, dated: bool) -> str | None:
@@ -87,6 +99,7 @@ class ExactNull(Null):
     """Null whose distribution follows by proof from the secret's own randomness. The scheme computes the p-value."""
 
     _dated_tries = DATED_TRIES
+    _readings = READINGS
 
     def check(self, alpha: float, n_claims: int = 1) -> None:
         """Refuse a level below 2^−256, the entropy of a secret; see `Null.check`."""
@@ -136,6 +149,7 @@ class RankNull(Null):
     kinds: Mapping[str, int] = field(default_factory=dict)
 
     _dated_tries = 0
+    _readings = 0
 
     def __post_init__(self) -> None:
         if len(self.scores) not in (0, self.n_controls):

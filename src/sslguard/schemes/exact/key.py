@@ -97,6 +97,11 @@ class ExactKey(Key):
     _embedded: dict[tuple[str, int], tuple[Array, Array]] = field(default_factory=dict)
 
     @property
+    def pool(self) -> str:
+        """Data that the secrets are bound to; see `Key.pool`."""
+        return self.protocol.pool
+
+    @property
     def n_queries(self) -> int:
         """Fewest queries that a verification asks."""
         return self.protocol.n_queries

@@ -40,12 +40,14 @@ class Protocol(Checked):
             embeddings that vary in few directions, a copy and its classifiers take over these alone.
         n_queries: Fewest queries that a verification asks. It asks the most of 1, 1.5, 2, 3, 5, 7.5 times 10, 100,
             1,000 ... that the data holds. A missing answer counts as zero.
+        pool: Data that the secrets are bound to, as `data.pool.pool_of` gives them; "" where there are none.
     """
 
     functions: Annotated[int, Range(least=2, most=MOST_FUNCTIONS)] = 64
     rank: Annotated[int, Range(least=1, most=16)] = 4
     spread: Positive = 7.0
     n_queries: Count = 500
+    pool: str = ""
 
     def asks(self, n_items: int) -> int:
         """Return how many of a data set's items a verification asks about: a function of their number alone.
@@ -64,7 +66,8 @@ class Protocol(Checked):
 
     def to_json(self) -> dict[str, Any]:
         """Return every setting and every fixed rule, by name."""
-        return {**asdict(self), **_FIXED}
+        settings = {name: value for name, value in asdict(self).items() if value != ""}
+        return {**settings, **_FIXED}
 
     @classmethod
     def from_json(cls, found: Any) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact.settings import ExactSettings
@@ -34,6 +34,10 @@ class Exact(ExactSettings, Scheme):
     def on_answers(self) -> bool:
         """Return whether the mark is put on answers, so that a thief with the weights can remove it."""
         return self.mode == "head"
+
+    def bound_to(self, pool: str) -> Self:
+        """Return the scheme with its secrets bound to data; see `Scheme.bound_to`."""
+        return replace(self, protocol=replace(self.protocol, pool=pool))
 
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any

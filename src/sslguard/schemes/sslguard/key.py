@@ -60,6 +60,11 @@ class SSLGuardKey(Key):
         return stream_context(self.clean_hash, self.preprocess, self.settings)
 
     @property
+    def pool(self) -> str:
+        """Data that the secrets are bound to; see `Key.pool`."""
+        return str(self.settings.get("pool", ""))
+
+    @property
     def n_queries(self) -> int:
         """Number of queries that a verification asks."""
         return self.n

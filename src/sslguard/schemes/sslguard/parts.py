@@ -19,7 +19,7 @@ from sslguard.files import canonical_json
 from sslguard.training.base import isolated_rng
 
 # Settings that a verification depends on, as far as a scheme has them; the others say how F* was trained.
-TESTED = ("decoder_hidden", "directions", "mask_probability", "n_queries", "n_verification", "secret_dim")
+TESTED = ("decoder_hidden", "directions", "mask_probability", "n_queries", "n_verification", "pool", "secret_dim")
 
 
 def stream_context(clean_hash: str, preprocess: Mapping[str, Any], settings: Mapping[str, Any]) -> bytes:
@@ -27,7 +27,7 @@ def stream_context(clean_hash: str, preprocess: Mapping[str, Any], settings: Map
 
     The latter is SHA-256 of canonical JSON of `preprocess`, and of `settings` those of `TESTED`.
     """
-    tested = {name: settings[name] for name in TESTED if name in settings}
+    tested = {name: settings[name] for name in TESTED if settings.get(name, "") != ""}
     protocol = {"preprocess": preprocess, "settings": tested}
     return clean_hash.encode() + hashlib.sha256(canonical_json(protocol)).digest()
 

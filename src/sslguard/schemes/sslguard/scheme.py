@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.sslguard.settings import CuredSettings, SSLGuardSettings
@@ -27,6 +27,10 @@ class SSLGuard(SSLGuardSettings, Scheme):
     name: ClassVar[str] = "sslguard"
     key_home: ClassVar[str] = "sslguard.schemes.sslguard.key:SSLGuardKey"
     saw_clean: ClassVar[bool] = True
+
+    def bound_to(self, pool: str) -> Self:
+        """Return the scheme with its secrets bound to data; see `Scheme.bound_to`."""
+        return replace(self, pool=pool)
 
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any
@@ -64,6 +68,10 @@ class CuredSSLGuard(CuredSettings, Scheme):
     name: ClassVar[str] = "sslguard-cured"
     key_home: ClassVar[str] = "sslguard.schemes.sslguard.key:CuredKey"
     fresh_secrets: ClassVar[bool] = True
+
+    def bound_to(self, pool: str) -> Self:
+        """Return the scheme with its secrets bound to data; see `Scheme.bound_to`."""
+        return replace(self, pool=pool)
 
     def watermark(
         self, clean: Encoder, data: Data, *, secret: Secret, checkpoint: Path | None = None, **loop: Any

@@ -36,6 +36,7 @@ class SSLGuardSettings(Checked):
             from ImageNet's.
         n_verification: Images of the data set aside for the trigger (D_v).
         n_queries: Images that a verification asks about.
+        pool: Data that the secrets are bound to, as `data.pool.pool_of` gives them; "" where there are none.
     """
 
     steps: Count = 200
@@ -56,6 +57,7 @@ class SSLGuardSettings(Checked):
     shadow_weights: str | None = None
     n_verification: Count = 1000
     n_queries: Count = 512
+    pool: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +105,7 @@ class CuredSettings(Checked):
         secret_dim: Width of the secret vector (sk), which the decoder answers with.
         law_steps: Steps that train the decoder, on made evidence alone.
         n_queries: Images that a verification asks about, twice each.
+        pool: Data that the secrets are bound to, as `data.pool.pool_of` gives them; "" where there are none.
     """
 
     steps: Count = 800
@@ -118,3 +121,4 @@ class CuredSettings(Checked):
     secret_dim: Count = 256
     law_steps: Count = 2000
     n_queries: Count = 512
+    pool: str = ""
