@@ -120,6 +120,7 @@ def audit() -> Audit:
     checks = tuple(Check(f"check {status}", status, f"{LONG}: {'5eed' * 16}.") for status in names)
     facts = {
         **dict.fromkeys(("owner", "commitment_sha256", "claim_sha256", "clean_hash", "watermarked_hash"), "ab" * 32),
+        **dict.fromkeys(("asked_sha256", "answers_sha256", "asked_at"), "cd" * 32),
         **{"suspect": f"https://example.org/{LONG}", "scheme": "exact", "seed": "5eed" * 16, "data": "a-folder"},
         **{"committed": "2025-01-01T00:00:00+00:00", "claimed_by": {"sslguard": "0"}, "audited_by": {"sslguard": "0"}},
     }

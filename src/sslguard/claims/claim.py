@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def claim(
         if key.needs_controls:
             innocents = control_scores(key, controls, chosen, progress=progress)
         scores = innocents.values
-        recorded = Recorded(suspect)
+        recorded, begun = Recorded(suspect), _now()
         known = innocents.kinds
         verdict = verify(
             key, recorded, chosen, control_scores=scores, control_kinds=known, alpha=alpha, n_claims=n_claims
@@ -128,7 +129,7 @@ def claim(
             "seed": seed,
             "data": {"spec": text(data.spec, 1000), "items": len(data), "asked": asked},
             "controls": [text(name) for name in scores],
-            **_found(verdict, answers),
+            **_found(verdict, answers, begun),
         }
         fields = {**said, "commitment": committed.document.digest, "key": _opening(opened, salt)}
         if before is not None:
@@ -142,12 +143,17 @@ def claim(
     return verdict
 
 
-def _found(verdict: Verdict, answers: NDArray[np.floating]) -> dict[str, Any]:
+def _now() -> str:
+    return datetime.now(UTC).replace(microsecond=0).isoformat()
+
+
+def _found(verdict: Verdict, answers: NDArray[np.floating], begun: str) -> dict[str, Any]:
     """Return what a claim says about the suspect."""
     suspect = text(verdict.suspect)
+    answered = {"sha256": hashlib.sha256(npy(answers)).hexdigest(), "missing": verdict.n_missing}
     return {
         "suspect": suspect,
-        "answers": {"sha256": hashlib.sha256(npy(answers)).hexdigest(), "missing": verdict.n_missing},
+        "answers": {**answered, "begun": begun, "ended": _now()},
         "claimed": {**verdict.to_json(), "suspect": suspect},
     }
 

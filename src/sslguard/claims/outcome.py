@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from sslguard.claims.strength import Strength
 from sslguard.errors import UsageError
 from sslguard.settings import Range
 from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 Status = Literal["passed", "against", "not checkable", "failed", "assumed"]
 Decision = Literal["derived", "not shown", "forged", "not checkable"]
+PROPOSITIONS = {
+    "claim": "The suspect's answers depend on the key's secret: the suspect is the marked encoder F*, or was made from "
+    "F* or from its answers.",
+    "alternative": "The suspect's answers do not depend on the key's secret: the suspect was made without F* and "
+    "without its answers.",
+    "derived": "The suspect's answers depend on the secret mark in a way that those of an independently made encoder "
+    "would not.",
+}
+"""What an audit weighs against each other, and what its decision "derived" says."""
 _EXIT = {"derived": 0, "not shown": 1, "forged": 3, "not checkable": 4}
 
 
@@ -128,6 +138,13 @@ class Audit:
             return "not checkable"
         return "not shown" if "against" in found else "derived"
 
+    @property
+    def strength(self) -> Strength | None:
+        """How strong the evidence is after all charges; None where no verdict stands on it."""
+        if self.verdict is None or self.decision in ("forged", "not checkable"):
+            return None
+        return Strength.of(self.verdict.significance.log2_pvalue, self.n_tries)
+
     def of(self, *statuses: Status) -> list[Check]:
         """Return the checks with one of these statuses."""
         return [check for check in self.checks if check.status in statuses]
@@ -146,5 +163,7 @@ class Audit:
             "n_claims": self.terms.n_claims,
             "log2_tries": math.log2(self.n_tries),
             "verdict": None if self.verdict is None else self.verdict.to_json(),
+            "propositions": PROPOSITIONS,
+            "strength": None if self.strength is None else self.strength.to_json(),
             **self.facts,
         }

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sslguard.claims.outcome import Audit, Decision
+from sslguard.claims.outcome import PROPOSITIONS, Audit, Decision
+from sslguard.claims.strength import Strength
 from sslguard.errors import OutputError
 from sslguard.files import write_atomic
 from sslguard.report.html import is_page, render
@@ -35,6 +36,9 @@ _FACTS = {
     "clean_hash": ("SHA-256 of F’s weights", True),
     "watermarked_hash": ("SHA-256 of F*’s weights", True),
     "seed": ("seed in the claim", True),
+    "asked_sha256": ("SHA-256 of the items that were asked about", True),
+    "answers_sha256": ("SHA-256 of the answers", True),
+    "asked_at": ("when they were asked, by the claimant’s clock", False),
     "claimed_by": ("programs of the claimant", False),
     "audited_by": ("programs of this audit", False),
 }
@@ -101,6 +105,8 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
             ("facts", "What was examined", "To repeat this audit: the same bundle, F, data and seed.", _facts(facts)),
         ],
         "terms": audit.terms,
+        "propositions": PROPOSITIONS,
+        "strength": _strength(audit.strength),
         "exact": kind is not None and not kind.needs_controls,
         "significance": significance,
         "bits": f"{bits:.0f}",
@@ -111,6 +117,21 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
         "tries": _tries(audit.n_tries),
         "when": None if when is None else _moment(when),
     }
+
+
+def _strength(found: Strength | None) -> dict[str, str] | None:
+    if found is None:
+        return None
+    return {
+        "least": _power(found.least),
+        "most": _power(found.most),
+        "support": found.support,
+        "p": f"2<sup>−{-found.log2_pvalue:.0f}</sup>" if found.log2_pvalue < -10 else f"{2**found.log2_pvalue:.2g}",
+    }
+
+
+def _power(log10: float) -> str:
+    return f"10<sup>{math.floor(log10)}</sup>" if log10 >= 4 else f"{10**log10:,.3g}"
 
 
 def _tries(n: int) -> str:
@@ -127,6 +148,7 @@ def _terms(audit: Audit) -> list[tuple[str, str, bool]]:
         roots = [f"SHA-256 {root.fingerprint(SHA256()).hex()}" for root in terms.roots]
     return [
         ("data to draw from", str(audit.facts["data"]), False),
+        ("who chose the data", "the examiner" if terms.own_data else "not the examiner", False),
         ("seed", terms.seed, True),
         ("alpha", f"{terms.alpha:g}", False),
         ("claims that share it", f"{terms.n_claims:,}", False),

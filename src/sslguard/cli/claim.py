@@ -258,7 +258,8 @@ def audit(
             report=report,
             progress=output.progress,
         )
-    rows = [("decision", found.decision), *((c.name, f"{c.status}: {c.words}") for c in found.checks)]
+    support = [] if found.strength is None else [("support", str(found.strength))]
+    rows = [("decision", found.decision), *support, *((c.name, f"{c.status}: {c.words}") for c in found.checks)]
     return Result(found.to_json(), rows, found.exit_code)
 
 
