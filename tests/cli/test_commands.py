@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -266,7 +266,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The demonstration itself is tested elsewhere."""
 
     class Shown:
-        files: ClassVar = {"page": tmp_path / "report.html"}
+        again = False
 
         def to_json(self) -> dict[str, Any]:
             return {"verdicts": ["derived"]}
@@ -284,6 +284,11 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done("demo", "--out", tmp_path) == {"verdicts": ["derived"]}
     assert sslguard("demo", "--out", tmp_path, "--quiet") == (0, f"a table\nreport  {tmp_path}/report.html\n", "")
     assert asked == [(tmp_path, True), (tmp_path, False)]
+    Shown.again = True
+    assert f"remove {tmp_path}" in sslguard("demo", "--out", tmp_path, "--quiet").out
+    monkeypatch.setattr("sslguard.cli.prove.find_spec", lambda _: None)
+    missing = sslguard("demo", "--api", "--out", tmp_path)
+    assert (missing.code, "sslguard[demo]" in missing.err) == (2, True)
 
 
 @pytest.mark.parametrize("claims", [1, 2])

@@ -1,32 +1,23 @@
-"""The report: what is counted, what is drawn, and that no name reaches the page, a picture or a terminal as code."""
+"""The report: what is counted and drawn, what a folder keeps, and that no name reaches a page or terminal as code."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from helpers.pages import examined, report_data, scores, suspect
-from sslguard.controls.members import Member
-from sslguard.demo import figures as drawn
-from sslguard.demo.output import PAGE, PICTURE, begin, write_report
-from sslguard.demo.page import render_page, render_tables
-from sslguard.demo.result import Accuracy, Bar, Examined, Rates, ReportData, thinned
+from helpers.pages import demo_fields, suspect
+from sslguard.demo.output import PAGE, PICTURE, RESULT, Stages, begin, write_report
+from sslguard.demo.page import decision_line, picture_png, render_page, tables, wrong
 from sslguard.errors import OutputError
-from sslguard.report.charts import LIGHT, svg_uri
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m$\\frac$[bold]"
 VOID = {"meta", "img", "br", "source", "link", "hr", "input"}
@@ -66,190 +57,117 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page_text() -> str:
-    return render_page(report_data())
+    return render_page(demo_fields())
 
 
-def printed(data: ReportData, width: int = 120) -> str:
+def printed(fields: dict[str, object], width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(render_tables(data))
+    console.print(tables(fields))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-# ---------------------------------------------------------------- the numbers
-
-
-def test_level_and_critical_value() -> None:
-    assert examined(alpha=0.25).critical() == pytest.approx(2)
-    assert examined(alpha=0.25, n_claims=2).critical() == pytest.approx(3)
-    assert examined().floor == 2.0**-256
-
-
-def test_false_claims_are_counted_by_kind_under_each_key() -> None:
-    rows = {row.kind: row for row in report_data().claims()}
-    assert list(rows) == ["surrogate of F", "random", "innocent suspects"]
-    published = [scores(0.4 + i / 20).watermark_rate for i in (0, 2, 4, 6)]
-    assert rows["random"].n == 4
-    assert rows["random"].keys["cured"] == Rates(0.0, 0.0)
-    assert rows["random"].keys["published"] == Rates(
-        pytest.approx(np.median(published)), float(np.mean(np.array(published) > 0.5))
-    )
-    assert [rates.share_above_half for rates in rows["innocent suspects"].keys.values()] == [0.0, 1.0]
-
-
-def test_json_holds_every_figure_and_nothing_that_json_lacks() -> None:
-    result = json.loads(json.dumps(report_data().to_json(), allow_nan=False))
-    assert result["format"] == "sslguard-report"
-    assert (result["n_controls"], result["floor"], result["n_images"]) == (8, 2.0**-256, 32)
-    assert result["keys"][0]["suspects"][0] == {
-        "name": "F*",
-        "story": "marked",
-        "truly_derived": True,
-        "decision": "derived",
-        "statistic": pytest.approx(0.9),
-        "pvalue": pytest.approx(1 / 9),
-        "log2_pvalue": pytest.approx(-math.log2(9)),
-        "watermark_rate": 1.0,
-    }
-    assert result["keys"][0]["controls"]["control-1"]["kind"] == "surrogate of F"
-    assert result["false_claims"][-1]["keys"]["published"]["share_above_half"] == 1.0
-    assert result["accuracies"][1] == {"task": "digits", "skipped": "not installed", "bars": []}
-
-
-def test_long_curves_are_thinned_with_both_ends_kept() -> None:
-    short = thinned(list(range(1000)))
-    assert len(short) == 200
-    assert (short[0], short[-1]) == (0.0, 999.0)
-    assert thinned([3.0]) == [3.0]
 
 
 # ---------------------------------------------------------------- the page
 
 
-def test_page_is_well_formed_and_complete(page_text: str) -> None:
+def test_page_is_well_formed_and_counts_both_schemes(page_text: str) -> None:
     page = Page(page_text)
     assert page_text.lstrip().startswith("<!DOCTYPE html>")
     assert [tag for tag, _ in page.tags].count("h1") == 1
-    assert "1 of 1 encoders that do derive from it are shown to; 0 of 1 innocent ones are accused." in page.words
-    assert "What this does not show" in page.words
-    assert "digits: skipped. not installed" in page.words
-    images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert len(images) == 4 + 2 + 2 * 2
-    assert all(attrs.get("alt") for attrs in images)
+    assert "4 of 4 encoders that come from it are called derived, 0 of 2 innocent ones." in page.words
+    assert "Wrong" not in page.words
+    assert "must show 24.0 bits" in page.words
+    assert page.words.count("≥ 256") >= 4
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(ids)) == len(ids)
+    assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(ids)
+    assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
 
 
 def test_page_loads_nothing_from_anywhere(page_text: str) -> None:
     page = Page(page_text)
-    assert page.addresses()
     # A link to the examiner's page beside it loads nothing by itself.
     assert {address for address in page.addresses() if not address.startswith("data:image/")} == {"audit.html"}
     assert not re.search(r"@import|url\(|<script|<iframe|javascript:", page_text)
-    assert ("meta", "default-src 'none'") in [(t, (a.get("content") or "").split(";")[0]) for t, a in page.tags]
-
-
-def test_every_reference_inside_the_page_has_its_target(page_text: str) -> None:
-    page = Page(page_text)
-    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
-    assert len(set(ids)) == len(ids)
-    assert {a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a} <= set(ids)
-
-
-def test_charts_are_svg_that_parses_and_come_in_two_themes(page_text: str) -> None:
-    charts = [a for a in Page(page_text).addresses() if a.startswith("data:image/svg+xml")]
-    assert len(charts) == 2 * 4
-    assert len(set(charts)) == len(charts)
+    charts = [a for a in page.addresses() if a.startswith("data:image/svg+xml")]
+    assert len(set(charts)) == 2
     for chart in charts:
-        root = ET.fromstring(base64.b64decode(chart.partition(",")[2]))  # our own bytes
-        assert root.tag.endswith("svg")
+        assert ET.fromstring(base64.b64decode(chart.partition(",")[2])).tag.endswith("svg")  # our own bytes
 
 
-def test_hostile_names_are_text_everywhere() -> None:
-    data = report_data(
-        keys=tuple(
-            Examined(name, (suspect(HOSTILE, HOSTILE, False, "derived", 0.5),), {HOSTILE: scores(0.1)}, 0.2, 1)
-            for name in (HOSTILE, "published")
-        ),
-        controls=(Member(HOSTILE, HOSTILE, None, Path()),),
-        statistic_name=HOSTILE,
-        accuracies=(Accuracy(HOSTILE, (Bar(HOSTILE, "clean", 0.5, None),)), Accuracy("other", skipped=HOSTILE)),
-        curves={HOSTILE: {HOSTILE: [1.0, 0.5]}},
-        settings={HOSTILE: {HOSTILE: HOSTILE}},
-        commands=(HOSTILE,),
-        limits=(HOSTILE,),
-    )
-    text = render_page(data)
-    page = Page(text)
-    assert "script" not in {tag for tag, _ in page.tags}
-    assert "<script>alert(1)</script>" in page.words
-    assert "\x1b" not in text
-    assert "false claim" in page.words
-    table = printed(data, width=400)
-    assert "\x1b" not in table
-    assert "[bold]" in table
-    assert drawn.summary_png(data)
+@pytest.mark.usefixtures("undrawn")
+def test_the_paper_s_scheme_is_second_or_left_out(page_text: str) -> None:
+    without = demo_fields()
+    del without["paper"]
+    assert "The same by the paper’s scheme" in Page(page_text).words
+    assert "paper’s scheme" not in Page(render_page(without)).words
+    assert "paper" not in printed(without)
+    assert decision_line(without) == 24
 
 
-def test_report_without_accuracies_is_drawn_all_the_same() -> None:
-    data = report_data(accuracies=())
-    Page(render_page(data))
-    assert drawn.summary_png(data)
-    assert "Linear probe" not in printed(data)
+@pytest.mark.usefixtures("undrawn")
+def test_a_wrong_verdict_is_named_everywhere() -> None:
+    missed, accused = suspect("a thief", True, 3.0), suspect("a stranger", False, 80.0)
+    fields = demo_fields(missed, accused)
+    assert wrong(fields) == ["a thief (exact)", "a stranger (exact)"]
+    words = Page(render_page(fields)).words
+    assert "Wrong: a thief (exact), a stranger (exact)." in words
+    assert "missed" in words
+    assert "false claim" in words
+    assert "This result is wrong for a stranger (exact)." in printed(fields)
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_public_seed_is_said_to_prove_nothing(page_text: str) -> None:
     assert "public seed" not in Page(page_text).words
-    assert "public seed 5" in Page(render_page(report_data(public_seed=5))).words
+    settings = {**demo_fields()["settings"], "seed": 5}
+    assert "public seed 5" in Page(render_page(demo_fields(settings=settings))).words
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_missed_surrogates_are_named_missed() -> None:
-    suspects = (suspect("F*", "marked", True, "not shown", 0.9), suspect("other", "x", False, "not shown", 0.9))
-    assert "missed" in Page(render_page(report_data(examined(suspects=suspects)))).words
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_shared_alpha_is_said_to_be_shared() -> None:
-    data = report_data(examined(alpha=0.3, n_claims=2))
-    assert "shared among 2" in Page(render_page(data)).words
-    assert "shared among 2 suspects (Bonferroni): p ≤ 0.15" in printed(data, width=300)
-
-
-# ---------------------------------------------------------------- pictures, tables, texts
-
-
-def test_charts_are_the_same_bytes_each_time_and_leave_settings_alone() -> None:
-    before = dict(matplotlib.rcParams)
-    first = svg_uri(drawn.decision, report_data(), theme=LIGHT)
-    assert first == svg_uri(drawn.decision, report_data(), theme=LIGHT)
-    assert dict(matplotlib.rcParams) == before
-
-
-def test_summary_is_1800_pixels_wide() -> None:
-    with Image.open(io.BytesIO(drawn.summary_png(report_data()))) as image:
-        assert image.width == 1800
+def test_hostile_names_are_text_everywhere() -> None:
+    fields = demo_fields(suspect(HOSTILE, False, 80.0, story=HOSTILE), commands=[HOSTILE], created=HOSTILE)
+    text = render_page(fields)
+    page = Page(text)
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert "<script>alert(1)</script>" in page.words
+    assert "\x1b" not in text
+    assert "\x1b" not in printed(fields, width=400)
+    assert "[bold]" in printed(fields, width=400)
+    with Image.open(io.BytesIO(picture_png(fields))) as image:
+        assert image.width == 1440
 
 
 def test_commands_keep_their_lines() -> None:
-    lines = [line.rstrip() for line in printed(report_data()).splitlines()]
+    lines = [line.rstrip() for line in printed(demo_fields()).splitlines()]
     at = lines.index("  sslguard verify 'a key' \\")
     assert lines[at + 1] == "      --data x"
 
 
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- the folder
 
 
-@pytest.mark.usefixtures("undrawn")
+def test_a_stage_is_done_once_and_its_order_is_kept(tmp_path: Path) -> None:
+    first = Stages(tmp_path, (PAGE,), {"seed": (1, 2)}, shown=False)
+    assert first.do("z", lambda: {"bits": 1.5}) == {"bits": 1.5}
+    with pytest.raises(ZeroDivisionError):
+        first.do("b", lambda: 1 / 0)
+    again = Stages(tmp_path, (PAGE,), {"seed": (1, 2)}, shown=False)
+    assert again.do("z", lambda: 1 / 0) == {"bits": 1.5}
+    assert again.do("a", lambda: 2) == 2
+    kept = json.loads((tmp_path / RESULT).read_text())
+    assert list(kept["found"].items()) == [("z", {"bits": 1.5}), ("a", 2)]
+    assert kept["seconds"].keys() == {"z", "a"}
+    with pytest.raises(OutputError, match="other settings"):
+        Stages(tmp_path, (PAGE,), {"seed": 3}, shown=False)
+
+
 def test_written_files_are_replaced_by_the_next_report(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
-    data = report_data()
-    for more in ({}, {"files": {"a": "b"}}):
-        begin(out, (PAGE, PICTURE))
-        pages = {PICTURE: drawn.summary_png(data), PAGE: render_page(data).encode()}
-        write_report(out, {**data.to_json(), **more}, pages)
+    for content in (b"one", b"two"):
+        fields = {"format": "sslguard-report", **begin(out, (PAGE, PICTURE))}
+        write_report(out, fields, {PICTURE: content, PAGE: content})
+        assert (out / PAGE).read_bytes() == content
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "result.json", "result.png"]
-    written = json.loads((out / "result.json").read_text())
-    assert (written["format"], written["files"]) == ("sslguard-report", {"a": "b"})
 
 
 def test_folder_of_a_run_that_was_killed_is_known(tmp_path: Path) -> None:
@@ -272,13 +190,6 @@ def test_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     file.touch()
     (tmp_path / "holder" / "report.html").mkdir(parents=True)
     for folder in (file, file / "below", tmp_path / "holder", Path("/proc/sslguard")):
-        with pytest.raises(OutputError), unchanged(file):
+        with pytest.raises(OutputError):
             begin(folder, (PAGE, PICTURE))
-
-
-@contextmanager
-def unchanged(file: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        assert file.read_bytes() == b""
+    assert file.read_bytes() == b""

@@ -185,9 +185,14 @@ def processes(workers: int, prepare: Prepare) -> Executor:
     return pool
 
 
-def _prepared(prepare: Prepare) -> None:
+def end_with_parent() -> None:
+    """Let this process end at once when the one that started it does, even if that one is killed."""
     if (parent := parent_process()) is not None:
         Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _prepared(prepare: Prepare) -> None:
+    end_with_parent()
     prepare()
 
 

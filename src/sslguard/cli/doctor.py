@@ -20,8 +20,10 @@ EXTRAS: Mapping[str, str] = {
     "text": "encoders of texts and of images in transformers' folders (hf:FOLDER)",
     "data": "texts in Parquet files",
     "onnx": "suspects in ONNX files, and writing such files",
-    "serve": "`sslguard serve`, and `sslguard demo --api`",
+    "serve": "`sslguard serve`",
+    "demo": "`sslguard demo --api`",
     "bench": "benchmarks on a cluster, and their results as Parquet",
+    "docs": "the documentation as a site, `make docs`",
     "dev": "the tests, the data set mnist-5k, and encoders named package:NAME",
 }
 """What each optional part of the installation is for."""

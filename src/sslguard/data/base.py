@@ -258,3 +258,12 @@ def overlap(one: Data, other: Data) -> int:
     if a.origin != b.origin:
         return 0
     return max(0, min(a.stop, b.stop) - max(a.start, b.start))
+
+
+def check_unseen(asked: Data, *trained_on: Data) -> None:
+    """Raise UsageError if verification would ask about items that somebody trained on."""
+    for other in trained_on:
+        if shared := overlap(other, asked):
+            raise UsageError(
+                f"{other.spec} and {asked.spec} share {shared} items: verification takes items that nobody trained on"
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,49 @@ class Clock:
         self.seconds[name] = round(time.perf_counter() - started, 2)
 
 
-def begin(out: Path, names: Iterable[str]) -> None:
+class Stages:
+    """Stages of a demonstration, each of which is done once.
+
+    What a stage found is written to `result.json` at once, so that a demonstration that was killed goes on with the
+    stage at which it stopped.
+
+    Attributes:
+        out: Folder of the demonstration.
+        fields: Content of `result.json`: "format", "settings", "seconds" by stage, and "found" by stage.
+    """
+
+    def __init__(self, out: Path, names: Iterable[str], settings: Mapping[str, Any], *, shown: bool) -> None:
+        """Read what was done, or begin.
+
+        Args:
+            out: Folder of the demonstration.
+            names: Names of all that will be written to it.
+            settings: Settings of the run, JSON values.
+            shown: Whether a line is printed on standard error when a stage begins.
+
+        Raises:
+            OutputError: `out` cannot be written to, or holds something else under one of these names, or a
+                demonstration of other settings.
+        """
+        settings = json.loads(json.dumps(settings))
+        earlier = begin(out, names)
+        self.out, self._clock = out, Clock(shown)
+        self.fields: dict[str, Any] = {"format": FORMAT, "settings": settings, "seconds": {}, "found": {}, **earlier}
+        if self.fields["settings"] != settings:
+            raise OutputError(f"{out} holds a demonstration of other settings: remove it, or choose another --out")
+
+    def do(self, name: str, work: Callable[[], Any]) -> Any:
+        """Return what a stage found: what is written of it, or what `work` returns now, JSON values."""
+        found = self.fields["found"]
+        if name not in found:
+            with self._clock.stage(name):
+                found[name] = json.loads(json.dumps(work(), allow_nan=False))
+            self.fields["seconds"][name] = self._clock.seconds[name]
+            write_report(self.out, self.fields, {})
+        return found[name]
+
+
+def begin(out: Path, names: Iterable[str]) -> dict[str, Any]:
     """Make the folder of a demonstration, and mark it as one by its `result.json`. Called before long work.
 
     Only in a folder that is marked so is anything replaced. A folder whose demonstration was killed is marked, too.
@@ -50,6 +92,9 @@ def begin(out: Path, names: Iterable[str]) -> None:
     Args:
         out: Folder of the demonstration.
         names: Names of all that will be written to it.
+
+    Returns:
+        Content of the `result.json` that was there; empty if there was none.
 
     Raises:
         OutputError: `out` cannot be written to, or holds something else under one of these names.
@@ -60,7 +105,8 @@ def begin(out: Path, names: Iterable[str]) -> None:
         if os.path.lexists(out / name):
             raise OutputError(f"{out / name} holds something else, which is not overwritten: choose another --out")
     # Access rights would not tell enough: the file system may be read-only, or full.
-    write_atomic(result, _encoded({"format": FORMAT}) if earlier is None else earlier)
+    write_report(out, earlier or {"format": FORMAT}, {})
+    return earlier or {}
 
 
 def write_report(out: Path, fields: Mapping[str, Any], pages: Mapping[str, bytes]) -> None:
@@ -74,19 +120,15 @@ def write_report(out: Path, fields: Mapping[str, Any], pages: Mapping[str, bytes
     Raises:
         OutputError: A file cannot be written. The file of an earlier report is then left as it was.
     """
-    for name, content in {RESULT: _encoded(fields), **pages}.items():
+    encoded = json.dumps(fields, indent=1, allow_nan=False).encode() + b"\n"
+    for name, content in {RESULT: encoded, **pages}.items():
         write_atomic(out / name, content)
 
 
-def _encoded(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
-
-
-def _read_result(path: Path) -> bytes | None:
+def _read_result(path: Path) -> dict[str, Any] | None:
     """Return the content of a demonstration's result; None if there is none at this path."""
     try:
-        content = path.read_bytes()
-        found = json.loads(content)
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(found, dict) and found.get("format") == FORMAT else None
+    return found if isinstance(found, dict) and found.get("format") == FORMAT else None

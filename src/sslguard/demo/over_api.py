@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from sslguard import __version__, api
 from sslguard.crypto.secrets import Secret
+from sslguard.data.base import check_unseen
 from sslguard.data.specs import open_data
-from sslguard.demo.inputs import check_unseen
 from sslguard.demo.output import FORMAT, PAGE, RESULT, Clock, begin, write_report
 from sslguard.demo.serving import served
 from sslguard.report.html import render

@@ -1,190 +1,195 @@
-"""The report of the demonstration: one HTML page, and tables for a terminal."""
+"""The report of the demonstration, made from the content of `result.json`: page, picture, tables for a terminal."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sslguard.claims.outcome import Audit
-from sslguard.demo import figures
 from sslguard.demo.output import AUDIT
-from sslguard.demo.result import Bar, ReportData, TriggerPictures
-from sslguard.report.charts import chart, picture_uri
+from sslguard.report import charts
+from sslguard.report.charts import WIDTH, Theme
 from sslguard.report.html import render
 from sslguard.report.table import Table, terminal
-from sslguard.report.text import NONE, bits, fixed, percent, printable, probability
+from sslguard.report.text import NONE, fixed, printable
 from sslguard.stats.direction import SECRET_BITS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from rich.console import RenderableType
 
-# Explanation of each family of controls, by the first word of a kind.
-_KINDS = {
-    "surrogate": "trained on the answers of a clean encoder, as a thief would, but nobody watermarked it",
-    "fine-tuned": "a clean encoder trained further with labels",
-    "pruned": "a clean encoder with its smallest weights removed",
-    "clean": "an encoder that was never watermarked",
-    "independent": "pre-trained by itself on other data or from another start",
-    "supervised": "trained by itself with labels",
-    "public": "a published encoder of another data set",
-    "random": "a network that was never trained",
-    "innocent": "the innocents among the suspects above",
-}
-_TRUTH = {True: "derived", False: "innocent"}
+Fields = Mapping[str, Any]
+LEAST = 0.1
+"""Bits at which the logarithmic axis of the picture begins. Less is drawn there."""
+PAPER = "the paper's scheme"
 
 
-def render_page(data: ReportData) -> str:
-    """Return the page, HTML5, with all pictures embedded."""
-    curves = "; ".join(map(printable, data.curves))
+def render_page(fields: Fields) -> str:
+    """Return the page, HTML5, with the picture embedded."""
     return render(
         "demo/page.html.j2",
-        data=data,
-        main=data.main,
-        charts={
-            "decision": chart(figures.decision, data, alt=_decision_alt(data)),
-            "cosines": chart(figures.cosines, data, alt=_cosines_alt(data)),
-            "accuracy": chart(figures.accuracy, data, alt=_accuracy_alt(data)),
-            "losses": chart(figures.losses, data, alt=f"Loss curves of {curves}. The last values are in result.json."),
-        },
-        claims=data.claims(),
-        kinds=_KINDS,
-        audit=_audit(data.audit),
-        pictures=_pictures(data.trigger),
-        seconds=[(stage, f"{value:.1f} s") for stage, value in data.seconds.items()],
-        total_seconds=sum(data.seconds.values()),
-        bits=bits,
-        most_bits=SECRET_BITS,
-        kept=data.kept(),
+        fields=fields,
+        parts=parts_of(fields),
+        line=decision_line(fields),
+        chart=charts.chart(picture, fields, alt=_alt(fields)),
+        claim=fields["found"]["claim, and audit the claim"],
+        accuracies=_accuracies(fields),
+        mark=fields["found"]["mark the encoder"],
+        theft=fields["found"]["steal it through its answers"],
+        shown=shown,
+        seconds=[(stage, f"{value:.1f} s") for stage, value in _seconds(fields).items()],
         audit_page=AUDIT,
+        most=SECRET_BITS,
+        wrong=wrong(fields),
+        right={truth: _count(fields, truth) for truth in (True, False)},
     )
 
 
-def _pictures(trigger: TriggerPictures) -> dict[str, Any]:
-    pairs = zip(trigger.plain, trigger.triggered, strict=True)
-    return {
-        "mask": picture_uri(trigger.mask),
-        "pattern": picture_uri(trigger.mask * trigger.pattern),
-        "pairs": [(picture_uri(before), picture_uri(after)) for before, after in pairs],
-        "covered": float(trigger.mask.mean()),
-        "changed": float(abs(trigger.triggered - trigger.plain).mean()),
-    }
+def parts_of(fields: Fields) -> dict[str, list[dict[str, Any]]]:
+    """Return what was found of each suspect, by scheme: the exact one first, then the paper's where it was shown."""
+    parts = {"exact": [one for name, one in fields["found"].items() if name.startswith("ask ")]}
+    return parts | ({PAPER: fields["paper"]["suspects"]} if "paper" in fields else {})
 
 
-def _decision_alt(data: ReportData) -> str:
-    named = ", ".join(f"{printable(one.name)} {one.score.value:.3f}" for one in data.main.suspects)
-    controls = [score.value for score in data.main.controls.values()]
-    return (
-        f"Strip chart of the {printable(data.statistic_name)}. Suspects: {named}. "
-        f"Controls lie between {min(controls):.3f} and {max(controls):.3f}. "
-        f"A suspect is shown derived from {data.main.critical():.3f}."
+def decision_line(fields: Fields) -> float:
+    """Return the bits that a test must show, for the level that all of them share."""
+    return math.log2(fields["settings"]["n_tests"] / fields["settings"]["alpha"])
+
+
+def wrong(fields: Fields) -> list[str]:
+    """Return the suspects whose decision is not the truth, which is known here."""
+    return [
+        f"{one['name']} ({part})"
+        for part, rows in parts_of(fields).items()
+        for one in rows
+        if one["derived"] != (one["decision"] == "derived")
+    ]
+
+
+def _count(fields: Fields, derived: bool) -> tuple[int, int]:
+    """Return how many suspects that are derived, or not, are called so, and how many of them there are."""
+    rows = [one for part in parts_of(fields).values() for one in part if one["derived"] is derived]
+    return sum(one["decision"] == "derived" for one in rows), len(rows)
+
+
+def shown(bits: float | None) -> str:
+    """Return bits of evidence as text; a dash where there are none, and "≥ 256" at the most that a key can show."""
+    if bits is None:
+        return NONE
+    return f"≥ {SECRET_BITS}" if bits >= SECRET_BITS else f"{bits:.1f}"
+
+
+def _accuracies(fields: Fields) -> list[tuple[str, str]]:
+    return [
+        (name, f"{100 * value:.1f} %") for name, value in fields["found"]["measure what the copies are worth"].items()
+    ]
+
+
+def _seconds(fields: Fields) -> dict[str, float]:
+    return {**fields["seconds"], **{f"{name} *": s for name, s in fields.get("paper", {}).get("seconds", {}).items()}}
+
+
+# ---------------------------------------------------------------- the picture
+
+
+def picture_png(fields: Fields) -> bytes:
+    """Return the picture on white, PNG."""
+    return charts.png(picture, fields, size=10.5)
+
+
+def picture(fields: Fields, theme: Theme) -> Figure:
+    """Return the evidence of every suspect in bits, on a logarithmic axis, and the line that it must reach."""
+    parts = parts_of(fields)
+    labels: list[str] = []
+    figure = charts.figure(WIDTH, 1.5 + 0.3 * (sum(map(len, parts.values())) + len(parts)))
+    axes = figure.add_subplot()
+    for part, rows in parts.items():
+        if labels:
+            axes.axhline(len(labels) - 0.5, color=theme.grid, lw=1)
+            labels.append(f"by {part}:")
+        for one in rows:
+            _row(axes, len(labels), one, theme)
+            labels.append(one["name"])
+    line = decision_line(fields)
+    axes.axvline(line, color=theme.ink, ls="--", lw=1.2)
+    axes.text(line, -0.75, f"{line:.1f} bits: derived from here on ", ha="right", va="bottom", fontsize="small")
+    axes.set_xscale("log")
+    axes.set_xlim(LEAST / 1.3, SECRET_BITS * 1.5)
+    ticks = (LEAST, 1, 10, 100, SECRET_BITS)
+    axes.set_xticks(ticks, ["≤ 0.1", "1", "10", "100", f"≥ {SECRET_BITS}"])
+    axes.set_xticks([], minor=True)
+    charts.rows(axes, labels)
+    charts.bare(axes, theme)
+    axes.grid(axis="x", color=theme.grid, lw=0.6)
+    axes.set_xlabel("evidence in bits; 20 bits are a chance of one in a million")
+    _legend(axes, theme)
+    return figure
+
+
+_TESTS = {"answers": "o", "weights": "s"}
+
+
+def _row(axes: Axes, y: int, one: Mapping[str, Any], theme: Theme) -> None:
+    colour = theme.palette[1] if one["derived"] else theme.palette[0]
+    for test, marker in _TESTS.items():
+        if (found := one[test]) is not None:
+            beside = 0.13 if test == "weights" else -0.13
+            axes.plot(max(found, LEAST), y + beside, marker, color=colour, ms=6, zorder=3)
+
+
+def _legend(axes: Axes, theme: Theme) -> None:
+    for test, marker in _TESTS.items():
+        axes.plot([], [], marker, color=theme.soft, ms=6, label=f"by {test}")
+    for truth, colour in (("derived", theme.palette[1]), ("innocent", theme.palette[0])):
+        axes.plot([], [], "D", color=colour, ms=6, label=f"in truth {truth}")
+    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.4, 1.02), handletextpad=0.2)
+
+
+def _alt(fields: Fields) -> str:
+    told = "; ".join(
+        f"{printable(one['name'])} {shown(one['answers'])} by answers, {shown(one['weights'])} by weights"
+        for rows in parts_of(fields).values()
+        for one in rows
     )
+    return f"Bits of evidence of every suspect, log scale: {told}. The line is at {decision_line(fields):.1f} bits."
 
 
-def _cosines_alt(data: ReportData) -> str:
-    rates = "; ".join(
-        f"{printable(key.name)}: "
-        + ", ".join(f"{printable(name)} {score.watermark_rate:.2f}" for name, score in key.scores.items())
-        for key in data.keys
-    )
-    return (
-        "Histograms of single answers' cosines to the secret vector, for every suspect and every kind of control. "
-        f"Shares above one half, {rates}. The table below gives the controls' shares."
-    )
+# ---------------------------------------------------------------- the terminal
 
 
-def _accuracy_alt(data: ReportData) -> str:
-    tasks = "; ".join(
-        f"{printable(task.task)}: " + ", ".join(f"{printable(bar.name)} {bar.accuracy:.3f}" for bar in task.bars)
-        for task in data.accuracies
-        if task.bars
-    )
-    return f"Bars of linear-probe accuracy. {tasks}."
-
-
-def render_tables(data: ReportData) -> RenderableType:
-    """Return verdicts with their null, false claims by kind, accuracies, and what to run next, for rich to print."""
+def tables(fields: Fields) -> RenderableType:
+    """Return verdicts, the audit's decision and the next commands, for rich to print."""
     from rich.console import Group
     from rich.text import Text
 
-    tables = [_verdicts(data), _claims(data), _exact(data), _audit(data.audit), _accuracies(data)]
-    parts: list[RenderableType] = [terminal(table) for table in tables if table.rows]
-    parts += [Text(f"{printable(t.task)}: skipped, {printable(t.skipped)}") for t in data.accuracies if t.skipped]
-    parts += [Text("Next:", style="bold")]
-    lines = [line for command in data.commands for line in command.splitlines()]
-    parts += [Text("  " + printable(line, 2000), overflow="fold") for line in lines]
-    return Group(*parts)
-
-
-def _verdicts(data: ReportData) -> Table:
-    rows = tuple(
-        (
-            one.name,
-            one.decision,
-            fixed(one.score.value),
-            probability(one.significance.pvalue),
-            fixed(one.score.watermark_rate, 2),
-            _TRUTH[one.derived],
-        )
-        for one in data.main.suspects
-    )
-    return Table("Verdicts", _null_sentence(data), ("suspect", "verdict", "score", "p", "WR", "truth"), rows)
-
-
-def _null_sentence(data: ReportData) -> str:
-    main = data.main
-    return (
-        f"Score: {printable(data.statistic_name)}, {data.n_images} images each. The p-value follows by proof from the "
-        f"secret’s own randomness and needs no controls. Alpha {main.alpha:g} shared among {main.n_claims} suspects "
-        f"(Bonferroni): p ≤ {main.level:.2g} for each."
+    found = [terminal(_verdicts(part, rows, fields)) for part, rows in parts_of(fields).items()]
+    claim = fields["found"]["claim, and audit the claim"]
+    said = f"A claim on the stolen copy, audited: {claim['decision']}, {shown(claim['bits'])} bits."
+    lines = [line for command in fields["commands"] for line in command.splitlines()]
+    return Group(
+        *found,
+        Text(said),
+        *(Text(f"This result is wrong for {printable(name)}.") for name in wrong(fields)),
+        Text("\nNext:", style="bold"),
+        *(Text("  " + printable(line, 2000), overflow="fold") for line in lines),
     )
 
 
-def _claims(data: ReportData) -> Table:
-    rows = []
-    for row in data.claims():
-        rates = (f"{each.median_watermark_rate:.2f} ({each.share_above_half:.0%})" for each in row.keys.values())
-        rows.append((row.kind, str(row.n), fixed(row.median_probe_accuracy, 2), *rates))
-    title = "Innocents by kind: median WR under each key (share with WR > ½)"
-    header = ("kind", "n", "probe", *(printable(key.name, 40) for key in data.keys))
-    return Table(title, "", header, tuple(rows))
-
-
-def _exact(data: ReportData) -> Table:
-    exact, kept = data.exact, data.kept()
-    rows = tuple(
-        (
-            one.name,
-            one.decision,
-            bits(one.significance.log2_pvalue, SECRET_BITS),
-            percent(kept.get(one.name)),
-            _TRUTH[one.derived],
-        )
-        for one in exact.suspects
-    )
-    n, controls = len(exact.suspects), len(exact.controls)
+def _verdicts(part: str, rows: Sequence[Mapping[str, Any]], fields: Fields) -> Table:
     note = (
-        "Bits: −log2 of the p-value. It follows by proof from the secret’s own randomness and needs no controls. "
-        f"{exact.suspects[0].score.n_queries} plain queries each. Alpha {exact.alpha:g} shared among {n} suspects: "
-        f"p ≤ {exact.level:.2g} for each. Of the {controls} controls {exact.below(0.01)} have p ≤ 0.01, "
-        f"and {exact.below(exact.level)} reach the level of a claim."
+        f"Bits of evidence by answers and by weights; {fields['settings']['n_tests']} tests share the level "
+        f"{fields['settings']['alpha']:.1e}, so that one of them must show {fixed(decision_line(fields), 1)} bits."
     )
-    return Table("The scheme exact", note, ("suspect", "verdict", "bits", "kept", "truth"), rows)
-
-
-def _audit(audit: Audit) -> Table:
-    rows = tuple((check.name, check.status, check.words) for check in audit.checks)
-    return Table(f"A claim on the surrogate, audited: {audit.decision}", "", ("check", "status", "words"), rows)
-
-
-def _accuracies(data: ReportData) -> Table:
-    tasks = [task for task in data.accuracies if task.bars]
-    found = [{bar.name: bar for bar in task.bars} for task in tasks]
-    names = dict.fromkeys(bar.name for task in tasks for bar in task.bars)
-    rows = tuple((name, *(_accuracy_cell(bars.get(name)) for bars in found)) for name in names)
-    header = ("encoder", *(printable(task.task, 40) for task in tasks))
-    return Table("Linear probe (accuracy kept)", "", header, rows)
-
-
-def _accuracy_cell(bar: Bar | None) -> str:
-    if bar is None:
-        return NONE
-    return fixed(bar.accuracy) + ("" if bar.kept is None else f" ({percent(bar.kept)})")
+    cells = tuple(
+        (
+            one["name"],
+            one["decision"],
+            shown(one["answers"]),
+            shown(one["weights"]),
+            "derived" if one["derived"] else "innocent",
+        )
+        for one in rows
+    )
+    title = "Verdicts" if part == "exact" else f"By {part}"
+    return Table(title, note, ("suspect", "verdict", "answers", "weights", "truth"), cells)

@@ -1,215 +1,203 @@
-"""The demonstration: run all stages in order, and write encoders, keys and the report."""
+"""The demonstration: mark an encoder, steal it twice, ask thieves and innocents, claim, and write the report."""
 
 from __future__ import annotations
 
+import secrets
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
+from sslguard import api
+from sslguard.attacks.removal import FineTune
 from sslguard.claims.claim import versions
+from sslguard.claims.commitment import timestamp_file
 from sslguard.crypto.secrets import Secret
-from sslguard.demo import stages
-from sslguard.demo.figures import summary_png
-from sslguard.demo.inputs import Inputs, Tested, open_inputs
-from sslguard.demo.output import AUDIT, PAGE, PICTURE, RESULT, Clock, begin, write_report
-from sslguard.demo.page import render_page, render_tables
-from sslguard.demo.result import ReportData
-from sslguard.demo.settings import (
-    CURED,
-    DEFAULTS,
-    EXACT_MARKED,
-    EXACT_STOLEN,
-    MARKED,
-    PUBLISHED,
-    STOLEN,
-    DemoSettings,
-)
-from sslguard.encoders.base import Encoder
-from sslguard.encoders.folder import save_encoder
-from sslguard.schemes.keyfile import save_key
+from sslguard.data.base import check_unseen
+from sslguard.data.specs import open_data
+from sslguard.demo import paper
+from sslguard.demo.output import AUDIT, PAGE, PICTURE, Stages, write_report
+from sslguard.demo.settings import DemoSettings
+from sslguard.demo.suspects import COPIED, MARKED, STOLEN, Pixels, Tested, asked, bits, innocents
+from sslguard.encoders.base import Embedder, Encoder
+from sslguard.encoders.load import load_encoder
+from sslguard.probes.evaluate import probe_encoder
+from sslguard.schemes.keyfile import open_key
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FILES = {
-    **{name: name for name in ("encoder", "key", "surrogate", "exact-encoder", "exact-key", "exact-surrogate")},
-    **{"commitment": "commitment.json", "claim": "claim", "audit": AUDIT},
-    **{"page": PAGE, "result": RESULT, "picture": PICTURE},
+    **{name: name for name in ("marked", "stolen", "copied", "claim", "paper")},
+    **{"commitment": "commitment.json", "audit": AUDIT, "page": PAGE, "picture": PICTURE},
 }
-"""Name in the folder of everything that is written."""
+"""Name in the folder of everything that is written besides `result.json`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class DemoResult:
     """Result of the demonstration.
 
     Attributes:
-        data: Content of the report.
-        files: Paths by the names in `FILES`.
+        fields: Every figure, JSON values: the content of `result.json`.
+        out: Folder of the demonstration.
+        again: Whether it was all there before.
     """
 
-    data: ReportData
-    files: Mapping[str, Path]
+    fields: Mapping[str, Any]
+    out: Path
+    again: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `result.json`: every figure, and the paths."""
-        return {**self.data.to_json(), "files": {name: str(path) for name, path in self.files.items()}}
+        """Return every figure, and whether they were there before."""
+        return {**self.fields, "already_done": self.again}
 
     def table(self) -> RenderableType:
-        """Return verdicts, false claims, accuracies and the next commands, for rich to print."""
-        return render_tables(self.data)
+        """Return what was found and the next commands, for rich to print."""
+        from sslguard.demo.page import tables
+
+        return tables(self.fields)
 
 
-def run_demo(out: Path, *, settings: DemoSettings = DEFAULTS, progress: bool = False) -> DemoResult:
-    """Mark, steal, verify and probe encoders; write encoders, keys and a report to a folder.
+def run_demo(out: Path, *, settings: DemoSettings | None = None, progress: bool = False) -> DemoResult:
+    """Mark, steal, verify, claim and audit; write encoders, key and a report to a folder.
+
+    What an earlier run left there is used: one that was killed goes on, one that is complete is only read.
 
     Args:
-        out: Folder; it is made if missing. An earlier demonstration in it is replaced; other files are left alone.
-        settings: Settings of the run.
+        out: Folder; it is made if missing.
+        settings: Settings of the run; None takes those for this machine.
         progress: Print each stage on standard error.
 
     Raises:
-        OutputError: `out` cannot be written to, or holds something else under a name that is needed. Nothing was
-            computed then.
-        UsageError: Encoders, controls and data do not fit together. Nothing was computed then.
+        OutputError: `out` cannot be written to, or holds something else. Nothing was computed then.
+        UsageError: Data and settings do not fit together. Nothing was computed then.
+        DataError: The pictures are not on this machine, and could not be downloaded.
     """
-    clock, seed = Clock(progress), settings.seed
-    files = {name: Path(out) / place for name, place in FILES.items()}
-    secret = Secret.generate() if seed is None else Secret.from_seed(seed)
-    with clock.stage("open encoders, controls and data"):
-        inputs = open_inputs(settings)
-        begin(Path(out), FILES.values())
-    with clock.stage("mark the encoder"):
-        marked = stages.mark(inputs, settings.scheme, secret, progress=progress)
-    with clock.stage("mark it with the published losses"):
-        published = stages.mark(inputs, settings.published, secret, progress=progress)
-    with clock.stage("steal the watermarked encoder"):
-        stolen, theft = stages.steal(inputs, settings.thief, marked.encoder, seed=seed or 0, progress=progress)
-    with clock.stage("mark it by the scheme exact"):
-        exact = stages.mark(inputs, settings.exact, secret, progress=progress)
-    with clock.stage("steal that one"):
-        stolen_exact, _ = stages.steal(inputs, settings.exact_thief, exact.encoder, seed=seed or 0, progress=progress)
-    with clock.stage("score the controls under every key"):
-        keys = (marked.key, published.key, exact.key)
-        ours, theirs, others = stages.score_controls(keys, inputs.controls, inputs.verify, progress=progress)
-    with clock.stage("verify the suspects"):
-        owned = Tested(MARKED, "the owner’s watermarked encoder itself", marked.encoder, derived=True)
-        views = ", augmented views" if settings.thief.augmentation else ""
-        story = f"trained on F*’s answers to the thief’s own pictures ({settings.thief.loss} loss{views})"
-        tested = [owned, Tested(STOLEN, story, stolen, derived=True), *inputs.innocents]
-        main = stages.examine(CURED, marked.key, tested, inputs.verify, ours, alpha=settings.exact_alpha)
-        tested = [Tested(MARKED, "", published.encoder, derived=True), *inputs.innocents]
-        beside = stages.examine(PUBLISHED, published.key, tested, inputs.verify, theirs, alpha=settings.alpha)
-    with clock.stage("probe the encoders"):
-        accuracies = stages.probe(
-            inputs,
-            [
-                (MARKED, "marked", marked.encoder),
-                (STOLEN, "stolen", stolen),
-                (EXACT_MARKED, "marked", exact.encoder),
-                (EXACT_STOLEN, "stolen", stolen_exact),
-            ],
-        )
-    with clock.stage("verify the suspects under the scheme exact"):
-        story = "the clean encoder with this scheme’s mark on its output"
-        owned = Tested(EXACT_MARKED, story, exact.encoder, derived=True)
-        story = f"trained on its answers ({settings.exact_thief.loss} loss)"
-        tested = [owned, Tested(EXACT_STOLEN, story, stolen_exact, derived=True), *inputs.innocents]
-        exactly = stages.examine("exact key", exact.key, tested, inputs.verify, others, alpha=settings.exact_alpha)
-    made = {"encoder": marked.encoder, "surrogate": stolen, "exact-encoder": exact.encoder}
-    for name, encoder in {**made, "exact-surrogate": stolen_exact}.items():
-        save_encoder(encoder, files[name])
-    for name, key in (("key", marked.key), ("exact-key", exact.key)):
-        save_key(key, files[name])
-    with clock.stage("claim that the surrogate is derived, and audit the claim"):
-        audit = stages.claim_and_audit(
-            files, inputs.clean, stolen_exact, inputs.verify, alpha=settings.exact_alpha, seed=seed
-        )
-    data = ReportData(
-        created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        keys=(main, beside),
-        exact=exactly,
-        audit=audit,
-        controls=inputs.controls,
-        statistic_name=marked.key.statistic_name,
-        trigger=stages.pictures(marked, inputs.verify),
-        accuracies=accuracies,
-        curves={
-            "marking": marked.history.losses,
-            "marking with the published losses": published.history.losses,
-            "stealing": theft.losses,
-        },
-        settings=_settings(settings, inputs, stolen),
-        seconds=clock.seconds,
-        versions={**versions(), "matplotlib": matplotlib.__version__},
-        public_seed=seed,
-        commands=_commands(files, settings),
-        limits=_limits(settings),
+    chosen = settings or DemoSettings.here()
+    stages = Stages(Path(out), FILES.values(), chosen.plain(), shown=progress)
+    done = "created" in stages.fields and ("paper" in stages.fields) == (chosen.paper is not None)
+    if not done:
+        check_unseen(*(open_data(spec) for spec in (chosen.roles.verify, chosen.roles.mark, chosen.roles.thief)))
+        with nullcontext() if chosen.paper is None else paper.beside(Path(out) / "paper", chosen):
+            _prove(stages, chosen)
+        if chosen.paper is not None:
+            stages.fields["paper"] = paper.run(Path(out) / "paper", chosen, progress=progress)
+        _report(stages, chosen)
+    return DemoResult(stages.fields, Path(out), again=done)
+
+
+def _prove(stages: Stages, settings: DemoSettings) -> None:
+    """Go through the stages of the scheme exact."""
+    out, roles, seed = stages.out, settings.roles, settings.seed or 0
+    marked, stolen, copied = (out / name for name in ("marked", "stolen", "copied"))
+    secret = None if settings.seed is None else Secret.from_seed(settings.seed)
+
+    def mark() -> dict[str, Any]:
+        if not marked.exists():
+            bound = {"pool": roles.verify, "secret": secret}
+            api.watermark(settings.encoder, roles.mark, out=marked, scheme=settings.scheme, **bound)
+        return load_encoder(marked / "encoder").record["taken"]
+
+    def steal() -> dict[str, Any]:
+        if not stolen.exists():
+            loop = {"seed": seed, "precision": paper.precision()}
+            api.steal(str(marked / "encoder"), roles.thief, out=stolen, recipe=settings.thief, **loop)
+        record = load_encoder(stolen).record
+        return {name: record[name] for name in ("queries", "cpu_seconds")}
+
+    def copy() -> dict[str, Any]:
+        if not copied.exists():
+            victim, attack = headless(load_encoder(marked / "encoder")), FineTune(settings.copier)
+            api.attack(victim, attack, roles.tune, out=copied, seed=seed, precision=paper.precision())
+        return {"cpu_seconds": load_encoder(copied).record["cpu_seconds"]}
+
+    stages.do("mark the encoder", mark)
+    stages.do("steal it through its answers", steal)
+    stages.do("copy its weights, and train them further", copy)
+    key = open_key(marked / "key")
+    for one in suspects(settings, out):
+        stages.do(f"ask {one.name}", lambda one=one: asked(key, one, settings))
+    stages.do("claim, and audit the claim", lambda: _claim(out, settings))
+    stages.do("measure what the copies are worth", lambda: _worth(out, settings))
+
+
+def headless(encoder: Encoder) -> Encoder:
+    """Return a marked encoder without the head that holds the mark, as a thief who has the weights would leave it."""
+    architecture = {name: value for name, value in encoder.architecture.items() if name != "head"}
+    network: Any = encoder.module
+    return replace(encoder, module=network.encoder, architecture=architecture, source="weights without the head")
+
+
+def suspects(settings: DemoSettings, out: Path) -> list[Tested]:
+    """Return who is tested, in the order of the report."""
+    return [
+        Tested(MARKED, "what the owner serves", True, str(out / "marked" / "encoder")),
+        Tested(STOLEN, "another network, trained on the marked encoder's answers alone", True, str(out / "stolen")),
+        Tested(COPIED, "its weights without the mark's layer, trained further with labels", True, str(out / "copied")),
+        *innocents(settings.innocents),
+    ]
+
+
+def _claim(out: Path, settings: DemoSettings) -> dict[str, Any]:
+    """Commit to the key, claim the stolen copy on queries that an examiner's seed draws, and audit the claim.
+
+    The key is bound to the pictures that are drawn from. Owner, examiner and thief are one program here, so nothing
+    shows the date of the commitment. The audit subtracts 70 bits for that, and for what might have been tried.
+    """
+    key, commitment, bundle = (out / name for name in ("marked/key", "commitment.json", "claim"))
+    for old in (commitment, timestamp_file(commitment)):
+        old.unlink(missing_ok=True)
+    shutil.rmtree(bundle, ignore_errors=True)
+    seed = secrets.token_hex(16) if settings.seed is None else f"demonstration {settings.seed}"
+    suspect, data = str(out / "stolen"), settings.roles.verify
+    api.commit(key, commitment)
+    api.claim(key, suspect, data, seed=seed, commitment=commitment, out=bundle, alpha=settings.alpha)
+    audit = api.audit(
+        *(bundle, data),
+        seed=seed,
+        commitment=commitment,
+        clean=settings.encoder,
+        suspect=suspect,
+        alpha=settings.alpha,
+        report=out / AUDIT,
     )
-    result = DemoResult(data, files)
-    # The page comes last, so that it never names missing files.
-    write_report(Path(out), result.to_json(), {PICTURE: summary_png(data), PAGE: render_page(data).encode()})
-    return result
+    found = None if audit.verdict is None else bits(audit.verdict.significance.log2_pvalue)
+    checks = [[check.name, check.status, check.words] for check in audit.checks]
+    return {"decision": audit.decision, "bits": found, "seed": seed, "checks": checks}
 
 
-def _settings(settings: DemoSettings, inputs: Inputs, surrogate: Encoder) -> dict[str, dict[str, Any]]:
-    parts = (settings.exact, settings.scheme, settings.published, settings.thief)
-    exact, scheme, published, thief = (_plain(asdict(part)) for part in parts)
-    clean, record = inputs.clean, surrogate.record
-    thief |= {name: record[name] for name in ("queries", "seed", "cpu_seconds")}
-    spent = clean.record.get("cpu_seconds")
-    if isinstance(spent, int | float) and spent > 0:
-        thief["share of pre-training's CPU time"] = round(record["cpu_seconds"] / spent, 3)
-    return {
-        "Exact scheme": exact,
-        "Clean encoder": {"source": clean.source, "parameters": clean.n_parameters, "width": clean.dim},
-        "Marking": scheme,
-        "Marking as published": published,
-        "Thief": thief,
-        "Verification": {
-            "controls": len(inputs.controls),
-            "held out of the controls": ", ".join(settings.held_out) or "none",
-            "alpha": settings.exact_alpha,
-        },
-        "Data": settings.roles.specs(),
-    }
+def _worth(out: Path, settings: DemoSettings) -> dict[str, float]:
+    """Return the accuracy of a linear probe on the embeddings of each encoder, in [0, 1]."""
+    train, test = (open_data(spec) for spec in (settings.roles.probe_train, settings.roles.probe_test))
+    train, test = (data.slice(0, min(len(data), settings.probe_items)) for data in (train, test))
+    probed: dict[str, Embedder] = {"clean encoder": load_encoder(settings.encoder), "raw pixels": Pixels()}
+    probed |= {MARKED: load_encoder(out / "marked" / "encoder")}
+    probed |= {name: load_encoder(out / place) for name, place in ((STOLEN, "stolen"), (COPIED, "copied"))}
+    return {name: probe_encoder(one, train, test).accuracy for name, one in probed.items()}
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Return numbers and texts as they are, and other values as text, so that each fits one cell of a table."""
-    return {k: v if isinstance(v, str | int | float) else str(v) for k, v in values.items()}
+def _report(stages: Stages, settings: DemoSettings) -> None:
+    from sslguard.demo.page import picture_png, render_page
+
+    fields = stages.fields
+    fields["created"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    fields["versions"] = versions()
+    fields["commands"] = _commands(stages.out, settings)
+    pages = {PICTURE: picture_png(fields), PAGE: render_page(fields).encode()}
+    for name, content in pages.items():
+        write_report(stages.out, stages.fields, {name: content})
 
 
-def _commands(files: Mapping[str, Path], settings: DemoSettings) -> tuple[str, ...]:
+def _commands(out: Path, settings: DemoSettings) -> list[str]:
     """Return commands that repeat the tests on the written files."""
-    roles = settings.roles
-    tested = ["--data", roles.verify, "--alpha", f"{settings.exact_alpha:g}"]
-    innocents = [given for given in settings.innocents if isinstance(given, str)]
-    suspects = [str(files["encoder"]), str(files["surrogate"]), *innocents[:1]]
-    lines: list[tuple[list[str], ...]] = [(["verify", str(files["key"]), suspect], tested) for suspect in suspects]
-    lines.append((["verify", str(files["exact-key"]), str(files["exact-surrogate"])], tested))
-    tasks = ["--train", roles.probe_train], ["--test", roles.probe_test]
-    lines.append((["probe", str(files["surrogate"])], *tasks))
+    key, marked, stolen, copied = (str(out / name) for name in ("marked/key", "marked/encoder", "stolen", "copied"))
+    tested = ["--data", settings.roles.verify, "--alpha", f"{settings.alpha:.2g}"]
+    lines = [(["verify", key, suspect], tested) for suspect in (stolen, "shipped:moco")]
+    lines.append((["lineage", marked, copied], ["--key", key]))
     # A terminal or a page would wrap long lines, and wrapped lines cannot be copied.
-    return tuple("sslguard " + " \\\n    ".join(map(shlex.join, parts)) for parts in lines)
-
-
-def _limits(settings: DemoSettings) -> tuple[str, ...]:
-    scheme = settings.published
-    optimizer = {"adam": "Adam", "sgd": "SGD"}[scheme.optimizer]
-    return (
-        f"The published losses ran for {scheme.steps:,} iterations of {scheme.batch_size} + {scheme.trigger_batch} "
-        f"pictures under {optimizer}, settings that suit a small encoder; the paper’s are 1.25 million iterations of "
-        "2 + 2 pictures under SGD.",
-        "The key that the verdicts stand on is not the paper’s as published: it adds a carrier, a secret shift of "
-        "plain answers that surrogates inherit, and its decoder reads nothing but that and the trigger’s effect.",
-        "A surrogate that copies its victim poorly inherits too little to be shown; so does one fine-tuned far away. "
-        "Attacks that remove a mark are not part of this demonstration.",
-        "The key as published was trained to be silent on the clean F: its low score there tests little.",
-        "A suspect that answers in another width than F cannot be scored with this key.",
-    )
+    return ["sslguard " + " \\\n    ".join(map(shlex.join, parts)) for parts in lines]

@@ -1,61 +1,115 @@
-"""Settings of the demonstration, and the names of its parts."""
+"""Settings of the demonstration, and who is tested in it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from typing import Any
 
+from sslguard.controls.members import TESTBED
 from sslguard.data.roles import ROLES, Roles
-from sslguard.encoders.base import Encoder
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
-from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
+from sslguard.schemes.sslguard.scheme import CuredSSLGuard
 from sslguard.settings import Checked, Count, Seed, Share
-from sslguard.training.recipes import Distillation, augmented
-from sslguard.verification.verdict import DEFAULT_ALPHA
+from sslguard.training.recipes import Distillation, Supervised
 
-MARKED, STOLEN, CLEAN = "F* (watermarked)", "surrogate of F*", "F (clean)"
-EXACT_MARKED, EXACT_STOLEN = "F* (exact scheme)", "surrogate of that F*"
-CURED, PUBLISHED = "key with the cure", "key as published"
+
+@dataclass(frozen=True)
+class Innocent:
+    """An encoder that has nothing of the marked one.
+
+    Attributes:
+        name: Name, unique in the report.
+        story: How it was made, one sentence.
+        spec: Specification of an encoder, the name of a member of the test bed after "testbed:", or "pixels", which
+            embeds a picture as a smaller one.
+    """
+
+    name: str
+    story: str
+    spec: str
+
+
+PIXELS, MEMBER = "pixels", "testbed:"
+INNOCENTS = (
+    Innocent("clean encoder", "what the owner had before the marking", "shipped:simclr"),
+    Innocent("moco", "another encoder, trained by itself on the same pictures", "shipped:moco"),
+    Innocent("byol", "another encoder, trained by itself on the same pictures", "shipped:byol"),
+    Innocent("random network", "the same architecture, never trained", "random:resnet-small:1@48"),
+    Innocent("raw pixels", "no network: each picture at 12 × 12 pixels", PIXELS),
+)
+FROM_TESTBED = (
+    Innocent(
+        "copy of the clean encoder",
+        "trained on the clean encoder's answers, as a thief would, before the marking",
+        f"{MEMBER}surrogate-simclr-centred-augmented",
+    ),
+    Innocent(
+        "fine-tuned clean encoder",
+        "the clean encoder's weights, trained further with labels",
+        f"{MEMBER}fine-tuned-simclr-all-50",
+    ),
+    Innocent(
+        "independent encoder",
+        "the same architecture and method, from another start",
+        f"{MEMBER}independent-simclr-resnet-small-first",
+    ),
+)
+"""Innocents that stand closer to the marked encoder. They come with the package sslguard-testbed."""
+
+
+def _thief(steps: int) -> Distillation:
+    return Distillation(architecture="resnet-narrow", loss="centred", steps=steps)
 
 
 @dataclass(frozen=True)
 class DemoSettings(Checked):
-    """Settings of the demonstration. The defaults use the shipped encoder and controls.
+    """Settings of the demonstration.
 
     Attributes:
-        encoder: The clean encoder F.
-        population: Folder of the controls; None takes the shipped ones.
-        scheme: Scheme that marks F*.
-        published: The same scheme with the published losses. Its encoder is scored, but not kept.
-        exact: Scheme whose null is exact, on the same encoder.
-        thief: How F* is stolen.
-        exact_thief: How the exact scheme's F* is stolen.
-        innocents: Further innocent suspects besides F.
-        held_out: Members of the population that are tested instead of serving as controls. They are named before
-            anything is scored, because members that are chosen by their scores would be no test.
-        alpha: Level of the test among controls, under the key as published.
-        exact_alpha: Level of the exact tests, not limited by the number of controls. At 1e-6, one demonstration in a
-            million claims an innocent.
-        roles: Data of owner, thief and verification.
-        few_labels: Labels per class of a second, harder task.
-        seed: Makes the run repeatable and its key public; None takes the secret from the operating system.
+        encoder: The clean encoder.
+        scheme: Scheme that marks it: a head, since it is served as an API.
+        thief: How its answers are stolen.
+        copier: How its copied weights are trained further.
+        paper: The scheme of the paper, without its false claims; None leaves it out.
+        paper_thief: How the encoder that it marked is stolen.
+        innocents: Innocent suspects.
+        alpha: Level of all tests together.
+        roles: Data of owner, thief and verification. Of `mark`, `thief` and `verify` no two share an item.
+        probe_items: Items that a linear probe is trained on, and measured on.
+        seed: Makes the run repeatable and its keys public; None takes the secrets from the operating system.
     """
 
-    encoder: Encoder | str = "shipped:simclr"
-    population: Path | None = None
-    scheme: CuredSSLGuard = field(default_factory=CuredSSLGuard)
-    published: SSLGuard = field(default_factory=SSLGuard)
-    exact: Exact = field(default_factory=lambda: Exact(Protocol(n_queries=1000), mode="head"))
-    thief: Distillation = field(default_factory=lambda: augmented(Distillation(loss="centred")))
-    exact_thief: Distillation = field(default_factory=lambda: Distillation(loss="mse"))
-    innocents: tuple[Encoder | str, ...] = ("shipped:moco", "shipped:byol")
-    held_out: tuple[str, ...] = ("surrogate-simclr-centred-augmented", "independent-simclr-resnet-small-first")
-    alpha: Share = DEFAULT_ALPHA
-    exact_alpha: Share = 1e-6
+    encoder: str = "shipped:simclr"
+    scheme: Exact = field(default_factory=lambda: Exact(Protocol(n_queries=1000), mode="head"))
+    thief: Distillation = field(
+        default_factory=lambda: Distillation(architecture="resnet-narrow", loss="centred", steps=250)
+    )
+    copier: Supervised = field(default_factory=lambda: Supervised(steps=60))
+    paper: CuredSSLGuard | None = field(default_factory=lambda: CuredSSLGuard(steps=400))
+    paper_thief: Distillation = field(
+        default_factory=lambda: Distillation(architecture="resnet-narrow", loss="centred", steps=150)
+    )
+    innocents: tuple[Innocent, ...] = INNOCENTS
+    alpha: Share = 2.0**-20
     roles: Roles = ROLES
-    few_labels: Count = 10
+    probe_items: Count = 1000
     seed: Seed | None = None
 
+    @classmethod
+    def here(cls) -> DemoSettings:
+        """Return the demonstration for this machine: without the test bed, it has fewer parts."""
+        if find_spec(TESTBED) is not None:
+            return cls(innocents=INNOCENTS + FROM_TESTBED)
+        return cls(paper=None)
 
-DEFAULTS = DemoSettings()
+    @property
+    def n_tests(self) -> int:
+        """Number of tests that share the level: by answers and by weights, of each suspect of each scheme."""
+        n = len(self.innocents)
+        return 2 * (n + 3) + (0 if self.paper is None else 2 * (n + 2))
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {**asdict(self), "n_tests": self.n_tests}
