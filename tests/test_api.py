@@ -31,7 +31,7 @@ def test_listing_the_names_imports_nothing_heavy() -> None:
         ({"settings": {"step": 3}}, "Did you mean 'steps'"),
         ({"scheme": "embmarker", "out": "o"}, "not kept in files"),
         ({"scheme": "exact", "controls": ["shipped"]}, "needs no controls"),
-        ({"controls": ["shipped"]}, "go together"),
+        ({"scheme": "sslguard", "controls": ["shipped"]}, "go together"),
     ],
 )
 def test_a_marking_that_cannot_be(tiny, images, more, words) -> None:

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("probes", "lineage"),
     ("training",),
     ("schemes",),
-    ("attacks",),
+    ("attacks", "planning"),
     ("controls",),
     ("suspects",),
     ("verification",),

@@ -25,6 +25,7 @@ from sslguard.data.watched import NOTHING, Fingerprints, Watched
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import is_encoder_folder, save_encoder
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.names import TEXT_NETWORKS
 from sslguard.encoders.own import check_built, check_writable, confirm, needed
 from sslguard.encoders.wrapped import LocalSuspect
 from sslguard.errors import EncoderError, KeyFileError, RefusedError, UsageError
@@ -32,7 +33,7 @@ from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import StoredKey, open_key, save_key
 from sslguard.schemes.order import OrderKey
-from sslguard.schemes.registry import key_class, named_scheme
+from sslguard.schemes.registry import key_class, named_scheme, scheme_of
 from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.suspects.names import PREFIXES
 from sslguard.suspects.opening import open_suspect
@@ -65,12 +66,17 @@ if TYPE_CHECKING:
     from sslguard.lineage.order import Order
     from sslguard.lineage.verdict import LineageVerdict
     from sslguard.lineage.weights import Weights
+    from sslguard.planning import Plan
 
     AnyData: TypeAlias = "Data | str | Path | NDArray[Any] | Tensor | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
     AnyEncoder: TypeAlias = "Encoder | nn.Module | Callable[[Any], NDArray[np.floating] | Tensor] | str | Path"
     Factory: TypeAlias = "str | Callable[[], Any]"
     AnySuspect: TypeAlias = "Embedder | AnyEncoder"
     AnyWeights: TypeAlias = "Weights | Encoder | nn.Module | Mapping[str, Tensor] | str | Path"
+
+
+SURROGATE_SIDE = 64
+"""Pixels of a surrogate's images at most, unless more are asked for: at 224 a small network trains for hours."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ def watermark(
     data: AnyData,
     *,
     out: str | Path | None = None,
-    scheme: Scheme | str = "sslguard",
+    scheme: Scheme | str | None = None,
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
     secret: Secret | None = None,
@@ -213,7 +219,8 @@ def watermark(
         data: Unlabelled items to mark with.
         out: Folder that `encoder` and `key` are written to. Nothing may be there. `encoder` also holds the files of
             the library that the encoder came from: see `encoders.formats`.
-        scheme: Scheme with its settings, or a name: "sslguard", "exact", or another of `schemes.registry`.
+        scheme: Scheme with its settings, or a name: "exact" (the default, unless the preset is one of "sslguard"),
+            "sslguard", or another of `schemes.registry`.
         preset: Settings that the scheme starts from: of "sslguard" "cured", "small" or "published", of "exact" "strong"
             or "gentle". Other schemes have none.
         settings: Settings that replace those of the preset, by field, as in a configuration file.
@@ -233,7 +240,9 @@ def watermark(
         EncoderError: The encoder cannot be loaded.
         OutputError: `out` is taken, or cannot be written.
     """
-    chosen = scheme if isinstance(scheme, Scheme) else named_scheme(scheme, preset, settings or {})
+    if not isinstance(scheme, Scheme):
+        scheme = named_scheme(scheme or scheme_of(preset), preset, settings or {})
+    chosen = scheme
     if out is not None and key_class(chosen.name) is None:
         raise UsageError(f"keys of the scheme {chosen.name} are not kept in files: call without `out`")
     items, bad = as_data(data), list[str]()
@@ -324,6 +333,39 @@ def release(
     )
 
 
+def plan(
+    encoder: AnyEncoder,
+    data: AnyData,
+    *,
+    task: Literal["watermark", "steal", "verify"] = "watermark",
+    scheme: Scheme | str | None = None,
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    recipe: Distillation | None = None,
+) -> Plan:
+    """Tell what a task will take, from a sample of some seconds: time, memory, queries, items. See `planning.plan`.
+
+    Args:
+        encoder: Encoder that is marked or stolen, or as fast as which the suspect is.
+        data: Items to mark with, to ask about, or to verify with.
+        task: What is planned.
+        scheme: Scheme, as in `watermark`.
+        preset: Settings that the scheme starts from, as in `watermark`.
+        settings: Settings that replace those of the preset, as in `watermark`.
+        recipe: How the surrogate learns, as in `steal`.
+
+    Raises:
+        UsageError: There are too few items to tell, or no plan is made of this scheme.
+    """
+    from sslguard.planning import plan as planned
+
+    if not isinstance(scheme, Scheme):
+        scheme = named_scheme(scheme or scheme_of(preset), preset, settings or {})
+    items = as_data(data)
+    loaded, learns = as_encoder(encoder, items), _for_items(recipe or Distillation(), items)
+    return planned(task, loaded, items, scheme=scheme, recipe=learns, size=_surrogate_side(loaded, items))
+
+
 def steal(
     victim: AnySuspect,
     data: AnyData,
@@ -331,6 +373,7 @@ def steal(
     out: str | Path | None = None,
     recipe: Distillation | None = None,
     queries: int | None = None,
+    size: int | None = None,
     augment: bool = False,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -343,8 +386,10 @@ def steal(
         victim: Encoder, address, or what `suspects.remote.open_remote` gives for one, which must answer every query.
         data: What the victim is asked.
         out: Folder of the surrogate; an encoder that is there is replaced.
-        recipe: How the surrogate learns; `Distillation()` unless given.
+        recipe: How the surrogate learns; `Distillation()` unless given. Where it names no network and the items are
+            texts, the surrogate is a bag of words.
         queries: Number of items of `data`, from the first, that are asked; None for all.
+        size: Height and width of the surrogate's images in pixels; unless given those of the victim, but at most 64.
         augment: Whether to ask and learn from random views, each a query of its own.
         seed: Seed of initialisation, order and views.
         checkpoint: File from which an interrupted run goes on, without `out`.
@@ -362,12 +407,14 @@ def steal(
     if augment:
         chosen = replace(chosen, augmentation=MILD)
     asked = as_data(data)
+    chosen = _for_items(chosen, asked)
     if queries is not None:
         asked = asked.slice(0, queries)
     loop |= {"seed": seed, "progress": progress}
     with _opened(
         victim, lambda spec: open_suspect(spec) if spec.startswith(PREFIXES) else load_encoder(spec), asked
     ) as target:
+        loop["size"] = size or _surrogate_side(target, asked)
 
         def train(kept: Path | None) -> Encoder:
             if not isinstance(target, RemoteSuspect):
@@ -852,6 +899,19 @@ def audit(
     if report is not None:
         write_page(found, Path(report))
     return found
+
+
+def _for_items(recipe: Distillation, items: Data) -> Distillation:
+    """Return a recipe whose default network is one of texts where the items are texts."""
+    texts = recipe.architecture == Distillation.architecture and isinstance(items.take([0])[0], str)
+    return replace(recipe, architecture=TEXT_NETWORKS[0]) if texts else recipe
+
+
+def _surrogate_side(victim: Any, items: Data) -> int | None:
+    """Return the side of a surrogate's images where the victim's, or else those of the items, are large."""
+    shape = getattr(items.take([0])[0], "shape", (0,))
+    side = getattr(getattr(victim, "preprocess", None), "height", max(shape))
+    return SURROGATE_SIDE if side > SURROGATE_SIDE else None
 
 
 def _saved(train: Callable[[Path | None], Encoder], out: str | Path | None, checkpoint: Path | None) -> Encoder:

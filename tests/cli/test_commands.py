@@ -228,7 +228,7 @@ def test_verify_derived(bed: Bed) -> None:
     assert said["log2_pvalue"] == pytest.approx(-4)
     assert (said["null"], said["n_controls"], said["n_queries"]) == ("controls", 15, 20)
     text = sslguard(*command, "--alpha", "0.07").out
-    for label in ("decision", "statistic", "watermark rate", "log2 p", "null", "floor", "queries", "alpha"):
+    for label in ("decision", "statistic", "watermark rate", "evidence", "null", "floor", "queries", "alpha"):
         assert any(line.startswith(f"{label} ") for line in text.splitlines())
     assert text.splitlines()[0].split() == ["decision", "derived"]
 
@@ -247,7 +247,19 @@ def test_verify_not_shown(bed: Bed) -> None:
 
 def test_the_default_key_needs_no_controls_and_shows_the_rank_beside(bed: Bed, tmp_path: Path) -> None:
     out = tmp_path / "o"
-    done("watermark", bed.clean, "--data", f"{bed.data}[0:80]", "--out", out, "--steps", 60, *SIZES)
+    done(
+        "watermark",
+        bed.clean,
+        "--data",
+        f"{bed.data}[0:80]",
+        "--out",
+        out,
+        "--scheme",
+        "sslguard",
+        "--steps",
+        60,
+        *SIZES,
+    )
     command = ("verify", out / "key", out / "encoder", "--data", f"{bed.data}[80:160]")
     said = done(*command)
     assert (said["decision"], said["null"], said["n_queries"], said["rank"]) == ("derived", "exact", 40, None)

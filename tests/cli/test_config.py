@@ -161,3 +161,14 @@ def test_doctor_knows_what_every_extra_is_for() -> None:
 
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert set(EXTRAS) == set(project["optional-dependencies"])
+
+
+@pytest.mark.trains
+def test_who_steals_an_encoder_of_texts_gets_one_of_texts(place: Path) -> None:
+    (place / "texts.txt").write_text("".join(f"text number {n}\n" for n in range(40)))
+    steal = ("steal", "random:word-transformer@8", "--data", "text:texts.txt", "--steps", 1, "--batch-size", 8)
+    said = done(*steal, "--out", "stolen")
+    assert said["recipe"]["architecture"] == "bag-of-words"
+    assert done(*steal, "--out", "o", "--arch", "word-transformer")["recipe"]["architecture"] == "word-transformer"
+    refused = sslguard(*steal, "--out", "p", "--arch", "resnet-narrow")
+    assert (refused.code, "takes no texts" in refused.err) == (2, True)

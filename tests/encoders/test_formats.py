@@ -216,6 +216,11 @@ class TestHeads:
         head = torch.export.load(tmp_path / "out" / "head.pt2").module()
         inputs = seen(encoder, images[:5])
         assert off(head(clean(inputs), inputs), encoder.embed(images[:5])) < 1e-5
+        for kind in ("hf", "local-dir", "timm:local-dir"):
+            with pytest.raises(
+                UsageError, match=r"weights alone answer without it: ask what is served, or move head\.pt2"
+            ):
+                load_encoder(f"{kind}:{tmp_path / 'out'}")
         assert off(clean(inputs), encoder.embed(images[:5])) > 0.01
 
     @pytest.mark.parametrize("cut", [None, 12])

@@ -24,6 +24,7 @@ from sslguard.errors import OutputError
 from sslguard.files import canonical_json, exists, located, write_atomic
 
 _SLICES = re.compile(r"(\[[0-9]*:[0-9]*\])+$")
+_KEPT = 500  # records, the newest
 _KEY_FILES = ("key.json", "tensors.safetensors")
 """What a key is. Its folder also keeps what later commands learn."""
 
@@ -55,9 +56,11 @@ class Run:
         """Write down what the command printed and wrote. Where the cache cannot be written, it is not remembered."""
         wrote = {str(path.relative_to(self.out)): _facts(path) for path in _files(self.out)}
         printed = {"fields": dict(result.fields), "rows": list(result.rows), "next": result.next}
-        with suppress(OutputError):
+        with suppress(OutputError, OSError):
             content = {**printed, "exit_code": result.exit_code, "wrote": wrote}
             write_atomic(self.record, canonical_json(content), private=True)
+            for old in sorted(self.record.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+                old.unlink()
 
 
 def run_of(name: str, arguments: Mapping[str, Any]) -> Run | None:

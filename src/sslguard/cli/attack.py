@@ -13,7 +13,7 @@ from cyclopts import Group, Parameter
 
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
-from sslguard.cli.make import RECIPE, Preset, trained_encoder
+from sslguard.cli.make import RECIPE, Preset, after_theft, trained_encoder
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Machine, Output, Positive, Seed
 from sslguard.cli.output import Result
 from sslguard.errors import UsageError
@@ -305,4 +305,4 @@ def _attacked(
         if "kept" in probed:
             floor = f"of the clean encoder's {probed['clean']:.4f} above the baseline's {probed['baseline']:.4f}"
             rows.append(("accuracy kept", f"{100 * probed['kept']:.1f} % {floor}"))
-    return Result(fields, rows)
+    return replace(trained, fields=fields, rows=rows, next=after_theft(victim, out))

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from sslguard.cli.checks import check
 from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Positive, Running
-from sslguard.cli.output import Result, say
+from sslguard.cli.output import Result, bits, command, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions
 from sslguard.cli.remote import opened as asking
 from sslguard.errors import UsageError
@@ -98,7 +98,10 @@ def commit(
     }
     rows = [("commitment", str(out)), ("SHA-256", made.document.digest), ("owner", made.document.owner)]
     checked = "" if authority_roots else " (by an authority that was not checked)"
-    return Result(fields, [*rows, ("timestamp", "none" if stamped is None else f"{stamped}{checked}")])
+    rows.append(("timestamp", "none" if stamped is None else f"{stamped}{checked}"))
+    return Result(
+        fields, rows, next=f"{command('verify', key, 'SUSPECT', '--data', 'HELD_OUT')}, once there is a suspect"
+    )
 
 
 def claim(
@@ -168,12 +171,14 @@ def claim(
         ("bundle", f"{out} (it holds the opened key: for the examiner alone)"),
         ("decision", verdict.decision),
         ("suspect", verdict.suspect),
-        ("log2 p", f"{verdict.significance.log2_pvalue:.2f} bits"),
+        ("evidence", f"{bits(verdict.significance.log2_pvalue)} bits"),
         ("queries", f"{verdict.significance.n_queries}, {verdict.n_missing} unanswered"),
         ("the data", _WHOSE[bool(stored.key.pool)]),
         ("an audit", f"{audited['dated']} if the commitment is shown to be older; undated, {audited['undated']}"),
     ]
-    return Result(fields, rows, verdict.exit_code)
+    beside = ("--seed", seed, "--commitment", commitment, "--report", "audit.html")
+    audit_it = command("audit", out, "--clean", "CLEAN_ENCODER", "--data", data, *beside)
+    return Result(fields, rows, verdict.exit_code, next=audit_it)
 
 
 _WHOSE = {

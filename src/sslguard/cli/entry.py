@@ -33,7 +33,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from sslguard import __version__
-from sslguard.cli import attack, bench, claim, doctor, lineage, make, measure, prove, serve
+from sslguard.cli import attack, bench, claim, doctor, lineage, make, measure, plan, prove, serve
 from sslguard.cli.again import run_of
 from sslguard.cli.config import options_from_file
 from sslguard.cli.options import Output
@@ -55,6 +55,7 @@ support this alpha. 70 is a fault in this program (SSLGUARD_DEBUG=1 shows its tr
 
 COMMANDS: tuple[Callable[..., Result], ...] = (
     doctor.doctor,
+    plan.plan,
     make.pretrain,
     make.watermark,
     lineage.release,

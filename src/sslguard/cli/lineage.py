@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from sslguard.cli.checks import check
 from sslguard.cli.options import PRINTED, Count, Output, within
-from sslguard.cli.output import Result, say
+from sslguard.cli.output import Result, bits, command, say
 from sslguard.settings import Range
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def release(
         *order_rows(marked),
         ("answers", f"moved by {record['moved']:.1e} of their length: rounding"),
     ]
-    return Result(fields, rows)
+    return Result(fields, rows, next=command("export", out / "encoder", "--out", "published"))
 
 
 def lineage_rows(verdict: LineageVerdict) -> list[tuple[str, str]]:
@@ -142,14 +142,14 @@ def lineage_rows(verdict: LineageVerdict) -> list[tuple[str, str]]:
     shared = f", shared among {_many(verdict.n_claims)} claims" if verdict.n_claims > 1 else ""
     rows = [
         ("decision", verdict.decision),
-        ("evidence", f"{_bits(verdict.log2_pvalue)} bits (p = 2^-{_bits(verdict.log2_pvalue)})"),
+        ("evidence", f"{bits(verdict.log2_pvalue, 1)} bits (p = 2^-{bits(verdict.log2_pvalue, 1)})"),
         ("in place", counts),
-        *((one.test, f"{one.matched} of {one.size} units, {_bits(one.log2_pvalue)} bits") for one in others),
+        *((one.test, f"{one.matched} of {one.size} units, {bits(one.log2_pvalue, 1)} bits") for one in others),
     ]
     if verdict.secret is not None:
         one = verdict.secret
-        rows.append(("secret order", f"{one.matched} of {one.size} units in place, {_bits(one.log2_pvalue)} bits"))
-        rows.append(("without key", f"{_bits(verdict.log2_lineage)} bits"))
+        rows.append(("secret order", f"{one.matched} of {one.size} units in place, {bits(one.log2_pvalue, 1)} bits"))
+        rows.append(("without key", f"{bits(verdict.log2_lineage, 1)} bits"))
     rows.append(("meaning", verdict.meaning))
     if verdict.ancestor is not None:
         rows.append(("ancestor", f"{verdict.ancestor.name} {verdict.ancestor.meaning}"))
@@ -166,10 +166,6 @@ def _many(n: int) -> str:
     return f"{n:,}" if n < 1 << 20 else f"2^{n.bit_length() - 1}"
 
 
-def _bits(log2_pvalue: float) -> str:
-    return f"{abs(log2_pvalue):,.1f}"
-
-
 def _table(verdict: LineageVerdict) -> Table:
     from rich.table import Table
 
@@ -177,6 +173,6 @@ def _table(verdict: LineageVerdict) -> Table:
 
     table = Table("group", "units", "in place", "bits", "compared as")
     for row in verdict.tests[0].rows:
-        cells = (row.group, str(row.size), str(row.matched), _bits(row.log2_pvalue), row.why)
+        cells = (row.group, str(row.size), str(row.matched), bits(row.log2_pvalue, 1), row.why)
         table.add_row(*(printable(cell).replace("[", r"\[") for cell in cells))
     return table

@@ -11,11 +11,12 @@ from cyclopts import Group, Parameter
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Seed
-from sslguard.cli.output import Result, say
+from sslguard.cli.output import Result, command, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.scheme import Exact
-from sslguard.schemes.registry import PRESETS, named_scheme
+from sslguard.schemes.keyfolder import HEADER
+from sslguard.schemes.registry import PRESETS, named_scheme, scheme_of
 from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.suspects.names import PREFIXES
 from sslguard.training.recipes import Distillation, Pretraining
@@ -93,7 +94,7 @@ def pretrain(
 
     from sslguard import api
 
-    encoder = api.pretrain(
+    made = api.pretrain(
         *(chosen, data),
         out=out,
         architecture=arch,
@@ -103,7 +104,7 @@ def pretrain(
         accumulate=accumulate,
         **machine.loop(),
     )
-    return trained_encoder(out, encoder)
+    return replace(trained_encoder(out, made), next=command("watermark", out, "--data", data, "--out", "marked"))
 
 
 def watermark(
@@ -112,8 +113,8 @@ def watermark(
     *,
     data: str,
     out: Path,
-    scheme: SchemeName = "sslguard",
-    preset: Annotated[AnyPreset | None, Parameter(show_default=lambda _: "cured, or strong")] = None,
+    scheme: Annotated[SchemeName | None, Parameter(show_default=lambda _: "exact")] = None,
+    preset: Annotated[AnyPreset | None, Parameter(show_default=lambda _: "strong, or cured")] = None,
     secret_seed: Seed | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     verify_data: str | None = None,
@@ -133,7 +134,8 @@ def watermark(
         encoder: The clean encoder: a folder, a checkpoint, timm:NAME, torchvision:NAME ...
         data: Items to mark with: images, or texts where the encoder takes texts.
         out: Folder of the result. A key that is there is never overwritten.
-        scheme: How it is marked.
+        scheme: How it is marked. exact has a p-value by proof, for images and texts; sslguard is the paper's, for
+            images.
         preset: Settings to start from. The options below change single ones; the defaults that they show are those of
             cured and strong. Of sslguard: cured has a p-value that holds for any innocent suspect by proof; small has
             the published losses at a size for small encoders, published has the paper's own size too, and their p-value
@@ -151,6 +153,7 @@ def watermark(
         machine: Devices and precision.
         output: How results are printed.
     """
+    scheme = scheme or scheme_of(preset)
     chosen = named_scheme(scheme, preset, settings.table(scheme))
     if (control or verify_data) and isinstance(chosen, Exact):
         raise UsageError("--scheme exact needs no controls: its null is exact. Leave --control and --verify-data out")
@@ -191,8 +194,9 @@ def steal(
     *,
     data: str,
     out: Path,
-    arch: str = "resnet-small",
+    arch: Annotated[str | None, Parameter(show_default=lambda _: "resnet-small; for texts bag-of-words")] = None,
     queries: Count | None = None,
+    size: Count | None = None,
     augment: bool = False,
     seed: Seed = 0,
     recipe: DistillationOptions = AS_THIEF,
@@ -211,6 +215,7 @@ def steal(
         out: Folder of the surrogate; an encoder that is there is replaced.
         arch: The surrogate's network; a linear layer maps it to the victim's width.
         queries: Ask only the first so many items.
+        size: Height and width of the surrogate's images in pixels; by default those of the victim, but at most 64.
         augment: Ask and learn from random views, each a query of its own.
         seed: Of initialisation, order and views.
         recipe: Settings of the training.
@@ -218,7 +223,8 @@ def steal(
         machine: Devices and precision.
         output: How results are printed.
     """
-    thief = Distillation(architecture=arch, **recipe.table())
+    thief = Distillation(**recipe.table())
+    thief = thief if arch is None else replace(thief, architecture=arch)
     remote.check(encoder)
     check(encoders=[] if encoder.startswith(PREFIXES) else [encoder], data=[data])
 
@@ -230,17 +236,24 @@ def steal(
             out=out,
             recipe=thief,
             queries=queries,
+            size=size,
             augment=augment,
             seed=seed,
             progress=output.progress,
             **machine.loop(),
         )
-    result = trained_encoder(out, surrogate)
+    result = replace(trained_encoder(out, surrogate), next=after_theft(encoder, out))
     rows = [*result.rows, ("queries", str(surrogate.record["queries"]))]
     if isinstance(victim, str):
         return replace(result, rows=rows)
     asked = victim.report()
     return replace(result, fields={**result.fields, "remote": asked}, rows=rows + remote_rows(asked))
+
+
+def after_theft(victim: str, out: Path) -> str:
+    """Return the verification of what came from a victim, by the key that lies beside it where one does."""
+    beside = Path(victim).parent / "key"
+    return command("verify", beside if (beside / HEADER).exists() else "KEY", out, "--data", "HELD_OUT")
 
 
 def trained_encoder(out: Path, encoder: Encoder) -> Result:
@@ -285,6 +298,7 @@ def order_rows(marked: Marked) -> list[tuple[str, str]]:
 
 
 def _marked(out: Path, marked: Marked) -> Result:
+    head = "head" in marked.encoder.architecture
     final = {name: losses[-1] for name, losses in marked.history.losses.items()}
     fields = {
         "encoder": str(out / "encoder"),
@@ -309,7 +323,7 @@ def _marked(out: Path, marked: Marked) -> Result:
             else []
         ),
         *([("formats", f"only sslguard's own: {marked.not_written}")] if marked.not_written else []),
-        *([("head", HEAD_ALONE)] if "head" in marked.encoder.architecture else []),
+        *([("head", HEAD_ALONE)] if head else []),
         *order_rows(marked),
         *([] if marked.taken is None else marked.taken.rows()),
         *(
@@ -323,4 +337,7 @@ def _marked(out: Path, marked: Marked) -> Result:
     ]
     more, more_rows = ({}, []) if marked.controls is None else _null_of(marked.controls)
     took = marked.taken is None or marked.taken.took
-    return Result({**fields, **more, "took": took}, [*rows, *more_rows], 0 if took else 1, timed=True)
+    commit = command("commit", out / "key", "--out", "commitment.json")
+    publish = command(*(("serve",) if head else ("export", "--out", "published")), out / "encoder")
+    after = f"{commit}, and then {publish}" if took else "mark again with more items: this mark cannot be shown"
+    return Result({**fields, **more, "took": took}, [*rows, *more_rows], 0 if took else 1, next=after, timed=True)

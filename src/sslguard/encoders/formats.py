@@ -35,6 +35,7 @@ from sslguard.encoders.checkpoint import checkpoint_heads, checkpoint_names
 from sslguard.encoders.export import TOLERANCE, check_free, example_inputs, export_onnx, traceable, whole_network
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.huggingface import save_model, write_sentences, write_transformer
+from sslguard.encoders.names import HEAD
 from sslguard.encoders.own import Items, OwnFunction, OwnModule
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.processors import described
@@ -56,7 +57,6 @@ FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Formats that are files → how their names may end."""
 FORMATS = (*FOLDERS, *FILES)
-HEAD = "head.pt2"
 CARD = "README.md"
 
 
@@ -85,10 +85,11 @@ def write_usual(encoder: Encoder, folder: Path) -> tuple[str, ...]:
     formats = usual_formats(encoder)
     for name in formats:
         _WRITERS[name](encoder, folder / _file_name(encoder) if name in FILES else folder)
-    if formats or _parts(encoder)[1] is not None:
+    if formats:
+        # A module of sentence-transformers holds its head. Without a format there are no weights to put one behind.
         if _parts(encoder)[1] is not None and formats != ("sentence-transformers",):
             _write_head(encoder, folder)
-        (folder / CARD).write_text(card(encoder, formats[0] if formats else "torch-export"), "utf-8")
+        (folder / CARD).write_text(card(encoder, formats[0]), "utf-8")
     return formats
 
 

@@ -20,7 +20,7 @@ ImagePooling = Literal["pooler", "cls", "mean", "projection"]
 IMAGE_POOLINGS: tuple[ImagePooling, ...] = ("pooler", "cls", "mean", "projection")
 """What an embedding of a vision model of transformers is made of: see `vision`."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin", ".torch")
-DESCRIPTION = "encoder.json"
+DESCRIPTION, HEAD = "encoder.json", "head.pt2"
 SMALL_NETWORKS = ("resnet-small", "resnet-narrow", "resnet-wide", "plain-small", "separable-small", "vit-small")
 """Names of `architectures.SMALL`."""
 TEXT_NETWORKS = ("bag-of-words", "word-transformer")
@@ -246,6 +246,7 @@ def _check_transformers(name: str, options: Options) -> None:  # noqa: ARG001 - 
             f"there is no folder {name!r:.200}: nothing is downloaded here; download the model first, with its "
             f"config.json, model.safetensors and tokenizer.json or preprocessor_config.json, and give hf:FOLDER"
         )
+    _check_no_head(Path(name))
     _check_text_extra()
 
 
@@ -253,6 +254,17 @@ def _check_local(name: str, options: Options) -> None:
     _no_pool_option(options, f"local-dir:{name}")
     if not name or not exists(name) or not Path(name).is_dir():
         raise EncoderError(f"there is no folder {name!r:.200}: give one with timm's config.json and model.safetensors")
+    _check_no_head(Path(name))
+
+
+def _check_no_head(folder: Path) -> None:
+    """Raise UsageError for weights beside a head: they answer otherwise than what is served with it."""
+    if (folder / HEAD).exists():
+        own = f"give {folder}, which holds both" if (folder / DESCRIPTION).exists() else "ask what is served"
+        raise UsageError(
+            f"{folder} holds {HEAD}, a mark behind the network; the weights alone answer without it: {own}, or move "
+            f"{HEAD} away to take the weights alone"
+        )
 
 
 def _check_python(name: str, options: Options) -> None:

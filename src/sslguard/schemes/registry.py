@@ -36,11 +36,12 @@ own, which stands in its keys and records."""
 CHOICES = Choices("scheme", SCHEMES)
 
 PRESETS: Mapping[str, Mapping[str, str]] = {
-    "sslguard": {"cured": "sslguard-cured", "small": "sslguard", "published": "sslguard-published"},
     "exact": {"strong": "exact", "gentle": "exact-gentle"},
+    "sslguard": {"cured": "sslguard-cured", "small": "sslguard", "published": "sslguard-published"},
     "order": {},
 }
-"""Schemes of this package → what the command line calls their settings → the name in `SCHEMES`."""
+"""Schemes of this package → what the command line calls their settings → the name in `SCHEMES`. The first is the
+default, of schemes and of settings."""
 
 
 def build_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
@@ -55,6 +56,14 @@ def build_scheme(name: str, settings: Mapping[str, Any]) -> Scheme:
     """
     scheme: Scheme = read_named(CHOICES, name, settings)
     return scheme
+
+
+def scheme_of(preset: str | None) -> str:
+    """Return the scheme that has a preset of this name; the default one for None. Raise UsageError where none has."""
+    if preset is None:
+        return next(iter(PRESETS))
+    owners = {name: scheme for scheme, presets in PRESETS.items() for name in presets}
+    return str(chosen(owners, preset, "preset"))
 
 
 def named_scheme(scheme: str, preset: str | None, settings: Mapping[str, Any]) -> Scheme:

@@ -16,7 +16,7 @@ from sslguard.errors import UsageError
 
 
 def finite(name: str, value: float) -> float:
-    """Return a number as a float.
+    """Return a number as a float; zero without a sign.
 
     Args:
         name: Name of the argument, for error messages.
@@ -31,7 +31,7 @@ def finite(name: str, value: float) -> float:
         raise UsageError(f"{name} must be a finite number, not {value!r}") from error
     if not math.isfinite(number):
         raise UsageError(f"{name} must be a finite number, not {number}")
-    return number
+    return number + 0.0  # which is 0.0 for -0.0
 
 
 def finite_vector(name: str, values: ArrayLike) -> NDArray[np.float64]:

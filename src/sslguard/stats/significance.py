@@ -60,6 +60,7 @@ class Significance:
         details = {str(name): finite(f"details[{name!r}]", value) for name, value in self.details.items()}
         object.__setattr__(self, "details", details)
         object.__setattr__(self, "statistic", finite("statistic", self.statistic))
+        object.__setattr__(self, "log2_pvalue", self.log2_pvalue + 0.0)  # -0.0 is no sign of anything
         object.__setattr__(self, "n_queries", count("n_queries", self.n_queries, minimum=1))
         object.__setattr__(self, "n_controls", count("n_controls", self.n_controls, minimum=0))
         if self.null not in _OF_CONTROLS:

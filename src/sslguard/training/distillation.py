@@ -233,10 +233,14 @@ def answers_before(
     return np.concatenate(parts)
 
 
-def new_student(recipe: Distillation, teacher: Embedder, queries: Data, *, seed: int, width: int) -> Encoder:
-    """Return a fresh student that takes `queries` and ends in a linear layer of output width `width`."""
-    size = None
-    if isinstance(teacher, Encoder) and isinstance(teacher.preprocess, ImagePreprocess):
+def new_student(
+    recipe: Distillation, teacher: Embedder, queries: Data, *, seed: int, width: int, size: int | None = None
+) -> Encoder:
+    """Return a fresh student that takes `queries` and ends in a linear layer of output width `width`.
+
+    Its images have `size` pixels in height and width; by default the teacher's height, where that is known.
+    """
+    if size is None and isinstance(teacher, Encoder) and isinstance(teacher.preprocess, ImagePreprocess):
         size = teacher.preprocess.height
     return new_encoder(recipe.architecture, queries, seed=seed, size=size, linear=width)
 
@@ -247,6 +251,7 @@ def distil(
     queries: Data,
     *,
     seed: int = 0,
+    size: int | None = None,
     title: str = "distil",
     **loop: Any,
 ) -> tuple[Encoder, History]:
@@ -257,6 +262,7 @@ def distil(
         teacher: Embedder to learn from.
         queries: Items to ask about.
         seed: Seed of all randomness.
+        size: Height and width of the student's images in pixels; those of the teacher unless given.
         title: Label of the progress bar.
         loop: Further settings of `training.base.Loop`, such as `checkpoint` and `devices`.
 
@@ -268,7 +274,7 @@ def distil(
     """
     first = queries if recipe.asks_items else queries.slice(0, 1)
     answers = shared(lambda: embed_all(teacher, first), **loop)
-    student = new_student(recipe, teacher, queries, seed=seed, width=answers.shape[1])
+    student = new_student(recipe, teacher, queries, seed=seed, width=answers.shape[1], size=size)
     prior: NDArray[np.floating] | None = answers
     if not recipe.asks_items:
         with isolated_rng(seed, 4):
