@@ -177,7 +177,8 @@ def claim(
         ("an audit", f"{audited['dated']} if the commitment is shown to be older; undated, {audited['undated']}"),
     ]
     beside = ("--seed", seed, "--commitment", commitment, "--report", "audit.html")
-    audit_it = command("audit", out, "--clean", "CLEAN_ENCODER", "--data", data, *beside)
+    whose = () if stored.key.pool else ("--own-data",)
+    audit_it = command("audit", out, "--clean", "CLEAN_ENCODER", "--data", data, *whose, *beside)
     return Result(fields, rows, verdict.exit_code, next=audit_it)
 
 
