@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from sslguard.controls.members import count_controls
 from sslguard.crypto.secrets import Secret
@@ -32,7 +32,7 @@ from sslguard.errors import EncoderError, KeyFileError, RefusedError, UsageError
 from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import StoredKey, open_key, save_key
-from sslguard.schemes.order import OrderKey
+from sslguard.schemes.order import InitialKey, OrderKey, WeightsKey
 from sslguard.schemes.registry import key_class, named_scheme, scheme_of
 from sslguard.schemes.sslguard.scheme import CuredSSLGuard, SSLGuard
 from sslguard.suspects.names import PREFIXES
@@ -156,20 +156,27 @@ def pretrain(
     out: str | Path | None = None,
     architecture: str = "resnet-small",
     size: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    secret: Secret | None = None,
+    seal: Seal | None = None,
     checkpoint: Path | None = None,
     progress: bool = False,
     **loop: Any,
 ) -> Encoder:
     """Pre-train an encoder of images without labels.
 
+    The initial weights are drawn from a secret. It is kept as a key in `out`/seed, with a commitment to it in
+    `out`/commitment.json: `compare_weights(..., initial=out/seed)` shows by it what was trained from these weights.
+
     Args:
         method: Name of the method, or a recipe.
         data: Images to learn from.
-        out: Folder of the encoder; an encoder that is there is replaced.
+        out: Folder of the encoder; an encoder that is there is replaced, unless its secret seed lies with it.
         architecture: Network, as in `pretraining.new_encoder`.
         size: Side of the encoder's input in pixels; the images' own unless given.
-        seed: Seed of initialisation, order and views.
+        seed: Seed of initialisation, order and views, that others can repeat. No secret is drawn then.
+        secret: Secret seed; a fresh one from the operating system unless given.
+        seal: Encryption of the key in `out`/seed; None leaves it in the clear.
         checkpoint: File from which an interrupted run goes on, without `out`.
         progress: Whether to show bars on standard error.
         loop: `devices`, `nodes`, `accelerator`, `precision`, `accumulate`; see `training.base.Loop`.
@@ -184,12 +191,21 @@ def pretrain(
     images = as_data(data)
     loop |= {"progress": progress}
 
-    def train(kept: Path | None) -> Encoder:
+    def train(kept: Path | None, chosen: int | Secret) -> Encoder:
         return pretraining.pretrain(
-            recipe, images, architecture=architecture, seed=seed, size=size, checkpoint=kept, **loop
+            recipe, images, architecture=architecture, seed=chosen, size=size, checkpoint=kept, **loop
         )[0]
 
-    return _saved(train, out, checkpoint)
+    if seed is not None:
+        if secret is not None or seal is not None:
+            raise UsageError("seed and secret exclude each other: a seed that others can repeat is kept by no key")
+        return _saved(lambda kept: train(kept, seed), out, checkpoint)
+    if out is None:
+        return train(checkpoint, secret or shared(Secret.generate, **loop))
+    with unfinished(Path(out), replaces=is_encoder_folder) as work:
+        chosen = secret or work.secret()
+        encoder = train(work.checkpoint, chosen)
+        return encoder if work.result is None else _saved_with_seed(encoder, chosen, work.result, seal)
 
 
 def watermark(
@@ -618,7 +634,8 @@ def compare_weights(
         not_after: When the suspect could first be read.
         authority_roots: File of the certificates, PEM, that must vouch for the commitment's timestamp.
         ancestor: A network that both may come from.
-        initial: Weights of `a` before training, from a seed that was secret. Never weights that were trained.
+        initial: Weights of `a` before training, from a seed that was secret: the key that `pretrain` kept in
+            `out`/seed, or weights. Never weights that were trained.
         groups: Description of the groups of units, JSON, for networks whose layers have unknown names.
         alpha: Level of the decision, in (0, 1); 2^-20 unless given.
         n_claims: Number of claims that share the level.
@@ -657,7 +674,7 @@ def compare_weights(
         *(ours, theirs),
         order=order,
         ancestor=None if ancestor is None else open_weights(ancestor),
-        initial=None if initial is None else open_weights(initial),
+        initial=None if initial is None else _initial(initial),
         groups=None if groups is None else described(Path(groups), ours),
         alpha=LINEAGE_ALPHA if alpha is None else alpha,
         n_claims=n_claims,
@@ -772,12 +789,14 @@ def commit(
 
 def claim(
     key: StoredKey | str | Path,
-    suspect: AnySuspect,
-    data: AnyData,
+    suspect: AnySuspect | AnyWeights,
+    data: AnyData | None = None,
     *,
-    seed: str,
+    seed: str | None = None,
     commitment: str | Path,
     out: str | Path,
+    lineage: bool = False,
+    released: AnyWeights | None = None,
     sub_key: int | None = None,
     controls: Sequence[str] = (),
     alpha: float = DEFAULT_ALPHA,
@@ -787,13 +806,17 @@ def claim(
 ) -> Verdict:
     """Ask a suspect what an examiner's seed draws, and write the evidence to `out`: see `claims.claim`.
 
+    With `lineage`, and by a key that is compared with weights, nothing is asked: see `claims.lineage.claim_weights`.
+
     Args:
         key: Folder of the key, or what `keyfile.open_key` gave. The bundle opens it.
-        suspect: Suspect, as in `verify`.
-        data: What the examiner agreed to draw from.
+        suspect: Suspect, as in `verify`; of a claim by weights, as in `compare_weights`.
+        data: What the examiner agreed to draw from. None of a claim by weights, as `seed`, `sub_key` and `controls`.
         seed: Seed of the examiner, given after the commitment was seen.
         commitment: File that `commit` wrote.
         out: Folder of the bundle.
+        lineage: Whether to claim by the secret order of the hidden units, which the bundle opens then, and no mark.
+        released: The encoder that was released, for a secret order; the one beside the key's folder unless given.
         sub_key: Number of the sub-key that is opened, from 1; None opens the whole key.
         controls: Known innocents, as in `verify`.
         alpha: Level of the test, in (0, 1).
@@ -802,34 +825,46 @@ def claim(
         progress: Whether to show bars on standard error.
     """
     from sslguard.claims.claim import claim as make_claim
+    from sslguard.claims.lineage import claim_weights
+    from sslguard.lineage.weights import open_weights
 
     _confirm(factory)
     stored = _stored(key)
+    terms: dict[str, Any] = {"commitment": Path(commitment), "out": Path(out), "alpha": alpha, "n_claims": n_claims}
+    if lineage or isinstance(stored.key, WeightsKey):
+        if data is not None or seed is not None or sub_key is not None or controls:
+            raise UsageError("a claim by weights asks nothing: leave data, seed, sub-key and controls out")
+        beside = None if stored.folder is None else stored.folder.parent / "encoder"
+        if released is None and beside is not None and beside.is_dir():
+            released = beside
+        theirs: Any = suspect
+        ours = None if released is None else open_weights(released)
+        return claim_weights(stored, open_weights(theirs), released=ours, **terms)
+    if data is None or seed is None:
+        raise UsageError("a claim needs the data and the seed that the examiner gave; only one by weights asks nothing")
     _check_key(stored.key)
-    items = as_data(data)
-    with _opened(suspect, open_suspect, items) as target:
+    items, asked = as_data(data), cast("AnySuspect", suspect)
+    with _opened(asked, open_suspect, items) as target:
         return make_claim(
             stored if sub_key is None else stored.opened(sub_key),
             target,
             items,
             seed=seed,
-            commitment=Path(commitment),
-            out=Path(out),
             controls=controls,
-            alpha=alpha,
-            n_claims=n_claims,
             progress=progress,
+            **terms,
         )
 
 
 def audit(
     bundle: str | Path,
-    data: AnyData,
+    data: AnyData | None = None,
     *,
-    seed: str,
+    seed: str | None = None,
     own_data: bool = False,
     clean: AnyEncoder | None = None,
-    suspect: AnySuspect | None = None,
+    suspect: AnySuspect | AnyWeights | None = None,
+    released: AnyWeights | None = None,
     commitment: str | Path | None = None,
     not_after: datetime | None = None,
     opened: datetime | None = None,
@@ -845,12 +880,14 @@ def audit(
 
     Args:
         bundle: Folder of the bundle.
-        data: What the examiner agreed to draw queries from.
+        data: What the examiner agreed to draw queries from. None of a claim by weights, as `seed`.
         seed: What the examiner gave the claimant after seeing the commitment.
         own_data: Whether the examiner chose the data and the claimant could not influence the choice. Otherwise they
             must be the pool that the key is bound to: see `watermark`.
-        clean: Clean encoder F; without it there is no verdict.
-        suspect: Suspect to ask again, where the examiner can.
+        clean: Clean encoder F; without it there is no verdict on answers.
+        suspect: Suspect to ask again, where the examiner can. Of a claim by weights, the suspect's, as in
+            `compare_weights`; without them there is no verdict.
+        released: Encoder that was released, for a claim by a secret order.
         commitment: File of the commitment that the examiner saw before giving the seed.
         not_after: When the suspect could first be asked. Without it, the audit assumes that up to 2^64 keys were
             tried, and subtracts 64 bits.
@@ -864,11 +901,14 @@ def audit(
         progress: Whether to show bars on standard error.
     """
     from sslguard.claims.audit import audit as audit_bundle
+    from sslguard.claims.bundle import read_bundle
     from sslguard.claims.commitment import parse_commitment
     from sslguard.claims.documents import MAX_DOCUMENT, read_file
+    from sslguard.claims.lineage import audit_weights
     from sslguard.claims.outcome import Terms
     from sslguard.claims.page import check_page, write_page
     from sslguard.claims.timestamps import read_roots
+    from sslguard.lineage.weights import open_weights
 
     _confirm(factory)
     seen = None
@@ -876,7 +916,7 @@ def audit(
         content = read_file(Path(commitment), MAX_DOCUMENT)
         seen = parse_commitment(content, str(commitment)).document.digest
     terms = Terms(
-        seed=seed,
+        seed=seed or "",
         own_data=own_data,
         alpha=alpha,
         n_claims=n_claims,
@@ -888,14 +928,24 @@ def audit(
     )
     if report is not None:
         check_page(Path(report))
-    items = as_data(data)
-    with nullcontext() if suspect is None else _opened(suspect, open_suspect, items) as target:
-        found = audit_bundle(
-            *(Path(bundle), items, terms),
-            clean=None if clean is None else as_encoder(clean),
-            suspect=target,
-            progress=progress,
-        )
+    read = read_bundle(Path(bundle))
+    if read.weights is not None:
+        if data is not None or seed is not None or clean is not None or controls:
+            raise UsageError("this claim is by weights, and asks nothing: leave data, seed, clean and controls out")
+        theirs: Any = suspect
+        opened_weights = (None if one is None else open_weights(one) for one in (theirs, released))
+        found = audit_weights(read, terms, **dict(zip(("suspect", "released"), opened_weights, strict=True)))
+    elif data is None or seed is None:
+        raise UsageError("an audit of answers needs the data and the seed that you gave")
+    else:
+        items, asked = as_data(data), cast("AnySuspect", suspect)
+        with nullcontext() if suspect is None else _opened(asked, open_suspect, items) as target:
+            found = audit_bundle(
+                *(read, items, terms),
+                clean=None if clean is None else as_encoder(clean),
+                suspect=target,
+                progress=progress,
+            )
     if report is not None:
         write_page(found, Path(report))
     return found
@@ -922,6 +972,23 @@ def _saved(train: Callable[[Path | None], Encoder], out: str | Path | None, chec
         encoder = train(work.checkpoint)
         if work.result is not None:
             save_encoder(encoder, work.result)
+    return encoder
+
+
+def _saved_with_seed(encoder: Encoder, secret: Secret, folder: Path, seal: Seal | None) -> Encoder:
+    """Save an encoder in `folder`, the secret seed of its initial weights as a key, and a commitment to that.
+
+    Return the encoder with the commitment's hash in its record.
+    """
+    from sslguard.claims.commitment import commit, publish
+    from sslguard.schemes.keyfile import Owner
+
+    stored = StoredKey(InitialKey(secret, encoder.architecture), Owner.generate(), seal is not None)
+    committed = commit(stored).document.digest
+    encoder = replace(encoder, record={**encoder.record, "seed_commitment": committed})
+    save_encoder(encoder, folder)
+    save_key(stored.key, folder / "seed", seal=seal, owner=stored.owner)
+    publish(stored, folder / "commitment.json")
     return encoder
 
 
@@ -985,6 +1052,19 @@ def _order(stored: StoredKey) -> Order:
     if stored.order is None:
         raise KeyFileError("this key has no secret order: the units of its encoder stand in their own order")
     return stored.order
+
+
+def _initial(given: AnyWeights) -> Weights:
+    """Return initial weights, drawn again where they are given by the folder of a secret seed."""
+    from sslguard.lineage.weights import open_weights
+    from sslguard.schemes.keyfolder import is_key
+
+    if not isinstance(given, str | Path) or not is_key(Path(given)):
+        return open_weights(given)
+    key = open_key(Path(given)).key
+    if not isinstance(key, InitialKey):
+        raise KeyFileError(f"{given} is a key of the scheme {key.scheme}: give the folder `seed` that pretrain wrote")
+    return key.weights()
 
 
 def _lineage_of(key: StoredKey | Key | str | Path, suspect: Embedder, n_claims: int) -> LineageVerdict | None:

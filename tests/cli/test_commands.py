@@ -592,7 +592,7 @@ def test_without_glibc(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 LONG = {
-    "pretrain": ("pretrain", "moco", "--data", "{data}", *PRETRAIN, "--queue", "32"),
+    "pretrain": ("pretrain", "moco", "--data", "{data}", "--seed", "1", *PRETRAIN, "--queue", "32"),
     "watermark": ("watermark", "{clean}", "--data", "{data}", "--secret-seed", "1", "--steps", "4", *MARK),
     "steal": ("steal", "{marked}", "--data", "{data}", *STEAL, "--augment"),
 }

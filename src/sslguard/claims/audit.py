@@ -1,13 +1,13 @@
 """The examiner's side of a claim: check a bundle and decide again, without believing anything the claimant computed.
 
-What no check can show is listed among the report's assumptions; see `_Log.assumptions`.
+What no check can show is listed among the report's assumptions; see `_Log.assumptions`. `claims.lineage` has the audit
+of claims by weights.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from sslguard.claims.bundle import Bundle, check_answers, read_bundle
 from sslguard.claims.claim import Recorded, versions
 from sslguard.claims.derivation import undue_freedom
-from sslguard.claims.outcome import Audit, Check, Status, Terms
+from sslguard.claims.log import Log, tries
+from sslguard.claims.outcome import Audit, Terms
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
-from sslguard.claims.timestamps import claimed_time, verified_time
-from sslguard.controls.members import count_controls
 from sslguard.data.base import Data
 from sslguard.data.pool import pool_of
 from sslguard.encoders.base import Embedder, Encoder
@@ -29,7 +28,6 @@ from sslguard.errors import ClaimError, EncoderError, KeyFileError, RefusedError
 from sslguard.schemes.base import Key
 from sslguard.stats.direction import SECRET_BITS
 from sslguard.suspects.logged import LoggedAnswers
-from sslguard.verification.nulls import DATED_TRIES, UNDATED_TRIES, null_of
 from sslguard.verification.scores import control_scores
 from sslguard.verification.verdict import Verdict, verify
 
@@ -38,7 +36,7 @@ _TOLERANCE = 1e-3
 
 
 def audit(
-    folder: Path,
+    bundle: Bundle | Path,
     data: Data,
     terms: Terms,
     *,
@@ -49,7 +47,7 @@ def audit(
     """Check a bundle and decide again.
 
     Args:
-        folder: Folder of the bundle.
+        bundle: The bundle, or its folder.
         data: Data set that examiner and claimant agreed to draw queries from.
         terms: What the examiner decides by.
         clean: F, as the claimant handed it over. It is run to recompute the test; without it there is no verdict.
@@ -60,13 +58,15 @@ def audit(
         ClaimError: The bundle cannot be read, or a signature in it is not valid.
         UsageError: `data` holds items that the key cannot ask about.
     """
-    bundle = read_bundle(folder)
+    bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
+    if bundle.weights is not None:
+        raise UsageError("this claim is by weights, and asks nothing: leave the data out")
     log = _Log(bundle, terms)
     log.identity()
     dated = log.date()
     log.openings()
     key = log.key(clean)
-    shared = terms.n_claims * len(bundle.commitment.keys)
+    shared = terms.n_claims * bundle.commitment.n_tests
     verdict, n_tries = None, shared * log.null.charge(dated=dated)
     if key is not None:
         log.data(key, data)
@@ -77,97 +77,11 @@ def audit(
                 n_tries = shared * log.null.charge(dated=dated, n_queries=key.asks(len(chosen)), n_zero=n_zero)
             verdict = log.decide(key, chosen, suspect, n_tries, dated=dated, progress=progress)
     log.assumptions(data, suspect)
-    return Audit(tuple(log.checks), verdict, n_tries, terms, {**_facts(bundle, data), "committed": log.committed})
+    return Audit(tuple(log.checks), verdict, n_tries, terms, {**facts(bundle, data.spec), "committed": log.committed})
 
 
-class _Log:
-    """Checks of one bundle, in order."""
-
-    def __init__(self, bundle: Bundle, terms: Terms) -> None:
-        self.bundle, self.terms = bundle, terms
-        self.null = null_of(bundle.opened.kind, count_controls(terms.controls))
-        self.checks: list[Check] = []
-        self.committed: str | None = None
-
-    def add(self, name: str, status: Status, words: str) -> None:
-        self.checks.append(Check(name, status, words))
-
-    def identity(self) -> None:
-        """Check that claim and commitment have the same owner, and that the opened key is the committed one."""
-        claim, commitment = self.bundle.claim, self.bundle.commitment
-        if claim.owner != commitment.document.owner:
-            self.add("signature", "failed", "The claim is signed by somebody else than the commitment.")
-        else:
-            self.add("signature", "passed", "Claim and commitment carry good signatures of one owner.")
-        if self.bundle["commitment"] != commitment.document.digest:
-            self.add("commitment", "failed", "The claim was made for another commitment than the one in the bundle.")
-        elif self.terms.commitment not in (None, commitment.document.digest):
-            words = "The commitment in the bundle is not the one that the examiner saw before giving the seed."
-            self.add("commitment", "failed", words)
-        elif self.bundle.opened.digest(self.bundle.salt) not in commitment.keys:
-            self.add("commitment", "failed", "The opened key is not what the commitment commits to.")
-        else:
-            n = len(self.bundle.commitment.keys)
-            among = "" if n == 1 else f", one of {n} keys that share the level; the others were not opened here"
-            words = f"The opened key is, to the last bit, what the commitment commits to{among}."
-            self.add("commitment", "passed", words)
-
-    @property
-    def charged(self) -> bool:
-        """Whether a dated key is charged for other keys that its owner may have dated. Ranks could not bear that."""
-        return self.null.charge(dated=True) > 1
-
-    def date(self) -> bool:
-        """Check and return whether the commitment is shown to be older than the suspect."""
-        token, content, wanted = self.bundle.token, self.bundle.commitment.document.content, self.terms.not_after
-        missing: Status = "assumed" if wanted is None else "not checkable"
-        charge = "" if wanted else f" The audit assumes that up to 2^{UNDATED_TRIES} keys were tried."
-        if token is None:
-            self.add("date", missing, f"The commitment has no timestamp, so nothing shows when it was made.{charge}")
-            return False
-        try:
-            claimed = claimed_time(token, content, "the timestamp")
-            if not self.terms.roots:
-                words = f"The timestamp says {_day(claimed)}, and no certificates came with which to check that."
-                self.add("date", missing, words + charge)
-                return False
-            when = verified_time(token, content, self.terms.roots, "the timestamp")
-        except ClaimError as error:
-            self.add("date", "failed", f"The timestamp was not accepted: {error}.")
-            return False
-        words, self.committed = f"The commitment is from {_day(when)}", when.isoformat()
-        if wanted is None:
-            self.add("date", "assumed", f"{words}; when the suspect could first be asked was not given.{charge}")
-            return False
-        if when > wanted:
-            words += f"; the suspect could be asked already on {_day(wanted)}: the key may have been made for it."
-            self.add("date", "against", words)
-            return False
-        words += f"; the suspect could first be asked on {_day(wanted)}, not earlier."
-        if self.charged:
-            words += f" The audit assumes that its owner may have dated up to 2^{DATED_TRIES} keys."
-        self.add("date", "passed", words)
-        return True
-
-    def openings(self) -> None:
-        """Check that the key was still secret when the suspect was made.
-
-        After a key is opened, anybody can put its mark into a model, so the key shows nothing about younger suspects.
-        """
-        known = [when for when in (self.terms.opened, self.bundle.opened_before) if when is not None]
-        opened, dated = min(known, default=None), self.terms.not_after
-        name = "key still secret"
-        if opened is None:
-            self.add(name, "assumed", "Nobody but the owner knew this key when the suspect was made.")
-        elif dated is None:
-            words = f"The key was opened or lost on {_day(opened)}, and no date of the suspect was given."
-            self.add(name, "not checkable", words)
-        elif dated >= opened:
-            words = f"The key was opened or lost on {_day(opened)}, before the suspect: anybody could have marked it."
-            self.add(name, "not checkable", words)
-        else:
-            words = f"The suspect could be asked on {_day(dated)}, before the key was opened or lost on {_day(opened)}."
-            self.add(name, "passed", words)
+class _Log(Log):
+    """Checks of a claim by answers."""
 
     def key(self, clean: Encoder | None) -> Key | None:
         """Check that the opened key follows from its secret and the examiner's F; return it, or None if it does not."""
@@ -273,7 +187,7 @@ class _Log:
             self.add("verdict", "not checkable", objection)
             return None
         if math.log2(n_tries) > SECRET_BITS:
-            words = f"The level would be shared among {_tries(n_tries)}, more than there are secrets."
+            words = f"The level would be shared among {tries(n_tries)}, more than there are secrets."
             self.add("verdict", "not checkable", words)
             return None
         terms, scores, kinds = self.terms, dict[str, float](), dict[str, str]()
@@ -305,7 +219,7 @@ class _Log:
                 words = f"It was to be asked again, and gave no answers that can be scored: {error}."
                 self.add("suspect", "not checkable", words)
                 return None
-        self._conclude(found, n_tries)
+        self.conclude(found, n_tries)
         return found
 
     def _compare(self, found: Verdict) -> None:
@@ -338,15 +252,6 @@ class _Log:
             self.add("suspect", "passed", "The suspect was asked again and gave the same answers.")
         return own
 
-    def _conclude(self, found: Verdict, n_tries: int) -> None:
-        shared = f", shared among {_tries(n_tries)}" if n_tries > 1 else ""
-        bits = f"{abs(found.significance.log2_pvalue):.1f} bits of evidence, {found.null.explain()}"
-        what = f"{bits}; alpha {self.terms.alpha:g}{shared}."
-        if found.decision == "derived":
-            self.add("verdict", "passed", f"Derived: {what}")
-        else:
-            self.add("verdict", "against", f"Not shown: {what}")
-
     def assumptions(self, data: Data, suspect: Embedder | None) -> None:
         """List what no check can show."""
         if suspect is None:
@@ -369,20 +274,24 @@ class _Log:
         )
 
 
-def _facts(bundle: Bundle, data: Data) -> dict[str, Any]:
+def facts(bundle: Bundle, data: str) -> dict[str, Any]:
+    """Return what a report says of a bundle that was audited on the data set of this specification."""
+    fields = bundle.opened.fields
+    hashes = {name: str(fields[name])[:64] if name in fields else None for name in ("clean_hash", "watermarked_hash")}
+    answers, asked = bundle["answers"], bundle["data"].get("asked")
+    times = " to ".join(str(answers.get(name, "not said"))[:40] for name in ("begun", "ended"))
     return {
         "owner": bundle.claim.owner,
         "suspect": bundle["suspect"][:200],
         "scheme": bundle.opened.scheme,
         "seed": bundle["seed"][:256],
-        "data": data.spec,
+        "data": data,
         "commitment_sha256": bundle.commitment.document.digest,
         "claim_sha256": bundle.claim.digest,
-        "answers_sha256": str(bundle["answers"].get("sha256"))[:64],
-        "asked_sha256": str(bundle["data"].get("asked"))[:64],
-        "asked_at": " to ".join(str(bundle["answers"].get(name, "not said"))[:40] for name in ("begun", "ended")),
-        "clean_hash": bundle.opened.clean_hash[:64],
-        "watermarked_hash": str(bundle.opened.fields.get("watermarked_hash"))[:64],
+        "answers_sha256": None if bundle.weights is not None else str(answers.get("sha256"))[:64],
+        "asked_sha256": None if bundle.weights is not None else str(asked)[:64],
+        "asked_at": None if bundle.weights is not None else times,
+        **hashes,
         "claimed_by": {str(name)[:40]: str(value)[:80] for name, value in list(bundle["versions"].items())[:16]},
         "audited_by": versions(),
     }
@@ -392,11 +301,3 @@ def _differing(one: NDArray[np.floating], other: NDArray[np.floating]) -> int:
     """Return how many rows differ by more than rounding."""
     lengths = np.maximum(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
     return int((np.linalg.norm(one - other, axis=1) > _TOLERANCE * lengths).sum())
-
-
-def _tries(n: int) -> str:
-    return f"{n:,} claims" if n < 1 << 20 else f"2^{math.log2(n):.0f} that may have been tried"
-
-
-def _day(when: datetime) -> str:
-    return when.strftime("%Y-%m-%d %H:%M %Z").strip()

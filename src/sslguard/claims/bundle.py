@@ -7,6 +7,8 @@
 `answers.npy`          the suspect's answers, (n, m); row i answers query i; a missing answer is zero
 =====================  ==================================================================================
 
+A claim by weights has no answers: its field `weights` is the hash of the suspect's.
+
 docs/reference/key-format.md lists the fields. The opened key is not encrypted: anybody who has the bundle has the key.
 
 The reader trusts nothing in it. File names are fixed, no link is followed, sizes are bounded, the document has one
@@ -33,6 +35,7 @@ from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.errors import ClaimError, KeyFileError
 from sslguard.files import write_atomic
 from sslguard.schemes.keyfile import MAX_TENSOR_BYTES, kind_of, parse_tensors, serialise_tensors
+from sslguard.schemes.order import WeightsKey
 from sslguard.suspects.base import MAX_WIDTH
 
 FORMAT, VERSION = "sslguard-claim", 1
@@ -52,7 +55,7 @@ _FIELDS: dict[str, type] = {
     "suspect": str,
     "versions": dict,
 }
-_OPTIONAL: dict[str, type] = {"opened": str}
+_OPTIONAL: dict[str, type] = {"opened": str, "weights": str}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,6 +88,11 @@ class Bundle:
         """Path of the suspect's answers."""
         return self.folder / ANSWERS
 
+    @property
+    def weights(self) -> str | None:
+        """Hash of the suspect's weights, of a claim by weights; None where answers are claimed."""
+        return self.claim.signed.get("weights")
+
     def __getitem__(self, name: str) -> Any:
         """Return a field of the claim."""
         return self.claim.signed[name]
@@ -97,7 +105,7 @@ def fill_bundle(
     commitment: bytes,
     token: bytes | None,
     opened: OpenedKey,
-    answers: NDArray[np.floating],
+    answers: NDArray[np.floating] | None,
 ) -> None:
     """Write the files of a bundle into an empty folder, readable by their owner alone.
 
@@ -107,13 +115,13 @@ def fill_bundle(
         commitment: Content of the commitment's file.
         token: Content of the timestamp's file; None writes no timestamp.
         opened: The opened key.
-        answers: The suspect's answers, float (n, m).
+        answers: The suspect's answers, float (n, m); None of a claim by weights.
     """
     content = {
         COMMITMENT: commitment,
         **({} if token is None else {TIMESTAMP: token}),
         TENSORS: serialise_tensors(opened.tensors),
-        ANSWERS: npy(answers),
+        **({} if answers is None else {ANSWERS: npy(answers)}),
         CLAIM: claim.content,
     }
     folder.chmod(0o700)
@@ -144,6 +152,11 @@ def read_bundle(folder: Path) -> Bundle:
     commitment = parse_commitment(read_file(folder / COMMITMENT, MAX_DOCUMENT), f"{folder!s:.200}/{COMMITMENT}")
     token = read_file(folder / TIMESTAMP, MAX_TOKEN) if TIMESTAMP in names else None
     opened, salt = _opened(folder, claim.signed["key"])
+    by_weights = issubclass(opened.kind, WeightsKey)
+    if by_weights != ("weights" in claim.signed) or (by_weights and ANSWERS in names):
+        raise ClaimError(
+            f"{folder!s:.200} must hold answers, or the hash of weights where its key is compared with these"
+        )
     return Bundle(folder, claim, commitment, token, opened, salt)
 
 
@@ -207,6 +220,8 @@ def _check_fields(claim: Document) -> None:
         if name in signed and not isinstance(signed[name], kind):
             raise ClaimError(f"the claim's {name} must be of type {kind.__name__}")
     hex_bytes(signed["commitment"], 32, "the claim's commitment")
+    if "weights" in signed:
+        hex_bytes(signed["weights"], 32, "the claim's weights")
     if "opened" in signed:
         moment(signed["opened"], "the claim's opened")
 

@@ -99,19 +99,13 @@ def claim(
         UsageError: An item took part in marking, as far as the key's folder knows. The suspect was not asked then.
         OutputError: The bundle cannot be written.
     """
-    owner, key = stored.owner, stored.key
-    committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))
-    n_claims *= len(committed.keys)
+    key = stored.key
+    found = Opening(stored, commitment)
+    n_claims *= found.committed.n_tests
     null_of(key, count_controls(controls)).check(alpha, n_claims)
-    opened, salt = OpenedKey.of(key), key_salt(owner, stored.number)
-    if committed.document.owner != owner.public or opened.digest(salt) not in committed.keys:
-        raise ClaimError(f"{commitment} does not commit to this key: give the file that sslguard commit wrote for it")
-    beside = timestamp_file(commitment)
-    token = read_file(beside, MAX_TOKEN) if beside.exists() else None
+    found.check()
     fair = Watched(data, stored.marked, allowed=False)
-    chosen = ExaminerData(fair, n_items(key, fair), seed=seed, commitment=committed.document.digest)
-    before = opened_at(stored.folder, stored.number)
-    check_recordable(stored)
+    chosen = ExaminerData(fair, n_items(key, fair), seed=seed, commitment=found.committed.document.digest)
     asked = items_hash(chosen)
     # The output folder is reserved before anybody is asked.
     with atomic_folder(out) as partial:
@@ -131,16 +125,66 @@ def claim(
             "controls": [text(name) for name in scores],
             **_found(verdict, answers, begun),
         }
-        fields = {**said, "commitment": committed.document.digest, "key": _opening(opened, salt)}
-        if before is not None:
-            fields["opened"] = before.isoformat()
-        document = sign_document(owner, {"format": FORMAT, "version": VERSION, "versions": versions(), **fields})
-        content = committed.document.content
-        fill_bundle(partial, claim=document, commitment=content, token=token, opened=opened, answers=answers)
+        found.fill(partial, said, answers)
+    return verdict
+
+
+class Opening:
+    """A key that a claim opens, and the commitment to it."""
+
+    def __init__(self, stored: StoredKey, commitment: Path) -> None:
+        """Read the commitment.
+
+        Raises:
+            ClaimError: It is damaged.
+        """
+        self.stored, self.path = stored, commitment
+        self.committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))
+        self.opened, self.salt = OpenedKey.of(stored.key), key_salt(stored.owner, stored.number)
+        self.token: bytes | None = None
+        self.before: datetime | None = None
+
+    def check(self) -> None:
+        """Check that the commitment is to this key, and that the opening can be recorded. Read the timestamp.
+
+        Raises:
+            ClaimError: It is to another key, or the timestamp cannot be read.
+            OutputError: The key's folder cannot be written to.
+        """
+        digest, owner = self.opened.digest(self.salt), self.stored.owner.public
+        if self.committed.document.owner != owner or not self.committed.holds(digest):
+            raise ClaimError(
+                f"{self.path} does not commit to this key: give the file that sslguard commit wrote for it"
+            )
+        beside = timestamp_file(self.path)
+        self.token = read_file(beside, MAX_TOKEN) if beside.exists() else None
+        self.before = opened_at(self.stored.folder, self.stored.number)
+        check_recordable(self.stored)
+
+    def fill(self, folder: Path, said: dict[str, Any], answers: NDArray[np.floating] | None) -> None:
+        """Write the bundle into an empty folder, and record the opening.
+
+        Args:
+            folder: The folder.
+            said: What the claim says.
+            answers: The suspect's answers, (n, m); None of a claim by weights.
+        """
+        document = self.committed.document
+        fields = {**said, "commitment": document.digest, "key": _opening(self.opened, self.salt)}
+        if self.before is not None:
+            fields["opened"] = self.before.isoformat()
+        signed = {"format": FORMAT, "version": VERSION, "versions": versions(), **fields}
+        fill_bundle(
+            folder,
+            claim=sign_document(self.stored.owner, signed),
+            commitment=document.content,
+            token=self.token,
+            opened=self.opened,
+            answers=answers,
+        )
         # Recorded before anybody can read the bundle. If the program is killed here, an unopened key counts as opened,
         # but never the reverse.
-        record_opening(stored)
-    return verdict
+        record_opening(self.stored)
 
 
 def _now() -> str:

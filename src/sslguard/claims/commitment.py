@@ -11,7 +11,7 @@ A commitment is a signed document (see `documents`) with the owner's public key 
 The description of a key is all of it except the weights of F, which are represented by their hash::
 
     fields   of the key, including the secret, protocol or settings, and the hashes of F and F*
-    scheme   "exact", "sslguard" or "order"
+    scheme   "exact", "sslguard", "order" or "initial"
     tensors  name → SHA-256 of `keyfile.tensor_bytes`
 
 The commitment is public and reveals none of that. It is a function of the key's folder, so it can be written again.
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 FORMAT = "sslguard-commitment"
 VERSION = 1
 MAX_KEYS = 64
-ORDER = 17
-"""Number of the secret order, behind those of sub-keys."""
 # Prefixes of the tensors in an exact key that belong to F. The examiner gets them with F.
 _OF_CLEAN = ("clean.", "file.")
 _CLEAN_FIELDS = ("architecture", "preprocess", "dim")
@@ -151,6 +149,15 @@ class Commitment:
     keys: tuple[str, ...]
     order: str | None = None
 
+    @property
+    def n_tests(self) -> int:
+        """Number of tests that an owner commits to: keys, and the secret order. All of them share the level."""
+        return len(self.keys) + (self.order is not None and self.order not in self.keys)
+
+    def holds(self, digest: str) -> bool:
+        """Return whether a digest is that of a key, or of the secret order."""
+        return digest in self.keys or digest == self.order
+
 
 def commit(stored: StoredKey) -> Commitment:
     """Return the commitment of an owner to a key, its sub-keys, and the secret order of its encoder."""
@@ -164,13 +171,10 @@ def commit(stored: StoredKey) -> Commitment:
 
 def order_digest(stored: StoredKey) -> str | None:
     """Return the digest, hex, that commits to the secret order of a key's encoder; None where it has none."""
-    key = stored.key
-    if isinstance(key, OrderKey):
-        return OpenedKey.of(key).digest(key_salt(stored.owner))
-    if stored.order is None:
+    if stored.order is None and not isinstance(stored.key, OrderKey):
         return None
-    released = OrderKey(stored.order, str(key.to_parts()[0].get("watermarked_hash", "")))
-    return OpenedKey.of(released).digest(key_salt(stored.owner, ORDER))
+    ordered = stored.of_weights()
+    return OpenedKey.of(ordered.key).digest(key_salt(stored.owner, ordered.number))
 
 
 def publish(

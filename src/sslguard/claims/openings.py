@@ -1,8 +1,8 @@
 """The record of which parts of a key were opened to an examiner, and when: `openings.json` in the key's folder.
 
 The file is a line of canonical JSON, an object of `format`, `version` and `opened`. `opened` maps a number to a time in
-ISO 8601 with its zone; 0 is the whole key, i is sub-key i. An opened key shows nothing about younger suspects, because
-anybody who saw it could have marked them.
+ISO 8601 with its zone; 0 is the whole key, i is sub-key i, 17 the secret order. An opened key shows nothing about
+younger suspects, because anybody who saw it could have marked them.
 
 What it does not protect against: anybody who may write to the folder may write anything there. The record reminds the
 owner; an examiner relies on what was published.
@@ -18,10 +18,10 @@ from sslguard.claims.documents import MAX_DOCUMENT, moment, parse_line, read_fil
 from sslguard.errors import ClaimError, OutputError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.schemes.exact.settings import MAX_SUB_KEYS
-from sslguard.schemes.keyfile import OPENINGS, StoredKey
+from sslguard.schemes.keyfile import OPENINGS, ORDER, StoredKey
 
 FORMAT, VERSION = "sslguard-openings", 1
-_NUMBERS = {str(number): number for number in range(MAX_SUB_KEYS + 1)}
+_NUMBERS = {str(number): number for number in (*range(MAX_SUB_KEYS + 1), ORDER)}
 
 
 def read_openings(folder: Path) -> dict[int, datetime]:
@@ -44,7 +44,7 @@ def read_openings(folder: Path) -> dict[int, datetime]:
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION) or not isinstance(opened, dict):
         raise ClaimError(f"{path} is no record of openings of version {VERSION}")
     if not opened.keys() <= _NUMBERS.keys():
-        raise ClaimError(f"{path} must name the whole key, 0, or sub-keys up to {MAX_SUB_KEYS}")
+        raise ClaimError(f"{path} must name the whole key, 0, or sub-keys up to {MAX_SUB_KEYS}, or the order, {ORDER}")
     return {_NUMBERS[number]: moment(when, f"each opening in {path}") for number, when in opened.items()}
 
 
@@ -53,7 +53,7 @@ def opened_at(folder: Path | None, number: int) -> datetime | None:
 
     Args:
         folder: Folder of the key; None if it has none.
-        number: Number of the sub-key; 0 for the whole key.
+        number: Number of the sub-key; 0 for the whole key, `keyfile.ORDER` for the secret order.
 
     Returns:
         The time, or None if nobody else knows it.

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sslguard.claims.strength import Strength
 from sslguard.errors import UsageError
+from sslguard.schemes.order import WeightsKey
+from sslguard.schemes.registry import key_class
 from sslguard.settings import Range
 from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict
 
@@ -39,6 +41,15 @@ PROPOSITIONS = {
     "would not.",
 }
 """What an audit weighs against each other, and what its decision "derived" says."""
+OF_WEIGHTS = {
+    "claim": "The suspect's weights depend on what the owner kept secret: the suspect is the owner's encoder, or was "
+    "made from its weights.",
+    "alternative": "The suspect's weights do not depend on what the owner kept secret: the suspect was made without "
+    "the owner's weights.",
+    "derived": "The order or the values of the suspect's weights depend on the secret in a way that those of an "
+    "independently made network would not.",
+}
+"""The same of a claim by weights."""
 _EXIT = {"derived": 0, "not shown": 1, "forged": 3, "not checkable": 4}
 
 
@@ -139,6 +150,17 @@ class Audit:
         return "not shown" if "against" in found else "derived"
 
     @property
+    def by_weights(self) -> bool:
+        """Whether the claim is by weights."""
+        kind = key_class(self.facts.get("scheme"))
+        return kind is not None and issubclass(kind, WeightsKey)
+
+    @property
+    def propositions(self) -> dict[str, str]:
+        """What is weighed against each other, and what "derived" says."""
+        return OF_WEIGHTS if self.by_weights else PROPOSITIONS
+
+    @property
     def strength(self) -> Strength | None:
         """How strong the evidence is after all charges; None where no verdict stands on it."""
         if self.verdict is None or self.decision in ("forged", "not checkable"):
@@ -163,7 +185,7 @@ class Audit:
             "n_claims": self.terms.n_claims,
             "log2_tries": math.log2(self.n_tries),
             "verdict": None if self.verdict is None else self.verdict.to_json(),
-            "propositions": PROPOSITIONS,
+            "propositions": self.propositions,
             "strength": None if self.strength is None else self.strength.to_json(),
             **self.facts,
         }

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sslguard.claims.outcome import PROPOSITIONS, Audit, Decision
+from sslguard.claims.outcome import Audit, Decision
 from sslguard.claims.strength import Strength
 from sslguard.errors import OutputError
 from sslguard.files import write_atomic
@@ -105,9 +105,10 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
             ("facts", "What was examined", "To repeat this audit: the same bundle, F, data and seed.", _facts(facts)),
         ],
         "terms": audit.terms,
-        "propositions": PROPOSITIONS,
+        "propositions": audit.propositions,
         "strength": _strength(audit.strength),
         "exact": kind is not None and not kind.needs_controls,
+        "by_weights": audit.by_weights,
         "significance": significance,
         "bits": f"{bits:.0f}",
         "odds": round(bits * math.log10(2)) if bits > 10 else None,

@@ -19,6 +19,7 @@ from sslguard.errors import UsageError
 
 if TYPE_CHECKING:
     from sslguard.crypto.sealing import Seal
+    from sslguard.verification.verdict import Verdict
 
 
 def protect(
@@ -109,10 +110,12 @@ def claim(
     suspect: str,
     /,
     *,
-    data: str,
-    seed: str,
+    data: str | None = None,
+    seed: str | None = None,
     commitment: Path,
     out: Path,
+    lineage: bool = False,
+    released: str | None = None,
     sub_key: Count | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     alpha: Positive = 0.01,
@@ -125,14 +128,18 @@ def claim(
 
     The bundle opens the key: it shows the secret, and must go to nobody but the examiner. The key's folder keeps when
     it was opened. Exit code as of verify; an audit decides more strictly, and the last line foretells what.
+    With --lineage, or by the key of release or the secret seed of pretrain, the suspect's weights are compared and
+    nothing is asked.
 
     Args:
         key: Folder of the key.
-        suspect: An encoder, answers:FILE.npy, or an address with --protocol: as verify's.
+        suspect: An encoder, answers:FILE.npy, or an address with --protocol: as verify's. Its weights with --lineage.
         data: What the examiner agreed to draw from, none of which took part in marking.
         seed: What the examiner gave you after seeing the commitment.
         commitment: File of the commitment; its timestamp is taken from FILE.tsr.
         out: Folder of the bundle.
+        lineage: Claim by the secret order of the hidden units. The bundle opens this order and no mark.
+        released: The released encoder, if it does not lie beside the key as watermark and release wrote it.
         sub_key: Open this sub-key alone, 1 for the first; the others stay secret. Without it the whole key is opened.
         control: Known innocents, for a key of the scheme sslguard: as verify's.
         alpha: Level of the test.
@@ -141,7 +148,7 @@ def claim(
         remote: Access to encoders behind addresses.
         output: How results are printed.
     """
-    check(key=key, data=[data], suspect=suspect, controls=control)
+    check(key=key, data=[data], encoders=[released], suspect=suspect, controls=control)
     remote.check(suspect)
 
     from sslguard import api
@@ -159,6 +166,8 @@ def claim(
             seed=seed,
             commitment=commitment,
             out=out,
+            lineage=lineage,
+            released=released,
             sub_key=sub_key,
             controls=control or (),
             alpha=alpha,
@@ -172,13 +181,15 @@ def claim(
         ("decision", verdict.decision),
         ("suspect", verdict.suspect),
         ("evidence", f"{bits(verdict.significance.log2_pvalue)} bits"),
-        ("queries", f"{verdict.significance.n_queries}, {verdict.n_missing} unanswered"),
-        ("the data", _WHOSE[bool(stored.key.pool)]),
+        *_asked(verdict, pool=bool(stored.key.pool)),
         ("an audit", f"{audited['dated']} if the commitment is shown to be older; undated, {audited['undated']}"),
     ]
-    beside = ("--seed", seed, "--commitment", commitment, "--report", "audit.html")
-    whose = () if stored.key.pool else ("--own-data",)
-    audit_it = command("audit", out, "--clean", "CLEAN_ENCODER", "--data", data, *whose, *beside)
+    if verdict.lineage is not None:
+        given: tuple[object, ...] = ("--released", "RELEASED_ENCODER", "--suspect", suspect)
+    else:
+        whose = () if stored.key.pool else ("--own-data",)
+        given = ("--clean", "CLEAN_ENCODER", "--data", data, *whose, "--seed", seed)
+    audit_it = command("audit", out, *given, "--commitment", commitment, "--report", "audit.html")
     return Result(fields, rows, verdict.exit_code, next=audit_it)
 
 
@@ -188,15 +199,23 @@ _WHOSE = {
 }
 
 
+def _asked(verdict: Verdict, *, pool: bool) -> list[tuple[str, str]]:
+    found = verdict.significance
+    if verdict.lineage is not None:
+        return [("in place", f"{found.statistic:.0f} units")]
+    return [("queries", f"{found.n_queries}, {verdict.n_missing} unanswered"), ("the data", _WHOSE[pool])]
+
+
 def audit(
     bundle: Path,
     /,
     *,
-    data: str,
-    seed: str,
+    data: str | None = None,
+    seed: str | None = None,
     own_data: bool = False,
     clean: str | None = None,
     suspect: str | None = None,
+    released: str | None = None,
     commitment: Path | None = None,
     not_after: str | None = None,
     opened: str | None = None,
@@ -221,7 +240,9 @@ def audit(
         own_data: Say that you chose the data, and that the claimant could not influence the choice. Data that nobody
             vouches for so, and that the key is not bound to, make the claim not checkable.
         clean: The clean encoder F, handed over by the claimant. The test is recomputed by running it.
-        suspect: Ask the suspect again, as verify does; the decision is then taken on these answers.
+        suspect: Ask the suspect again, as verify does; the decision is then taken on these answers. Of a claim by
+            weights: the suspect's, named as lineage does, which the decision needs.
+        released: The encoder that was released, handed over by the claimant, for a claim by its secret order.
         commitment: File of the commitment that you saw before giving the seed: the bundle's must be the same.
         not_after: When the suspect could first be asked, as 2026-01-31 (its beginning, UTC) or 2026-01-31T12:00+01:00.
             A later commitment shows nothing, and one whose date cannot be verified, as without --authority-roots, makes
@@ -239,7 +260,7 @@ def audit(
     """
     if suspect is None and remote.remote() is not None:
         raise UsageError("options of a suspect behind an address need --suspect: nobody else is asked in an audit")
-    check(data=[data], encoders=[clean], suspect=suspect, controls=control)
+    check(data=[data], encoders=[clean, released], suspect=suspect, controls=control)
     if suspect is not None:
         remote.check(suspect)
     first_asked, first_opened = moment("--not-after", not_after), moment("--opened", opened)
@@ -254,6 +275,7 @@ def audit(
             own_data=own_data,
             clean=clean,
             suspect=target,
+            released=released,
             commitment=commitment,
             not_after=first_asked,
             opened=first_opened,

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from sslguard.cli.checks import check
 from sslguard.cli.options import PRINTED, Count, Output, within
 from sslguard.cli.output import Result, bits, command, say
+from sslguard.schemes.keyfolder import is_key
 from sslguard.settings import Range
 
 if TYPE_CHECKING:
@@ -56,15 +57,16 @@ def lineage(
         not_after: When the suspect could first be read, such as 2026-11-30.
         authority_roots: Certificates, PEM, that must vouch for the timestamp.
         ancestor: A network that both may come from: does it explain what they share?
-        initial: A's weights before training, drawn from a seed that was secret. Against a thief who puts hidden units
-            in another order. Never give weights that were trained.
+        initial: The folder seed that pretrain wrote with A, or A's weights before training, drawn from a seed that was
+            secret. Against a thief who puts hidden units in another order. Never give weights that were trained.
         groups: Description of the groups of units, JSON, for networks whose layers have unknown names.
         alpha: Level of the decision; by default 2^-20.
         claims: How many claims (suspects, keys, looks) share that level.
         report: File of a page with a picture of the matched units of each layer, HTML.
         output: How results are printed.
     """
-    check(encoders=[a, b, ancestor, initial], key=key)
+    seeded = initial is not None and is_key(Path(initial))
+    check(encoders=[a, b, ancestor, None if seeded else initial], key=key)
 
     from sslguard import api
     from sslguard.cli.claim import moment
@@ -151,6 +153,8 @@ def lineage_rows(verdict: LineageVerdict) -> list[tuple[str, str]]:
         rows.append(("secret order", f"{one.matched} of {one.size} units in place, {bits(one.log2_pvalue, 1)} bits"))
         rows.append(("without key", f"{bits(verdict.log2_lineage, 1)} bits"))
     rows.append(("meaning", verdict.meaning))
+    if verdict.secret is None and all(name.startswith("shipped:") for name in (verdict.a, verdict.b)):
+        rows.append(("shipped", "the encoders of this package began with one seed: each looks related to the others"))
     if verdict.ancestor is not None:
         rows.append(("ancestor", f"{verdict.ancestor.name} {verdict.ancestor.meaning}"))
     if first.left_out:

@@ -67,7 +67,7 @@ def pretrain(
     out: Path,
     arch: str = "resnet-small",
     size: Count | None = None,
-    seed: Seed = 0,
+    seed: Seed | None = None,
     accumulate: Count = 1,
     recipe: PretrainingOptions = AS_RECIPE,
     machine: Machine = ONE_MACHINE,
@@ -75,15 +75,18 @@ def pretrain(
 ) -> Result:
     """Pre-train an encoder without labels.
 
+    Its initial weights are drawn from a secret seed, kept as a private key in OUT/seed. By it, lineage --initial
+    OUT/seed shows what was trained from these weights.
     After an interruption the same command goes on where it stopped.
 
     Args:
         method: SimCLR, MoCo v2 or BYOL.
         data: Images to learn from, such as photos/, x.npy or fashion-mnist:train[0:20000].
-        out: Folder of the encoder; an encoder that is there is replaced.
+        out: Folder of the encoder; an encoder that is there is replaced, unless its secret seed lies with it.
         arch: A small network of our own (resnet-small, resnet-narrow ...), timm:NAME or torchvision:NAME.
         size: Side of the encoder's input in pixels; by default the images' own.
-        seed: Of initialisation, order and views.
+        seed: A number in place of the secret seed, for initial weights, order and views that others shall repeat. Two
+            networks with one seed look related.
         accumulate: Micro-batches that a process runs before it steps.
         recipe: Settings of the training.
         machine: Devices and precision.
@@ -93,18 +96,35 @@ def pretrain(
     check(data=[data])
 
     from sslguard import api
+    from sslguard.cli.claim import chosen_seal
+    from sslguard.training.processes import is_first_process
 
+    seal = None if seed is not None else chosen_seal(None, False)
     made = api.pretrain(
         *(chosen, data),
         out=out,
         architecture=arch,
         seed=seed,
+        seal=seal,
         size=size,
         progress=output.progress,
         accumulate=accumulate,
         **machine.loop(),
     )
-    return replace(trained_encoder(out, made), next=command("watermark", out, "--data", data, "--out", "marked"))
+    result = replace(trained_encoder(out, made), next=command("watermark", out, "--data", data, "--out", "marked"))
+    if seed is not None:
+        return result
+    if seal is None and is_first_process():
+        say(f"the secret seed is in the clear: whoever reads {out / 'seed'} has it; sslguard protect encrypts it")
+    rows = [
+        (
+            "secret seed",
+            f"{out / 'seed'} (private: keep it as you keep a private key, and never publish it)",
+        ),
+        ("commitment", f"{out / 'commitment.json'}, SHA-256 {made.record.get('seed_commitment')}"),
+    ]
+    fields = {"seed_key": str(out / "seed"), "commitment": str(out / "commitment.json")}
+    return replace(result, fields={**result.fields, **fields}, rows=[*result.rows, *rows])
 
 
 def watermark(

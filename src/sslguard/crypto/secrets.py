@@ -54,6 +54,10 @@ class Stream:
         """Return a uniform permutation of 0 … n − 1, int64 (n,): the order of n uniform numbers."""
         return np.argsort(self.uniform((n,)), kind="stable").astype(np.int64)
 
+    def words(self, n: int) -> NDArray[np.uint32]:
+        """Return uniform integers, 0 ≤ k < 2³², uint32 (n,)."""
+        return np.frombuffer(self._bytes(4 * n), dtype=">u4").astype(np.uint32)
+
     def integer(self) -> int:
         """Return a uniform integer, 0 ≤ k < 2⁶³, to seed a generator of another library."""
         return int.from_bytes(self._bytes(8), "big") >> 1

@@ -53,6 +53,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.data.own import own_data
 from sslguard.data.testbed import CANVAS
@@ -129,7 +130,7 @@ def _some_of(example: Any) -> Batch | None:
 
 
 def new_text_encoder(
-    architecture: str, *, seed: int, max_length: int = HashedWords.max_length, linear: int | None = None
+    architecture: str, *, seed: int | Secret, max_length: int = HashedWords.max_length, linear: int | None = None
 ) -> Encoder:
     """Return a freshly initialised encoder of texts: one of `words.NETWORKS` over hashed words.
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sslguard.crypto.secrets import Secret
 from sslguard.encoders import architectures, libraries, own, sentences, transformer, vision, words
 from sslguard.encoders.heads import Headed, StatisticsHead
 from sslguard.encoders.preprocess import ImagePreprocess, Preprocess
@@ -41,12 +42,17 @@ FAMILIES: Mapping[str, Callable[[dict[str, Any]], tuple[nn.Module, int]]] = Mapp
 """A backbone's name, up to its first colon where it has one → what builds it."""
 
 
-def build(architecture: dict[str, Any], *, seed: int, most: int = MAX_PARAMETERS) -> tuple[nn.Module, int]:
+_TWISTER = slice(24, 24 + 8 * 624)
+"""Where torch keeps the words of the Mersenne twister in the bytes of its generator's state."""
+
+
+def build(architecture: dict[str, Any], *, seed: int | Secret, most: int = MAX_PARAMETERS) -> tuple[nn.Module, int]:
     """Return the freshly initialised network of a description and the width of its embedding.
 
     Args:
         architecture: the description: see above.
-        seed: of the initial weights. Global random state is left as it was.
+        seed: of the initial weights. Of a number, torch uses the last 32 bits; a secret gives all of its 256. Global
+            random state is left as it was.
         most: parameters that the network may have; it is counted before memory is taken for it.
 
     Raises:
@@ -56,11 +62,27 @@ def build(architecture: dict[str, Any], *, seed: int, most: int = MAX_PARAMETERS
     # torch.manual_seed would seed every accelerator too, and nothing puts those back.
     with torch.random.fork_rng(devices=[]):
         check_size(lambda: _network(architecture)[0], most=most)
-        torch.default_generator.manual_seed(seed)
+        _seed(torch.default_generator, seed)
         with bounded():
             module, width = _network(architecture)
     images = all(parameter.dim() < 5 for parameter in module.parameters())  # others have no such order
     return module.to(memory_format=torch.channels_last) if images else module, width
+
+
+def _seed(generator: torch.Generator, seed: int | Secret) -> None:
+    """Put torch's generator for the CPU, a Mersenne twister, in the state of a seed.
+
+    A secret fills the whole state. `manual_seed` takes 32 bits, so that anybody could try all seeds.
+    """
+    if isinstance(seed, int):
+        generator.manual_seed(seed)
+        return
+    state = generator.manual_seed(0).get_state()
+    words = state.numpy()[_TWISTER].view("<u8")
+    if words.shape != (624,) or words[1] != 1:  # the second word of the twister's state for seed 0
+        raise UsageError("this version of torch keeps its random state otherwise: give a number as seed")
+    words[:] = seed.stream("state of the generator").words(len(words))
+    generator.set_state(state)
 
 
 def _network(architecture: dict[str, Any]) -> tuple[nn.Module, int]:

@@ -29,6 +29,10 @@ EXPLAINED = (
     "The order of the units was drawn from a secret and never published otherwise: neither a common ancestor nor a "
     "common seed, data or training explains it"
 )
+SEEDED = (
+    "The initial weights were drawn from a secret. Whatever was not trained from them is independent of them, whatever "
+    "its data, ancestors and seeds"
+)
 NOT_SHOWN = (
     "This is no evidence of innocence: a copy that was made through answers, or whose units were put in another order, "
     "looks the same"
@@ -48,6 +52,7 @@ class LineageVerdict:
         alpha: Level of the decision, in (0, 1).
         n_claims: Number of claims that share it, those included that an examiner charges for other orders.
         dated: What a commitment to the secret order is worth, in words; "" where none was given.
+        seeded: Whether A stands for initial weights from a secret seed, and nothing else was compared.
     """
 
     a: str
@@ -58,6 +63,7 @@ class LineageVerdict:
     alpha: float
     n_claims: int
     dated: str = ""
+    seeded: bool = False
 
     @property
     def log2_lineage(self) -> float:
@@ -66,10 +72,10 @@ class LineageVerdict:
 
     @property
     def log2_pvalue(self) -> float:
-        """Base-2 logarithm of the p-value of the decision: that of the secret order where there is a key."""
-        if self.secret is None:
-            return self.log2_lineage
-        return max(self.secret.log2_pvalue, -float(SECRET_BITS))
+        """Base-2 logarithm of the p-value of the decision, in bits: at most those of the secret that it rests on."""
+        if self.secret is not None:
+            return max(self.secret.log2_pvalue, -float(SECRET_BITS))
+        return max(self.log2_lineage, -float(SECRET_BITS)) if self.seeded else self.log2_lineage
 
     @property
     def decision(self) -> Decision:
@@ -80,7 +86,9 @@ class LineageVerdict:
     def meaning(self) -> str:
         """What the decision says, and what it does not, in words."""
         if self.secret is None:
-            return UNEXPLAINED if self.decision == "shared weights" else NOT_SHOWN
+            if self.decision == "not shown":
+                return NOT_SHOWN
+            return SEEDED if self.seeded else UNEXPLAINED
         if self.decision == "shared weights":
             return EXPLAINED
         if self.log2_lineage <= math.log2(self.alpha / self.n_claims):
@@ -203,6 +211,30 @@ def compare(
         _check_reach(secret, alpha / n_claims)
     common = None if ancestor is None else _with_ancestor(a, b, ancestor, tests[0], groups, alpha, seed)
     return LineageVerdict(a.name, b.name, tuple(tests), secret, common, alpha, n_claims)
+
+
+def compare_initial(
+    initial: Weights, b: Weights, *, alpha: float = DEFAULT_ALPHA, n_claims: int = 1, seed: int = 0
+) -> LineageVerdict:
+    """Test whether a suspect was trained from initial weights that were drawn from a secret seed.
+
+    Null hypothesis: the suspect is independent of the secret. The order of its units has no part in the test.
+
+    Args:
+        initial: The initial weights.
+        b: The suspect.
+        alpha: Level of the decision, in (0, 1), shared among `n_claims`.
+        n_claims: Number of claims.
+        seed: Seed that breaks ties.
+
+    Raises:
+        RefusedError: No group with incoming and outgoing weights is known or shared, or they are too few for the level.
+        EncoderError: A weight cannot be read.
+    """
+    Range(above=0, below=1).check(alpha, "alpha")
+    tests = tuple(agreement(initial, b, align=align, seed=seed) for align in (False, True))
+    _check_reach(tests[0], alpha / n_claims)
+    return LineageVerdict(initial.name, b.name, tests, None, None, alpha, n_claims, seeded=True)
 
 
 def _check_reach(comparison: Comparison, level: float) -> None:

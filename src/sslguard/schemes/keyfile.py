@@ -26,6 +26,7 @@ from sslguard.lineage.order import Order
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfolder import HEADER, check_key
+from sslguard.schemes.order import OrderKey, WeightsKey
 from sslguard.schemes.registry import key_class
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ TENSORS = "tensors.safetensors"
 SEALED_BODY, SEALED_TENSORS = "secret.json.age", "tensors.safetensors.age"
 SCORES, OPENINGS = "controls.json", "openings.json"
 MARKED = "marked_items"
+ORDER = 17
+"""Number of the secret order, behind those of sub-keys."""
 _FILES = frozenset({HEADER, TENSORS, SEALED_BODY, SEALED_TENSORS, SCORES, OPENINGS})
 # Those that can be hashed: numpy's.
 _DTYPES = frozenset(
@@ -106,7 +109,7 @@ class StoredKey:
 
     Attributes:
         sealed: Whether the folder is encrypted.
-        number: Of the sub-key that `key` is, from 1; 0 for the whole key.
+        number: Of the sub-key that `key` is, from 1; 0 for the whole key, `ORDER` for the secret order.
         folder: Where it lies; None for what was never there.
         marked: Fingerprints of the items that took part in marking, int64 (m,); see `data.watched`.
         order: Secret order of the hidden units of the encoder that was released; None where it has none.
@@ -134,6 +137,19 @@ class StoredKey:
         if not isinstance(self.key, ExactKey):
             raise UsageError(f"keys of the scheme {self.key.scheme} have no sub-keys, only those of exact")
         return replace(self, key=self.key.opened(number), number=number)
+
+    def of_weights(self) -> StoredKey:
+        """Return what of this key is compared with weights: the key itself, or the secret order that it holds.
+
+        Raises:
+            KeyFileError: There is no secret order.
+        """
+        if isinstance(self.key, WeightsKey):
+            return self
+        if self.order is None:
+            raise KeyFileError("this key has no secret order: the units of its encoder stand in their own order")
+        released = OrderKey(self.order, str(self.key.to_parts()[0].get("watermarked_hash", "")))
+        return replace(self, key=released, number=ORDER)
 
 
 def save_key(

@@ -1,15 +1,18 @@
-"""The scheme that only puts hidden units in a secret order: no training, no data, no change of the function.
+"""Keys that are read from weights, not from answers: a secret order of hidden units, a secret seed of initial weights.
 
-Its key scores weights, not answers: `lineage.verdict.compare` reads it.
+The scheme "order" only puts hidden units in a secret order: no training, no data, no change of the function. A key of
+the kind "initial" is what `pretrain` keeps of the seed that it drew.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from sslguard.crypto.secrets import SECRET_BYTES, Secret
 from sslguard.errors import KeyFileError, UsageError
 from sslguard.schemes.base import Key, Scheme, Score, Watermarked
 
@@ -18,26 +21,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from sslguard.crypto.secrets import Secret
     from sslguard.data.base import Batch, Data
     from sslguard.encoders.base import Encoder
     from sslguard.lineage.order import Order
+    from sslguard.lineage.verdict import LineageVerdict
+    from sslguard.lineage.weights import Weights
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class OrderKey(Key):
-    """The secret order of an encoder's hidden units.
+class WeightsKey(Key):
+    """A key that is compared with a suspect's weights. Nothing is asked.
 
     Attributes:
-        order: The order.
-        watermarked_hash: SHA-256 of the weights of the release, hex: see `encoders.folder.weights_hash`.
+        needs_release: Whether the comparison takes the released encoder too.
     """
 
-    scheme: ClassVar[str] = "order"
     needs_controls: ClassVar[bool] = False
-
-    order: Order
-    watermarked_hash: str
+    needs_release: ClassVar[bool] = False
 
     @property
     def n_queries(self) -> int:
@@ -50,9 +49,49 @@ class OrderKey(Key):
         _weights_only()
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
-        """Raise UsageError: answers show nothing of an order."""
+        """Raise UsageError: answers show nothing of weights."""
         del answers, data
         _weights_only()
+
+    @abstractmethod
+    def compare(self, suspect: Weights, released: Weights | None, *, alpha: float, n_claims: int) -> LineageVerdict:
+        """Compare a suspect's weights.
+
+        Args:
+            suspect: The suspect's weights.
+            released: Weights of the encoder that the owner released, where `needs_release`.
+            alpha: Level of the decision, in (0, 1), shared among `n_claims`.
+            n_claims: Number of claims.
+
+        Raises:
+            RefusedError: The networks have no units that can be compared, or too few for this level.
+            KeyFileError: `released` does not belong to this key.
+            EncoderError: A weight cannot be read.
+        """
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OrderKey(WeightsKey):
+    """The secret order of an encoder's hidden units.
+
+    Attributes:
+        order: The order.
+        watermarked_hash: SHA-256 of the weights of the release, hex: see `encoders.folder.weights_hash`.
+    """
+
+    scheme: ClassVar[str] = "order"
+    needs_release: ClassVar[bool] = True
+
+    order: Order
+    watermarked_hash: str
+
+    def compare(self, suspect: Weights, released: Weights | None, *, alpha: float, n_claims: int) -> LineageVerdict:
+        """Compare a suspect's weights with the release, in the groups of the secret order. See `WeightsKey.compare`."""
+        from sslguard.lineage.verdict import compare
+
+        if released is None:
+            raise UsageError("a secret order is compared between a suspect and the released encoder: give both")
+        return compare(released, suspect, order=self.order, alpha=alpha, n_claims=n_claims)
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return JSON fields, the secret included, and no tensors."""
@@ -66,6 +105,59 @@ class OrderKey(Key):
         if tensors or fields.keys() != {"order", "watermarked_hash"}:
             raise KeyFileError("the key has other parts than a secret order")
         return cls(Order.from_json(fields["order"]), str(fields["watermarked_hash"]))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InitialKey(WeightsKey):
+    """The secret seed of an encoder's initial weights.
+
+    Attributes:
+        secret: What `training.pretraining.pretrain` was given as seed.
+        architecture: Description of the network: see `encoders.rebuild`.
+    """
+
+    scheme: ClassVar[str] = "initial"
+
+    secret: Secret
+    architecture: dict[str, Any]
+
+    def weights(self) -> Weights:
+        """Return the weights before training, drawn again.
+
+        Raises:
+            KeyFileError: The description is of no network.
+        """
+        from sslguard.encoders.rebuild import build
+        from sslguard.lineage.weights import open_weights
+        from sslguard.training.pretraining import initial_seed
+
+        try:
+            module, _ = build(self.architecture, seed=initial_seed(self.secret))
+        except UsageError as error:
+            raise KeyFileError(f"the key's initial weights cannot be drawn: {error}") from error
+        return replace(open_weights(module), name="initial weights")
+
+    def compare(self, suspect: Weights, released: Weights | None, *, alpha: float, n_claims: int) -> LineageVerdict:
+        """Compare a suspect's weights with the initial ones. See `WeightsKey.compare`."""
+        from sslguard.lineage.verdict import compare_initial
+
+        del released
+        return compare_initial(self.weights(), suspect, alpha=alpha, n_claims=n_claims)
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return JSON fields, the secret included, and no tensors."""
+        return {"secret": self.secret.reveal().hex(), "architecture": self.architecture}, {}
+
+    @classmethod
+    def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> InitialKey:
+        """Rebuild the key from what `to_parts` returned. Raise KeyFileError if the parts do not fit together."""
+        try:
+            secret, architecture = bytes.fromhex(fields["secret"]), fields["architecture"]
+        except (KeyError, TypeError, ValueError):
+            raise KeyFileError("the key lacks the secret seed of initial weights, or their network") from None
+        if tensors or len(fields) != 2 or len(secret) != SECRET_BYTES or not isinstance(architecture, dict):
+            raise KeyFileError("the key has other parts than a secret seed and a network")
+        return cls(Secret(secret), architecture)
 
 
 @dataclass(frozen=True)
@@ -98,6 +190,6 @@ class SecretOrder(Scheme):
 
 def _weights_only() -> NoReturn:
     raise UsageError(
-        "a secret order is read from weights, not from answers: sslguard lineage ENCODER SUSPECT --key KEY, where "
-        "ENCODER is the released encoder"
+        "this key is compared with weights, not with answers: sslguard lineage ENCODER SUSPECT --key KEY for a secret "
+        "order, where ENCODER is the released encoder, and --initial KEY for a secret seed"
     )

@@ -33,6 +33,9 @@ SCHEMES: dict[str, str | type[Scheme] | Scheme] = {
 """Name → where the class, or the method that gives its settings, is found. The first name of a class is the class's
 own, which stands in its keys and records."""
 
+OTHER_KEYS: Mapping[str, str] = {"initial": "sslguard.schemes.order:InitialKey"}
+"""Keys that no scheme makes: what `pretrain` keeps."""
+
 CHOICES = Choices("scheme", SCHEMES)
 
 PRESETS: Mapping[str, Mapping[str, str]] = {
@@ -87,6 +90,8 @@ def named_scheme(scheme: str, preset: str | None, settings: Mapping[str, Any]) -
 
 def key_class(scheme: object) -> type[Key] | None:
     """Return the class of the keys of a scheme of this name; None where there is none, or where no keys are kept."""
+    if isinstance(scheme, str) and scheme in OTHER_KEYS:
+        return found_at(OTHER_KEYS[scheme])
     if not isinstance(scheme, str) or scheme not in SCHEMES:
         return None
     found = CHOICES.load(scheme, CHOICES.key)

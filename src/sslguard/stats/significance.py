@@ -37,7 +37,7 @@ class Significance:
             the secret for a direction test.
         null: Kind of null. "exact": the distribution follows by proof from the secret's own randomness. "controls": the
             distribution is that of known innocents, and it is no better than their choice.
-        n_queries: Queries that the suspect was asked, failed ones included.
+        n_queries: Queries that the suspect was asked, failed ones included; 0 where its weights were compared.
         n_controls: Controls ranked against; 0 for an exact null.
         statistic_name: What the statistic is, for people.
         details: Further finite numbers for a report; no decision reads them.
@@ -61,7 +61,8 @@ class Significance:
         object.__setattr__(self, "details", details)
         object.__setattr__(self, "statistic", finite("statistic", self.statistic))
         object.__setattr__(self, "log2_pvalue", self.log2_pvalue + 0.0)  # -0.0 is no sign of anything
-        object.__setattr__(self, "n_queries", count("n_queries", self.n_queries, minimum=1))
+        least = 0 if self.null == "exact" else 1
+        object.__setattr__(self, "n_queries", count("n_queries", self.n_queries, minimum=least))
         object.__setattr__(self, "n_controls", count("n_controls", self.n_controls, minimum=0))
         if self.null not in _OF_CONTROLS:
             raise UsageError(f"null must be 'exact' or 'controls', not {self.null!r}")

@@ -18,6 +18,7 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
@@ -188,7 +189,7 @@ class PretrainingTask(Task):
 
 
 def new_encoder(
-    architecture: str, data: Data, *, seed: int, size: int | None = None, linear: int | None = None
+    architecture: str, data: Data, *, seed: int | Secret, size: int | None = None, linear: int | None = None
 ) -> Encoder:
     """Return a freshly initialised encoder for the items of `data`.
 
@@ -196,7 +197,7 @@ def new_encoder(
         architecture: Name of the network; see `encoders.architectures`. "torchvision:resnet18@nopool" leaves out a
             ResNet's first max-pool.
         data: Images or texts. The encoder takes images at the size and channels of the first one.
-        seed: Seed of the initialisation.
+        seed: Seed of the initial weights, a number or a secret.
         size: For images, height and width in pixels in place of the first image's. For texts, the largest number of
             tokens.
         linear: Width of a linear layer put on top; None puts none.
@@ -231,7 +232,8 @@ def new_encoder(
         mean=(0.5,) * channels,
         std=(0.5,) * channels,
     )
-    return Encoder(module, preprocess, dim, description, source=f"random:{architecture}:{seed}")
+    said = "secret" if isinstance(seed, Secret) else seed
+    return Encoder(module, preprocess, dim, description, source=f"random:{architecture}:{said}")
 
 
 def pretrain(
@@ -239,7 +241,7 @@ def pretrain(
     data: Data,
     *,
     architecture: str = "resnet-small",
-    seed: int = 0,
+    seed: int | Secret = 0,
     size: int | None = None,
     **loop_settings: Any,
 ) -> tuple[Encoder, History]:
@@ -249,15 +251,27 @@ def pretrain(
         recipe: Method, steps and views.
         data: Images to train on; labels are not used.
         architecture: Name of the network; see `encoders.architectures`.
-        seed: Seed of all randomness.
+        seed: Seed of all randomness. Of a secret, initial weights take one stream, order and views another; the record
+            then says "secret".
         size: Height and width in pixels; None takes those of the first image.
         loop_settings: Settings of `training.base.Loop`, such as `checkpoint` and `devices`.
 
     Returns:
         The encoder in evaluation mode, its record filled in, and the history of losses.
     """
-    start = new_encoder(architecture, data, seed=seed, size=size)
-    return train_encoder(recipe, start, data, seed=seed, **loop_settings)
+    if not isinstance(seed, Secret):
+        start = new_encoder(architecture, data, seed=seed, size=size)
+        return train_encoder(recipe, start, data, seed=seed, **loop_settings)
+    start = new_encoder(architecture, data, seed=initial_seed(seed), size=size)
+    encoder, history = train_encoder(
+        recipe, start, data, seed=seed.stream("order and views").integer(), **loop_settings
+    )
+    return replace(encoder, record={**encoder.record, "seed": "secret"}), history
+
+
+def initial_seed(secret: Secret) -> Secret:
+    """Return the seed of the initial weights of a pre-training whose seed is a secret."""
+    return secret.derive("initial weights")
 
 
 def train_encoder(

@@ -17,6 +17,7 @@ import numpy as np
 
 from sslguard.errors import RefusedError, UsageError
 from sslguard.schemes.base import Key, Score
+from sslguard.schemes.order import WeightsKey
 from sslguard.stats.direction import SECRET_BITS
 from sslguard.stats.significance import Significance, check_floor, control_rank_test
 
@@ -133,6 +134,23 @@ class ExactNull(Null):
 
 
 @dataclass(frozen=True)
+class WeightsNull(ExactNull):
+    """Null of a secret that is compared with weights: units in place of a uniform permutation."""
+
+    _readings = 0  # weights are there in one way
+
+    def objection(self, *, dated: bool) -> str | None:
+        """Return why a key that may be younger than the suspect gets no verdict, or None if it is older."""
+        if dated:
+            return None
+        return "Unless the commitment is older than the suspect, units may have been put in order to fit the suspect's."
+
+    def describe(self) -> str:
+        """Describe the p-value in a few words."""
+        return "exact: units in place of a uniform permutation, whoever the suspect is"
+
+
+@dataclass(frozen=True)
 class RankNull(Null):
     """Null of ranks among the scores of known innocents. A p-value is only as good as their choice.
 
@@ -242,7 +260,10 @@ def null_of(
         scores: Their scores, once they are known.
         kinds: How many of them there are of each kind.
     """
-    return RankNull(n_controls, scores, key.statistic_name, dict(kinds)) if key.needs_controls else ExactNull()
+    if key.needs_controls:
+        return RankNull(n_controls, scores, key.statistic_name, dict(kinds))
+    kind = key if isinstance(key, type) else type(key)
+    return WeightsNull() if issubclass(kind, WeightsKey) else ExactNull()
 
 
 def _choices(n: int, k: int) -> int:
