@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from sslguard.controls.members import Member
     from sslguard.controls.recipes import Kind
     from sslguard.crypto.sealing import Seal
-    from sslguard.lineage.groups import Group
     from sslguard.lineage.order import Order
+    from sslguard.lineage.parts import Group
     from sslguard.lineage.verdict import LineageVerdict
     from sslguard.lineage.weights import Weights
     from sslguard.planning import Plan

@@ -52,7 +52,7 @@ def test_a_page_shows_every_group(tmp_path) -> None:
     page = tmp_path / "page.html"
     found = done("lineage", A, A, "--ancestor", A, "--initial", A, "--report", page)
     tests = [one["test"] for one in found["tests"]]
-    assert tests == ["in place", "aligned", "initial weights", "initial weights, aligned"]
+    assert tests == ["in place", "streams", "aligned", "initial weights", "initial weights, aligned"]
     text = page.read_text()
     assert "default-src 'none'" in text
     assert text.count("5.shortcut.0") >= 2

@@ -47,6 +47,6 @@ def test_commands_and_their_output(place: Path) -> None:
     (said,) = re.findall(r"```\n(decision.*?)```", PAGE, re.DOTALL)
     for line in said.splitlines():  # another processor may round to another count
         assert re.sub(r"\d", "0", line) in re.sub(r"\d", "0", outputs[0])
-    assert "2,212.5 bits" in outputs[1]
+    assert "2,211.9 bits" in outputs[1]
     assert (place / "lineage.html").exists()
     assert "explains it" in outputs[2]

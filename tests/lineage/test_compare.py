@@ -194,6 +194,16 @@ class TestThief:
         assert_exact_law(counts_of(found, "aligned"))
 
 
+def test_streams_alone_show_more_behind_a_thief_who_permutes_hidden_units() -> None:
+    a = residual(1, width=32)
+    found = compare(open_weights(a), open_weights(by_thief(a, 0)))
+    whole, alone = found.tests[:2]
+    assert (whole.test, alone.test) == ("in place", "streams")
+    assert alone.matched == alone.size == 32
+    assert alone.log2_pvalue < whole.log2_pvalue - 5
+    assert found.log2_pvalue == pytest.approx(alone.log2_pvalue + np.log2(2))
+
+
 class TestRefusals:
     def test_another_width_or_architecture(self) -> None:
         with pytest.raises(RefusedError, match=r"conv1\.weight has shape .* says nothing about descent"):

@@ -136,7 +136,7 @@ def test_on_the_command_line(tmp_path) -> None:
     assert again.code == 2  # a secret seed is never overwritten
     assert load_key(out / "seed").secret.reveal().hex() == hidden
     found = done("lineage", out, out, "--initial", out / "seed")
-    assert [one["test"] for one in found["tests"]][2:] == ["initial weights", "initial weights, aligned"]
+    assert [one["test"] for one in found["tests"]][3:] == ["initial weights", "initial weights, aligned"]
     sslguard.release(out, out=tmp_path / "r")
     wrong = run("lineage", out, out, "--initial", tmp_path / "r" / "key")
     assert wrong.code == 3

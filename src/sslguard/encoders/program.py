@@ -20,7 +20,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -179,6 +179,22 @@ def state_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
+class Step(NamedTuple):
+    """One operation of a program.
+
+    Attributes:
+        name: Name of the operation, such as "conv2d".
+        args: Its arguments, as a description has them.
+        kwargs: Its named arguments, likewise.
+        result: What it gives for two items, on torch's meta device.
+    """
+
+    name: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    result: Any
+
+
 class Program(nn.Module):
     """The network of a description, without its values: its state dict has the names of the network's own.
 
@@ -222,20 +238,48 @@ class Program(nn.Module):
             self._seen.add(shape)
         return self._run(x, {name: self._weight(name) for name in self._places}, most=None)
 
-    def _check(self, x: Tensor) -> None:
-        """Run on shapes alone, for two items."""
+    def walk(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[list[Step], Any]:
+        """Return the operations in order with what they give for two items, and the output as an argument.
+
+        Args:
+            shape: Of one item.
+            dtype: Of the items.
+
+        Raises:
+            UsageError: The program does not run on such items.
+        """
+        found = self._check(torch.empty((2, *shape), dtype=dtype, device="meta"), keep=True)
+        named = [str(getattr(call, "__name__", call)).partition(".")[0] for call, _, _ in self._nodes]
+        steps = [
+            Step(name.removesuffix("_"), args, kwargs, found[place])
+            for place, (name, (_, args, kwargs)) in enumerate(zip(named, self._nodes, strict=True))
+        ]
+        return steps, self._output
+
+    def _check(self, x: Tensor, *, keep: bool = False) -> dict[int, Any]:
+        """Run on shapes alone, for two items. Return the results, on torch's meta device, if they are kept."""
         blank = torch.empty((2, *x.shape[1:]), dtype=x.dtype, device="meta")
         weights = {name: torch.empty_like(self._weight(name), device="meta") for name in self._places}
+        results: dict[int, Any] = {}
         try:
             with torch.no_grad():
-                self._run(blank, weights, most=2 * MAX_TENSOR)
+                self._run(blank, weights, most=2 * MAX_TENSOR, results=results, keep=keep)
         except UsageError:
             raise
         except Exception as error:
             raise UsageError(f"the program does not run on {tuple(x.shape)}: {first_line(error)}") from error
+        return results
 
-    def _run(self, x: Tensor, weights: Mapping[str, Tensor], *, most: int | None) -> Tensor:
-        results: dict[int, Any] = {}
+    def _run(
+        self,
+        x: Tensor,
+        weights: Mapping[str, Tensor],
+        *,
+        most: int | None,
+        results: dict[int, Any] | None = None,
+        keep: bool = False,
+    ) -> Tensor:
+        results = {} if results is None else results
 
         def value(written: Any) -> Any:
             if isinstance(written, list):
@@ -253,7 +297,7 @@ class Program(nn.Module):
                 for one in (found if isinstance(found, list | tuple) else [found])
             ):
                 raise UsageError(f"a result inside the program would have more than {MAX_TENSOR} numbers an item")
-            for done in self._done[place]:
+            for done in () if keep else self._done[place]:
                 del results[done]
         return value(self._output)
 

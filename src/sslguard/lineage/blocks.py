@@ -91,7 +91,7 @@ TABLE = re.compile(r"(^|\.)(word_embeddings|embed_tokens|wte|tok_embeddings|toke
 """Tables of tokens: their columns are the channels of the stream."""
 SHORTCUT = re.compile(r"(^|\.)(shortcut|downsample|downsampling_layer)\.(\d|convolution)$")
 """Convolutions of a shortcut: their rows are the channels of a new stream."""
-POSITIONS = re.compile(r"pos")
+POSITIONS = r"pos"
 SEQUENCES = frozenset({"", "features", "net", "network", "backbone", "encoder", "model", "module", "main"})
 """Last components of names below which numbered layers follow each other: those of `torch.nn.Sequential`."""
 

@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.errors import RefusedError
-from sslguard.lineage.groups import Group, Part, find_groups
+from sslguard.lineage.groups import find_groups
 from sslguard.lineage.matching import NEAREST_ABOVE, Places, Units, matched, units_of
+from sslguard.lineage.parts import Group, Part
 from sslguard.lineage.weights import Weights, corresponding
 from sslguard.stats.corrections import fisher
 from sslguard.stats.fixed_points import log2_fixed_points, log2_fixed_points_bound
 
-Test = Literal["in place", "aligned", "initial weights", "initial weights, aligned"]
+Test = Literal["in place", "streams", "aligned", "initial weights", "initial weights, aligned"]
 SAMPLED = 4096
 """Numbers of a tensor by which copies within one network are told: shared layers, averages of the weights."""
 ALIKE = 0.9
@@ -61,7 +62,8 @@ class Comparison:
     """Result of one test of two networks.
 
     Attributes:
-        test: "in place": units of A that match the unit of the same place in B. "aligned": the same for streams, after
+        test: "in place": units of A that match the unit of the same place in B. "streams": the same, without hidden
+            units, which a thief may have put in another order at no cost. "aligned": the same for streams, after
             earlier streams were put in order. "initial weights": units of A's initial weights whose incoming and
             outgoing weights match one and the same unit of B, in whatever place; "aligned" as above.
         rows: What was found in each group, in the order of the test.
@@ -122,6 +124,12 @@ def in_place(
         found = pair.match(group.features, rng, {})
         rows.append(_row(group, int((found == np.arange(group.size)).sum())))
     return Comparison("in place", tuple(rows), tuple(pair.left_out))
+
+
+def streams(found: Comparison) -> Comparison | None:
+    """Return the part of a comparison in place that hidden units have no part in; None where it has no two kinds."""
+    rows = tuple(row for row in found.rows if row.kind == "stream")
+    return Comparison("streams", rows) if 0 < len(rows) < len(found.rows) else None
 
 
 def aligned(

@@ -1,19 +1,14 @@
-"""Which units of a network may change places with each other, and in which order they are tested.
+"""Which units of a network may change places with each other.
 
-A group is a set of n units. Its parts are the axes of tensors that count its units. The groups stand in an order. A
-group is compared by those of its parts whose other axis counts something fixed, such as colours or tokens, or units of
-earlier groups: under this condition the tests of all groups are independent. An axis belongs to one group only.
-
-`find_groups` knows the names of common libraries. For other networks, `described` reads a description by the user.
+`find_groups` follows the operations of a network where it knows these, and else the names that common libraries give to
+layers. For other networks, `described` reads a description by the user.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,68 +16,13 @@ from sslguard.encoders.pretrained import read_json
 from sslguard.encoders.resnets import MOMENTUM
 from sslguard.errors import EncoderError, UsageError
 from sslguard.lineage.blocks import BLOCKS, POSITIONS, SEQUENCES, SHORTCUT, TABLE, Block, names_of, natural
+from sslguard.lineage.parts import Group, Part, Shapes, ordered
+from sslguard.lineage.traced import traced_groups
 from sslguard.lineage.weights import Weights
 
-Shapes = Mapping[str, tuple[int, ...]]
-MAX_UNITS = 100_000
-MAX_GROUPS = 10_000
 _COLOURS = 4  # channels of a picture at most
 _MAX_POSITIONS = 1 << 24  # numbers in a table of positions that is looked at
 _NORM = ("weight", "bias", "running_mean", "running_var")
-
-
-@dataclass(frozen=True)
-class Part:
-    """An axis of a tensor that counts a group's units.
-
-    Attributes:
-        tensor: Name of the tensor.
-        axis: The axis.
-        blocks: The axis is so many times as long as the group: the units once, then all of them again.
-        other: Group that the other axis of the tensor counts; "" for something fixed or unknown.
-    """
-
-    tensor: str
-    axis: int
-    blocks: int = 1
-    other: str = ""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that may change places.
-
-    Attributes:
-        name: Name of the layer that makes them.
-        size: Number of units.
-        kind: "stream": channels that blocks read and add to. "hidden": units between two layers.
-        features: Parts that are compared.
-        others: Parts that only move along: biases, norms, and tensors whose other axis counts a later group.
-        whole: Whether these are all parts of the units, so that they can be put in another order.
-    """
-
-    name: str
-    size: int
-    kind: Literal["stream", "hidden"]
-    features: tuple[Part, ...]
-    others: tuple[Part, ...] = ()
-    whole: bool = False
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """All parts."""
-        return (*self.features, *self.others)
-
-    @property
-    def why(self) -> str:
-        """By what the group is compared, in words."""
-        sides = {part.axis for part in self.features}
-        if self.kind == "stream":
-            return "stream, by its incoming weights"
-        if len(sides) == 2:
-            return "hidden units, by incoming and outgoing weights"
-        later = any(part.axis == 1 for part in self.others)
-        return "hidden units, by incoming weights" + (": a later group counts the outgoing ones too" if later else "")
 
 
 def find_groups(weights: Weights) -> list[Group]:
@@ -90,6 +30,9 @@ def find_groups(weights: Weights) -> list[Group]:
 
     Momentum copies of a network (teachers, key encoders) are left out: they would count its units twice.
     """
+    if weights.program is not None and (found := traced_groups(weights)):
+        fixed = _fixed_positions(weights, "")
+        return ordered([group for group in found if not (fixed and group.kind == "stream")], weights.shapes)
     shapes = {name: shape for name, shape in weights.shapes.items() if not MOMENTUM.search(name)}
     shapes = shapes or dict(weights.shapes)
     layers = {
@@ -104,37 +47,6 @@ def find_groups(weights: Weights) -> list[Group]:
     if streams and (_has_sets(layers, shapes) or _fixed_positions(weights)):
         streams = []
     return ordered([*streams, *sorted(hidden, key=lambda group: natural(group.name))], shapes)
-
-
-def ordered(groups: Iterable[Group], shapes: Shapes) -> list[Group]:
-    """Return groups with only those features that may be compared in this order. Groups without any are left out.
-
-    Raises:
-        UsageError: An axis of a tensor belongs to two groups.
-    """
-    groups = [group for group in groups if 2 <= group.size <= MAX_UNITS][:MAX_GROUPS]
-    place = {group.name: number for number, group in enumerate(groups)}
-    owner: dict[tuple[str, int], str] = {}
-    for group in groups:
-        for part in group.parts:
-            if owner.setdefault((part.tensor, part.axis), group.name) != group.name:
-                raise UsageError(f"axis {part.axis} of {part.tensor:.80} belongs to two groups: a unit counts once")
-    streams = {group.size: group.name for group in groups if group.kind == "stream"}
-    found = []
-    for number, group in enumerate(groups):
-        features, others = [], list(group.others)
-        for part in group.features:
-            side = 1 - part.axis
-            other = owner.get((part.tensor, side), "")
-            if other and place[other] > number:
-                others.append(part)
-                continue
-            if not other and (stream := streams.get(shapes[part.tensor][side], "")) and place[stream] < number:
-                other = stream
-            features.append(replace(part, other=other))
-        if features:
-            found.append(replace(group, features=tuple(features), others=tuple(others)))
-    return found
 
 
 def _hidden(block: Block, layers: Shapes, shapes: Shapes) -> list[Group]:
@@ -236,11 +148,16 @@ def _row(layers: Shapes, shapes: Shapes) -> list[Group]:
     return found
 
 
-def _fixed_positions(weights: Weights) -> bool:
-    """Return whether positions are sines and cosines: these tell the channels of a stream apart in every network."""
+def _fixed_positions(weights: Weights, called: str = POSITIONS) -> bool:
+    """Return whether positions are sines and cosines: these tell the channels of a stream apart in every network.
+
+    Args:
+        weights: The network.
+        called: What the names of tables of positions hold, a regular expression.
+    """
     for name, shape in weights.shapes.items():
         n = int(np.prod(shape, dtype=np.int64))
-        if not POSITIONS.search(name) or len(shape) not in (2, 3) or not 256 <= n <= _MAX_POSITIONS:
+        if not re.search(called, name) or len(shape) not in (2, 3) or not 256 <= n <= _MAX_POSITIONS:
             continue
         table = weights.read(name).reshape(-1, shape[-1]).astype(np.float64)
         lengths = (table**2).sum(1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sslguard.lineage.groups import Group, Part
+from sslguard.lineage.parts import Group, Part
 
 Units = NDArray[np.float32]
 """(n, other, rest): unit × what the other axis counts × places in a kernel."""
@@ -27,7 +27,11 @@ def units_of(values: NDArray[np.float32], part: Part, other: Places | None = Non
         part: Where its units lie.
         other: Partner in this network of each unit on the other axis; what has none is set to 0.
     """
-    if part.blocks > 1:
+    if part.run > 1:
+        shape = list(values.shape)
+        shape[part.axis : part.axis + 1] = [shape[part.axis] // part.run, part.run]
+        values = np.moveaxis(values.reshape(shape), (part.axis, 1 - part.axis + (part.axis == 0)), (0, 1))
+    elif part.blocks > 1:
         shape = list(values.shape)
         shape[part.axis : part.axis + 1] = [part.blocks, shape[part.axis] // part.blocks]
         values = np.moveaxis(values.reshape(shape), (part.axis + 1, 1 - part.axis + (part.axis == 0)), (0, 1))
@@ -134,7 +138,6 @@ def reordered(group: Group, values: Mapping[str, NDArray[np.float32]], order: Pl
     for name, tensor in values.items():
         for part in group.parts:
             if part.tensor == name:
-                moved = np.concatenate([order + block * group.size for block in range(part.blocks)])
-                tensor = np.take(tensor, moved, part.axis)
+                tensor = np.take(tensor, part.places(order), part.axis)
         found[name] = tensor
     return found

@@ -20,8 +20,9 @@ from sslguard.crypto.secrets import SECRET_BYTES, Secret
 from sslguard.data.base import Batch
 from sslguard.encoders.base import Encoder
 from sslguard.errors import DataError, KeyFileError, RefusedError
-from sslguard.lineage.groups import MAX_GROUPS, Group, find_groups
+from sslguard.lineage.groups import find_groups
 from sslguard.lineage.matching import Places, reordered
+from sslguard.lineage.parts import MAX_GROUPS, Group
 from sslguard.lineage.weights import Weights, open_weights
 
 CLOSE = 5e-5
@@ -166,10 +167,9 @@ def _in_order(
     state: Mapping[str, torch.Tensor] = made.module.state_dict()
     with torch.no_grad():
         for group in groups:
-            places = torch.from_numpy(order.of(group))
+            units = order.of(group)
             for part in group.parts:
-                tensor = state[part.tensor]
-                moved = torch.cat([places + block * group.size for block in range(part.blocks)])
+                tensor, moved = state[part.tensor], torch.from_numpy(part.places(units))
                 tensor.copy_(tensor.index_select(part.axis, moved.to(tensor.device)))
     made.module.eval()
     after = made.embed(items)

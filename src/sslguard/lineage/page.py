@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TESTS = {
     "in place": "Units of A that match the unit of the same place in B",
+    "streams": "The same for streams alone, whose order a thief cannot change at no cost",
     "aligned": "The same, after the earlier groups of B were put in A's order",
     "initial weights": "Units of A's initial weights whose incoming and outgoing weights match one unit of B",
     "initial weights, aligned": "The same, after the streams of B were put in A's order",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sslguard.errors import RefusedError, UsageError
-from sslguard.lineage.compare import Comparison, Watch, agreement, aligned, in_place
-from sslguard.lineage.groups import Group
+from sslguard.lineage.compare import Comparison, Watch, agreement, aligned, in_place, streams
 from sslguard.lineage.order import Order
+from sslguard.lineage.parts import Group
 from sslguard.lineage.weights import Weights
 from sslguard.settings import Range
 from sslguard.stats.corrections import bonferroni, fisher
@@ -200,8 +200,7 @@ def compare(
     in_order = None if order is None else order.check(a)
     tests = [in_place(a, b, groups, seed=seed, watch=watch)]
     _check_reach(tests[0], alpha / n_claims)
-    if (found := aligned(a, b, groups, seed=seed)) is not None:
-        tests.append(found)
+    tests += [one for one in (streams(tests[0]), aligned(a, b, groups, seed=seed)) if one is not None]
     if initial is not None:
         tests += [agreement(initial, b, groups, align=align, seed=seed, watch=watch) for align in (False, True)]
     secret = None

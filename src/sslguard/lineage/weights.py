@@ -8,7 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from sslguard.encoders.files import is_plain, read_state_dict, read_tensors
 from sslguard.encoders.folder import WEIGHTS
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.names import parse_encoder
+from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.pretrained import weight_files
 from sslguard.errors import EncoderError, first_line
 
 MAX_TENSORS = 1 << 17
+TOKENS = 16
+"""Length of the text by which a network of texts is followed."""
 _SUFFIX = 3  # components of a name that must agree, where networks stand below different names
 
 
@@ -37,11 +40,15 @@ class Weights:
         name: What the network is called in reports.
         shapes: Name of each tensor → its shape.
         fetch: Returns the tensor of a name.
+        program: Operations of a network of the user's own, where they are known: see `encoders.program`.
+        item: Shape of what it takes; (2, `TOKENS`) for tokens.
     """
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
     fetch: Callable[[str], Tensor]
+    program: object = None
+    item: tuple[int, ...] = ()
 
     def read(self, name: str) -> NDArray[np.float32]:
         """Return a tensor as float32.
@@ -85,7 +92,7 @@ def open_weights(source: Weights | Encoder | nn.Module | Mapping[str, Tensor] | 
     if isinstance(source, Weights):
         return source
     if isinstance(source, Encoder):
-        return _of_state(source.source, source.module.state_dict())
+        return _with_program(_of_state(source.source, source.module.state_dict()), source)
     if isinstance(source, nn.Module):
         return _of_state(type(source).__name__, source.state_dict())
     if isinstance(source, Mapping):
@@ -93,7 +100,9 @@ def open_weights(source: Weights | Encoder | nn.Module | Mapping[str, Tensor] | 
     text = str(source)
     named = parse_encoder(text)
     if named.kind == "folder":
-        return of_files(text, [Path(named.name) / WEIGHTS])
+        found = of_files(text, [Path(named.name) / WEIGHTS])
+        own = any(name.startswith("net.") for name in found.shapes)
+        return _with_program(found, load_encoder(text)) if own else found
     if named.kind in ("hf", "local-dir"):
         return of_files(text, weight_files(Path(named.name)))
     if named.kind == "checkpoint":
@@ -101,7 +110,8 @@ def open_weights(source: Weights | Encoder | nn.Module | Mapping[str, Tensor] | 
         if path.suffix == ".safetensors":
             return of_files(text, [path])
         return _of_state(text, read_state_dict(path).tensors)
-    return _of_state(text, load_encoder(text).module.state_dict())
+    encoder = load_encoder(text)
+    return _with_program(_of_state(text, encoder.module.state_dict()), encoder)
 
 
 def of_files(name: str, paths: list[Path]) -> Weights:
@@ -132,6 +142,18 @@ def of_files(name: str, paths: list[Path]) -> Weights:
         return held[path][key]
 
     return Weights(name, shapes, fetch)
+
+
+def _with_program(weights: Weights, encoder: Encoder) -> Weights:
+    """Return the weights with the operations of the encoder's network, where these are known."""
+    program, preprocess = encoder.architecture.get("program"), encoder.preprocess
+    if program is None:
+        return weights
+    if isinstance(preprocess, ImagePreprocess):
+        item = (preprocess.channels, preprocess.height, preprocess.width)
+    else:
+        item = tuple(getattr(preprocess, "shape", ())) or (2, TOKENS)
+    return replace(weights, program=program, item=item)
 
 
 def _of_state(name: str, state: Mapping[str, Tensor]) -> Weights:
@@ -187,23 +209,25 @@ def corresponding(a: Weights, b: Weights) -> dict[str, str]:
     """
     by_end: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in b.shapes:
-        by_end[_end(name)].append(name)
+        parts = tuple(name.split("."))
+        for n in {min(k, len(parts)) for k in range(1, _SUFFIX + 1)}:
+            by_end[parts[-n:]].append(name)
     votes: Counter[tuple[str, str]] = Counter()
     for name, shape in a.shapes.items():
         if len(shape) < 2:
             continue
-        same = [other for other in by_end[_end(name)][:64] if b.shapes[other] == shape]
-        votes.update(_beginnings(name, other) for other in same)
+        parts = tuple(name.split("."))
+        # A name of fewer components, of a network that stands below none, must agree as a whole.
+        alike = by_end[parts[-_SUFFIX:]][:64] + [
+            ".".join(parts[-n:]) for n in range(1, min(_SUFFIX, len(parts))) if ".".join(parts[-n:]) in b.shapes
+        ]
+        votes.update(_beginnings(name, other) for other in alike if b.shapes[other] == shape)
     if not votes:
         return {}
     most = max(votes.values())
     ours, theirs = min((pair for pair, n in votes.items() if n == most), key=lambda pair: len(pair[0] + pair[1]))
     found = {name: theirs + name.removeprefix(ours) for name in a.shapes if name.startswith(ours)}
     return {name: other for name, other in found.items() if other in b.shapes}
-
-
-def _end(name: str) -> tuple[str, ...]:
-    return tuple(name.split(".")[-_SUFFIX:])
 
 
 def _beginnings(a: str, b: str) -> tuple[str, str]:
