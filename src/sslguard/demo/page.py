@@ -87,7 +87,13 @@ def _accuracies(fields: Fields) -> list[tuple[str, str]]:
 
 
 def _seconds(fields: Fields) -> dict[str, float]:
-    return {**fields["seconds"], **{f"{name} *": s for name, s in fields.get("paper", {}).get("seconds", {}).items()}}
+    """Return the seconds of each stage, those of all suspects together."""
+    found: dict[str, float] = {}
+    for mark, seconds in (("", fields["seconds"]), (" *", fields.get("paper", {}).get("seconds", {}))):
+        for name, value in seconds.items():
+            told = ("ask the suspects" if name.startswith("ask ") else name) + mark
+            found[told] = found.get(told, 0) + value
+    return found
 
 
 # ---------------------------------------------------------------- the picture
