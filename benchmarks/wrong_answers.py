@@ -2,14 +2,16 @@
 
 A head on the clean SimCLR encoder, and a surrogate that was stolen from it, answer a verification. Then a share of the
 answers is replaced, or all of them are changed, and the same answers are scored again: bits of evidence, uncapped. An
-audit needs 8 bits for a level of 1 in 250, and 28 if the key was dated.
+audit needs 8 bits for a level of 1 in 250, and 34 if the key was dated.
 
-Run: python benchmarks/wrong_answers.py [--queries 1900] [--steps 600]
+Beside the bits stand the queries after which `verify --stop-early` stops at a level of 2^-20; "all" where it does not.
+
+Run: python benchmarks/wrong_answers.py [--steps 600]
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from common import data, options, prepare, save
@@ -17,18 +19,22 @@ from numpy.typing import NDArray
 
 from sslguard.attacks.stealing import Distil
 from sslguard.crypto.secrets import Secret
+from sslguard.data.base import Batch
 from sslguard.encoders.load import load_encoder
 from sslguard.report.markdown import table
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
+from sslguard.stats.significance import rejects
 from sslguard.training.recipes import Distillation
-from sslguard.verification.verdict import ask
+from sslguard.verification.verdict import ask, in_stages, score_suspect
 
 Answers = NDArray[np.float64]
 Change = Callable[[Answers, np.random.Generator], Answers]
 SHARES = (0.1, 0.3, 0.5, 0.9, 1.0)
 NOISE = (0.1, 0.3, 1.0, 3.0)
+ASKED = data("verify")
+LEVEL = 2.0**-20
 
 
 def replaced(share: float, make: Change) -> Change:
@@ -62,13 +68,13 @@ def noisy(size: float) -> Change:
 
 
 def main() -> None:
-    given = options(__doc__, queries=1900, steps=600)
+    given = options(__doc__, steps=600)
     prepare()
-    scheme = Exact(Protocol(n_queries=given.queries), mode="head")
+    scheme = Exact(Protocol(n_queries=100), mode="head")
     clean = load_encoder("shipped:simclr")
     made = scheme.watermark(clean, data("mark").slice(0, 4000), secret=Secret.from_seed(1))
     stolen = Distil(Distillation(steps=given.steps))(made.encoder, data("thief"), seed=0)
-    asked = data("verify")
+    asked = ASKED
 
     def clean_answers(answers: Answers, rng: np.random.Generator) -> Answers:  # noqa: ARG001
         return np.concatenate(list(ask(made.key, clean, asked))).astype(float)
@@ -89,27 +95,43 @@ def main() -> None:
         for (kind, size), change in changes.items():
             found.setdefault(kind, {})[size] = score(made.key, change(answers, np.random.default_rng(1)))
         rows[name] = found
-    save("wrong_answers", {"bits": rows, "queries": given.queries, "steps": given.steps})
-    head, surrogate = rows["head"], rows["surrogate"]
+    n = made.key.asks(len(asked))
+    save("wrong_answers", {"scored": rows, "queries": n, "steps": given.steps, "stages": made.key.stages(len(asked))})
+    print(f"{n:,} queries")
     print(
         table(
-            ["answers", "share or size", "head", "surrogate"],
-            [[k, size, f"{head[k][size]:.0f}", f"{surrogate[k][size]:.0f}"] for k in head for size in head[k]],
+            ["answers", "share or size", "head: bits", "queries", "surrogate: bits", "queries"],
+            [
+                [kind, size, *(text for found in rows.values() for text in shown(found[kind][size]))]
+                for kind in rows["head"]
+                for size in rows["head"][kind]
+            ],
         )
     )
 
 
-def score(key: Key, answers: Answers) -> float:
-    """Return the bits of evidence of answers (n, m), uncapped."""
-    asked = data("verify")
+def shown(scored: tuple[float, int | None]) -> tuple[str, str]:
+    """Return bits and queries as a table's cells."""
+    return f"{scored[0]:.0f}", "all" if scored[1] is None else f"{scored[1]:,}"
 
-    def batches() -> Iterator[Answers]:
-        start = 0
-        for batch in key.queries(asked):
-            yield answers[start : start + len(batch)]
-            start += len(batch)
 
-    return float(key.statistic(batches(), asked).value)
+class Replayed:
+    """A suspect that gives recorded answers, row by row."""
+
+    def __init__(self, answers: Answers) -> None:
+        self.left = answers
+
+    def embed(self, batch: Batch, /) -> Answers:
+        given, self.left = self.left[: len(batch)], self.left[len(batch) :]
+        return given
+
+
+def score(key: Key, answers: Answers) -> tuple[float, int | None]:
+    """Return the bits of evidence of answers (n, m), uncapped, and after how many queries early stopping stops."""
+    whole = score_suspect(key, Replayed(answers), ASKED)
+    found = in_stages(key, Replayed(answers), ASKED, LEVEL, 1)
+    assert found.evidence is not None
+    return float(whole.value), found.n_queries if rejects(found.evidence, LEVEL) else None
 
 
 if __name__ == "__main__":

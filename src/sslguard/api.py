@@ -542,6 +542,7 @@ def verify(
     sub_key: int | None = None,
     allow_overlap: bool = False,
     answers: Literal["auto", "embeddings", "logits", "probabilities", "labels"] = "auto",
+    stop_early: bool = False,
     rescore: bool = False,
     factory: Factory | None = None,
     progress: bool = False,
@@ -566,6 +567,8 @@ def verify(
             folder knows these items, a key that is given as an object does not.
         answers: What the suspect's answers are, under a key of the scheme exact. "auto" tells it by a public rule,
             which costs nothing; a choice of your own takes 2 bits off the evidence.
+        stop_early: Whether to ask no more once the evidence suffices, at one of the numbers of queries that the key
+            fixes. That takes some 2 to 4 bits off the evidence, and often saves most of the queries.
         rescore: Whether to score the controls anew, as an examiner must who does not trust the folder's owner.
         factory: Your own function that makes the key's network, or its name: see `load_encoder`.
         progress: Whether to show bars on standard error.
@@ -599,7 +602,12 @@ def verify(
             except EncoderError as error:
                 raise UsageError(f"a control cannot be used: {error}") from error
         verdict = verify_key(
-            loaded, target, asked, control_scores=null.values, control_kinds=null.kinds, alpha=alpha, n_claims=n_claims
+            *(loaded, target, asked),
+            control_scores=null.values,
+            control_kinds=null.kinds,
+            alpha=alpha,
+            n_claims=n_claims,
+            stop_early=stop_early,
         )
     found = _lineage_of(key, target, n_claims)
     return replace(verdict, stored_controls=null.stored, n_overlap=asked.n_known, lineage=found)

@@ -72,6 +72,7 @@ def verify(
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     alpha: Positive = 0.01,
     claims: Count = 1,
+    stop_early: bool = False,
     rescore: bool = False,
     sub_key: Count | None = None,
     allow_overlap: bool = False,
@@ -97,6 +98,8 @@ def verify(
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level; with --sub-key, times the N + 1 keys that
             there are.
+        stop_early: Ask no more once the evidence suffices, for a suspect that costs money or time by the query. It
+            may stop after 500, 750, 1000, 1500 ... queries, which takes some 2 to 4 bits off the evidence.
         rescore: Score the controls anew: who may write to the key's folder may have changed what it holds.
         sub_key: Test by this sub-key alone, 1 for the first, as a claim that opens it will.
         allow_overlap: Also ask about items that took part in marking. The mark shows better on them than on others, so
@@ -109,6 +112,8 @@ def verify(
     """
     check(key=key, data=[data], suspect=suspect, controls=control)
     remote.check(suspect)
+    if stop_early and suspect.startswith("answers:"):
+        raise UsageError("logged answers are there already, so there is nothing to save: leave --stop-early out")
 
     from sslguard import api
     from sslguard.cli.claim import say_opened
@@ -124,6 +129,7 @@ def verify(
             sub_key=sub_key,
             allow_overlap=allow_overlap,
             answers=answers,
+            stop_early=stop_early,
             rescore=rescore,
             progress=output.progress,
         )
@@ -171,11 +177,9 @@ def _side_rows(details: Mapping[str, float]) -> list[tuple[str, str]]:
     if "left_bits" not in details:
         return []
     sides = f"{bits(details['left_bits'], 0)} bits of which functions, {bits(details['right_bits'], 0)} bits of where"
-    charged = details["charged_bits"]
-    return [
-        ("two sides", sides),
-        *([("charged", f"{charged:.1f} bits for what was chosen by hand")] if charged else []),
-    ]
+    charged, stages = details["charged_bits"], int(details.get("stages", 1))
+    why = "for what was chosen by hand" if stages == 1 else f"for {stages} numbers of queries at which it could stop"
+    return [("two sides", sides), *([("charged", f"{charged:.1f} bits {why}")] if charged else [])]
 
 
 def _rank_rows(verdict: Verdict) -> list[tuple[str, str]]:

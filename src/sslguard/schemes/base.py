@@ -48,6 +48,10 @@ class Key(ABC):
         """Return how many queries a verification asks that draws from a data set of so many items."""
         return self.n_queries
 
+    def stages(self, n_items: int) -> tuple[int, ...]:
+        """Return the numbers of queries after which a verification may stop early, increasing; the last is `asks`."""
+        return (self.asks(n_items),)
+
     @property
     def pool(self) -> str:
         """Data that the secrets are bound to, as `data.pool.pool_of` gives them; "" where there are none."""
@@ -65,6 +69,13 @@ class Key(ABC):
             answers: (n, m), batch by batch in the order of the queries.
             data: What the queries were drawn from.
         """
+
+    def staged(self, answers: Iterable[NDArray[np.floating]], data: Data, n: int) -> Score:  # noqa: ARG002
+        """Return what `statistic` does of the answers to the first n queries alone, n being one of `stages`.
+
+        It is not corrected for the other stages.
+        """
+        return self.statistic(answers, data)
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return JSON fields and tensors that `from_parts` rebuilds the key from, secrets included.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -135,6 +136,43 @@ def score_suspect(key: Key, suspect: Embedder, data: Data) -> Score:
     return score
 
 
+def in_stages(key: Key, suspect: Embedder, data: Data, alpha: float, n_claims: int) -> Score:
+    """Ask a suspect stage by stage until the evidence suffices, and return the score of the last stage.
+
+    The numbers of queries after which it may stop are fixed by the key and the number of items (`Key.stages`), before
+    anybody is asked. With k of them the p-value of each is multiplied by k, so that an innocent suspect is called
+    derived at any of them with a probability of at most alpha (Bonferroni). That takes log2 k bits.
+
+    Raises:
+        UsageError: The p-value of this key is a rank among controls, which are asked all queries.
+        SuspectError: The suspect failed, or gave no usable answers.
+    """
+    if key.needs_controls:
+        raise UsageError("a rank among controls stands on all queries: leave stop_early (--stop-early) out")
+    stages, given = key.stages(len(data)), list[NDArray[np.floating]]()
+    charge = math.log2(len(stages))
+    score, n = None, 0
+    for answers in ask(key, suspect, data):
+        given.append(answers)
+        n += len(answers)
+        if n not in stages:
+            continue
+        found = key.staged(given, data, n)
+        assert found.evidence is not None
+        charged = found.evidence.details.get("charged_bits", 0.0) + charge
+        evidence = replace(
+            found.evidence,
+            log2_pvalue=min(0.0, found.evidence.log2_pvalue + charge),
+            details={**found.evidence.details, "charged_bits": charged, "stages": float(len(stages))},
+        )
+        score = replace(found, evidence=evidence)
+        if rejects(evidence, alpha, n_claims=n_claims):
+            break
+    as_suspect(suspect).finish()
+    assert score is not None
+    return score
+
+
 def score_control(key: Key, name: str, control: Embedder, data: Data, seen: SeenAnswers | None = None) -> Score:
     """Return the score of one known innocent.
 
@@ -204,6 +242,7 @@ def verify(
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
     name: str | None = None,
+    stop_early: bool = False,
 ) -> Verdict:
     """Ask a suspect the key's queries and decide under the key's null.
 
@@ -218,8 +257,10 @@ def verify(
         alpha: Level of the test, in (0, 1).
         n_claims: How many claims share that level.
         name: Name of the suspect in the verdict; None takes the suspect's own.
+        stop_early: Whether to ask no more once the evidence suffices: see `in_stages`.
 
     Raises:
+        UsageError: `stop_early` under a null of ranks.
         RefusedError: The null cannot support `alpha`. The suspect was not asked then.
         SuspectError: The suspect gave no usable answers.
     """
@@ -228,7 +269,7 @@ def verify(
     null = null_of(key, len(controls), controls, kinds=kinds)
     null.check(alpha, n_claims)
     asked = as_suspect(suspect)
-    score = score_suspect(key, asked, data)
+    score = in_stages(key, asked, data, alpha, n_claims) if stop_early else score_suspect(key, asked, data)
     significance = null.significance(score)
     ranks = RankNull(len(controls), controls, key.statistic_name, kinds)
     return Verdict(

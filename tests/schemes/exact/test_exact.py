@@ -267,12 +267,13 @@ class TestVerification:
     def test_clean_answers_are_kept_for_the_next_suspect_of_the_same_data(self, marked, asked, images, monkeypatch):
         key = replace(marked.key, _embedded={})
         evidence(key, marked.encoder, asked)
-        kept = key._clean_answers(asked)
-        assert key._clean_answers(asked) is kept
-        assert key._clean_answers(images(300, seed=9)) is not kept
+        n = key.asks(len(asked))
+        kept = key._clean_answers(asked, n)
+        assert key._clean_answers(asked, n) is kept
+        assert key._clean_answers(images(300, seed=9), key.asks(300)) is not kept
         monkeypatch.setattr("sslguard.schemes.exact.key.KEPT_NUMBERS", 10)
-        first = key._clean_answers(asked)
-        assert key._clean_answers(asked) is not first
+        first = key._clean_answers(asked, n)
+        assert key._clean_answers(asked, n) is not first
 
 
 class TestKeyFile:

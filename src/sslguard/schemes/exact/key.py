@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -110,6 +111,10 @@ class ExactKey(Key):
         """Return how many queries a verification asks that draws from so many items; see `Protocol.asks`."""
         return self.protocol.asks(n_items)
 
+    def stages(self, n_items: int) -> tuple[int, ...]:
+        """Return the numbers of queries after which a verification may stop early; see `Protocol.stages`."""
+        return self.protocol.stages(n_items)
+
     @cached_property
     def clean_hash(self) -> str:
         """SHA-256 of the weights of F, hex."""
@@ -179,31 +184,46 @@ class ExactKey(Key):
         return replace(self, secret=secret, size=self.size / self.sub_keys, sub_keys=1, _embedded={})
 
     def queries(self, data: Data) -> Iterator[Batch]:
-        """Yield items of `data`, ≤ 128 at a time: nothing marks them as queries."""
+        """Yield items of `data`, ≤ 128 at a time: nothing marks them as queries. No batch goes beyond a stage."""
+        for start, stop in pairwise((0, *self.stages(len(data)))):
+            yield from self._queries(data, start, stop)
+
+    def _queries(self, data: Data, start: int, stop: int) -> Iterator[Batch]:
         pictures = isinstance(self.clean.preprocess, ImagePreprocess)
         chosen = drawn(self.secret.stream("queries", self.context), data, self.asks(len(data)))
-        return asked(data, chosen, pictures=pictures)
+        return asked(data, chosen[start:stop], pictures=pictures)
 
     def statistic(self, answers: Iterable[NDArray[np.floating]], data: Data) -> Score:
         """Return the statistic of the exact test with its p-value; see `Key.statistic`."""
-        spectra, kind = self.spectra(answers, data)
+        return self.staged(answers, data, self.asks(len(data)))
+
+    def staged(self, answers: Iterable[NDArray[np.floating]], data: Data, n: int) -> Score:
+        """Return the same of the first n queries; see `Key.staged`."""
+        spectra, kind = self.spectra(answers, data, n)
         significance = self.test(spectra, kind)
         return Score(
             value=-significance.details["log2_pvalue_uncapped"], n_queries=spectra.moments.n, evidence=significance
         )
 
-    def spectra(self, answers: Iterable[NDArray[np.floating]], data: Data) -> tuple[Spectra, Kind]:
+    def spectra(
+        self, answers: Iterable[NDArray[np.floating]], data: Data, n: int | None = None
+    ) -> tuple[Spectra, Kind]:
         """Return all that the witnesses need of a suspect's answers, and what the answers are.
 
         No secret has a part in it.
+
+        Args:
+            answers: To the first n queries.
+            data: What the queries were drawn from.
+            n: One of `stages`; by default the last.
 
         Raises:
             SuspectError: The answers are not finite, of changing width, or not as many as the queries.
             KeyFileError: The key was changed, so that its functions are not finite.
         """
         folding = (folded(part) if _wide(part, self.clean.dim) else part for part in answers)
-        given = gathered(folding, self.asks(len(data)))
-        return self.spectra_of(given, *self._clean_answers(data))
+        given = gathered(folding, n or self.asks(len(data)))
+        return self.spectra_of(given, *self._clean_answers(data, len(given)))
 
     def spectra_of(self, given: Array, h: Array, functions: Array) -> tuple[Spectra, Kind]:
         """Return what `spectra` does of answers (n, m), of h along the principal axes (n, q) and of ψ (n, B)."""
@@ -264,13 +284,17 @@ class ExactKey(Key):
             },
         )
 
-    def _clean_answers(self, data: Data) -> tuple[Array, Array]:
-        """Return h along the principal axes and ψ of the queries; kept for the next suspect if they are few enough."""
+    def _clean_answers(self, data: Data, n: int) -> tuple[Array, Array]:
+        """Return h along the principal axes and ψ of the first n queries.
+
+        They are kept for the next stage and the next suspect if they are few enough.
+        """
         kept = self._embedded.get((data.spec, len(data)))
-        if kept is not None:
-            return kept
-        parts: list[tuple[Array, Array]] = []
-        for batch in self.queries(data):
+        if kept is not None and len(kept[0]) >= n:
+            return kept if len(kept[0]) == n else (kept[0][:n], kept[1][:n])
+        parts: list[tuple[Array, Array]] = [] if kept is None else [kept]
+        there = sum(len(h) for h, _ in parts)
+        for batch in self._queries(data, there, n):
             h = unit_rows(self.clean.embed(batch).astype(np.float64))
             with np.errstate(over="ignore", invalid="ignore"):
                 functions = self.bank.functions(h, input_statistics(self.clean, batch))

@@ -54,11 +54,15 @@ class Protocol(Checked):
 
         Where they are fewer than `n_queries`, that is returned.
         """
-        found, decade = self.n_queries, 1
+        return self.stages(n_items)[-1]
+
+    def stages(self, n_items: int) -> tuple[int, ...]:
+        """Return the numbers of queries after which a verification may stop early, increasing; the last is `asks`."""
+        found, decade = [self.n_queries], 1
         while decade <= n_items:
-            found = max([found, *(int(step * decade) for step in _GRID if step * decade <= n_items)])
+            found += [int(step * decade) for step in _GRID if self.n_queries < step * decade <= n_items]
             decade *= 10
-        return found
+        return tuple(dict.fromkeys(found))
 
     def digest(self) -> bytes:
         """Return SHA-256 of every setting and rule."""
