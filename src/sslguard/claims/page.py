@@ -5,10 +5,12 @@ The template escapes every text, because names of suspects and versions come fro
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,7 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
         "terms": audit.terms,
         "propositions": audit.propositions,
         "strength": _strength(audit.strength),
+        "errors": _errors() if facts["scheme"] == "exact" else (),
         "exact": kind is not None and not kind.needs_controls,
         "by_weights": audit.by_weights,
         "significance": significance,
@@ -129,6 +132,15 @@ def _strength(found: Strength | None) -> dict[str, str] | None:
         "support": found.support,
         "p": f"2<sup>−{-found.log2_pvalue:.0f}</sup>" if found.log2_pvalue < -10 else f"{2**found.log2_pvalue:.2g}",
     }
+
+
+def _errors() -> list[tuple[str, str, str]]:
+    """Return the measured error rates of the scheme exact: of what, the count, and its interval."""
+    found = json.loads((files("sslguard") / "assets" / "validation.json").read_bytes())
+    asked = [(f"innocents called derived at a level of {level}", rate) for level, rate in found["innocents"].items()]
+    for mark, kinds in found["copies"].items():
+        asked += [(f"copies found, {mark}, that give {kind}", rate) for kind, rate in kinds.items()]
+    return [(of, f"{r['found']:,} of {r['n']:,}", f"{r['low']:.1%} to {r['high']:.1%}") for of, r in asked]
 
 
 def _power(log10: float) -> str:
