@@ -70,6 +70,10 @@ class Key(ABC):
             data: What the queries were drawn from.
         """
 
+    def staged_queries(self, data: Data) -> Iterator[Batch]:
+        """Yield what `queries` does, in batches none of which goes beyond one of `stages`."""
+        return self.queries(data)
+
     def staged(self, answers: Iterable[NDArray[np.floating]], data: Data, n: int) -> Score:  # noqa: ARG002
         """Return what `statistic` does of the answers to the first n queries alone, n being one of `stages`.
 

@@ -93,13 +93,14 @@ class Verdict:
         }
 
 
-def ask(key: Key, suspect: Embedder, data: Data) -> Iterator[NDArray[np.floating]]:
+def ask(key: Key, suspect: Embedder, data: Data, *, staged: bool = False) -> Iterator[NDArray[np.floating]]:
     """Ask a suspect the key's queries and yield its checked answers, batch by batch.
 
     Args:
         key: Key whose queries are asked.
         suspect: Who is asked.
         data: Items that the queries are made from.
+        staged: Whether no batch goes beyond a stage.
 
     Yields:
         Answers to one batch, float (n, m), m the same in every batch.
@@ -108,7 +109,7 @@ def ask(key: Key, suspect: Embedder, data: Data) -> Iterator[NDArray[np.floating
         SuspectError: The suspect failed, or gave no usable answers.
     """
     width: int | None = None
-    for batch in key.queries(data):
+    for batch in key.staged_queries(data) if staged else key.queries(data):
         try:
             raw = suspect.embed(batch)
         except SslguardError as error:
@@ -152,7 +153,7 @@ def in_stages(key: Key, suspect: Embedder, data: Data, alpha: float, n_claims: i
     stages, given = key.stages(len(data)), list[NDArray[np.floating]]()
     charge = math.log2(len(stages))
     score, n = None, 0
-    for answers in ask(key, suspect, data):
+    for answers in ask(key, suspect, data, staged=True):
         given.append(answers)
         n += len(answers)
         if n not in stages:

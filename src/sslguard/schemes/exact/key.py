@@ -184,7 +184,11 @@ class ExactKey(Key):
         return replace(self, secret=secret, size=self.size / self.sub_keys, sub_keys=1, _embedded={})
 
     def queries(self, data: Data) -> Iterator[Batch]:
-        """Yield items of `data`, ≤ 128 at a time: nothing marks them as queries. No batch goes beyond a stage."""
+        """Yield items of `data`, ≤ 128 at a time: nothing marks them as queries."""
+        return self._queries(data, 0, self.asks(len(data)))
+
+    def staged_queries(self, data: Data) -> Iterator[Batch]:
+        """Yield the same items, no batch beyond a stage; see `Key.staged_queries`."""
         for start, stop in pairwise((0, *self.stages(len(data)))):
             yield from self._queries(data, start, stop)
 
