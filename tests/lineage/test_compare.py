@@ -17,7 +17,7 @@ from sslguard.errors import RefusedError
 from sslguard.lineage.compare import agreement, aligned, in_place
 from sslguard.lineage.groups import Group, Part, find_groups, ordered
 from sslguard.lineage.matching import reordered
-from sslguard.lineage.verdict import compare
+from sslguard.lineage.verdict import compare, compare_initial
 from sslguard.lineage.weights import open_weights
 from sslguard.stats.fixed_points import log2_fixed_points
 
@@ -202,6 +202,20 @@ def test_streams_alone_show_more_behind_a_thief_who_permutes_hidden_units() -> N
     assert alone.matched == alone.size == 32
     assert alone.log2_pvalue < whole.log2_pvalue - 5
     assert found.log2_pvalue == pytest.approx(alone.log2_pvalue + np.log2(2))
+
+
+def test_initial_weights_that_are_fixed_are_left_out() -> None:
+    """A block that begins alike in every network agrees with each of them, whatever the seed."""
+    fixed = {name: t for name, t in residual(9).items() if "blocks.1" in name}
+    initial, again, innocent = (open_weights({**residual(seed), **fixed}) for seed in range(3))
+    assert agreement(initial, innocent).log2_pvalue < -100
+    found = compare_initial(initial, again, innocent)
+    assert [row.group for row in found.tests[0].rows] == ["blocks.0.fc1"]
+    assert (found.decision, found.log2_pvalue > -20) == ("not shown", True)
+    own = compare_initial(initial, again, open_weights(noisy({**residual(0), **fixed}, 0.3)))
+    assert own.decision == "shared weights"
+    with pytest.raises(RefusedError, match="do not depend on a seed"):
+        compare_initial(initial, initial, innocent)
 
 
 class TestRefusals:

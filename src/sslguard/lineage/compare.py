@@ -31,6 +31,8 @@ SAMPLED = 4096
 """Numbers of a tensor by which copies within one network are told: shared layers, averages of the weights."""
 ALIKE = 0.9
 """Correlation of these numbers from which two layers count as copies."""
+FIXED = 0.3
+"""Correlation of initial weights from two seeds from which they count as fixed."""
 Array = NDArray[np.floating]
 Watch = Callable[[Iterable[Group], int], Iterable[Group]]
 """Shows progress: yields the groups, whose number it is given."""
@@ -207,17 +209,32 @@ def agreement(
     return Comparison("initial weights, aligned" if align else "initial weights", tuple(rows), tuple(pair.left_out))
 
 
+def drawn_groups(initial: Weights, again: Weights) -> list[Group]:
+    """Return the groups of initial weights that depend on the seed: networks begin with some weights at fixed values.
+
+    Args:
+        initial: Initial weights.
+        again: Those of the same network from an independent seed.
+    """
+
+    def drawn(part: Part) -> bool:
+        one, other = (np.ravel(weights.read(part.tensor))[:SAMPLED] for weights in (initial, again))
+        return not _alike(one, other, FIXED) and bool(one.any())
+
+    return [group for group in find_groups(initial) if all(map(drawn, group.features))]
+
+
 def _row(group: Group, count: int) -> Row:
     nearest = group.size > NEAREST_ABOVE
     log2_pvalue = log2_fixed_points_bound(count) if nearest else log2_fixed_points(count, group.size)
     return Row(group.name, group.kind, group.size, count, log2_pvalue, group.why)
 
 
-def _alike(a: Array, b: Array) -> bool:
+def _alike(a: Array, b: Array, bound: float = ALIKE) -> bool:
     """Return whether numbers are nearly copies of each other: by their correlation."""
     a, b = a - a.mean(), b - b.mean()
     length = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    return length > 0 and float(a @ b) > ALIKE * length
+    return length > 0 and float(a @ b) > bound * length
 
 
 class _Pair:

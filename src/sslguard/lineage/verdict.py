@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sslguard.errors import RefusedError, UsageError
-from sslguard.lineage.compare import Comparison, Watch, agreement, aligned, in_place, streams
+from sslguard.lineage.compare import Comparison, Watch, agreement, aligned, drawn_groups, in_place, streams
 from sslguard.lineage.order import Order
 from sslguard.lineage.parts import Group
 from sslguard.lineage.weights import Weights
@@ -213,14 +213,16 @@ def compare(
 
 
 def compare_initial(
-    initial: Weights, b: Weights, *, alpha: float = DEFAULT_ALPHA, n_claims: int = 1, seed: int = 0
+    initial: Weights, again: Weights, b: Weights, *, alpha: float = DEFAULT_ALPHA, n_claims: int = 1, seed: int = 0
 ) -> LineageVerdict:
     """Test whether a suspect was trained from initial weights that were drawn from a secret seed.
 
-    Null hypothesis: the suspect is independent of the secret. The order of its units has no part in the test.
+    Null hypothesis: the suspect is independent of the secret. The order of its units has no part in the test. Weights
+    that begin at fixed values are the same in every network of this kind, and are left out.
 
     Args:
         initial: The initial weights.
+        again: Initial weights of the same network from an independent seed.
         b: The suspect.
         alpha: Level of the decision, in (0, 1), shared among `n_claims`.
         n_claims: Number of claims.
@@ -231,7 +233,12 @@ def compare_initial(
         EncoderError: A weight cannot be read.
     """
     Range(above=0, below=1).check(alpha, "alpha")
-    tests = tuple(agreement(initial, b, align=align, seed=seed) for align in (False, True))
+    groups = drawn_groups(initial, again)
+    if not groups:
+        raise RefusedError(
+            f"the initial weights of {initial.name} do not depend on a seed, or no group of them is known"
+        )
+    tests = tuple(agreement(initial, b, groups, align=align, seed=seed) for align in (False, True))
     _check_reach(tests[0], alpha / n_claims)
     return LineageVerdict(initial.name, b.name, tests, None, None, alpha, n_claims, seeded=True)
 

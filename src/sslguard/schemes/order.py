@@ -121,8 +121,11 @@ class InitialKey(WeightsKey):
     secret: Secret
     architecture: dict[str, Any]
 
-    def weights(self) -> Weights:
+    def weights(self, *, again: bool = False) -> Weights:
         """Return the weights before training, drawn again.
+
+        Args:
+            again: Draw them from another seed.
 
         Raises:
             KeyFileError: The description is of no network.
@@ -132,7 +135,8 @@ class InitialKey(WeightsKey):
         from sslguard.training.pretraining import initial_seed
 
         try:
-            module, _ = build(self.architecture, seed=initial_seed(self.secret))
+            secret = self.secret.derive("another draw") if again else self.secret
+            module, _ = build(self.architecture, seed=initial_seed(secret))
         except UsageError as error:
             raise KeyFileError(f"the key's initial weights cannot be drawn: {error}") from error
         return replace(open_weights(module), name="initial weights")
@@ -142,7 +146,7 @@ class InitialKey(WeightsKey):
         from sslguard.lineage.verdict import compare_initial
 
         del released
-        return compare_initial(self.weights(), suspect, alpha=alpha, n_claims=n_claims)
+        return compare_initial(self.weights(), self.weights(again=True), suspect, alpha=alpha, n_claims=n_claims)
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return JSON fields, the secret included, and no tensors."""
