@@ -21,7 +21,7 @@ from sslguard.data.roles import ROLES
 from sslguard.report.markdown import table
 
 ENCODERS = ("shipped:simclr", "shipped:moco")
-STEPS = 100
+STEPS = 50
 N = 2000
 
 

@@ -43,6 +43,7 @@ _TESTED = 10_000
 _SECONDS = 2.0  # that each part of the sample may take, and less where a few items tell
 _ITEMS, _STEPS = 256, 4
 _GIB = 1 << 30
+_ENOUGH = {"head": 2000, "distilled": 8000}  # items of a marking, as docs/how-to/your-own-encoder.md says
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class Plan:
         memory: Peak of the process, in bytes.
         queries: Number of items that the encoder is asked about; 0 for a marking.
         needed: Fewest items with which the task can be done.
-        wanted: Items from which on more make little difference to whether the mark can be tested; as `needed` where
-            that is no question.
+        wanted: Items that a good result takes, by what was measured; as `needed` where that is no question.
         sampled: Seconds that the sample took.
     """
 
@@ -155,8 +155,7 @@ def _marking(encoder: Encoder, items: Data, sample: _Sample, scheme: Exact) -> _
         step, grown = _step(task, sample, scheme.batch_size)
         parts |= {"training": scheme.steps * step}
         memory += grown
-    axes = min(width, 1024) + scheme.protocol.functions
-    return parts, memory + 3 * 8 * first * (width + N_IMAGE), (0, 10, min(20 * axes, GEOMETRY_ITEMS))
+    return parts, memory + 3 * 8 * first * (width + N_IMAGE), (0, 10, _ENOUGH[scheme.mode])
 
 
 def _test(encoder: Encoder, items: Data, sample: _Sample, scheme: Exact) -> _Parts:

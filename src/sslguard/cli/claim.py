@@ -15,10 +15,11 @@ from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Positive, Ru
 from sslguard.cli.output import Result, bits, command, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions
 from sslguard.cli.remote import opened as asking
-from sslguard.errors import UsageError
+from sslguard.errors import SslguardError, UsageError
 
 if TYPE_CHECKING:
     from sslguard.crypto.sealing import Seal
+    from sslguard.schemes.base import Key
     from sslguard.verification.verdict import Verdict
 
 
@@ -188,7 +189,7 @@ def claim(
         given: tuple[object, ...] = ("--released", "RELEASED_ENCODER", "--suspect", suspect)
     else:
         whose = () if stored.key.pool else ("--own-data",)
-        given = ("--clean", "CLEAN_ENCODER", "--data", data, *whose, "--seed", seed)
+        given = ("--clean", _clean_of(stored.key), "--data", data, *whose, "--seed", seed)
     audit_it = command("audit", out, *given, "--commitment", commitment, "--report", "audit.html")
     return Result(fields, rows, verdict.exit_code, next=audit_it)
 
@@ -197,6 +198,16 @@ _WHOSE = {
     True: "an audit accepts the pool that the key is bound to, or the examiner's own data (--own-data)",
     False: "the key is bound to no pool, so an audit accepts the examiner's own data alone (--own-data)",
 }
+
+
+def _clean_of(key: Key) -> str:
+    """Return what names a key's clean encoder on this machine, as far as the key tells."""
+    source = str(getattr(getattr(key, "clean", None), "source", ""))
+    try:
+        check(encoders=[source])
+    except SslguardError:
+        return "CLEAN_ENCODER"
+    return source
 
 
 def _asked(verdict: Verdict, *, pool: bool) -> list[tuple[str, str]]:

@@ -76,7 +76,7 @@ def plan(
 def _items(n: int, needed: int, wanted: int) -> str:
     if n < needed:
         return f"{n:,}: too few, at least {needed:,} are needed"
-    return f"{n:,}, of {needed:,} needed" + (f"; some {wanted:,} make the mark's own test sharp" if n < wanted else "")
+    return f"{n:,}" + (f"; {wanted:,} are better" if n < wanted else f", of which {needed:,} are needed")
 
 
 def _following(task: str, encoder: str, data: str, scheme: str, mode: str | None, steps: int | None) -> str:

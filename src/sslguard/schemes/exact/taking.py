@@ -105,7 +105,7 @@ class Held:
         functions, placed = self._functions, key.bank.placed(self._h)
         bits = None
         if len(placed) >= 2 * (placed.shape[1] + functions.shape[1]):
-            bits = -key.sides(key.spectra_of(answers.astype(np.float64), placed, functions)[0]).both
+            bits = abs(key.sides(key.spectra_of(answers.astype(np.float64), placed, functions)[0]).both)
         return Taken(
             n_items=self._n,
             n_held=len(placed),
