@@ -146,7 +146,8 @@ def _after_verdict(verdict: Verdict, key: Path, suspect: str, data: str) -> str:
         beside = ("--seed", "SEED", "--commitment", "COMMITMENT", "--out", "bundle")
         return f"{command('claim', key, suspect, '--data', data, *beside)}, with the seed of an examiner"
     if verdict.significance.null == "exact" and verdict.significance.log2_pvalue < -_HINT:
-        return f"verify again with more items than these {verdict.significance.n_queries:,}: they show more"
+        more = f"more items than these {verdict.significance.n_queries:,} show more"
+        return f"{more}; --claims {verdict.n_claims + 1} shares the level with this look"
     return ""
 
 
