@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:                     ## list what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: setup data          ## mark an encoder, steal it, tell copies from innocents; writes demo/report.html in some four minutes
+demo: setup data          ## mark an encoder, steal it, tell copies from innocents; two to four minutes; writes demo/report.html
 	$(BIN)/sslguard demo --out demo
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ def test_the_same_call_again_only_reads(
     with pytest.raises(OutputError, match="other settings"):
         run_demo(result.out, settings=replace(settings, seed=8))
     assert (result.out / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_that_is_missing_is_written_again(
+    result: DemoResult, settings: DemoSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_run.paper, "beside", lambda *_: nullcontext())
+    (result.out / "report.html").unlink()
+    again = run_demo(result.out, settings=settings)
+    assert not again.again
+    assert again.fields["found"] == result.fields["found"]
+    assert (result.out / "report.html").exists()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -319,8 +319,8 @@ def _named(victims: Sequence[str]) -> dict[str, str]:
 def demo(*, out: Path | None = None, api: bool = False, output: Output = PRINTED) -> Result:
     """Mark an encoder, steal it, tell the copies from innocents, and write OUT/report.html.
 
-    It takes some four minutes on two cores, and downloads Fashion-MNIST (30 MB) where the machine does not have it. The
-    same command goes on where an earlier one was stopped. Where the package sslguard-testbed is installed, it tests
+    It takes two to four minutes on two cores, and downloads Fashion-MNIST (30 MB) where the machine does not have it.
+    The same command goes on where an earlier one was stopped. Where the package sslguard-testbed is installed, it tests
     more innocents, and shows the paper's scheme too.
 
     Args:

@@ -20,7 +20,7 @@ from sslguard.crypto.secrets import Secret
 from sslguard.data.base import check_unseen
 from sslguard.data.specs import open_data
 from sslguard.demo import paper
-from sslguard.demo.output import AUDIT, PAGE, PICTURE, Stages, write_report
+from sslguard.demo.output import AUDIT, PAGE, PICTURE, Clock, Stages, write_report
 from sslguard.demo.settings import DemoSettings
 from sslguard.demo.suspects import COPIED, MARKED, STOLEN, Pixels, Tested, asked, bits, innocents
 from sslguard.encoders.base import Embedder, Encoder
@@ -80,9 +80,11 @@ def run_demo(out: Path, *, settings: DemoSettings | None = None, progress: bool 
     """
     chosen = settings or DemoSettings.here()
     stages = Stages(Path(out), FILES.values(), chosen.plain(), shown=progress)
-    done = "created" in stages.fields and ("paper" in stages.fields) == (chosen.paper is not None)
+    done = "created" in stages.fields and (Path(out) / PAGE).exists()
     if not done:
-        check_unseen(*(open_data(spec) for spec in (chosen.roles.verify, chosen.roles.mark, chosen.roles.thief)))
+        with Clock(progress).stage("open the pictures; where this machine has none, download them (30 MB)"):
+            roles = chosen.roles
+            check_unseen(*(open_data(spec) for spec in (roles.verify, roles.mark, roles.thief)))
         with nullcontext() if chosen.paper is None else paper.beside(Path(out) / "paper", chosen):
             _prove(stages, chosen)
         if chosen.paper is not None:
@@ -188,9 +190,8 @@ def _report(stages: Stages, settings: DemoSettings) -> None:
     fields["created"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     fields["versions"] = versions()
     fields["commands"] = _commands(stages.out, settings)
-    pages = {PICTURE: picture_png(fields), PAGE: render_page(fields).encode()}
-    for name, content in pages.items():
-        write_report(stages.out, stages.fields, {name: content})
+    # The page comes last: where it is, everything is.
+    write_report(stages.out, fields, {PICTURE: picture_png(fields), PAGE: render_page(fields).encode()})
 
 
 def _commands(out: Path, settings: DemoSettings) -> list[str]:
