@@ -6,9 +6,9 @@ Parts (`--parts`):
   derived  what was made of shipped:simclr: bits in place; the same behind a thief who permutes and rescales hidden
            units; by the initial weights; by a secret order
   large    seconds and memory of a pair of larger networks, each in a process of its own; a decoder of 7 billion weights
-           is made on the fly, three layers of it are compared, and the rest is extrapolated
+           is made on the fly, some layers of it are compared (--layers), and the rest is extrapolated
 
-Run: python benchmarks/lineage.py [--parts nulls derived large] [--pairs 200] [--secrets 100]
+Run: python benchmarks/lineage.py [--parts nulls derived large] [--pairs 200] [--secrets 100] [--layers 3]
 """
 
 from __future__ import annotations
@@ -296,8 +296,8 @@ LARGE = {
 }
 
 
-def one_pair(name: str, kind: str) -> dict[str, Any]:
-    """Compare a network with a noisy copy, or with a stranger of the same shapes."""
+def one_pair(name: str, kind: str, layers: str) -> dict[str, Any]:
+    """Compare a network with a noisy copy, or with a stranger of the same shapes; of the decoder so many layers."""
     prepare()
     source: Any = LARGE[name]
     a = on_the_fly(name, source, 0, 1, 0) if isinstance(source, dict) else open_weights(source)
@@ -312,7 +312,7 @@ def one_pair(name: str, kind: str) -> dict[str, Any]:
     else:
         b = on_the_fly("stranger", dict(a.shapes), 0, 2, 0)
     groups = find_groups(a)
-    measured = [groups[0], *groups[1:4]] if name.startswith("decoder") else groups
+    measured = groups[1 : 1 + int(layers)] if name.startswith("decoder") else groups
     before, begun = time.process_time(), time.perf_counter()
     found = in_place(a, b, measured)
     spent = time.process_time() - before
@@ -330,11 +330,11 @@ def one_pair(name: str, kind: str) -> dict[str, Any]:
     return row
 
 
-def large(names: Iterable[str], keep: Callable[[dict[str, Any]], None]) -> None:
+def large(names: Iterable[str], layers: int, keep: Callable[[dict[str, Any]], None]) -> None:
     """Compare each network with a copy and a stranger; `keep` is given all figures so far after each."""
     rows: dict[str, Any] = {}
     for name, kind in itertools.product(names, ("copy", "stranger")):
-        command = [sys.executable, __file__, "--pair", name, kind]
+        command = [sys.executable, __file__, "--pair", name, kind, str(layers)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         rows[f"{name}, {kind}"] = json.loads(done.stdout.splitlines()[-1])
         keep(rows)
@@ -343,7 +343,7 @@ def large(names: Iterable[str], keep: Callable[[dict[str, Any]], None]) -> None:
 
 def main() -> None:
     given = options(
-        __doc__, parts=("nulls", "derived", "large"), pairs=200, secrets=100, pair=(), networks=tuple(LARGE)
+        __doc__, parts=("nulls", "derived", "large"), pairs=200, secrets=100, layers=3, pair=(), networks=tuple(LARGE)
     )
     if given.pair:
         print(json.dumps(one_pair(*given.pair)))
@@ -358,7 +358,7 @@ def main() -> None:
             figures[part] = derived()
         else:
             figures.setdefault(part, {})
-            large(given.networks, lambda rows: figures["large"].update(rows) or save("lineage", figures))
+            large(given.networks, given.layers, lambda rows: figures["large"].update(rows) or save("lineage", figures))
         save("lineage", figures)
     header = ("derived from shipped:simclr", "in place", "permuted, rescaled", "initial weights", "secret order")
     rows = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -173,3 +174,23 @@ def test_weights_that_layers_share_and_constants_are_left_out() -> None:
             return self.end(torch.relu(self.again(torch.relu(self.two(x)))))
 
     assert groups(Shared()) == {}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        '["transpose.int", [{"n": 0}], {"dim0": 1, "dim1": 2}]',
+        '["mean.dim", [{"n": 0}], {"dim": [1]}]',
+        '["cat.default", [[{"n": 0}, {"n": 0}]], {"dim": 1}]',
+        '["linear.default", [{"n": 0}], {"weight": {"w": "b"}}]',
+        '["conv2d.default", [{"x": 0}, {"n": 0}], {}]',
+    ],
+)
+def test_programs_in_another_spelling_end_in_no_groups_or_good_ones(node: str) -> None:
+    """Arguments by name, and what is read as a weight but is none."""
+    state = {"a": "parameter float32 4 4 1 1", "b": "parameter float32 5 12"}
+    nodes = ['["conv2d.default", [{"x": 0}, {"w": "a"}], {}]', node]
+    weights = open_weights({"a": torch.randn(4, 4, 1, 1), "b": torch.randn(5, 12)})
+    program = {"state": state, "nodes": nodes, "output": {"n": 1}}
+    assert traced_groups(replace(weights, program=program, item=(4, 12, 12))) == []
+    assert traced_groups(replace(weights, program={**program, "nodes": ["?"]}, item=(4, 12, 12))) == []

@@ -92,9 +92,12 @@ def traced_groups(weights: Weights) -> list[Group]:
         return []
     state = weights.program["state"] if isinstance(weights.program, dict) else {}
     tracing = _Tracing(weights.shapes, state, weights.item)
-    for place, step in enumerate(steps):
-        tracing.follow(place, step)
-    tracing.end(output)
+    try:
+        for place, step in enumerate(steps):
+            tracing.follow(place, step)
+        tracing.end(output)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return []  # arguments in a form that is not known: a program may come from anybody
     return tracing.groups()
 
 
