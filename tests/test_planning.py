@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,3 +75,16 @@ def test_the_command_says_what_comes_next(pictures, tmp_path, monkeypatch):
     few = sslguard("plan", SMALL, "--data", "x.npy", "--task", "verify").out
     assert "300: too few, at least 500 are needed" in few
     assert sslguard("plan", SMALL, "--data", "x.npy", "--task", "sell").code == 2
+
+
+RECORDED = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "planning.json").read_text())
+
+
+@pytest.mark.parametrize("encoder", ["shipped:simclr"])
+def test_recorded_plans_lie_within_a_factor_of_two_of_what_came(encoder):
+    cases = RECORDED["encoders"][encoder]
+    assert len(cases) == 5
+    for name, found in cases.items():
+        assert found["sample_seconds"] <= 10, name
+        for what in ("seconds", "memory_gb"):
+            assert 0.5 <= found[f"foretold_{what}"] / found[what] <= 2, (name, what)

@@ -83,8 +83,9 @@ def test_a_mistake_ends_in_one_sentence_before_torch_is_imported(found, line):
 NEEDED = {
     *("torch", "torchgen", "cuda", "tqdm", "typing_extensions", "numpy", "scipy", "safetensors", "PIL"),
     *("cryptography", "cyclopts", "attr", "attrs"),
+    "charset_normalizer",  # by numpy.f2py, where the packages of the documents have installed it
 }
-HEAVY = {"torch._dynamo", "torch._inductor", "torch.onnx", "scipy.stats"}
+HEAVY = {"torch._dynamo", "torch._inductor", "torch.onnx", "scipy.stats", "scipy.optimize"}
 IMPORTED = """
 import json, sys
 from sslguard.cli.entry import main
