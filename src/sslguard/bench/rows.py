@@ -194,7 +194,7 @@ def _row(kind: Any, suspect: str, result: Mapping[str, Any], common: Mapping[str
         **measured,
         log2_pvalue=pvalue,
         floor_log2=None if pvalue is None else -float(SECRET_BITS),
-        uncapped_bits=None if uncapped is None else -uncapped,
+        uncapped_bits=None if uncapped is None else abs(uncapped),
         refused=result.get("refused") or result.get("unscored"),
         **common,
     )

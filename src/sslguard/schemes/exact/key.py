@@ -206,7 +206,7 @@ class ExactKey(Key):
         spectra, kind = self.spectra(answers, data, n)
         significance = self.test(spectra, kind)
         return Score(
-            value=-significance.details["log2_pvalue_uncapped"], n_queries=spectra.moments.n, evidence=significance
+            value=abs(significance.details["log2_pvalue_uncapped"]), n_queries=spectra.moments.n, evidence=significance
         )
 
     def spectra(
