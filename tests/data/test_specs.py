@@ -19,9 +19,10 @@ from helpers.data_on_disk import accept_any_checksum, everything, idx, noise, ro
 from sslguard.data import cache as cache_module
 from sslguard.data import sources, texts, vader
 from sslguard.data.base import overlap
-from sslguard.data.names import SPLITS, TEXT_FORMS, VADER_ROLES
+from sslguard.data.names import SPLITS, TEXT_FORMS, VADER_ROLES, parse_data
 from sslguard.data.specs import SETS, open_data
-from sslguard.errors import DataError, UsageError
+from sslguard.encoders.names import check_encoder
+from sslguard.errors import DataError, EncoderError, UsageError
 
 __all__ = ["root"]  # a fixture
 
@@ -370,3 +371,25 @@ def test_what_is_checked_early_is_what_can_be_opened() -> None:
     assert SPLITS.keys() == SETS.keys()
     assert tuple(vader.FILES) == VADER_ROLES
     assert (*texts._READERS, ".parquet") == TEXT_FORMS
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "kind", "split", "slices"),
+    [
+        (r"C:\d\x.npz:train[0:5]", r"C:\d\x.npz", "npz", "train", ((0, 5),)),
+        (r"C:\d\x.npy[2:]", r"C:\d\x.npy", "npy", "", ((2, None),)),
+        (r"C:\my pictures", r"C:\my pictures", "folder", "", ()),
+    ],
+)
+def test_a_drive_of_windows_is_no_name_of_a_set(spec, path, kind, split, slices, monkeypatch):
+    monkeypatch.setattr("sslguard.data.names.exists", lambda text: text == path)
+    monkeypatch.setattr(Path, "is_dir", lambda self: kind == "folder")
+    named = parse_data(spec)
+    assert (named.kind, named.name, named.split, named.slices) == (kind, path, split, slices)
+
+
+def test_a_path_of_windows_that_is_missing_is_called_a_path():
+    with pytest.raises(DataError, match="does not exist: give a folder"):
+        parse_data(r"C:\nowhere[0:5]")
+    with pytest.raises(EncoderError, match=r"there is no file C:\\w\.pth"):
+        check_encoder(r"timm:resnet50:C:\w.pth@96")
