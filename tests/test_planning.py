@@ -80,7 +80,7 @@ def test_the_command_says_what_comes_next(pictures, tmp_path, monkeypatch):
 RECORDED = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "planning.json").read_text())
 
 
-@pytest.mark.parametrize("encoder", ["shipped:simclr"])
+@pytest.mark.parametrize("encoder", ["shipped:simclr", "shipped:moco"])
 def test_recorded_plans_lie_within_a_factor_of_two_of_what_came(encoder):
     cases = RECORDED["encoders"][encoder]
     assert len(cases) == 5
