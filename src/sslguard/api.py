@@ -29,6 +29,7 @@ from sslguard.encoders.names import TEXT_NETWORKS
 from sslguard.encoders.own import check_built, check_writable, confirm, needed
 from sslguard.encoders.wrapped import LocalSuspect
 from sslguard.errors import EncoderError, KeyFileError, RefusedError, UsageError
+from sslguard.report.card import card
 from sslguard.schemes.base import Key, Scheme, Watermarked
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import StoredKey, open_key, save_key
@@ -102,6 +103,16 @@ class Marked(Watermarked):
     not_written: str = ""
     order: Order | None = None
     not_ordered: str = ""
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "scheme": self.key.scheme,
+            "saved": "" if self.folder is None else f"{self.folder}/encoder and {self.folder}/key",
+            "formats": ", ".join(self.formats),
+            "a verification needs": self.needs,
+            "unreadable items": len(self.unreadable) or "",
+        }
+        return card("marked encoder and its key", rows.items())
 
 
 class Attacked(NamedTuple):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sslguard.claims.strength import Strength
 from sslguard.errors import UsageError
+from sslguard.report.card import card
 from sslguard.schemes.order import WeightsKey
 from sslguard.schemes.registry import key_class
 from sslguard.settings import Range
@@ -175,6 +176,9 @@ class Audit:
     def exit_code(self) -> int:
         """Exit code of the command line: 0 derived, 1 not shown, 3 forged, 4 not checkable."""
         return _EXIT[self.decision]
+
+    def _repr_html_(self) -> str:
+        return card(self.decision, ((check.name, f"{check.status}: {check.words}") for check in self.checks))
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole result as JSON values."""

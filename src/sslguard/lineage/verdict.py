@@ -12,6 +12,7 @@ from sslguard.lineage.compare import Comparison, Watch, agreement, aligned, draw
 from sslguard.lineage.order import Order
 from sslguard.lineage.parts import Group
 from sslguard.lineage.weights import Weights
+from sslguard.report.card import card
 from sslguard.settings import Range
 from sslguard.stats.corrections import bonferroni, fisher
 from sslguard.stats.direction import SECRET_BITS
@@ -102,6 +103,11 @@ class LineageVerdict:
     def exit_code(self) -> int:
         """0 for shared weights, 1 for not shown."""
         return 0 if self.decision == "shared weights" else 1
+
+    def _repr_html_(self) -> str:
+        evidence = f"{abs(self.log2_pvalue):.1f} bits (p = 2^{-abs(self.log2_pvalue):.1f})"
+        rows = {"network": self.a, "suspect": self.b, "evidence": evidence, "meaning": self.meaning}
+        return card(self.decision, rows.items())
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""

@@ -18,6 +18,7 @@ from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import as_suspect
 from sslguard.errors import SslguardError, SuspectError, UsageError
 from sslguard.lineage.verdict import LineageVerdict
+from sslguard.report.card import card
 from sslguard.schemes.base import Key, Score
 from sslguard.stats.significance import Significance, rejects
 from sslguard.suspects.base import checked
@@ -75,6 +76,19 @@ class Verdict:
         """Rank, gap, kinds of controls and warnings: see `RankNull.findings`."""
         null, found = self.rank or (self.null, self.significance)
         return null.findings(found)
+
+    def _repr_html_(self) -> str:
+        found = self.significance
+        rows = {
+            "suspect": self.suspect,
+            "evidence": f"{abs(found.log2_pvalue):.1f} bits (p = {found.pvalue:.3g})",
+            "level": f"{self.alpha:.3g}" + (f", shared by {self.n_claims} claims" if self.n_claims > 1 else ""),
+            "null": self.null.describe(),
+            "queries": f"{found.n_queries:,}" + (f", {self.n_missing:,} unanswered" if self.n_missing else ""),
+            "watermark rate": "" if self.watermark_rate is None else f"{self.watermark_rate:.2f}",
+            "lineage": "" if self.lineage is None else f"{self.lineage.decision}: {self.lineage.meaning}",
+        }
+        return card(self.decision, rows.items())
 
     def to_json(self) -> dict[str, Any]:
         """Return every figure of the verdict as JSON values. Single answers are left out."""
