@@ -58,12 +58,10 @@ def neighbour(core: int) -> Iterator[None]:
 def timed(arguments: Sequence[str], environment: Mapping[str, str], codes: Sequence[int]) -> tuple[float, float]:
     """Seconds on the clock and CPU seconds of a command, which must end with one of these exit codes."""
     before, begun = os.times(), time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "sslguard.cli", *arguments], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
     seconds, after = time.perf_counter() - begun, os.times()
     if done.returncode not in codes:
-        raise SystemExit(f"sslguard {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
+        raise SystemExit(f"python {' '.join(arguments)} ended with {done.returncode}: {done.stderr}")
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     return seconds, spent
 
@@ -80,11 +78,15 @@ def main() -> None:
         plain.pop("PYTHONDONTWRITEBYTECODE", None)
         plain["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
         spinning = {**plain, "OMP_WAIT_POLICY": "ACTIVE"}
-        verify = ("verify", str(folder / "key"), str(folder / "stolen"), "--data", data("verify").spec, "--quiet")
+        program = ("-m", "sslguard.cli")
+        suspect = (str(folder / "key"), str(folder / "stolen"))
+        verify = (*program, "verify", *suspect, "--data", data("verify").spec, "--quiet")
+        called = f"import sslguard; sslguard.verify({suspect[0]!r}, {suspect[1]!r}, {data('verify').spec!r})"
         verdict = (0, 1)
         runs = {
-            "help": (("--help",), plain, (0,), False),
-            "usage error": (("verify", "nokey", "nosus", "--data", "nope"), plain, (3,), False),
+            "help": ((*program, "--help"), plain, (0,), False),
+            "usage error": ((*program, "verify", "nokey", "nosus", "--data", "nope"), plain, (3,), False),
+            "import and verify in Python": (("-c", called), plain, (0,), False),
             "verify": (verify, plain, verdict, False),
             "verify, busy neighbour": (verify, plain, verdict, True),
             "verify, 2 threads that spin": ((*verify, "--threads", "2"), spinning, verdict, False),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from helpers.images import SIZE, CountingTeacher, random_images
+from sslguard.cli import again
 from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
@@ -34,6 +35,15 @@ LIBRARIES = (
     *("encoders/test_checkpoints.py", "encoders/test_onnx.py", "encoders/test_sentences.py"),
     *("encoders/test_formats.py", "encoders/test_vision.py"),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def records_of_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep records of commands that tests run out of the user's cache."""
+    folder = tmp_path_factory.mktemp("records")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(again, "cache_dir", lambda: folder)
+        yield
 
 
 def _below_tests(path: Path, names: tuple[str, ...]) -> bool:

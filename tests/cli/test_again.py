@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from helpers.command_line import Ran, done, sslguard
+from sslguard.cli import again
 from sslguard.cli.again import paths_in
 
 
@@ -18,7 +19,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with an array of pictures and a folder of two."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (160, 16, 16), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SSLGUARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(again, "cache_dir", lambda: tmp_path / "cache")
     return tmp_path
 
 

@@ -19,7 +19,6 @@ SETTINGS = ("--n-queries", "100", "--functions", "8", "--rank", "2")
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a folder of 400 pictures."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SSLGUARD_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photos").mkdir()
     coarse = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 3), dtype=np.uint8)
     for number, picture in enumerate(coarse):
