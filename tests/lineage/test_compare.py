@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from sslguard.crypto.secrets import Secret
 from sslguard.errors import RefusedError
 from sslguard.lineage.compare import agreement, aligned, in_place
-from sslguard.lineage.groups import Group, Part, find_groups, ordered
+from sslguard.lineage.groups import find_groups
 from sslguard.lineage.matching import reordered
+from sslguard.lineage.parts import Group, Part, ordered
 from sslguard.lineage.verdict import compare, compare_initial
 from sslguard.lineage.weights import open_weights
 from sslguard.stats.fixed_points import log2_fixed_points

@@ -11,7 +11,8 @@ from torch import nn
 
 from sslguard.encoders.load import load_encoder
 from sslguard.errors import UsageError
-from sslguard.lineage.groups import Group, Part, described, find_groups, ordered
+from sslguard.lineage.groups import described, find_groups
+from sslguard.lineage.parts import Group, Part, ordered
 from sslguard.lineage.weights import Weights, open_weights
 
 

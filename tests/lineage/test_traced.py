@@ -176,6 +176,16 @@ def test_weights_that_layers_share_and_constants_are_left_out() -> None:
     assert groups(Shared()) == {}
 
 
+def test_a_network_below_a_marks_head_leaves_in_a_secret_order() -> None:
+    items = torch.rand((300, 1, 12, 12), generator=torch.Generator().manual_seed(1))
+    settings = {"mode": "head", "protocol": {"n_queries": 60}}
+    marked = sslguard.watermark(plain(0), items, scheme="exact", settings=settings)
+    assert marked.order is not None
+    assert marked.order.groups == ("encoder.net.0",)
+    found = sslguard.compare_weights(marked.encoder, plain(0).state_dict())
+    assert found.tests[0].matched < 10  # the clean network stands in its own order
+
+
 @pytest.mark.parametrize(
     "node",
     [

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sslguard.errors import RefusedError
 from sslguard.lineage.groups import find_groups
-from sslguard.lineage.matching import NEAREST_ABOVE, Places, Units, matched, units_of
+from sslguard.lineage.matching import NEAREST_ABOVE, Places, matched, units_of
 from sslguard.lineage.parts import Group, Part
 from sslguard.lineage.weights import Weights, corresponding
 from sslguard.stats.corrections import fisher
@@ -286,6 +286,6 @@ class _Pair:
 
     def match(self, parts: Sequence[Part], rng: np.random.Generator, partners: Mapping[str, Places]) -> Places:
         """Return the partner in B of each unit, after B's other axes were put in order where partners are known."""
-        ours: list[Units] = [units_of(self.a.read(part.tensor), part) for part in parts]
-        theirs = [units_of(self.b.read(self.names[part.tensor]), part, partners.get(part.other)) for part in parts]
+        ours = (units_of(self.a.read(part.tensor), part) for part in parts)
+        theirs = (units_of(self.b.read(self.names[part.tensor]), part, partners.get(part.other)) for part in parts)
         return matched(ours, theirs, rng)

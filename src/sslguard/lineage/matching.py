@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
@@ -61,7 +61,9 @@ def comparable(units: Units) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     plain = _scaled(units, (1, 2))
     both = [plain] if units.shape[1] == 1 else [plain, _scaled(_scaled(plain, (0, 2)), (1, 2))]
     vectors = [_centred(x.reshape(len(x), -1), live) for x in both]
-    return np.concatenate(vectors, 1) / np.float32(len(both) ** 0.5), live
+    found = np.concatenate(vectors, 1)
+    found /= np.float32(len(both) ** 0.5)
+    return found, live
 
 
 def _centred(x: NDArray[np.float32], live: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -81,7 +83,7 @@ def _scaled(x: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32
     return np.divide(x, length, dtype=np.float32)
 
 
-def matched(a: Sequence[Units], b: Sequence[Units], rng: np.random.Generator) -> Places:
+def matched(a: Iterable[Units], b: Iterable[Units], rng: np.random.Generator) -> Places:
     """Return for each unit of A its partner in B.
 
     Up to 4,096 units it is the assignment with the largest sum of cosines over all parts; above, the unit with the
@@ -90,19 +92,17 @@ def matched(a: Sequence[Units], b: Sequence[Units], rng: np.random.Generator) ->
     would be matched in order.
 
     Args:
-        a: Parts of A.
+        a: Parts of A, taken one at a time: all of them need not fit into memory.
         b: Parts of B, in the same order.
         rng: Generator of the shuffling.
     """
-    n = len(a[0])
-    total = np.zeros((n, n), np.float32)
-    alive = [np.zeros(n, bool), np.zeros(n, bool)]
-    for ours, theirs in zip(a, b, strict=True):
-        sides = []
-        for number, units in enumerate((ours, theirs)):
-            vectors, live = comparable(units)
-            alive[number] |= live
-            sides.append(_projected(vectors) if n > NEAREST_ABOVE else vectors)
+    total, alive, n = np.zeros((0, 0), np.float32), [np.zeros(0, bool)] * 2, 0
+    first, second = iter(a), iter(b)
+    for ours in first:
+        if not n:
+            n = len(ours)
+            total, alive = np.zeros((n, n), np.float32), [np.zeros(n, bool), np.zeros(n, bool)]
+        sides = [_compared(ours, alive[0]), _compared(next(second), alive[1])]
         total += sides[0] @ sides[1].T
     rows, columns = (rng.permutation(np.flatnonzero(live)) for live in alive)
     found = np.full(n, -1)
@@ -114,6 +114,13 @@ def matched(a: Sequence[Units], b: Sequence[Units], rng: np.random.Generator) ->
     i, j = _assignment()(total[np.ix_(rows, columns)], maximize=True)
     found[rows[i]] = columns[j]
     return found
+
+
+def _compared(units: Units, alive: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the vectors of units, and note in `alive` which of them have any weight."""
+    vectors, live = comparable(units)
+    alive |= live
+    return _projected(vectors) if len(units) > NEAREST_ABOVE else vectors
 
 
 @cache

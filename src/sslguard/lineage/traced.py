@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -91,14 +92,23 @@ def traced_groups(weights: Weights) -> list[Group]:
     except UsageError:
         return []
     state = weights.program["state"] if isinstance(weights.program, dict) else {}
-    tracing = _Tracing(weights.shapes, state, weights.item)
+    shapes = {name: weights.shapes.get(f"{weights.below}{name}", ()) for name in state}
+    tracing = _Tracing(shapes, state, weights.item)
     try:
         for place, step in enumerate(steps):
             tracing.follow(place, step)
         tracing.end(output)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return []  # arguments in a form that is not known: a program may come from anybody
-    return tracing.groups()
+    return [_below(weights.below, group) for group in tracing.groups()]
+
+
+def _below(name: str, group: Group) -> Group:
+    """Return a group of a network that stands below a name."""
+    parts, along = (
+        tuple(replace(part, tensor=f"{name}{part.tensor}") for part in some) for some in (group.features, group.others)
+    )
+    return replace(group, name=f"{name}{group.name}", features=parts, others=along)
 
 
 class _Tracing:

@@ -41,6 +41,7 @@ class Weights:
         shapes: Name of each tensor → its shape.
         fetch: Returns the tensor of a name.
         program: Operations of a network of the user's own, where they are known: see `encoders.program`.
+        below: What stands before the names of its weights here: a mark's head may lie behind the network.
         item: Shape of what it takes; (2, `TOKENS`) for tokens.
     """
 
@@ -48,6 +49,7 @@ class Weights:
     shapes: Mapping[str, tuple[int, ...]]
     fetch: Callable[[str], Tensor]
     program: object = None
+    below: str = ""
     item: tuple[int, ...] = ()
 
     def read(self, name: str) -> NDArray[np.float32]:
@@ -101,7 +103,7 @@ def open_weights(source: Weights | Encoder | nn.Module | Mapping[str, Tensor] | 
     named = parse_encoder(text)
     if named.kind == "folder":
         found = of_files(text, [Path(named.name) / WEIGHTS])
-        own = any(name.startswith("net.") for name in found.shapes)
+        own = any(name.startswith(("net.", "encoder.net.")) for name in found.shapes)
         return _with_program(found, load_encoder(text)) if own else found
     if named.kind in ("hf", "local-dir"):
         return of_files(text, weight_files(Path(named.name)))
@@ -153,7 +155,8 @@ def _with_program(weights: Weights, encoder: Encoder) -> Weights:
         item = (preprocess.channels, preprocess.height, preprocess.width)
     else:
         item = tuple(getattr(preprocess, "shape", ())) or (2, TOKENS)
-    return replace(weights, program=program, item=item)
+    below = "encoder." if "head" in encoder.architecture else ""
+    return replace(weights, program=program, below=below, item=item)
 
 
 def _of_state(name: str, state: Mapping[str, Tensor]) -> Weights:
