@@ -3,7 +3,8 @@
 Each command is a process of its own on two cores, its bytecode compiled before, as an installation does. Seconds on the
 clock and CPU seconds (user and system), medians of the rounds; all commands in turn, so that a drift of the machine
 meets each. Ratios compare a verification beside a busy neighbour, a process that never sleeps on one of the two cores,
-with the same verification without it. Torch's own choice of threads is measured too (`--threads` 2, spinning).
+with the same verification without it. The call in Python runs on one thread. Torch's own choice of threads is measured
+too (`--threads` 2, spinning).
 
 Run: python benchmarks/startup.py [--rounds 5]   (a minute or two; it makes a key and steals the encoder first)
 """
@@ -86,7 +87,7 @@ def main() -> None:
         runs = {
             "help": ((*program, "--help"), plain, (0,), False),
             "usage error": ((*program, "verify", "nokey", "nosus", "--data", "nope"), plain, (3,), False),
-            "import and verify in Python": (("-c", called), plain, (0,), False),
+            "import and verify in Python": (("-c", called), {**plain, "OMP_NUM_THREADS": "1"}, (0,), False),
             "verify": (verify, plain, verdict, False),
             "verify, busy neighbour": (verify, plain, verdict, True),
             "verify, 2 threads that spin": ((*verify, "--threads", "2"), spinning, verdict, False),

@@ -234,7 +234,7 @@ def steal(
         data: What the victim is asked.
         out: Folder of the surrogate; an encoder that is there is replaced.
         arch: The surrogate's network; a linear layer maps it to the victim's width.
-        queries: Ask only the first so many items.
+        queries: Ask only the first so many items; by default all.
         size: Height and width of the surrogate's images in pixels; by default those of the victim, but at most 64.
         augment: Ask and learn from random views, each a query of its own.
         seed: Of initialisation, order and views.
