@@ -275,10 +275,11 @@ class _Pair:
             part = group.features[0]
             twin = ""
             for side, values in enumerate((self.a.read(part.tensor), self.b.read(self.names[part.tensor]))):
-                own = np.ravel(values)[:SAMPLED]
+                own = np.array(np.ravel(values)[:SAMPLED])
                 others = seen.setdefault((side, values.shape, part.axis), [])
                 twin = twin or next((name for name, other in others if _alike(own, other)), "")
-                others.append((group.name, np.array(own)))
+                others.append((group.name, own))
+            del values
             if twin:
                 self.left_out.append((group.name, f"its weights are a copy of those of {twin}"))
             else:

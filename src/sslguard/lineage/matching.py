@@ -69,18 +69,22 @@ def comparable(units: Units) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
 def _centred(x: NDArray[np.float32], live: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return rows of length 1 without what the live ones have in common."""
     if live.any():
-        x = np.where(live[:, None], x - x[live].mean(0), np.float32(0))
+        x = x - x.mean(0, where=live[:, None])
+        x[~live] = 0
     return _scaled(x, (1,))
 
 
 def _scaled(x: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:
     """Return `x` with length 1 over these axes. The largest is divided out first, against overflow."""
-    largest = np.abs(x).max(axes, keepdims=True, initial=0)
+    # No temporary array of the size of x: a layer may take a good part of the memory.
+    largest = np.maximum(x.max(axes, keepdims=True, initial=0), -x.min(axes, keepdims=True, initial=0))
     largest[largest == 0] = 1
     x = np.divide(x, largest, dtype=np.float32)
-    length = np.sqrt(np.square(x).sum(axes, keepdims=True))
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    length = np.sqrt(np.einsum(x, list(range(x.ndim)), x, list(range(x.ndim)), kept)).reshape(largest.shape)
     length[length == 0] = 1
-    return np.divide(x, length, dtype=np.float32)
+    x /= length
+    return x
 
 
 def matched(a: Iterable[Units], b: Iterable[Units], rng: np.random.Generator) -> Places:
