@@ -66,7 +66,7 @@ def thieves() -> dict[str, dict[str, dict[str, Any]]]:
     needed, found = LEVEL_BITS + DATED_TRIES + READINGS, dict[str, dict[str, list[bool]]]()
     for cell in cells():
         named = re.fullmatch(
-            r"attack-(\w+)-(head|gentle|weights)-0-(centred|mse|infonce)(.*)-[0-9a-f]{12}", cell["name"]
+            r"attack-\w+-(head|gentle|weights)-0-(?:centred|mse|infonce)(.*)-[0-9a-f]{12}", cell["name"]
         )
         if cell["group"] != "attack" or named is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def test_tables_and_rates_are_those_of_the_recorded_results(tmp_path: Path, monk
             copied.write_bytes(getattr(validation, name).read_bytes())
             monkeypatch.setattr(validation, name, copied)
         validation.main()
+        rates = json.loads(wanted[1])
+        assert set(rates["copies"]) == {"head", "gentle", "weights"}
+        assert sum(rate["n"] for kinds in rates["copies"].values() for rate in kinds.values()) > 100
         assert (validation.PAGE.read_bytes(), validation.RATES.read_bytes()) == wanted
     finally:
         for name in ("validation", "common"):
