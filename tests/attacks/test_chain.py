@@ -149,7 +149,7 @@ class TestSteps:
 
     def test_record_adds_seconds_and_counts_no_queries_where_none_were_asked(self, images, tiny):
         record = Chain((Noted([]), Noted([]), Prune(0.5)))(tiny(1), images(4), seed=5).record
-        assert record["seconds"] == 3.0
+        assert 3.0 <= record["seconds"] < 4  # those of the last step are its own
         assert "queries" not in record
 
 

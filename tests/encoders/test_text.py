@@ -698,8 +698,8 @@ def test_students_of_the_other_modality_are_refused(
     bert: Encoder, tmp_path: Path, images: Callable[..., Any], tiny: Callable[..., Encoder]
 ) -> None:
     texts = open_data(f"text:{reviews(tmp_path / 'a.csv')}")
-    with pytest.raises(UsageError, match="'resnet-small' takes no texts: choose bag-of-words or word-transformer"):
-        steal(bert, texts, recipe=Distillation(steps=1))
+    with pytest.raises(UsageError, match="'plain-small' takes no texts: choose bag-of-words or word-transformer"):
+        steal(bert, texts, recipe=Distillation("plain-small", steps=1))
     with pytest.raises(UsageError, match="bag-of-words takes texts, and noise-0-4 holds images"):
         steal(tiny(), images(4), recipe=Distillation("bag-of-words", steps=1))
     with pytest.raises(UsageError, match="augmentation makes views of images, and this student takes texts"):

@@ -208,7 +208,7 @@ class TestMemory:
         with running(load_encoder("random:resnet-narrow:1"), Settings(max_pixels=1 << 20)) as served:
             large = _picture(2048)
             found: list[int] = []
-            first = threading.Thread(target=lambda: found.append(_asked(served, {"images": [large] * 4}).status_code))
+            first = threading.Thread(target=lambda: found.append(_asked(served, {"images": [large] * 12}).status_code))
             first.start()
             second, until = 200, time.monotonic() + 8
             while second == 200 and time.monotonic() < until:

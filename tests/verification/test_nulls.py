@@ -52,8 +52,8 @@ def test_a_rank_counts_ties_against_the_claim_and_keeps_what_was_published():
 
 
 def test_charges():
-    for null, dated in ((ExactNull(), 20), (RankNull(9), 0)):
-        assert null.charge(dated=False) == 1 << 64
+    for null, undated, dated in ((ExactNull(), 64 + 6, 20 + 6), (RankNull(9), 64, 0)):
+        assert null.charge(dated=False) == 1 << undated
         assert null.charge(dated=True) == 1 << dated
         assert null.charge(dated=True, n_queries=60, n_zero=3) == math.comb(60, 3) << dated
         assert null.charge(dated=True, n_queries=10**6, n_zero=10**5) > 1 << 256

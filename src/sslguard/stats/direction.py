@@ -126,7 +126,7 @@ def direction_test(
         log2_pvalue=max(tail, -float(SECRET_BITS)),
         floor=2.0**-SECRET_BITS,
         null="exact",
-        n_queries=n_queries,
+        n_queries=count("n_queries", n_queries, minimum=1),
         statistic_name="z of the direction test",
         details={"cosine": cosine, "dimension": u.size, "log2_tail": tail},
     )

@@ -55,9 +55,9 @@ class TestDescription:
     def test_every_setting_and_rule_is_in_the_digest(self):
         base = Protocol()
         others = {name: Protocol(**{name: value}) for name, value in (("functions", 63), ("rank", 5), ("spread", 7.5))}
-        others["n_queries"] = Protocol(n_queries=501)
+        others["n_queries"], others["pool"] = Protocol(n_queries=501), Protocol(pool="1:" + "ab" * 32)
         assert set(others) == set(vars(base))
-        assert len({one.digest() for one in (base, *others.values())}) == 5
+        assert len({one.digest() for one in (base, *others.values())}) == 6
 
     @pytest.mark.parametrize("rule", sorted(Protocol().to_json().keys() - vars(Protocol()).keys()))
     def test_other_rules_are_refused(self, rule):

@@ -259,7 +259,7 @@ def test_command_line(tiny, tmp_path):
     line = ("watermark", tmp_path / "clean", "--data", f"{tmp_path}/pictures.npy[0:300]", "--out", tmp_path / "m")
     exact = ("--scheme", "exact", "--mode", "head", "--n-queries", "250", "--sub-keys", "2")
     pool = ("--pool", f"{tmp_path}/pictures.npy[300:600]")
-    assert sslguard(*line, "--sub-keys", "2").code == 2
+    assert sslguard(*line, "--scheme", "sslguard", "--sub-keys", "2").code == 2
     assert done(*line, *exact, *pool)["settings"]["sub_keys"] == 2
     key, suspect = tmp_path / "m/key", tmp_path / "m/encoder"
     asked = ("--data", f"{tmp_path}/pictures.npy[300:600]")
