@@ -207,16 +207,21 @@ class TestMemory:
     def test_pixels_beyond_the_limit_are_refused_before_they_are_decoded(self) -> None:
         with running(load_encoder("random:resnet-narrow:1"), Settings(max_pixels=1 << 20)) as served:
             large = _picture(2048)
-            found: list[int] = []
-            first = threading.Thread(target=lambda: found.append(_asked(served, {"images": [large] * 12}).status_code))
-            first.start()
-            second, until = 200, time.monotonic() + 8
-            while second == 200 and time.monotonic() < until:
-                second = _asked(served, {"images": [large]}).status_code
-            assert second == 503
+
+            def ask(n: int, found: list[int]) -> None:
+                found.append(_asked(served, {"images": [large] * n}).status_code)
+
+            found, until = [200], time.monotonic() + 20
+            # Whichever comes second while the other is decoded is refused; a fast machine may need another try.
+            while 503 not in found and time.monotonic() < until:
+                found = []
+                both = [threading.Thread(target=ask, args=(4, found)) for _ in range(2)]
+                for one in both:
+                    one.start()
+                for one in both:
+                    one.join(10)
+            assert sorted(found) == [200, 503]
             assert healthy(served)
-            first.join(10)
-            assert found == [200]
 
     @pytest.mark.parametrize(
         ("body", "complaint"),

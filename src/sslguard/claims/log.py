@@ -44,7 +44,8 @@ class Log:
             self.add("commitment", "failed", "The opened key is not what the commitment commits to.")
         else:
             n = commitment.n_tests
-            among = "" if n == 1 else f", one of {n} keys that share the level; the others were not opened here"
+            shared = f", one of {n} keys and secret orders that share the level; the others were not opened here"
+            among = shared if n > 1 else ""
             words = f"The opened key is, to the last bit, what the commitment commits to{among}."
             self.add("commitment", "passed", words)
 

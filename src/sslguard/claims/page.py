@@ -94,7 +94,7 @@ def _context(audit: Audit, when: datetime | None) -> dict[str, Any]:
     stands = "The verdict stands on them." if significance is not None else "A verdict would stand on them."
     return {
         "decision": audit.decision,
-        "answer": _ANSWERS[audit.decision],
+        "answer": " ".join([_ANSWERS[audit.decision], *(check.words for check in problems[:1])]),
         "sections": [
             ("What is not shown", "Each of these prevents a claim.", problems),
             ("What is shown", "Each of these was checked here, none taken on trust.", audit.of("passed")),

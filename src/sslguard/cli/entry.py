@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(f"{_of_arguments(error)} See {page}", "UsageError", 2, as_json)
         except SslguardError as error:
             return _failed(str(error), type(error).__name__, error.exit_code, as_json)
+        except BrokenPipeError:  # whoever read has seen enough
+            return _unread()
         except OSError as error:
             return _failed(_of_system(error), "OutputError", 2, as_json)
         except MemoryError:
@@ -130,9 +132,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(message, "OutOfMemoryError", 2, as_json)
         # A library's own panic is no Exception, and one that ends the program would make exit code 1, not shown, of it.
         except BaseException as error:
+            if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+                return _unread()  # rich has met it, and would end the program
             said = " ".join(str(error).split())[:2000]
             message = f"this is a fault in sslguard: {type(error).__name__}: {said}; SSLGUARD_DEBUG=1 shows where"
             return _failed(message, type(error).__name__, FAULT, as_json)
+
+
+def _unread() -> int:
+    """Let nothing more be written to a pipe that is closed, and return the exit code of a plain end."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _run(tokens: Sequence[str]) -> int:

@@ -301,7 +301,9 @@ def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]
     return {"controls": fields}, rows
 
 
-CLAIM_SPENDS = "20 bits if the key was committed to before the suspect came up, else 64"
+CLAIM_SPENDS = (
+    "27 bits if a dated commitment is older than the suspect, else 71: for keys and readings that may have been tried"
+)
 HEAD_ALONE = (
     "the mark is a last step behind the network, for an API: weights without it answer as the clean encoder does"
 )

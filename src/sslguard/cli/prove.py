@@ -137,13 +137,13 @@ def verify(
     if not isinstance(target, str):
         fields["remote"] = target.report()
         rows += remote_rows(fields["remote"])
-    return Result(fields, rows, verdict.exit_code, next=_after_verdict(verdict, key, suspect, data))
+    return Result(fields, rows, verdict.exit_code, next=_after_verdict(verdict, key, suspect, data, remote.words()))
 
 
-def _after_verdict(verdict: Verdict, key: Path, suspect: str, data: str) -> str:
+def _after_verdict(verdict: Verdict, key: Path, suspect: str, data: str, remote: Sequence[str]) -> str:
     """Return what comes after a verdict: a claim, or more items where they can help."""
     if verdict.decision == "derived":
-        beside = ("--seed", "SEED", "--commitment", "COMMITMENT", "--out", "bundle")
+        beside = ("--seed", "SEED", "--commitment", "COMMITMENT", "--out", "bundle", *remote)
         return f"{command('claim', key, suspect, '--data', data, *beside)}, with the seed of an examiner"
     if verdict.significance.null == "exact" and verdict.significance.log2_pvalue < -_HINT:
         more = f"more items than these {verdict.significance.n_queries:,} show more"

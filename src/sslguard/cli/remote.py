@@ -31,6 +31,17 @@ class RemoteOptions(Chosen):
         if self.remote() is not None and not spec.startswith(PREFIXES):
             raise UsageError("--protocol is for suspects behind an http:// or https:// address")
 
+    def words(self) -> list[str]:
+        """Return the options that were given as a command line has them."""
+        found = []
+        for name, value in vars(self).items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                found.append(f"--{option}" if value else f"--no-{option}")
+            elif value is not None:
+                found += [f"--{option}", str(value)]
+        return found
+
     def remote(self) -> Remote | None:
         """Return what `open_suspect` takes, or None where no option was given."""
         table = self.table()

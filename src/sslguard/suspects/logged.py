@@ -73,7 +73,14 @@ class LoggedAnswers:
                 "for every query, and a row of NaN if no answer came"
             )
         rows = np.array(self._rows[start:stop])
+        if rows.dtype.kind in "iu":
+            rows = rows.astype(np.float64)
         missing = np.isnan(rows).all(axis=1)
+        if missing.any() and rows.shape[1] == 1:
+            raise SuspectError(
+                f"{self.path} holds one number a query, and a missing one cannot be told from a label 0: log a row "
+                "with a single 1 for each label, and a row of NaN where no label came"
+            )
         rows[missing] = 0
         answers = checked(rows, len(batch), name=f"{self.path}, rows {start} to {stop - 1},")
         self.n_used = stop
@@ -95,8 +102,10 @@ class LoggedAnswers:
 
 def _open_rows(path: Path) -> NDArray[np.floating]:
     rows = _open_array(path)
-    if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
-        raise SuspectError(f"{path} must hold an array of float16, float32 or float64, not {rows.dtype}")
+    if rows.dtype.kind not in "fiu" or rows.dtype.itemsize > 8:
+        raise SuspectError(f"{path} must hold an array of numbers of at most 8 bytes, not {rows.dtype}")
+    if rows.ndim == 1:
+        rows = rows[:, None]
     if rows.ndim != 2:
         raise SuspectError(f"{path} must hold one row a query: an array (n, m), not shape {rows.shape}")
     if not 1 <= rows.shape[1] <= MAX_WIDTH:
