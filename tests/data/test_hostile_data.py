@@ -111,9 +111,10 @@ NPY = {
 
 
 class TestNpy:
-    @pytest.mark.parametrize("content", NPY.values(), ids=NPY.keys())
-    def test_as_answers(self, content: bytes, tmp_path: Path) -> None:
-        (tmp_path / "x.npy").write_bytes(content)
+    # One axis holds labels, which are answers.
+    @pytest.mark.parametrize("name", sorted(NPY.keys() - {"one axis"}))
+    def test_as_answers(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "x.npy").write_bytes(NPY[name])
         with pytest.raises(SuspectError) as caught:
             LoggedAnswers(tmp_path / "x.npy").embed([0])  # type: ignore[arg-type]
         assert len(str(caught.value)) < 1000
