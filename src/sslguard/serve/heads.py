@@ -5,7 +5,8 @@ from __future__ import annotations
 from sslguard.encoders.base import Encoder
 from sslguard.errors import UsageError
 from sslguard.schemes.base import Key
-from sslguard.schemes.exact.key import ExactKey, stream_context
+from sslguard.schemes.exact.bank import stream_context
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.marking import headed
 
 

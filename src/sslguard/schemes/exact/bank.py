@@ -11,16 +11,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.crypto.secrets import Secret
+from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.statistics import IMAGE_PARTS, N_IMAGE, N_WORDS
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.stats.moments import unit_rows
+
+if TYPE_CHECKING:
+    from sslguard.encoders.base import Encoder
 
 Array = NDArray[np.float64]
 
@@ -197,6 +201,19 @@ def _beyond_linear(placed: Array, variances: Array, x: Array) -> tuple[Array, Ar
             best = size, fit, left
     assert best is not None
     return best[1], best[2]
+
+
+def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
+    """Return what a secret's streams are bound to before there is a bank: encoder, preprocessing and protocol."""
+    preprocess = json.dumps(clean.preprocess.to_json(), sort_keys=True).encode()
+    # One set of weights may be those of several networks.
+    architecture = json.dumps(clean.architecture, sort_keys=True).encode()
+    return weights_hash(clean.module).encode() + protocol.digest() + preprocess + architecture
+
+
+def sub_secrets(secret: Secret, count: int, context: bytes) -> list[Secret]:
+    """Return one secret for each sub-key; the master secret itself where there is one sub-key."""
+    return [secret] if count == 1 else [secret.derive(f"sub-key {i + 1}", context) for i in range(count)]
 
 
 def draw_left(secret: Secret, protocol: Protocol, bank: Bank, context: bytes) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +24,7 @@ from sslguard.encoders.rebuild import build, preprocess_from_json
 from sslguard.errors import EncoderError, KeyFileError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.exact.answers import FOLDED_FROM, KINDS, Kind, folded, kind_of, reduced, scores
-from sslguard.schemes.exact.bank import Array, Bank, draw_left, draw_right, on_sphere
+from sslguard.schemes.exact.bank import Array, Bank, draw_left, draw_right, on_sphere, stream_context, sub_secrets
 from sslguard.schemes.exact.features import input_statistics
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.settings import MAX_SUB_KEYS
@@ -372,19 +371,6 @@ class ExactKey(Key):
 
 def _wide(answers: NDArray[np.floating], dim: int) -> bool:
     return np.ndim(answers) == 2 and answers.shape[1] > FOLDED_FROM and answers.shape[1] != dim
-
-
-def stream_context(clean: Encoder, protocol: Protocol) -> bytes:
-    """Return what a secret's streams are bound to before there is a bank: encoder, preprocessing and protocol."""
-    preprocess = json.dumps(clean.preprocess.to_json(), sort_keys=True).encode()
-    # One set of weights may be those of several networks.
-    architecture = json.dumps(clean.architecture, sort_keys=True).encode()
-    return weights_hash(clean.module).encode() + protocol.digest() + preprocess + architecture
-
-
-def sub_secrets(secret: Secret, count: int, context: bytes) -> list[Secret]:
-    """Return one secret for each sub-key; the master secret itself where there is one sub-key."""
-    return [secret] if count == 1 else [secret.derive(f"sub-key {i + 1}", context) for i in range(count)]
 
 
 def _secret(text: str) -> Secret:
