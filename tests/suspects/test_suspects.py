@@ -207,6 +207,11 @@ def test_a_label_that_is_missing_is_no_label_0(tmp_path: Path) -> None:
         suspect.embed(["a", "b"])
 
 
+def test_a_missing_answer_of_one_number_that_is_no_label(tmp_path: Path) -> None:
+    suspect = open_suspect(f"answers:{log(tmp_path / 'a.npy', np.array([[0.5], [np.nan]]))}")
+    assert suspect.embed(["a", "b"]).tolist() == [[0.5], [0.0]]
+
+
 HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
 FILES = {
     "empty": b"",

@@ -76,7 +76,8 @@ class LoggedAnswers:
         if rows.dtype.kind in "iu":
             rows = rows.astype(np.float64)
         missing = np.isnan(rows).all(axis=1)
-        if missing.any() and rows.shape[1] == 1:
+        given = rows[~missing]
+        if missing.any() and rows.shape[1] == 1 and (given == np.round(given)).all():
             raise SuspectError(
                 f"{self.path} holds one number a query, and a missing one cannot be told from a label 0: log a row "
                 "with a single 1 for each label, and a row of NaN where no label came"
