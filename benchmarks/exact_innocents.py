@@ -48,6 +48,7 @@ SCHEME = Exact(Protocol(n_queries=500), mode="head")
 MARKING_ITEMS, ASKED_ITEMS = 500, 600
 LEVELS = (0.1, 0.01, 0.001)
 FIRST_SEED, OTHERS, MIXTURES = 10_000, 1_000_000, 5
+SINGLE = "log2 p of "
 TOGETHER = ("left", "right", "both", "verify")
 
 
@@ -101,10 +102,11 @@ def pipeline(seed: int) -> dict[str, dict[str, float]]:
     """Innocent → witness or side → log2 of its p-value."""
     key, found = marked(seed), {}
     for name, suspect in innocents().items():
-        spectra, kind = key.spectra(ask(key, suspect, asked()), asked())
-        sides = key.sides(spectra)
-        verdict = key.test(spectra, kind).log2_pvalue
-        found[name] = {**sides.each, "left": sides.left, "right": sides.right, "both": sides.both, "verify": verdict}
+        tested = key.test(*key.spectra(ask(key, suspect, asked()), asked()))
+        said = tested.details
+        each = {name.removeprefix(SINGLE): value for name, value in said.items() if name.startswith(SINGLE)}
+        sides = {"left": -said["left_bits"], "right": -said["right_bits"], "both": said["log2_pvalue_uncapped"]}
+        found[name] = {**each, **sides, "verify": tested.log2_pvalue}
     return found
 
 
