@@ -16,7 +16,7 @@ from sslguard.bench.work import remembering
 from sslguard.crypto.secrets import Secret
 from sslguard.data.specs import open_data
 from sslguard.demo.settings import DemoSettings
-from sslguard.demo.suspects import bits, innocents
+from sslguard.demo.suspects import innocents
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.load import load_encoder
 from sslguard.lineage.order import released
@@ -55,7 +55,7 @@ def main() -> None:
                 found["weights"], derived = lineage.log2_pvalue, derived or lineage.exit_code == 0
             accused += derived
             for test, log2_pvalue in found.items():
-                largest[name][test] = max(largest[name][test], bits(log2_pvalue))
+                largest[name][test] = max(largest[name][test], abs(log2_pvalue))
     rows = [[name, *most.values()] for name, most in largest.items()]
     print(table(["innocent", "answers, most bits", "weights, most bits"], rows))
     n = given.secrets * len(tested)

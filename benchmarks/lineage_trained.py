@@ -25,7 +25,6 @@ import torch.nn.functional as nnf
 from common import RESULTS, data, options, prepare, save
 from lineage import State, by_thief, initial_of, of_streams
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from sslguard.attacks.removal import FineTune
 from sslguard.crypto.secrets import Secret
@@ -37,6 +36,8 @@ from sslguard.lineage.order import Release, released, sample
 from sslguard.lineage.verdict import compare
 from sslguard.lineage.weights import open_weights
 from sslguard.probes.knn import knn_probe
+from sslguard.training.base import isolated_rng
+from sslguard.training.low_rank import add_updates, merge_updates
 from sslguard.training.recipes import Supervised
 
 RANK = 8
@@ -82,29 +83,14 @@ def fine_tuned(epochs: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-class LowRank(nn.Module):
-    """A weight, and an update of low rank that is trained while the weight stays."""
-
-    def __init__(self, weight: Tensor, generator: torch.Generator) -> None:
-        super().__init__()
-        rows, columns = weight.shape
-        self.down = nn.Parameter(torch.randn(RANK, columns, generator=generator) / columns**0.5)
-        self.up = nn.Parameter(torch.zeros(rows, RANK))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + 2 * self.up @ self.down
-
-
 def lora(steps: int) -> dict[str, Any]:
     encoder = load_encoder("package:all-minilm-l6-v2")
     before = plain(encoder)
     texts = open_data("vader:probe_train")
     assert texts.labels is not None
     generator, rng = torch.Generator().manual_seed(1), np.random.default_rng(1)
-    encoder.module.requires_grad_(False)
-    layers = [module for module in encoder.module.modules() if isinstance(module, nn.Linear)]
-    for layer in layers:
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, generator))
+    with isolated_rng(1, 4):
+        layers = add_updates(encoder.module, RANK)
     classifier = nn.Linear(encoder.dim, CLASSES)
     trained = [p for p in (*encoder.module.parameters(), *classifier.parameters()) if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
@@ -117,11 +103,10 @@ def lora(steps: int) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    for layer in layers:
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    merge_updates(encoder.module)
     after = plain(encoder)
     half = {n: torch.randn(t.shape, generator=generator) * t.std() if redrawn(n, t) else t for n, t in before.items()}
-    found = {"layers": len(layers), "steps": steps, "first_losses": float(np.mean(losses[:20]))}
+    found = {"layers": layers, "steps": steps, "first_losses": float(np.mean(losses[:20]))}
     found |= {"last_losses": float(np.mean(losses[-20:])), "training_seconds": time.perf_counter() - begun}
     moved = [float((after[n] - before[n]).norm() / before[n].norm()) for n in before if before[n].dim() == 2]
     found["moved"] = [float(np.median(moved)), max(moved)]

@@ -9,6 +9,7 @@ from sslguard.attacks.mapping import (
     Classify,
     LeadingComponents,
     LinearMap,
+    ProductQuantise,
     SignBits,
     SubtractFeatures,
     SubtractStatistics,
@@ -30,6 +31,7 @@ MAPPINGS = {
     "probabilities": Classify("probabilities"),
     "probabilities of 4 digits": Classify("probabilities", digits=4),
     "labels": Classify("labels"),
+    "quantised": ProductQuantise(parts=3, codewords=20),
     "subtracted": SubtractFeatures(components=3, features=20),
 }
 RNG = np.random.default_rng(0)
@@ -105,6 +107,15 @@ def test_components_keep_the_variance_that_they_should(numbered):
     mapped = LeadingComponents(3)(Rows(ROWS), numbered).embed(numbered.take(range(200)))
     values = np.linalg.eigvalsh(np.cov(ROWS.T, bias=True))[::-1]
     np.testing.assert_allclose(np.cov(mapped.T, bias=True), np.diag(values[:3]), atol=1e-9)
+
+
+def test_quantised_answers_are_few_and_near(numbered):
+    served = ProductQuantise(parts=2, codewords=20)(Rows(ROWS), numbered)
+    answers = served.embed(numbered.take(range(200)))
+    for part in np.array_split(answers, 2, axis=1):
+        assert 1 < len(np.unique(part, axis=0)) <= 20
+    centred = ROWS - ROWS.mean(0)
+    assert np.square(answers - ROWS).sum() < 0.5 * np.square(centred).sum()
 
 
 def test_a_classifier_learns_what_can_be_told_apart(numbered):

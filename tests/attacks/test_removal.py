@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.command_line import interrupt_at
 from sslguard.attacks import removal
-from sslguard.attacks.removal import FineTune, Overwrite, Prune, Removal, SelfSupervised
+from sslguard.attacks.removal import FineTune, LoRA, Overwrite, Prune, Removal, SelfSupervised, Soup
 from sslguard.attacks.stealing import Distil, Stealing, recipes
 from sslguard.crypto.secrets import Secret
 from sslguard.data.sources import ArrayData
@@ -46,8 +46,10 @@ REMOVAL = {
     "overwrite": Overwrite(MARKING),
 }
 REMOVAL["fine-tune for epochs"] = FineTune(TUNING, epochs=0.6)
+REMOVAL["updates of low rank"] = LoRA(TUNING, rank=2)
+REMOVAL["soup"] = Soup(TUNING, copies=2)
 ATTACKS = {**STEALING, **REMOVAL}
-TRAINED = {name: attack for name, attack in ATTACKS.items() if not isinstance(attack, Prune)}
+TRAINED = {name: attack for name, attack in ATTACKS.items() if not isinstance(attack, Prune | Soup)}
 
 
 @pytest.fixture
@@ -253,6 +255,26 @@ class TestFineTuning:
         last = max(int(n.split(".")[0]) for n, _ in victim.module.named_parameters())
         for (name, before), after in zip(victim.module.named_parameters(), tuned.module.parameters(), strict=True):
             assert torch.equal(before, after) is not name.startswith(f"{last}."), name
+
+    def test_of_low_rank_moves_each_layer_by_that_rank_and_nothing_else(self, data, tiny):
+        victim = tiny(1)
+        tuned = LoRA(TUNING, rank=2)(victim, data, seed=0)
+        assert tuned.module.state_dict().keys() == victim.module.state_dict().keys()
+        for (name, before), after in zip(victim.module.named_parameters(), tuned.module.parameters(), strict=True):
+            rank = (
+                torch.linalg.matrix_rank((after - before).detach().double().flatten(1), rtol=1e-5)
+                if before.dim() > 1
+                else 0
+            )
+            assert rank == (min(2, *before.flatten(1).shape) if before.dim() > 1 else 0), name
+            assert after.requires_grad
+
+    def test_of_a_soup_is_the_mean_of_copies(self, data, tiny):
+        victim = tiny(1)
+        first, second = (FineTune(TUNING)(victim, data, seed=seed).module.state_dict() for seed in (3, 4))
+        mixed = Soup(TUNING, copies=2)(victim, data, seed=3).module.state_dict()
+        for name, value in mixed.items():
+            assert torch.allclose(value.double(), (first[name].double() + second[name].double()) / 2, atol=1e-6), name
 
     def test_of_all_moves_every_weight(self, data, tiny):
         victim = tiny(1)

@@ -15,19 +15,22 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2, vq
 from scipy.special import softmax
 
 from sslguard.attacks.base import Mapping, Needs
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Embedder, Encoder, embed_all
 from sslguard.encoders.wrapped import Wrapped, rows
-from sslguard.errors import DataError, UsageError
+from sslguard.errors import DataError, EncoderError, UsageError
 from sslguard.probes.linear import linear_classifier
 from sslguard.schemes.exact.features import all_statistics, input_statistics
 from sslguard.settings import Count, NotNegative, Positive, Range, Seed
 
 Array = NDArray[np.float64]
 Map = Callable[[Array], Array]
+
+_ROUNDS = 10  # of k-means
 
 
 class AnswerMap(Mapping):
@@ -119,6 +122,50 @@ class SignBits(AnswerMap):
         """Return the map to signs, with the mean of `answers`. See `AnswerMap.fit`."""
         mean = answers.mean(0)
         return lambda g: np.where(g >= mean, 1.0, -1.0)
+
+
+@dataclass(frozen=True)
+class ProductQuantise(AnswerMap):
+    """Cut each answer into parts, and replace each part by its nearest codeword, as compressed indexes do.
+
+    Attributes:
+        parts: Number of parts, at most the width of the answers.
+        codewords: Number of codewords of each part; with 256 a part takes one byte.
+        seed: Seed of k-means, which finds the codewords of each part among the items' own.
+
+    Source: Jégou et al. 2011, "Product quantization for nearest neighbor search".
+    """
+
+    title = "product quantisation"
+
+    parts: Count = 16
+    codewords: Annotated[int, Range(least=2, most=65536)] = 256
+    seed: Seed = 0
+
+    def fit(self, answers: Array, data: Data) -> Map:
+        """Find the codewords. See `AnswerMap.fit`.
+
+        Raises:
+            DataError: There are fewer items than codewords.
+            EncoderError: The answers are narrower than the number of parts.
+        """
+        if len(answers) < self.codewords:
+            raise DataError(
+                f"{data.spec} has {len(answers)} items: give at least as many as codewords, {self.codewords}"
+            )
+        if answers.shape[1] < self.parts:
+            raise EncoderError(f"answers of width {answers.shape[1]} have no {self.parts} parts: set fewer")
+        rng = np.random.default_rng(self.seed)
+        books = [
+            kmeans2(part, self.codewords, iter=_ROUNDS, minit="points", missing="warn", rng=rng)[0]
+            for part in np.array_split(answers, self.parts, axis=1)
+        ]
+
+        def nearest(g: Array) -> Array:
+            parts = np.array_split(g, self.parts, axis=1)
+            return np.hstack([book[vq(part, book)[0]] for part, book in zip(parts, books, strict=True)])
+
+        return nearest
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,23 @@ from sslguard.attacks.mapping import (
     Classify,
     LeadingComponents,
     LinearMap,
+    ProductQuantise,
     SignBits,
     SubtractFeatures,
     SubtractStatistics,
 )
 from sslguard.attacks.outputs import AverageWith, EditAnswers
-from sslguard.attacks.removal import FineTune, Overwrite, Prune, PruneFilters, Quantise, SelfSupervised, WeightNoise
+from sslguard.attacks.removal import (
+    FineTune,
+    LoRA,
+    Overwrite,
+    Prune,
+    PruneFilters,
+    Quantise,
+    SelfSupervised,
+    Soup,
+    WeightNoise,
+)
 from sslguard.attacks.stealing import RDA, ContSteal, Distil, StolenEncoder
 from sslguard.attacks.wrapping import InputNoise, OutputNoise
 from sslguard.schemes.base import Scheme
@@ -36,6 +47,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "stolen-encoder": StolenEncoder,
     "rda": RDA,
     "fine-tune": FineTune,
+    "lora": LoRA,
+    "soup": Soup,
     "self-supervised": SelfSupervised,
     "overwrite": Overwrite,
     "prune": Prune,
@@ -52,6 +65,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "linear-map": LinearMap,
     "leading-components": LeadingComponents,
     "sign-bits": SignBits,
+    "product-quantise": ProductQuantise,
     "classify": Classify,
     "subtract-features": SubtractFeatures,
     "subtract-statistics": SubtractStatistics,

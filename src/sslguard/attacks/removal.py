@@ -26,13 +26,11 @@ from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.schemes.base import Scheme
 from sslguard.schemes.sslguard.scheme import SSLGuard
-from sslguard.settings import Positive, Range, Share
+from sslguard.settings import Count, Positive, Range, Share
+from sslguard.training.low_rank import LAYERS
 from sslguard.training.pretraining import train_encoder
 from sslguard.training.recipes import GENTLE, Pretraining, Supervised
 from sslguard.training.supervised import train_supervised
-
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
-"""Layers whose weights are pruned."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,62 @@ class FineTune(Removal):
         Raises:
             DataError: `data` has no labels.
         """
-        recipe = self.recipe
-        if self.epochs is not None:
-            # Exact arithmetic: 1.1 epochs of 100 items are 110, not 110.00000000000001, which rounds up to 111.
-            passes = Fraction(str(self.epochs)) * len(data) / recipe.batch_size
-            recipe = replace(recipe, steps=math.ceil(passes))
-        return train_supervised(recipe, victim, data, seed=seed, title="fine-tune", **loop)
+        return train_supervised(self.scheduled(data), victim, data, seed=seed, title="fine-tune", **loop)
+
+    def scheduled(self, data: Data) -> Supervised:
+        """Return the recipe with the steps that `epochs` make of so many items."""
+        if self.epochs is None:
+            return self.recipe
+        # Exact arithmetic: 1.1 epochs of 100 items are 110, not 110.00000000000001, which rounds up to 111.
+        passes = Fraction(str(self.epochs)) * len(data) / self.recipe.batch_size
+        return replace(self.recipe, steps=math.ceil(passes))
+
+
+@dataclass(frozen=True)
+class LoRA(FineTune):
+    """Train updates of low rank on labels of the thief's own, and merge them into the weights.
+
+    Every convolution and linear layer gets an update. The recipe's choice of layers does not apply.
+
+    Attributes:
+        rank: Rank of the updates.
+
+    Source: Hu et al. 2022 (arXiv 2106.09685).
+    """
+
+    rank: Count = 8
+
+    def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
+        """Return a copy of `victim` with merged updates. See `FineTune`."""
+        return train_supervised(self.scheduled(data), victim, data, seed=seed, title="LoRA", rank=self.rank, **loop)
+
+
+@dataclass(frozen=True)
+class Soup(FineTune):
+    """Fine-tune several copies from seeds of their own, and average their weights.
+
+    A checkpoint keeps the first copy; a run that is killed later trains the others again.
+
+    Attributes:
+        copies: How many.
+
+    Source: Wortsman et al. 2022, "Model soups" (arXiv 2203.05482), the uniform soup.
+    """
+
+    copies: Annotated[int, Range(least=2, most=100)] = 2
+
+    def __call__(self, victim: Encoder, data: Data, *, seed: int, **loop: Any) -> Encoder:
+        """Return the average of fine-tuned copies of `victim`. See `FineTune`."""
+        copies = [super().__call__(victim, data, seed=seed, **loop)]
+        alone = {**loop, "checkpoint": None}
+        copies += [super(Soup, self).__call__(victim, data, seed=seed + k, **alone) for k in range(1, self.copies)]
+        mixed = copies[0]
+        states = [copy.module.state_dict() for copy in copies]
+        means = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
+        # load_state_dict rounds to the dtype of each tensor.
+        mixed.module.load_state_dict(means)
+        record = {**mixed.record, "made_by": "soup", "copies": self.copies}
+        return replace(mixed, source=f"{victim.source}, mean of {self.copies} fine-tuned copies", record=record)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from cyclopts import Parameter
 
 from sslguard.cli.checks import check
 from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Positive, Running
-from sslguard.cli.output import Result, bits, command, say
+from sslguard.cli.output import Result, command, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions
 from sslguard.cli.remote import opened as asking
 from sslguard.errors import SslguardError, UsageError
+from sslguard.report.text import bits
 
 if TYPE_CHECKING:
     from sslguard.crypto.sealing import Seal

@@ -9,7 +9,8 @@ from cyclopts import Parameter
 
 from sslguard.cli.checks import check
 from sslguard.cli.options import PRINTED, Count, Output, within
-from sslguard.cli.output import Result, bits, command, say
+from sslguard.cli.output import Result, command, say
+from sslguard.report.text import bits
 from sslguard.schemes.keyfolder import is_key
 from sslguard.settings import Range
 
@@ -144,14 +145,14 @@ def lineage_rows(verdict: LineageVerdict) -> list[tuple[str, str]]:
     shared = f", shared among {_many(verdict.n_claims)} claims" if verdict.n_claims > 1 else ""
     rows = [
         ("decision", verdict.decision),
-        ("evidence", f"{bits(verdict.log2_pvalue, 1)} bits (p = 2^-{bits(verdict.log2_pvalue, 1)})"),
+        ("evidence", f"{bits(verdict.log2_pvalue)} bits (p = 2^-{bits(verdict.log2_pvalue)})"),
         ("in place", counts),
-        *((one.test, f"{one.matched} of {one.size} units, {bits(one.log2_pvalue, 1)} bits") for one in others),
+        *((one.test, f"{one.matched} of {one.size} units, {bits(one.log2_pvalue)} bits") for one in others),
     ]
     if verdict.secret is not None:
         one = verdict.secret
-        rows.append(("secret order", f"{one.matched} of {one.size} units in place, {bits(one.log2_pvalue, 1)} bits"))
-        rows.append(("without key", f"{bits(verdict.log2_lineage, 1)} bits"))
+        rows.append(("secret order", f"{one.matched} of {one.size} units in place, {bits(one.log2_pvalue)} bits"))
+        rows.append(("without key", f"{bits(verdict.log2_lineage)} bits"))
     rows.append(("meaning", verdict.meaning))
     if verdict.secret is None and all(name.startswith("shipped:") for name in (verdict.a, verdict.b)):
         rows.append(("shipped", "the encoders of this package began with one seed: each looks related to the others"))
@@ -177,6 +178,6 @@ def _table(verdict: LineageVerdict) -> Table:
 
     table = Table("group", "units", "in place", "bits", "compared as")
     for row in verdict.tests[0].rows:
-        cells = (row.group, str(row.size), str(row.matched), bits(row.log2_pvalue, 1), row.why)
+        cells = (row.group, str(row.size), str(row.matched), bits(row.log2_pvalue), row.why)
         table.add_row(*(printable(cell).replace("[", r"\[") for cell in cells))
     return table

@@ -96,11 +96,6 @@ def command(*words: object) -> str:
     return " ".join(["sslguard", *(text if text.isupper() else quote(text) for text in map(str, words))])
 
 
-def bits(log2_pvalue: float, digits: int = 2) -> str:
-    """Return evidence as people read it, a number that is not negative, from the base-2 logarithm of a p-value."""
-    return f"{abs(log2_pvalue):,.{digits}f}"
-
-
 def tracked(items: Iterable[Item], total: int, title: str, *, shown: bool) -> Iterator[Item]:
     """Yield the same items, with a bar on standard error that advances with each."""
     if not shown:

@@ -14,9 +14,10 @@ from cyclopts import Parameter
 from sslguard.cli.arrays import check_rows, write_rows
 from sslguard.cli.checks import check
 from sslguard.cli.options import EMBEDDING, MACHINE, PRINTED, Count, Machine, Output, Positive, Running
-from sslguard.cli.output import Result, bits, command
+from sslguard.cli.output import Result, command
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
 from sslguard.errors import MissingExtraError, UsageError
+from sslguard.report.text import bits
 
 if TYPE_CHECKING:
     from sslguard.controls.members import Member
@@ -177,7 +178,8 @@ def _side_rows(details: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return lines about the two sides of the exact test, and what was taken off; none for other tests."""
     if "left_bits" not in details:
         return []
-    sides = f"{bits(details['left_bits'], 0)} bits of which functions, {bits(details['right_bits'], 0)} bits of where"
+    functions, where = (bits(details[f"{side}_bits"], digits=0) for side in ("left", "right"))
+    sides = f"{functions} bits of which functions, {where} bits of where"
     charged, stages = details["charged_bits"], int(details.get("stages", 1))
     why = "for what was chosen by hand" if stages == 1 else f"for {stages} numbers of queries at which it could stop"
     return [("two sides", sides), *([("charged", f"{charged:.1f} bits {why}")] if charged else [])]
@@ -205,7 +207,7 @@ def _lineage_rows(verdict: Verdict) -> list[tuple[str, str]]:
     if found is None or found.secret is None:
         return []
     counts = f"{found.secret.matched} of {found.secret.size} units in the secret order"
-    return [("lineage", f"{found.decision}: {counts}, {bits(found.log2_pvalue, 0)} bits"), ("", found.meaning)]
+    return [("lineage", f"{found.decision}: {counts}, {bits(found.log2_pvalue, digits=0)} bits"), ("", found.meaning)]
 
 
 def controls(

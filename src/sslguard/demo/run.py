@@ -22,7 +22,7 @@ from sslguard.data.specs import open_data
 from sslguard.demo import paper
 from sslguard.demo.output import AUDIT, PAGE, PICTURE, Clock, Stages, write_report
 from sslguard.demo.settings import DemoSettings
-from sslguard.demo.suspects import COPIED, MARKED, STOLEN, Pixels, Tested, asked, bits, innocents
+from sslguard.demo.suspects import COPIED, MARKED, STOLEN, Pixels, Tested, asked, innocents
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.probes.evaluate import probe_encoder
@@ -168,7 +168,7 @@ def _claim(out: Path, settings: DemoSettings) -> dict[str, Any]:
         alpha=settings.alpha,
         report=out / AUDIT,
     )
-    found = None if audit.verdict is None else bits(audit.verdict.significance.log2_pvalue)
+    found = None if audit.verdict is None else abs(round(audit.verdict.significance.log2_pvalue, 2))
     checks = [[check.name, check.status, check.words] for check in audit.checks]
     return {"decision": audit.decision, "bits": found, "seed": seed, "checks": checks}
 

@@ -75,13 +75,8 @@ def asked(key: StoredKey, one: Tested, settings: DemoSettings) -> dict[str, Any]
         "name": one.name,
         "story": one.story,
         "derived": one.derived,
-        "answers": bits(verdict.significance.log2_pvalue),
-        "weights": None if lineage is None else bits(lineage.log2_pvalue),
+        "answers": abs(round(verdict.significance.log2_pvalue, 2)),
+        "weights": None if lineage is None else abs(round(lineage.log2_pvalue, 2)),
         "units": None if units is None else [units.matched, units.size],
         "decision": "derived" if verdict.exit_code == 0 or (lineage and lineage.exit_code == 0) else "not shown",
     }
-
-
-def bits(log2_pvalue: float) -> float:
-    """Return the bits of evidence that a p-value is, at least 0, with two decimals."""
-    return round(max(0.0, -log2_pvalue), 2)

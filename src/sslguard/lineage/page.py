@@ -37,7 +37,7 @@ def _facts(verdict: LineageVerdict) -> list[tuple[str, str]]:
     facts = [
         ("A", verdict.a),
         ("B", verdict.b),
-        ("evidence", f"{text.bits(verdict.log2_pvalue, 1 << 62)} bits: p = 2^-{abs(verdict.log2_pvalue):.1f}"),
+        ("evidence", f"{text.bits(verdict.log2_pvalue)} bits: p = 2^-{abs(verdict.log2_pvalue):.1f}"),
         ("level", f"{verdict.alpha:.3g}{shared}"),
     ]
     if verdict.secret is not None:
@@ -45,7 +45,7 @@ def _facts(verdict: LineageVerdict) -> list[tuple[str, str]]:
         facts.append(
             ("secret order", f"{found.matched} of {found.size} units in place; 256 bits are the most it shows")
         )
-        facts.append(("without the key", f"{text.bits(verdict.log2_lineage, 1 << 62)} bits"))
+        facts.append(("without the key", f"{text.bits(verdict.log2_lineage)} bits"))
     if verdict.ancestor is not None:
         facts.append((f"ancestor {verdict.ancestor.name}", verdict.ancestor.meaning))
     return facts

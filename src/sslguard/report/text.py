@@ -32,10 +32,10 @@ def probability(value: float | None) -> str:
     return f"{value:.2g}" if value >= 1e-4 else f"{value:.1e}"
 
 
-def bits(log2_pvalue: float, most: int) -> str:
-    """Return −log2 of a p-value with one decimal; "≥ most" where it has reached `most`, the most that can be shown."""
+def bits(log2_pvalue: float, most: int | None = None, digits: int = 1) -> str:
+    """Return −log2 of a p-value with so many decimals; "≥ most" where it has reached `most`, what a test can show."""
     value = abs(log2_pvalue)  # −0.0 is no sign of anything
-    return f"≥ {most}" if value >= most else f"{value:.1f}"
+    return f"≥ {most}" if most is not None and value >= most else f"{value:,.{digits}f}"
 
 
 def percent(value: float | None) -> str:

@@ -19,6 +19,7 @@ from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import DataError
 from sslguard.training.base import Loop, Task, isolated_rng
 from sslguard.training.loop import run
+from sslguard.training.low_rank import add_updates, merge_updates
 from sslguard.training.recipes import Supervised
 
 
@@ -40,7 +41,7 @@ class SupervisedTask(Task):
             self._classifier = nn.Linear(encoder.dim, int(data.labels.max()) + 1)
         self.modules = {"encoder": encoder.module, "classifier": self._classifier}
         trained = encoder.module if recipe.layers == "all" else _last_block(encoder.module)
-        parameters = [*trained.parameters(), *self._classifier.parameters()]
+        parameters = [p for p in (*trained.parameters(), *self._classifier.parameters()) if p.requires_grad]
         self.optimizers = {
             "all": torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         }
@@ -78,6 +79,7 @@ def train_supervised(
     *,
     seed: int,
     title: str = "supervised",
+    rank: int = 0,
     **loop_settings: Any,
 ) -> Encoder:
     """Return a copy of `encoder`, trained on the labels of `data`.
@@ -90,6 +92,7 @@ def train_supervised(
         data: Labelled items.
         seed: Seed of all randomness.
         title: Label of the progress bar.
+        rank: Rank of the updates that are trained in place of the weights, and merged in the end; 0 trains the weights.
         loop_settings: Settings of `training.base.Loop`, such as `checkpoint` and `devices`.
 
     Raises:
@@ -97,13 +100,18 @@ def train_supervised(
     """
     copy = encoder.clone()
     copy.module.requires_grad_(True)
+    if rank:
+        with isolated_rng(seed, 4):
+            add_updates(copy.module, rank)
     loop = Loop(steps=recipe.steps, batch_size=recipe.batch_size, seed=seed, title=title, **loop_settings)
     history = run(SupervisedTask(recipe, copy, data, seed=seed), loop)
-    copy.module.eval()
+    merge_updates(copy.module)
+    copy.module.eval().requires_grad_(True)
     record = {
         "made_by": "supervised",
         "from": encoder.source,
         "recipe": asdict(recipe),
+        **({"rank": rank} if rank else {}),
         "data": data.spec,
         "seed": seed,
         **history.times(),
