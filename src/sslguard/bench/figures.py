@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sslguard.bench.headline import points
 from sslguard.bench.rows import Row
 from sslguard.bench.summary import KEPT, Outcome, roc
 from sslguard.bench.tables import rate_name
@@ -33,6 +34,34 @@ def heat(found: Sequence[Outcome], attacks: Sequence[str], schemes: Sequence[str
         remark="number: accuracy kept, %;  † less than 90;  grey: left out, not applicable, or too few innocents",
         scale=f"share detected at {rate_name(rate)}",
     )
+
+
+def headline(kinds: Mapping[str, Sequence[Row]], innocents: Sequence[float], theme: Theme) -> Figure:
+    """Return bits left against accuracy kept: a point for each attack on each encoder, coloured by kind of answers.
+
+    Args:
+        kinds: Attacked suspects of one scheme by kind of answers.
+        innocents: Bits of innocents under it.
+        theme: Colours.
+    """
+    figure = charts.figure(6.4, 4.8)
+    axes = figure.subplots()
+    axes.axvline(KEPT, color=theme.muted, lw=0.8, ls=":")
+    if innocents:
+        axes.axhspan(-0.1, max(innocents), color=theme.grid, lw=0)
+        where = {"xycoords": ("axes fraction", "data"), "xytext": (0, -4), "textcoords": "offset points"}
+        axes.annotate("innocents", (0.01, max(innocents)), va="top", color=theme.muted, **where)
+    axes.set(xlabel="accuracy kept", ylabel="bits, before the cap")
+    _bits(axes)
+    series: dict[str, charts.Points] = {}
+    for kind, rows in kinds.items():
+        found = points(rows)
+        series[kind] = [kept for kept, *_ in found], [bits for _, bits, *_ in found]
+        axes.vlines(*zip(*((kept, low, high) for kept, _, low, high in found), strict=True), color=theme.muted, lw=0.8)
+    axes.set_ylim(-0.1, max(400, 1.3 * max((bits for _, each in series.values() for bits in each), default=0)))
+    charts.plot(axes, series, theme, "points")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.1, 1.0), ncols=2)
+    return figure
 
 
 def scatter(rows: Sequence[Row], schemes: Sequence[str], theme: Theme) -> Figure:
@@ -98,6 +127,6 @@ def _kept(one: Outcome | None) -> str:
 def _bits(axes: Any) -> None:
     """Make the axis of bits nearly logarithmic, with plain-text labels, because no mathematics is typeset."""
     axes.set_yscale("symlog", linthresh=1)
+    axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100, 256, 1000], minor=False)
     axes.set_ylim(-0.1, 400)
-    axes.set_yticks([0, 1, 2, 5, 10, 20, 50, 100, 256], minor=False)
     axes.yaxis.set_major_formatter("{x:g}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sslguard import __version__
 from sslguard.bench import figures
 from sslguard.bench.config import Config
+from sslguard.bench.headline import evidence, grouped_by_kind, kinds_table, lead, sentences
 from sslguard.bench.rows import Row
 from sslguard.bench.summary import outcomes
 from sslguard.bench.tables import all_tables
@@ -41,8 +42,18 @@ class Run:
     undone: Sequence[Mapping[str, Any]] = ()
 
     @property
+    def headline(self) -> list[str]:
+        """What a reader should know first, in sentences."""
+        return sentences(self.config, self.rows)
+
+    @property
+    def first(self) -> list[Table]:
+        """The table that stands beside them; none without rows."""
+        return [table for table in (kinds_table(self.config, self.rows),) if table.rows]
+
+    @property
     def tables(self) -> list[Table]:
-        """All tables of the page, in their order."""
+        """All other tables of the page, in their order."""
         return all_tables(self.config, self.rows, self.references, self.undone)
 
     @property
@@ -54,7 +65,9 @@ class Run:
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks for readers of the page, and what was left out."""
-        return (*self.config.notes, *(f"Left out: {one.why}" for one in self.config.without))
+        missing = self.total - self.done
+        undone = [f"{missing:,} of {self.total:,} cells are not done yet."] if missing else []
+        return (*self.config.notes, *(f"Left out: {one.why}" for one in self.config.without), *undone)
 
     def facts(self) -> dict[str, str]:
         """Return facts about the run, such as seeds and the hash of the configuration, as texts by name."""
@@ -76,15 +89,29 @@ def render_markdown(run: Run, command: str) -> str:
         run: The results.
         command: Command that writes the page, for its first line.
     """
+    head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}"
+    said = [" ".join(run.headline)] if run.headline else []
+    notes = "\n".join(f"- {note}" for note in run.notes) or "Nothing."
     facts = "\n".join(f"- {name}: {value}" for name, value in run.facts().items())
-    head = f"<!-- Written by `{command}`. Do not edit. -->\n\n# {run.config.title}\n\n{facts}"
-    notes = ["\n".join(f"- {note}" for note in run.notes)] if run.notes else []
-    return "\n\n".join([head, *notes, *map(section, run.tables)]) + "\n"
+    end = [f"## What is left out, and what to know\n\n{notes}", f"## The run\n\n{facts}"]
+    return "\n\n".join([head, *said, *map(section, (*run.first, *run.tables)), *end]) + "\n"
 
 
 def render_html(run: Run) -> str:
     """Return the whole page as HTML5, with all pictures inside."""
-    return render("bench/page.html.j2", run=run, facts=run.facts(), tables=run.tables, charts=_charts(run))
+    return render("bench/page.html.j2", run=run, picture=_picture(run), charts=_charts(run))
+
+
+def _picture(run: Run) -> Chart | None:
+    """Return the picture beside the headline; None where nothing counts."""
+    scheme = lead(run.config, run.rows)
+    if scheme is None:
+        return None
+    rows = [row for row in run.rows if row.scheme == scheme]
+    attacked = [row for row in rows if row.kind == "attack" and row.kept is not None and evidence(row) is not None]
+    innocents = [row.uncapped_bits for row in rows if row.kind == "innocent" and row.uncapped_bits is not None]
+    alt = f"Bits left of {scheme} against the accuracy that attacks keep; the tables hold its numbers"
+    return chart(figures.headline, grouped_by_kind(run.config, attacked), innocents, alt=alt)
 
 
 def _charts(run: Run) -> list[tuple[str, str, Chart]]:
@@ -102,7 +129,7 @@ def _charts(run: Run) -> list[tuple[str, str, Chart]]:
     ranked = "Attacks that keep at least 90 % of the accuracy, each ranked among the innocents of its own key."
     return [
         *heats,
-        made("Accuracy against evidence", "A suspect a point.", figures.scatter, rows, schemes),
+        made("Accuracy against evidence, all schemes", "A suspect a point.", figures.scatter, rows, schemes),
         made("ROC on the null population", ranked, figures.curves, rows, schemes),
         made("Cost of attacks", "Those that keep at least 90 %.", figures.cost, rows, schemes),
     ]

@@ -163,11 +163,15 @@ def _hardest(config: Config, rows: Sequence[Row]) -> Table:
 
 def _attacked(one: Row) -> tuple[str, ...]:
     error = "" if one.kept_error is None else f" ± {100 * one.kept_error:.0f}"
+    bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
+    return one.attack, one.encoder, one.set, f"{100 * (one.kept or 0):.0f}{error} %", bits, priced(one)
+
+
+def priced(one: Row) -> str:
+    """Return what an attack took: CPU seconds, their share of pre-training, and queries."""
     share = "" if one.share is None else f" ({_share(one.share)} of pre-training)"
     queries = "no queries" if one.thief_queries is None else f"{one.thief_queries:,} queries"
-    bits = "not scorable" if one.refused else f"{one.bits or 0:.1f}"
-    kept, price = f"{100 * (one.kept or 0):.0f}{error} %", f"{_number(one.attack_seconds)} CPU s{share}, {queries}"
-    return one.attack, one.encoder, one.set, kept, bits, price
+    return f"{_number(one.attack_seconds)} CPU s{share}, {queries}"
 
 
 def innocents_table(rows: Sequence[Row], rates: Sequence[float]) -> Table:
