@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("controls",),
     ("suspects",),
     ("verification",),
+    ("tracing",),
     ("claims",),
     ("api",),
     ("",),

@@ -24,8 +24,10 @@ if TYPE_CHECKING:  # for type checkers, which do not read the table below
         release,
         score_controls,
         steal,
+        trace,
         verify,
         watermark,
+        watermark_for,
     )
     from sslguard.crypto.secrets import Secret
     from sslguard.data.specs import open_data
@@ -46,7 +48,7 @@ __getattr__, _names = exports(
     {
         "api": (
             *("attack", "audit", "claim", "commit", "compare_weights", "make_controls", "pretrain"),
-            *("release", "score_controls", "steal", "verify", "watermark"),
+            *("release", "score_controls", "steal", "trace", "verify", "watermark", "watermark_for"),
         ),
         "crypto.secrets": ("Secret",),
         "data.specs": ("open_data",),

@@ -50,6 +50,7 @@ from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict
 from sslguard.verification.verdict import verify as verify_key
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
     from datetime import datetime
 
     import numpy as np
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from sslguard.lineage.verdict import LineageVerdict
     from sslguard.lineage.weights import Weights
     from sslguard.planning import Plan
+    from sslguard.tracing.trace import Traced
 
     AnyData: TypeAlias = "Data | str | Path | NDArray[Any] | Tensor | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
     AnyEncoder: TypeAlias = "Encoder | nn.Module | Callable[[Any], NDArray[np.floating] | Tensor] | str | Path"
@@ -328,6 +330,68 @@ def watermark(
         order=order,
         not_ordered=not_ordered,
     )
+
+
+def watermark_for(
+    recipient: str,
+    key: str | Path,
+    data: AnyData,
+    *,
+    encoder: AnyEncoder | None = None,
+    out: str | Path | None = None,
+    mode: Literal["head", "distilled"] = "head",
+    settings: Mapping[str, Any] | None = None,
+    checkpoint: Path | None = None,
+    factory: Factory | None = None,
+    progress: bool = False,
+    **loop: Any,
+) -> Marked:
+    """Mark a copy of a key's clean encoder for one recipient: with the common mark and his own, half of the size each.
+
+    The key finds the common mark in it, and `trace` the recipient's own.
+
+    Args:
+        recipient: Name of the recipient, in the list of the key: see `tracing.recipients`.
+        key: Folder of the key, of the scheme exact.
+        data: Items that the key was made with.
+        encoder: Clean encoder, only to check that it is the key's; the key holds it.
+        out: Folder that `encoder` is written to. Nothing may be there.
+        mode: Whether the marks are a head on the output, or are trained into the weights.
+        settings: Settings of that training: `steps`, `batch_size`, `learning_rate`.
+        checkpoint: File from which an interrupted run goes on, without `out`.
+        factory: Your own function that makes the key's network, or its name: see `load_encoder`.
+        progress: Whether to show bars on standard error.
+        loop: `devices`, `nodes`, `accelerator`, `precision`; see `training.base.Loop`.
+
+    Returns:
+        What is handed out, with the key of the recipient's own mark, which is stored nowhere.
+
+    Raises:
+        UsageError: There is no such recipient, he was revoked, or encoder, key and data do not go together.
+        OutputError: `out` is taken, or cannot be written.
+    """
+    from sslguard.lineage.order import released
+    from sslguard.tracing.handing import check_handed, marked_for, scheme_for
+    from sslguard.tracing.recipients import find, read_recipients
+
+    _confirm(factory)
+    scheme, stored = scheme_for(mode, settings or {}), _stored(key)
+    one = find(read_recipients(Path(key)), recipient)
+    items = as_data(data)
+    check_handed(stored, one, None if encoder is None else as_encoder(encoder, items), items)
+    loop |= {"progress": progress}
+    with nullcontext() if out is None else unfinished(Path(out)) as work:
+        kept = checkpoint if work is None else work.checkpoint
+        marked = marked_for(stored, one, items, scheme, checkpoint=kept, **loop)
+        if mode == "distilled":
+            # Copies whose units stand in different orders cannot be averaged as they are.
+            secret = cast("ExactKey", marked.key).secret
+            ordered = released(marked.encoder, secret, items.take(range(min(2, len(items)))))
+            marked = replace(marked, embedder=ordered.encoder)
+        if work is not None and work.result is not None:
+            save_encoder(marked.encoder, work.result / "encoder")
+    parts = {field.name: getattr(marked, field.name) for field in fields(marked)}
+    return Marked(**parts, folder=None if out is None else Path(out))
 
 
 def release(
@@ -622,6 +686,66 @@ def verify(
         )
     found = _lineage_of(key, target, n_claims)
     return replace(verdict, stored_controls=null.stored, n_overlap=asked.n_known, lineage=found)
+
+
+def trace(
+    key: str | Path,
+    suspect: AnySuspect,
+    data: AnyData,
+    *,
+    alpha: float = DEFAULT_ALPHA,
+    n_claims: int = 1,
+    allow_overlap: bool = False,
+    answers: Literal["auto", "embeddings", "logits", "probabilities", "labels"] = "auto",
+    workers: int = 1,
+    pool: Executor | None = None,
+    factory: Factory | None = None,
+) -> Traced:
+    """Find the recipients whose copy or answers a suspect was made from. See `tracing.trace`.
+
+    The suspect is asked what `verify` asks. All recipients in the key's list are compared, the revoked ones too.
+
+    Args:
+        key: Folder of the key, of the scheme exact.
+        suspect: Suspect, as in `verify`.
+        data: Items to ask about, as in `verify`.
+        alpha: Level of the test, in (0, 1): one half is the common mark's, the other is shared among all recipients.
+        n_claims: Number of claims (suspects, keys, looks) that share the level.
+        allow_overlap: Whether items that took part in marking may be asked about, as in `verify`.
+        answers: What the suspect's answers are, as in `verify`.
+        workers: Processes that compare recipients.
+        pool: Executor that runs the pieces, `workers` at a time, in place of processes of this machine.
+        factory: Your own function that makes the key's network, or its name: see `load_encoder`.
+
+    Raises:
+        UsageError: The key has no recipients, is of another scheme, or an argument cannot be used.
+        RefusedError: No p-value could reach the level. Nothing is asked then.
+        SuspectError: The suspect gave no usable answer.
+        KeyFileError: The key or the list is damaged.
+    """
+    from sslguard.tracing.recipients import read_recipients
+    from sslguard.tracing.trace import processes, trace_suspect
+
+    _confirm(factory)
+    stored = _stored(key)
+    if not isinstance(stored.key, ExactKey):
+        raise UsageError(f"a key of the scheme {stored.key.scheme} has no recipients: only those of exact trace")
+    loaded = stored.key if answers == "auto" else replace(stored.key, answers=answers)
+    _check_key(loaded)
+    asked = Watched(as_data(data), stored.marked, allowed=allow_overlap)
+    recipients = read_recipients(Path(key))
+    with (
+        _opened(suspect, open_suspect, asked) as target,
+        processes(1 if pool is not None else workers) as here,
+    ):
+        found = trace_suspect(
+            *(loaded, target, asked, recipients),
+            alpha=alpha,
+            n_claims=n_claims,
+            pool=pool or here,
+            workers=workers,
+        )
+    return replace(found, n_overlap=asked.n_known)
 
 
 def compare_weights(

@@ -43,7 +43,7 @@ from sslguard.training.processes import is_first_process
 
 COMMANDS = (
     *("doctor", "pretrain", "watermark", "steal", "embed", "probe", "power", "queries", "verify", "controls", "demo"),
-    *("protect", "commit", "claim", "audit", "export", "serve", "lineage", "release"),
+    *("protect", "commit", "claim", "audit", "export", "serve", "lineage", "release", "trace"),
 )
 PRETRAIN = ("--arch", "resnet-narrow", "--steps", "4", "--batch-size", "16", "--quiet")
 SIZES = ("--batch-size", "8", "--trigger-batch", "8", "--n-queries", "20", "--quiet")

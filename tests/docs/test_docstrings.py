@@ -20,9 +20,9 @@ freeze generate get go group guard handle hash hide hold import infer insert ins
 label launch leave let limit link list load locate lock look make map mark match measure merge move multiply name
 normalise note open order pack parse permute pick place plan plot prepare pretrain pre-train print probe project
 publish put raise rank read rebuild record refuse register reject release remember remove rename render repeat replace
-report require reset resize resolve restore resume return reverse rewrite round run sample save say scale score seal
-search seed select send serve set share shift show shuffle sign simulate sleep solve sort split start stop store
-subtract sum summarise take teach tell test tie time track train transform translate turn unpack unseal update use
+report require reset resize resolve restore resume return reverse revoke rewrite rotate round run sample save say scale
+score seal search seed select send serve set share shift show shuffle sign simulate sleep solve sort split start stop
+store subtract sum summarise take teach tell test tie time track train transform translate turn unpack unseal update use
 validate verify visit wait walk warn watermark whiten wrap write yield
 """
 

@@ -25,8 +25,8 @@ from sslguard.files import canonical_json, exists, located, write_atomic
 
 _SLICES = re.compile(r"(\[[0-9]*:[0-9]*\])+$")
 _KEPT = 500  # records, the newest
-_KEY_FILES = ("key.json", "tensors.safetensors")
-"""What a key is. Its folder also keeps what later commands learn."""
+_KEY_FILES = ("key.json", "tensors.safetensors", "recipients.jsonl")
+"""What a key is, and whose secrets it gives. Its folder also keeps what later commands learn."""
 
 
 @dataclass(frozen=True)

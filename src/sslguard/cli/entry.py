@@ -1,8 +1,8 @@
 """From arguments to an exit code: parsing, messages, signals.
 
 =====  =======================================================================================
-0      done; of `verify`, `claim`, `audit`: derived
-1      of these three: not shown
+0      done; of `verify`, `claim`, `audit`: derived; of `trace`: a recipient is named
+1      of these four: not shown
 2      usage: an argument, data, or a place to write to is wrong
 3      a suspect, an encoder or a key failed; of `audit`: forged or damaged
 4      refused: the null cannot support this alpha; of `audit`: not checkable
@@ -33,7 +33,7 @@ from typing import Any
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
 from sslguard import __version__
-from sslguard.cli import attack, bench, claim, doctor, lineage, make, measure, plan, prove, serve
+from sslguard.cli import attack, bench, claim, doctor, lineage, make, measure, plan, prove, serve, trace
 from sslguard.cli.again import run_of
 from sslguard.cli.config import options_from_file
 from sslguard.cli.options import Output
@@ -66,6 +66,8 @@ COMMANDS: tuple[Callable[..., Result], ...] = (
     measure.power,
     prove.queries,
     prove.verify,
+    trace.trace,
+    *trace.COMMANDS,
     prove.controls,
     lineage.lineage,
     *claim.COMMANDS,
@@ -96,9 +98,12 @@ app.register_install_completion_command(
 attacks = App(name="attack", help=attack.HELP, sort_key=COMMANDS.index(attack.COMMANDS[0]), **STYLE)
 benches = App(name="bench", help=bench.HELP, sort_key=COMMANDS.index(bench.COMMANDS[0]), **STYLE)
 app.command(attacks)
+recipients = App(name="recipients", help=trace.HELP, sort_key=COMMANDS.index(trace.COMMANDS[0]), **STYLE)
 app.command(benches)
+app.command(recipients)
 for number, command in enumerate(COMMANDS):
-    group = attacks if command in attack.COMMANDS else benches if command in bench.COMMANDS else app
+    groups = {attack.COMMANDS: attacks, bench.COMMANDS: benches, trace.COMMANDS: recipients}
+    group = next((one for some, one in groups.items() if command in some), app)
     group.command(command, sort_key=number)
 
 

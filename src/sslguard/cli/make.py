@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter
 
 from sslguard.cli.checks import check
 from sslguard.cli.chosen import Chosen, Source, options_of
+from sslguard.cli.handing import HEAD_ALONE, for_recipient
 from sslguard.cli.options import ONE_MACHINE, PRINTED, Count, Machine, Output, Seed
 from sslguard.cli.output import Result, command, say
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
@@ -142,11 +143,15 @@ def watermark(
     skip_unreadable: bool = False,
     recipient: list[str] | None = None,
     ask_passphrase: bool = False,
+    key: Path | None = None,
+    recipient_mark: str | None = None,
     settings: SchemeOptions = AS_PRESET,
     machine: Machine = ONE_MACHINE,
     output: Output = PRINTED,
 ) -> Result:
     """Mark a copy of an encoder: OUT/encoder, and its private key OUT/key.
+
+    With --key and --recipient-mark it is marked for one recipient of a key that exists, and OUT holds no key.
 
     After an interruption the same command goes on where it stopped.
 
@@ -169,10 +174,20 @@ def watermark(
         skip_unreadable: Leave out items of --data that cannot be read, and count them. Each is read once beforehand.
         recipient: Encrypt the key for this age public key, or those in this file; give several by repeating it.
         ask_passphrase: Encrypt the key by a passphrase that is asked for; SSLGUARD_PASSPHRASE does so without asking.
+        key: Folder of a key of the scheme exact that exists. ENCODER and --data must be those it was made with.
+        recipient_mark: Mark the copy for this recipient of --key, with the common mark and with his own: see recipients
+            and trace. Of the settings choose --mode, --steps, --batch-size and --learning-rate alone.
         settings: Settings of the scheme.
         machine: Devices and precision.
         output: How results are printed.
     """
+    if key is not None or recipient_mark is not None:
+        others = (scheme, preset, secret_seed, control, verify_data, pool, recipient)
+        if ask_passphrase or skip_unreadable or any(one is not None for one in others):
+            raise UsageError("--key and --recipient-mark take --data, --out and settings of the training: no more")
+        if key is None or recipient_mark is None:
+            raise UsageError("--key and --recipient-mark go together: which key, and for whom")
+        return for_recipient(encoder, recipient_mark, key, data, out, settings, machine, output)
     scheme = scheme or scheme_of(preset)
     chosen = named_scheme(scheme, preset, settings.table(scheme))
     if (control or verify_data) and isinstance(chosen, Exact):
@@ -303,9 +318,6 @@ def _null_of(null: ControlScores) -> tuple[dict[str, Any], list[tuple[str, str]]
 
 CLAIM_SPENDS = (
     "27 bits if a dated commitment is older than the suspect, else 71: for keys and readings that may have been tried"
-)
-HEAD_ALONE = (
-    "the mark is a last step behind the network, for an API: weights without it answer as the clean encoder does"
 )
 
 

@@ -41,8 +41,7 @@ class Stream:
         They are exact, and never 0 or 1. With one bit more, k + ½ would be rounded.
         """
         n = int(np.prod(shape, dtype=np.int64))
-        words = np.frombuffer(self._bytes(8 * n), dtype=">u8") >> np.uint64(12)
-        return ((words.astype(np.float64) + 0.5) / float(1 << 52)).reshape(tuple(shape))
+        return _uniform(self._bytes(8 * n)).reshape(tuple(shape))
 
     def normal(self, shape: Sequence[int]) -> NDArray[np.float64]:
         """Return standard normal numbers, float64 of this shape, by the inverse distribution function."""
@@ -61,6 +60,31 @@ class Stream:
     def integer(self) -> int:
         """Return a uniform integer, 0 ≤ k < 2⁶³, to seed a generator of another library."""
         return int.from_bytes(self._bytes(8), "big") >> 1
+
+
+def _uniform(content: bytes) -> NDArray[np.float64]:
+    words = np.frombuffer(content, dtype=">u8") >> np.uint64(12)
+    return (words.astype(np.float64) + 0.5) / float(1 << 52)
+
+
+def first_normals(seeds: Sequence[bytes], n: int) -> NDArray[np.float64]:
+    """Return the first n normal numbers of many streams, (m, n): what `Stream(seed).normal((n,))` gives of each."""
+    from scipy.special import ndtri
+
+    start = (0).to_bytes(8, "big")
+    content = b"".join([hashlib.shake_256(seed + start).digest(8 * n) for seed in seeds])
+    return np.asarray(ndtri(_uniform(content))).reshape(len(seeds), n)
+
+
+def derived(value: bytes, name: str, hashed: bytes) -> bytes:
+    """Return the 32 bytes of the secret called `name` that is derived from a secret's bytes: see `Secret.derive`.
+
+    Args:
+        value: The secret's bytes.
+        name: What the derived one is called.
+        hashed: SHA-256 of the context, which many derivations may share.
+    """
+    return hmac.digest(value, hashed + name.encode(), "sha256")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,8 +129,7 @@ class Secret:
 
         It reveals neither this secret nor others that are derived from it.
         """
-        message = hashlib.sha256(context).digest() + name.encode()
-        return Secret(hmac.new(self._value, message, hashlib.sha256).digest())
+        return Secret(derived(self._value, name, hashlib.sha256(context).digest()))
 
     def __repr__(self) -> str:
         """Return a text without the secret."""

@@ -36,11 +36,11 @@ FORMAT = "sslguard-key"
 VERSION = 1
 TENSORS = "tensors.safetensors"
 SEALED_BODY, SEALED_TENSORS = "secret.json.age", "tensors.safetensors.age"
-SCORES, OPENINGS = "controls.json", "openings.json"
+SCORES, OPENINGS, RECIPIENTS = "controls.json", "openings.json", "recipients.jsonl"
 MARKED = "marked_items"
 ORDER = 17
 """Number of the secret order, behind those of sub-keys."""
-_FILES = frozenset({HEADER, TENSORS, SEALED_BODY, SEALED_TENSORS, SCORES, OPENINGS})
+_FILES = frozenset({HEADER, TENSORS, SEALED_BODY, SEALED_TENSORS, SCORES, OPENINGS, RECIPIENTS})
 # Those that can be hashed: numpy's.
 _DTYPES = frozenset(
     {
@@ -181,14 +181,14 @@ def save_key(
 
 
 def reseal_key(folder: Path, seal: Seal | None) -> StoredKey:
-    """Write a key again where it stands, sealed or not; owner, stored scores and openings stay.
+    """Write a key again where it stands, sealed or not; owner, stored scores, openings and recipients stay.
 
     Raises:
         KeyFileError: It cannot be opened.
         OutputError: The folder cannot be written.
     """
     stored = open_key(folder)
-    beside = [folder / name for name in (SCORES, OPENINGS)]
+    beside = [folder / name for name in (SCORES, OPENINGS, RECIPIENTS)]
     kept = {path.name: path.read_bytes() for path in beside if path.is_file() and not path.is_symlink()}
     _write(stored, folder, seal, kept)
     return replace(stored, sealed=seal is not None)

@@ -32,7 +32,7 @@ rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,12 +82,13 @@ def witness(name: str, spectra: Spectra, spread: ArrayLike) -> Witness:
     return _with_range(_FACTORS[name](spectra, _Spread(spread, spectra.moments.dim)))
 
 
-def witnesses(spectra: Spectra, spread: ArrayLike) -> dict[str, Witness]:
+def witnesses(spectra: Spectra, spread: ArrayLike, chosen: Collection[str] | None = None) -> dict[str, Witness]:
     """Return every witness of the suspect's `family`, what they share computed once.
 
     Args:
         spectra: As in `witness`.
         spread: As in `witness`.
+        chosen: Names of those of the family that are computed; None for all.
 
     Returns:
         Name to what `witness` gives, bit for bit.
@@ -96,7 +97,7 @@ def witnesses(spectra: Spectra, spread: ArrayLike) -> dict[str, Witness]:
         UsageError: As in `witness`.
     """
     checked, names = _Spread(spread, spectra.moments.dim), family(same=spectra.moments.same)
-    return {name: _with_range(_FACTORS[name](spectra, checked)) for name in names}
+    return {n: _with_range(_FACTORS[n](spectra, checked)) for n in names if chosen is None or n in chosen}
 
 
 def family(*, same: bool) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -30,6 +31,8 @@ Array = NDArray[np.float64]
 
 MOST_AXES = 1024
 """Axes of an embedding that a mark lies along. Of wider embeddings the rest is left as it is."""
+LEFT = "left"
+"""Stream of the left secret."""
 _RANK = 1e-4
 """Deviation, as a share of the largest, below which an axis holds rounding: a layer norm's embeddings are collinear."""
 _EASE = 0.2
@@ -117,6 +120,10 @@ class Bank:
 
     def digest(self) -> bytes:
         """Return SHA-256 of all that is public and that the test depends on."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
         digest = hashlib.sha256()
         for name, array in sorted(self.to_arrays().items()):
             digest.update(json.dumps([name, list(array.shape)]).encode() + b"\n")
@@ -216,6 +223,11 @@ def sub_secrets(secret: Secret, count: int, context: bytes) -> list[Secret]:
     return [secret] if count == 1 else [secret.derive(f"sub-key {i + 1}", context) for i in range(count)]
 
 
+def recipient_stream(name: str, rotation: int) -> str:
+    """Return what the secret of a recipient is called: another for each name and each rotation."""
+    return f"recipient {rotation} {name}"
+
+
 def draw_left(secret: Secret, protocol: Protocol, bank: Bank, context: bytes) -> Array:
     """Return the numbers (B, r), N(0, 1), that make the left secret A.
 
@@ -225,7 +237,7 @@ def draw_left(secret: Secret, protocol: Protocol, bank: Bank, context: bytes) ->
         bank: The public bank, which the stream is bound to.
         context: Encoder, protocol and redraw.
     """
-    return secret.stream("left", context + bank.digest()).normal((bank.size, protocol.rank))
+    return secret.stream(LEFT, context + bank.digest()).normal((bank.size, protocol.rank))
 
 
 def draw_right(secret: Secret, protocol: Protocol, bank: Bank, left: Array, context: bytes) -> Array:

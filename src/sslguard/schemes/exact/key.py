@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslguard.crypto.secrets import SECRET_BYTES, Secret
+from sslguard.crypto.secrets import Secret
 from sslguard.data.base import Batch, Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
-from sslguard.encoders.rebuild import build, preprocess_from_json
-from sslguard.errors import EncoderError, KeyFileError, UsageError
+from sslguard.errors import KeyFileError, UsageError
 from sslguard.schemes.base import Key, Score
 from sslguard.schemes.exact.answers import FOLDED_FROM, KINDS, Kind, folded, kind_of, reduced, scores
-from sslguard.schemes.exact.bank import Array, Bank, draw_left, draw_right, on_sphere, stream_context, sub_secrets
+from sslguard.schemes.exact.bank import (
+    Array,
+    Bank,
+    draw_left,
+    draw_right,
+    on_sphere,
+    recipient_stream,
+    stream_context,
+    sub_secrets,
+)
 from sslguard.schemes.exact.features import input_statistics
+from sslguard.schemes.exact.parts import put_together, taken_apart
 from sslguard.schemes.exact.protocol import Protocol
-from sslguard.schemes.exact.settings import MAX_SUB_KEYS
 from sslguard.schemes.queries import asked, drawn, gathered
 from sslguard.stats.corrections import bonferroni, fisher
 from sslguard.stats.direction import SECRET_BITS, direction_test
@@ -35,12 +41,11 @@ from sslguard.stats.left import left_test, left_witnesses
 from sslguard.stats.moments import Moments, unit_rows
 from sslguard.stats.significance import Significance
 from sslguard.stats.spectra import Spectra
-from sslguard.stats.witness import Witness, witnesses
+from sslguard.stats.witness import Witness, family, witnesses
 
 # Numbers of clean embeddings and functions that are kept between two suspects: 1 GiB.
 KEPT_NUMBERS = 1 << 27
 _ROWS = 1024
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,11 @@ class ExactKey(Key):
         """What the streams of queries are bound to, and, with the redraw, those of A and G."""
         return stream_context(self.clean, self.protocol)
 
+    @property
+    def draw_context(self) -> bytes:
+        """What the streams of A and G are bound to beside the bank."""
+        return self.context + self.redraw.to_bytes(8, "big")
+
     def left(self) -> Array:
         """Return A (B, s·r), one column for each secret mixture: uniform on the sphere of square s·r.
 
@@ -146,10 +156,9 @@ class ExactKey(Key):
         return self.protocol.rank * self.sub_keys
 
     def _drawn(self) -> Iterator[tuple[Array, Array]]:
-        context = self.context + self.redraw.to_bytes(8, "big")
         for one in sub_secrets(self.secret, self.sub_keys, self.context):
-            left = draw_left(one, self.protocol, self.bank, context)
-            yield left, draw_right(one, self.protocol, self.bank, left, context)
+            left = draw_left(one, self.protocol, self.bank, self.draw_context)
+            yield left, draw_right(one, self.protocol, self.bank, left, self.draw_context)
 
     def mixtures(self) -> Array:
         """Return (ψ∘s)·A as a mixture of ψ: (B, s·r)."""
@@ -180,7 +189,35 @@ class ExactKey(Key):
             has = "no sub-keys" if self.sub_keys == 1 else f"the sub-keys 1 to {self.sub_keys}"
             raise UsageError(f"there is no sub-key {number}: this key has {has}; watermark --sub-keys makes them")
         secret = sub_secrets(self.secret, self.sub_keys, self.context)[number - 1]
-        return replace(self, secret=secret, size=self.size / self.sub_keys, sub_keys=1, _embedded={})
+        return self._alone(secret, self.size / self.sub_keys)
+
+    def recipient(self, name: str, rotation: int = 0) -> ExactKey:
+        """Return the key of one recipient's own mark: a key by itself, as a sub-key is.
+
+        Its secret is derived from the master secret and the name, and says nothing of the master secret, of the common
+        mark or of other recipients. Its share of what the recipient gets is E/2: see `handed_to`.
+
+        Args:
+            name: Name of the recipient.
+            rotation: How many secrets the recipient had before this one.
+        """
+        return self._alone(self.secret.derive(recipient_stream(name, rotation), self.context), self.size / 2)
+
+    def handed_to(self, one: ExactKey) -> tuple[Array, Array]:
+        """Return mixtures (B, K) and rows (K, d) of the mark that a recipient gets: the common one beside his own.
+
+        Each takes half of the size E. The common mark is this key's own.
+
+        Args:
+            one: The recipient's key.
+        """
+        return np.hstack([self.mixtures(), one.mixtures()]), np.vstack([math.sqrt(0.5) * self.rows(), one.rows()])
+
+    def _alone(self, secret: Secret, size: float) -> ExactKey:
+        one = replace(self, secret=secret, size=size, sub_keys=1, _embedded={})
+        # They hash the weights of F, which are the same.
+        vars(one).update(context=self.context, clean_hash=self.clean_hash)
+        return one
 
     def queries(self, data: Data) -> Iterator[Batch]:
         """Yield items of `data`, ≤ 128 at a time: nothing marks them as queries."""
@@ -244,25 +281,37 @@ class ExactKey(Key):
         """Return S (B, k) by witness: all that apply to this width. Neither A nor G stands anywhere on its path."""
         return left_witnesses(spectra)
 
-    def right_witnesses(self, spectra: Spectra, mixtures: Array) -> dict[str, Witness]:
+    def right_witnesses(
+        self, spectra: Spectra, mixtures: Array, names: Collection[str] | None = None
+    ) -> dict[str, Witness]:
         """Return V (r, q) and the range it is known to lie in, by witness: all that apply to this width.
 
         A, through `mixtures`, is known here. G stands nowhere on its path.
-        """
-        return witnesses(spectra.mixed(mixtures), self.bank.spread)
 
-    def sides(self, spectra: Spectra) -> Sides:
-        """Return the evidence of both sides and their combination."""
-        left, right, each = self.left(), self.right(), dict[str, float]()
+        Args:
+            spectra: Of the suspect.
+            mixtures: As `mixtures` gives them.
+            names: Which of those that apply are computed; None for all.
+        """
+        return witnesses(spectra.mixed(mixtures), self.bank.spread, names)
+
+    def sides(self, spectra: Spectra, right: Collection[str] | None = None) -> Sides:
+        """Return the evidence of both sides and their combination.
+
+        Args:
+            spectra: Of the suspect.
+            right: Names of the right witnesses that are computed; None for all. Those left out are charged for too.
+        """
+        left, directions, each = self.left(), self.right(), dict[str, float]()
         for name, witness in self.left_witnesses(spectra).items():
             each[f"left, {name}"] = left_test(witness, left)
         n_left = len(each)
-        for name, (witness, basis) in self.right_witnesses(spectra, self.mixtures()).items():
-            found = direction_test(witness, right, n_queries=spectra.moments.n, basis=basis)
+        for name, (witness, basis) in self.right_witnesses(spectra, self.mixtures(), right).items():
+            found = direction_test(witness, directions, n_queries=spectra.moments.n, basis=basis)
             each[f"right, {name}"] = min(0.0, found.details["log2_tail"])
         names = list(each)
         best = [min(some, key=lambda name: each[name]) for some in (names[:n_left], names[n_left:])]
-        sizes = n_left, len(names) - n_left
+        sizes = n_left, len(family(same=spectra.moments.same))
         left_tail, right_tail = (float(bonferroni([each[name]], n=n)[0]) for name, n in zip(best, sizes, strict=True))
         return Sides(left_tail, right_tail, fisher([left_tail, right_tail]), best[0], best[1], each)
 
@@ -315,82 +364,23 @@ class ExactKey(Key):
         fields = {
             "secret": self.secret.reveal().hex(),
             "protocol": self.protocol.to_json(),
-            "clean": {
-                "architecture": self.clean.architecture,
-                "preprocess": self.clean.preprocess.to_json(),
-                "dim": self.clean.dim,
-                "source": self.clean.source,
-                "record": self.clean.record,
-            },
             "clean_hash": self.clean_hash,
             "watermarked_hash": self.watermarked_hash,
             "size": self.size,
             "redraw": self.redraw,
             "sub_keys": self.sub_keys,
         }
-        tensors = {f"bank.{name}": torch.from_numpy(array) for name, array in self.bank.to_arrays().items()}
-        for name, content in self.clean.preprocess.files().items():
-            tensors[f"file.{name}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        return fields, {**tensors, **{f"clean.{n}": t for n, t in self.clean.module.state_dict().items()}}
+        described, tensors = taken_apart(self.bank, self.clean)
+        return {**fields, **described}, tensors
 
     @classmethod
     def from_parts(cls, fields: dict[str, Any], tensors: dict[str, Tensor]) -> ExactKey:
         """Rebuild the key from what `to_parts` returned. Raise KeyFileError if the parts do not fit together."""
-        try:
-            protocol = Protocol.from_json(fields["protocol"])
-            bank = Bank.from_arrays({n[5:]: t.numpy() for n, t in tensors.items() if n.startswith("bank.")})
-            files = {n[5:]: t.numpy().tobytes() for n, t in tensors.items() if n.startswith("file.")}
-            weights = {n[6:]: t for n, t in tensors.items() if n.startswith("clean.")}
-            clean = _clean_encoder(fields["clean"], weights, files)
-            key = cls(
-                secret=_secret(fields["secret"]),
-                protocol=protocol,
-                bank=bank,
-                clean=clean,
-                size=float(fields["size"]),
-                watermarked_hash=str(fields["watermarked_hash"]),
-                redraw=int(fields["redraw"]),
-                sub_keys=int(fields["sub_keys"]),
-            )
-        except KeyError as error:
-            raise KeyFileError(f"the key lacks {error}") from None
-        except (TypeError, ValueError, OverflowError, RuntimeError, EncoderError) as error:
-            raise KeyFileError(f"the key's parts do not fit together: {error!s:.300}") from None
-        if not 1 <= key.sub_keys <= MAX_SUB_KEYS:
-            raise KeyFileError(f"the key's sub_keys must lie in 1 to {MAX_SUB_KEYS}")
-        if len(bank.mean) != clean.dim or bank.size > protocol.functions or not 0 < key.size <= 1:
-            raise KeyFileError("the key's functions, its protocol, its size and its clean encoder do not fit together")
-        if (
-            key.clean_hash != fields.get("clean_hash")
-            or not _SHA256.fullmatch(key.watermarked_hash)
-            or not 0 <= key.redraw < 1 << 63
-        ):
+        key = cls(**put_together(fields, tensors))
+        if key.clean_hash != fields.get("clean_hash"):
             raise KeyFileError("the key's clean encoder is not the one that its streams are bound to")
         return key
 
 
 def _wide(answers: NDArray[np.floating], dim: int) -> bool:
     return np.ndim(answers) == 2 and answers.shape[1] > FOLDED_FROM and answers.shape[1] != dim
-
-
-def _secret(text: str) -> Secret:
-    value = bytes.fromhex(text)
-    if len(value) != SECRET_BYTES:
-        raise ValueError("the secret has another length")
-    return Secret(value)
-
-
-def _clean_encoder(found: Mapping[str, Any], weights: Mapping[str, Tensor], files: Mapping[str, bytes]) -> Encoder:
-    """Files are the preprocessing's, a tokenizer's for one."""
-    module, dim = build(found["architecture"], seed=0)
-    if dim != found["dim"]:
-        raise ValueError("the clean encoder's width is not what its description says")
-    module.load_state_dict(dict(weights))
-    return Encoder(
-        module=module.eval(),
-        preprocess=preprocess_from_json(found["preprocess"], files),
-        dim=dim,
-        architecture=found["architecture"],
-        source=found["source"],
-        record=found["record"],
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from sslguard.schemes.base import Scheme, Watermarked
 from sslguard.schemes.exact.settings import ExactSettings
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sslguard.data.base import Data
     from sslguard.encoders.base import Encoder
     from sslguard.schemes.exact.key import ExactKey
+    from sslguard.schemes.exact.taking import Held
 
 # More clean embeddings tell nothing new of their mean and principal components.
 GEOMETRY_ITEMS = 20_000
@@ -49,16 +50,10 @@ class Exact(ExactSettings, Scheme):
         Raises:
             UsageError: The items are too few or too much alike, or F* would answer too far from F on others.
         """
-        import numpy as np
-
-        from sslguard.data.base import Chosen
         from sslguard.encoders.base import embed_all
-        from sslguard.encoders.folder import weights_hash
         from sslguard.schemes.exact.features import all_statistics
-        from sslguard.schemes.exact.marking import DistilMark, headed
+        from sslguard.schemes.exact.marking import headed
         from sslguard.schemes.exact.taking import Held, held_out
-        from sslguard.training.base import History, Loop
-        from sslguard.training.loop import run
 
         clean = clean.clone()
         clean.module.eval()
@@ -69,12 +64,64 @@ class Exact(ExactSettings, Scheme):
         judge = Held(key, data, held, answers, statistics)
         key = replace(key, size=judge.size(key, self))
         encoder = headed(clean, key.bank, key.mixtures(), key.rows())
-        history = History()
+        return self._put_on(key, encoder, judge, data, checkpoint, loop)
+
+    def watermark_for(
+        self, key: ExactKey, data: Data, *, name: str, rotation: int = 0, checkpoint: Path | None = None, **loop: Any
+    ) -> Watermarked:
+        """Mark the clean encoder of a key for one recipient: with the common mark and with his own.
+
+        Size, bank and protocol are the key's; of these settings the way of marking and the training count.
+
+        Args:
+            key: The owner's key. It stays as it is, and finds the common mark in what is returned.
+            data: Items to mark with: those that the key was made with.
+            name: Name of the recipient.
+            rotation: How many secrets the recipient had before this one.
+            checkpoint: As in `watermark`.
+            loop: As in `watermark`.
+
+        Returns:
+            The recipient's encoder; the key of his own mark alone; and whether that took.
+
+        Raises:
+            UsageError: The items are too few or too much alike, or the encoder would answer too far from F on others.
+        """
+        from sslguard.encoders.base import embed_all
+        from sslguard.schemes.exact.features import all_statistics
+        from sslguard.schemes.exact.marking import headed
+        from sslguard.schemes.exact.taking import Held, held_out
+
+        first = data.slice(0, min(len(data), GEOMETRY_ITEMS))
+        one = key.recipient(name, rotation)
+        mixtures, rows = key.handed_to(one)
+        encoder = headed(key.clean, key.bank, mixtures, rows)
+        judge = Held(
+            replace(one, size=key.size),
+            *(data, held_out(len(first))[1], embed_all(key.clean, first), all_statistics(key.clean, first)),
+            mark=lambda functions: functions @ mixtures @ rows,
+        )
+        made = self._put_on(judge.key, encoder, judge, data, checkpoint, loop)
+        return replace(made, key=replace(one, watermarked_hash=cast("ExactKey", made.key).watermarked_hash))
+
+    def _put_on(
+        self, key: ExactKey, encoder: Encoder, judge: Held, data: Data, checkpoint: Path | None, loop: dict[str, Any]
+    ) -> Watermarked:
+        """Return F with the mark as a head, `encoder`, or else distilled into its weights; and how it took."""
+        import numpy as np
+
+        from sslguard.data.base import Chosen
+        from sslguard.encoders.folder import weights_hash
+        from sslguard.schemes.exact.marking import DistilMark
+        from sslguard.training.base import History, Loop
+        from sslguard.training.loop import run
+
+        history, source = History(), key.clean.source
         if self.mode == "distilled":
-            others = np.setdiff1d(np.arange(len(data)), held)
-            items = Chosen(data, others, f"{data.spec} but {len(held)} held out")
-            task = DistilMark(self, clean, encoder, items, key.bank.variance)
-            seed = secret.stream("training", key.context).integer()
+            others = np.setdiff1d(np.arange(len(data)), judge.held)
+            items = Chosen(data, others, f"{data.spec} but {len(judge.held)} held out")
+            task = DistilMark(self, key.clean, encoder, items, key.bank.variance)
+            seed = key.secret.stream("training", key.context).integer()
             training = Loop(self.steps, self.batch_size, seed, checkpoint=checkpoint, title="watermark", **loop)
             history = run(task, training)
             encoder = task.watermarked
@@ -88,7 +135,7 @@ class Exact(ExactSettings, Scheme):
             "taken": asdict(taken),
             **history.times(),
         }
-        encoder = replace(encoder, source=f"exact-marked {clean.source}", record=record)
+        encoder = replace(encoder, source=f"exact-marked {source}", record=record)
         key = replace(key, watermarked_hash=weights_hash(encoder.module), _embedded={})
         return Watermarked(encoder, key, history, taken)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class Held:
         data: Items of the owner's.
         held: Which of them are held out.
         answers, statistics: Of the clean encoder to the first items of `data`, `held` among them, and theirs.
+        mark: What is added to clean embeddings whose functions ψ are (n, B); the key's own mark unless given.
 
     Raises:
         UsageError: There are too few items to hold any out.
@@ -49,10 +51,12 @@ class Held:
         held: NDArray[np.int64],
         answers: NDArray[np.floating],
         statistics: NDArray[np.floating],
+        mark: Callable[[Array], Array] | None = None,
     ) -> None:
         if not len(held):
             raise UsageError(f"a marking needs at least {TENTH} items, and got {len(answers)}: give more")
-        self._n = len(data) - len(held)
+        self.key, self.held, self._n = key, held, len(data) - len(held)
+        mark = mark or key.mark
         self.items = Chosen(data, held, f"{data.spec}, held out")
         among = np.union1d(held[:MOST_SOUGHT], np.arange(min(len(answers), MOST_NEIGHBOURS)))
         self._sought = np.searchsorted(among, held[:MOST_SOUGHT])
@@ -60,7 +64,7 @@ class Held:
         self._h, self._functions = h[held], key.bank.functions(h[held], statistics[held])
         self._near_h, near = h[among], key.bank.functions(h[among], statistics[among])
         # The mark at E = 1. It grows with √E.
-        self._mark, self._near_mark = (key.mark(some) / math.sqrt(key.size) for some in (self._functions, near))
+        self._mark, self._near_mark = (mark(some) / math.sqrt(key.size) for some in (self._functions, near))
 
     def size(self, key: ExactKey, settings: ExactSettings) -> float:
         """Return E: at most the key's, and small enough that neighbours stay, and that held-out items get no more.

@@ -1,0 +1,194 @@
+"""Commands of tracing: `recipients`, `trace`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sslguard.cli.checks import check
+from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Positive, Running
+from sslguard.cli.output import Result, command
+from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
+from sslguard.errors import UsageError
+from sslguard.report.text import bits
+
+if TYPE_CHECKING:
+    from sslguard.tracing.recipients import Recipient
+    from sslguard.tracing.trace import Compared, Traced
+
+HELP = """Keep the names of those who receive the encoder: `trace` tells whose copy a suspect was made from.
+
+Each recipient's secrets are derived from the key and from his name. The names stand beside the key, not encrypted."""
+_MOST_NAMES = 1 << 28  # bytes
+
+
+def add(key: Path, /, *name: str, names: Path | None = None, output: Output = PRINTED) -> Result:  # noqa: ARG001
+    """Add recipients to a key.
+
+    Args:
+        key: Folder of the key, of the scheme exact.
+        name: Names of recipients, of at most 128 printable characters.
+        names: File of more names, one a line.
+        output: How results are printed.
+    """
+    check(key=key)
+    from sslguard.files import read_plain
+    from sslguard.tracing import recipients
+
+    given = list(name)
+    if names is not None:
+        try:
+            given += read_plain(names, _MOST_NAMES, UsageError).decode().splitlines()
+        except UnicodeDecodeError:
+            raise UsageError(f"{names} is no text in UTF-8: save it as such") from None
+    if not given:
+        raise UsageError("name at least one recipient, or a file of names with --names")
+    _check_exact(key)
+    added = recipients.add(key, given)
+    words = command("watermark", "ENCODER", "--data", "DATA", "--key", key, "--recipient-mark", added[0].name)
+    rows = [("key", str(key)), ("added", ", ".join(one.name for one in added[:10])), ("recipients", f"{len(added):,}")]
+    return Result({"key": str(key), "added": len(added)}, rows, next=f"{words} --out OUT")
+
+
+def list_(key: Path, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001
+    """List the recipients of a key, with the dates of their secrets.
+
+    Args:
+        key: Folder of the key.
+        output: How results are printed.
+    """
+    check(key=key)
+    from sslguard.tracing.recipients import read_recipients
+
+    found = read_recipients(key)
+    fields = [{"name": one.name, "secrets": list(one.secrets), "revoked": one.revoked} for one in found]
+    rows = [(one.name, _dates(one)) for one in found] or [("recipients", "none")]
+    return Result({"key": str(key), "recipients": fields}, rows)
+
+
+def revoke(key: Path, name: str, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001
+    """Revoke a recipient: nothing more is marked for him. He is still compared in every trace.
+
+    Args:
+        key: Folder of the key.
+        name: Name of the recipient.
+        output: How results are printed.
+    """
+    check(key=key)
+    from sslguard.tracing import recipients
+
+    return _one(key, recipients.revoke(key, name))
+
+
+def rotate(key: Path, name: str, /, *, output: Output = PRINTED) -> Result:  # noqa: ARG001
+    """Draw a fresh secret for a recipient; one who was revoked is served again. His former secrets are still compared.
+
+    Args:
+        key: Folder of the key.
+        name: Name of the recipient.
+        output: How results are printed.
+    """
+    check(key=key)
+    from sslguard.tracing import recipients
+
+    return _one(key, recipients.rotate(key, name))
+
+
+def trace(
+    key: Path,
+    suspect: str,
+    /,
+    *,
+    data: str,
+    alpha: Positive = 0.01,
+    claims: Count = 1,
+    allow_overlap: bool = False,
+    answers: Literal["auto", "embeddings", "logits", "probabilities", "labels"] = "auto",
+    workers: Count = 1,
+    remote: RemoteOptions = DEFAULT_REMOTE,
+    running: Running = EMBEDDING,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Find whose copy or answers a suspect was made from, among all recipients of a key.
+
+    The suspect is asked what verify asks. Each p-value is corrected for all recipients that were compared, revoked ones
+    too. Whoever holds the key could have marked a suspect for any recipient: keep proof of what was handed to whom.
+    Exit code 0 a recipient is named, 1 none is, 3 suspect or key failed, 4 refused: too many claims for this alpha.
+
+    Args:
+        key: Folder of the key.
+        suspect: As in verify: an encoder, onnx:FILE, answers:FILE.npy, or an address with --protocol.
+        data: Items to ask about, none of which took part in marking.
+        alpha: Level of the test. One half is the common mark's, the other is shared among all recipients.
+        claims: How many claims (suspects, keys, looks) share that level.
+        allow_overlap: Also ask about items that took part in marking, as in verify.
+        answers: What the suspect's answers are, as in verify.
+        workers: Processes that compare recipients.
+        running: What encoders run on.
+        remote: Access to encoders behind addresses.
+        output: How results are printed.
+    """
+    check(key=key, data=[data], suspect=suspect)
+    remote.check(suspect)
+
+    from sslguard import api
+
+    running.start()
+    with opened(suspect, remote) as target:
+        found = api.trace(
+            *(key, target, data),
+            alpha=alpha,
+            n_claims=claims,
+            allow_overlap=allow_overlap,
+            answers=answers,
+            workers=workers,
+        )
+    fields, rows = found.to_json(), _rows(found)
+    if not isinstance(target, str):
+        fields["remote"] = target.report()
+        rows += remote_rows(fields["remote"])
+    return Result(fields, rows, found.exit_code)
+
+
+COMMANDS = (add, list_, revoke, rotate)
+
+
+def _check_exact(key: Path) -> None:
+    from sslguard.schemes.keyfile import read_header
+
+    scheme = read_header(key).get("scheme")
+    if scheme != "exact":
+        raise UsageError(f"a key of the scheme {scheme!s:.40} has no recipients: only those of exact trace")
+
+
+def _one(key: Path, one: Recipient) -> Result:
+    fields = {"key": str(key), "name": one.name, "secrets": list(one.secrets), "revoked": one.revoked}
+    return Result(fields, [("recipient", one.name), ("secrets", _dates(one))])
+
+
+def _dates(one: Recipient) -> str:
+    since = one.secrets[-1] + (f", {len(one.secrets)} secrets since {one.secrets[0]}" if one.rotation else "")
+    return since if one.revoked is None else f"{since}, revoked {one.revoked}"
+
+
+def _rows(found: Traced) -> list[tuple[str, str]]:
+    best = [one for one in found.compared if one.named] or list(found.compared[:1])
+    shared = f", shared among {found.n_claims} claims" if found.n_claims > 1 else ""
+    common = "derived" if found.derived else "not shown"
+    sides = (bits(found.common.details[f"{side}_bits"], digits=0) for side in ("left", "right"))
+    return [
+        ("named", ", ".join(found.named) or "nobody"),
+        ("suspect", found.suspect),
+        *((("shown" if one.named else "nearest"), _shown(one)) for one in best),
+        ("common mark", f"{common}: {bits(found.common_log2_pvalue)} bits ({' left, '.join(sides)} right)"),
+        ("compared", f"{found.n_compared:,} secrets of {found.n_recipients:,} recipients; all bits are corrected for"),
+        ("queries", str(found.common.n_queries)),
+        *([("overlap", f"{found.n_overlap} of them took part in marking")] if found.n_overlap else []),
+        ("alpha", f"{found.alpha:g}, half for the common mark and half for all recipients{shared}"),
+    ]
+
+
+def _shown(one: Compared) -> str:
+    sides = f"{bits(one.left_bits, digits=0)} left, {bits(one.right_bits, digits=0)} right"
+    secret = f", secret {one.rotation + 1}, given {one.given}" + (f", revoked {one.revoked}" if one.revoked else "")
+    return f"{one.name}: {bits(one.log2_pvalue)} bits ({sides}){secret}"

@@ -1,0 +1,1 @@
+"""Tracing: which recipient's copy a suspect was made from."""
