@@ -1,4 +1,4 @@
-"""Write the files of tests/golden anew, all but the inputs `texts.txt` and `identity.txt`.
+"""Write the files of tests/golden anew, all but its `vectors` and the inputs `texts.txt` and `identity.txt`.
 
 PYTHONPATH=src:tests python -m helpers.golden
 
@@ -38,7 +38,7 @@ from sslguard.schemes.sslguard.parts import Decoder, Trigger
 from sslguard.verification.verdict import score_suspect
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-INPUTS = frozenset({"README.md", "texts.txt", "identity.txt"})
+INPUTS = frozenset({"README.md", "texts.txt", "identity.txt", "vectors"})
 PASSPHRASE = "public on purpose"
 RECIPIENT = "age1j4f5964wwzc7nv8amvavdzfq6lsme4huxt56csmmz8ugn7qgeg0sux4wj8"
 OPENED = datetime(2026, 11, 28, 19, 22, 10, tzinfo=UTC)
