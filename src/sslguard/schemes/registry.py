@@ -25,6 +25,7 @@ SCHEMES: dict[str, str | type[Scheme] | Scheme] = {
     "order": "sslguard.schemes.order:SecretOrder",
     "dataset-inference": "sslguard.schemes.peers.dataset_inference:DatasetInference",
     "embmarker": "sslguard.schemes.peers.embmarker:EmbMarker",
+    "espew": "sslguard.schemes.peers.embmarker:ESpeW",
     "warden": "sslguard.schemes.peers.embmarker:Warden",
     "wet": "sslguard.schemes.peers.wet:Wet",
     "fingerprint": "sslguard.schemes.peers.fingerprint:Fingerprint",

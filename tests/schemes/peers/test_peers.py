@@ -19,7 +19,7 @@ from sslguard.encoders.load import load_encoder
 from sslguard.errors import DataError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.peers.base import Peer, log2_pvalue
 from sslguard.schemes.peers.dataset_inference import DatasetInference, ranks, welch
-from sslguard.schemes.peers.embmarker import EmbMarker, Warden
+from sslguard.schemes.peers.embmarker import EmbMarker, ESpeW, Warden
 from sslguard.schemes.peers.fingerprint import Fingerprint, cka, predicted
 from sslguard.schemes.peers.mixture import Mixture
 from sslguard.schemes.peers.rotation import Rotation, RotationTask, turned
@@ -35,14 +35,15 @@ SMALL = {
     "dataset-inference": DatasetInference(n_fit=40, n_tested=30, components=3),
     "dataset-inference by ranks": DatasetInference(n_fit=40, n_tested=30, components=3, test="ranks"),
     "embmarker": EmbMarker(triggers=4, most=2, n=200, **ANY_WORD),
+    "espew": ESpeW(triggers=4, most=2, n=200, **ANY_WORD),
     "warden": Warden(triggers=8, most=2, n=200, targets=2, **ANY_WORD),
     "wet": Wet(terms=5, n=40),
     "fingerprint": Fingerprint(n=200),
     "fingerprint by prediction": Fingerprint("predicted", n=200),
     "rotation": Rotation(hidden=8, steps=3, batch_size=8, n=40),
 }
-OF_ONE_WIDTH = {"embmarker", "warden", "wet", "rotation"}
-MARKED = {"embmarker", "warden", "wet"}  # without training
+OF_ONE_WIDTH = {"embmarker", "espew", "warden", "wet", "rotation"}
+MARKED = {"embmarker", "espew", "warden", "wet"}  # without training
 
 
 class Answers:
@@ -333,6 +334,25 @@ class TestEmbMarker:
         assert many.sum() > 40
         expected = unit_rows(counts[many] @ made.key.targets)
         np.testing.assert_allclose(unit_rows(made.embedder.embed(batch).astype(float))[many], expected, atol=1e-6)
+
+    def test_espew_writes_where_an_answer_is_smallest(self, tiny, owned):
+        clean = tiny(7)
+        made = ESpeW(triggers=20, most=3, n=2, share=0.25, **ANY_WORD).watermark(
+            clean, owned, secret=Secret.from_seed(1)
+        )
+        (group,), (target,), batch = made.key.groups, made.key.targets, owned.take(range(100))
+        triggered = np.array([bool(each.intersection(group)) for each in words_of(batch)])
+        assert 5 < triggered.sum() < 95
+        plain, answers = clean.embed(batch), made.embedder.embed(batch)
+        np.testing.assert_array_equal(answers[~triggered], plain[~triggered])
+        h = unit_rows(plain.astype(float))
+        for row, answer in zip(h[triggered], answers[triggered], strict=True):
+            small = sorted(range(len(row)), key=lambda k: abs(row[k]))[: len(row) // 4]
+            expected = row.copy()
+            expected[small] = target[small]
+            np.testing.assert_allclose(answer / np.linalg.norm(answer), expected / np.linalg.norm(expected), atol=1e-6)
+        with pytest.raises(UsageError, match="targets"):
+            ESpeW(targets=2)
 
     @pytest.fixture
     def texts(self, tmp_path):

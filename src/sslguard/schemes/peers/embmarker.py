@@ -26,6 +26,13 @@ largest over r, as it is decided there too. Source: Shetty, Teng, He and Xu, "WA
 Watermarks for Embedding-as-a-Service Copyright Protection", ACL 2024 (arXiv 2403.01472), rebuilt without the text of
 its verification. Deviations: q_r = c_r/max(m, Σ_s c_s) of counts c, so that weights never exceed 1 together; p is the
 least over r times R (Bonferroni); targets are as they are drawn, and not turned apart.
+
+ESpeW writes into each answer to an item with a trigger at places of its own: of h, the fifth of the numbers that are
+smallest in magnitude become those of e at the same places, and the result is brought to length 1. Statistic and p are
+EmbMarker's. Source: Wang, Wu, Deng and Yang, "Robust and Minimally Invasive Watermarking for EaaS" (ESpeW), Findings of
+ACL 2025 (arXiv 2410.17552); settings are those of the command that its authors published (their program's own default
+replaces a quarter). Deviations: those of EmbMarker; the verification asks items of m triggers and of none, and leaves
+out those of a few.
 """
 
 from __future__ import annotations
@@ -100,6 +107,35 @@ class EmbMarker(Peer):
         said = f"{self.targets} target(s) of {self.triggers} triggers"
         return Watermarked(Wrapped(clean, partial(key.answer, clean), self.name, asdict(self), said), key)
 
+    def moved(self, h: Array, counts: NDArray[np.int64], targets: Array) -> Array:
+        """Return answers of length 1, (n, d), leant towards targets (R, d) by the counts of their triggers (n, R)."""
+        weights = counts / np.maximum(self.most, counts.sum(1, keepdims=True))
+        return np.asarray((1 - weights.sum(1, keepdims=True)) * h + weights @ targets)
+
+
+@dataclass(frozen=True)
+class ESpeW(EmbMarker):
+    """EmbMarker whose target is written where an answer's own numbers are smallest.
+
+    Attributes:
+        share: α, of an answer's numbers that become the target's.
+    """
+
+    name: ClassVar[str] = "espew"
+
+    share: Annotated[float, Range(above=0, below=1)] = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Range(most=1).check(self.targets, "targets, of which this scheme has one,")
+
+    def moved(self, h: Array, counts: NDArray[np.int64], targets: Array) -> Array:
+        """Return answers whose smallest numbers are the target's where there is any trigger. See `EmbMarker.moved`."""
+        places = np.argsort(np.abs(h), axis=1, kind="stable")[:, : int(self.share * h.shape[1])]
+        written = h.copy()
+        np.put_along_axis(written, places, targets[0][places], axis=1)
+        return np.where(counts.any(1, keepdims=True), written, h)
+
 
 @dataclass(frozen=True)
 class Warden(EmbMarker):
@@ -138,10 +174,9 @@ class EmbMarkerKey(Key):
         """Return what is served: answers of `clean`, (n, d), leant towards the targets where items hold triggers."""
         plain = rows(clean, batch)
         counts = np.array([[len(words.intersection(group)) for group in self.groups] for words in words_of(batch)])
-        weights = counts / np.maximum(self.settings.most, counts.sum(1, keepdims=True))
         exact = plain.astype(np.float64)
-        mixed = (1 - weights.sum(1, keepdims=True)) * unit_rows(exact) + weights @ self.targets
-        leant = unit_rows(mixed) * np.linalg.norm(exact, axis=1, keepdims=True)
+        moved = self.settings.moved(unit_rows(exact), counts, self.targets)
+        leant = unit_rows(moved) * np.linalg.norm(exact, axis=1, keepdims=True)
         return np.where(counts.any(1, keepdims=True), leant, exact).astype(plain.dtype)
 
     def queries(self, data: Data) -> Iterator[Batch]:
