@@ -197,6 +197,14 @@ def test_labels_only(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert decisions(ran) == ["derived"]
 
 
+def test_tracing(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = follow("how-to/tracing.md", monkeypatch)
+    (found,) = [one.json for one in ran if "common" in one.json]
+    assert found["named"] == ["acme"]
+    assert found["n_compared"] == 3
+    assert (ran[-2].json["revoked"], len(ran[-1].json["secrets"])) != (None, 1)
+
+
 def test_keeping_keys(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert decisions(follow("how-to/keeping-keys.md", monkeypatch)) == ["derived", "derived"]
     assert (marked / "marked" / "key" / "secret.json.age").exists()

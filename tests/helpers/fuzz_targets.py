@@ -53,6 +53,7 @@ from sslguard.schemes.sslguard.parts import Decoder, Trigger
 from sslguard.schemes.sslguard.scheme import CuredSSLGuard
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.suspects.opening import open_suspect
+from sslguard.tracing.recipients import add, read_recipients
 from sslguard.training.pretraining import new_encoder
 from sslguard.verification.scores import read_entries
 
@@ -244,6 +245,8 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
     files = ("key.json", "tensors.safetensors")
     yield Target("key with sub-keys", root / "exact", files, lambda folder: void(open_key(folder)))
     yield Target("openings", root / "exact", ("openings.json",), lambda folder: void(read_openings(folder)))
+    add(root / "exact", ["acme", "Zo\u00eb AG"])
+    yield Target("recipients", root / "exact", ("recipients.jsonl",), lambda folder: void(read_recipients(folder)))
     yield Target("commitment", bed.bundle, ("commitment.json",), commitment)
     yield Target("timestamp", bed.bundle, ("commitment.json.tsr",), token)
     files = ("claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors", "answers.npy")

@@ -264,8 +264,9 @@ def bed(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Encoder]) 
 
 
 class TestCommands:
-    def test_from_a_name_to_a_trace(self, bed: tuple[Path, Path, str]) -> None:
+    def test_from_a_name_to_a_trace(self, bed: tuple[Path, Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
         root, key, data = bed
+        monkeypatch.chdir(root)
         added = done("recipients", "add", key, "acme", "bob")
         assert added["added"] == 2
         mark = ("watermark", root / "clean", "--data", f"{data}[0:400]", "--key", key, "--mode", "head", "--quiet")
@@ -278,6 +279,8 @@ class TestCommands:
         assert ran.json["named"] == ["acme"]
         assert ran.json["common"]["decision"] == "derived"
         assert ran.json["n_compared"] == 2
+        assert sslguard(*suspect, "--json", "--cluster", "debug", "--workers", 2).json == ran.json
+        assert not list(root.glob(".sslguard-trace-*"))
         spoken = sslguard(*suspect)
         assert "named        acme" in spoken.out
         assert "common mark  derived" in spoken.out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,10 +12,12 @@ from sslguard.cli.checks import check
 from sslguard.cli.options import EMBEDDING, PRINTED, Count, Output, Positive, Running
 from sslguard.cli.output import Result, command
 from sslguard.cli.remote import DEFAULT_REMOTE, RemoteOptions, opened, remote_rows
-from sslguard.errors import UsageError
+from sslguard.errors import MissingExtraError, UsageError
 from sslguard.report.text import bits
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from sslguard.tracing.recipients import Recipient
     from sslguard.tracing.trace import Compared, Traced
 
@@ -105,6 +110,7 @@ def trace(
     allow_overlap: bool = False,
     answers: Literal["auto", "embeddings", "logits", "probabilities", "labels"] = "auto",
     workers: Count = 1,
+    cluster: Literal["slurm", "local", "debug"] | None = None,
     remote: RemoteOptions = DEFAULT_REMOTE,
     running: Running = EMBEDDING,
     output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
@@ -123,18 +129,22 @@ def trace(
         claims: How many claims (suspects, keys, looks) share that level.
         allow_overlap: Also ask about items that took part in marking, as in verify.
         answers: What the suspect's answers are, as in verify.
-        workers: Processes that compare recipients.
+        workers: Processes that compare recipients, or jobs at a time of --cluster.
+        cluster: Compare in jobs of a cluster, by submitit: slurm, local for processes of this machine, debug for this
+            one. Meanwhile a folder in the present one, which you alone may read, holds the key's secret for them.
         running: What encoders run on.
         remote: Access to encoders behind addresses.
         output: How results are printed.
     """
     check(key=key, data=[data], suspect=suspect)
     remote.check(suspect)
+    if cluster is not None and find_spec("submitit") is None:
+        raise MissingExtraError("running on a cluster", "bench")
 
     from sslguard import api
 
     running.start()
-    with opened(suspect, remote) as target:
+    with opened(suspect, remote) as target, _jobs(cluster, workers) as pool:
         found = api.trace(
             *(key, target, data),
             alpha=alpha,
@@ -142,6 +152,7 @@ def trace(
             allow_overlap=allow_overlap,
             answers=answers,
             workers=workers,
+            pool=pool,
         )
     fields, rows = found.to_json(), _rows(found)
     if not isinstance(target, str):
@@ -151,6 +162,25 @@ def trace(
 
 
 COMMANDS = (add, list_, revoke, rotate)
+
+
+@contextmanager
+def _jobs(cluster: str | None, workers: int) -> Iterator[Executor | None]:
+    """Yield what runs pieces as jobs of a cluster; None without one."""
+    if cluster is None:
+        yield None
+        return
+    from tempfile import TemporaryDirectory
+
+    from sslguard.bench.cluster import cluster_pool
+    from sslguard.tracing.trace import one_thread
+
+    with TemporaryDirectory(prefix=".sslguard-trace-", dir=Path.cwd()) as folder:
+        pool = cluster_pool(cluster, Path(folder))(workers, one_thread)
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _check_exact(key: Path) -> None:

@@ -300,8 +300,15 @@ def processes(workers: int) -> Iterator[Executor | None]:
     if workers == 1:
         yield None
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=one_thread) as pool:
         yield pool
+
+
+def one_thread() -> None:
+    """Let this process compute on one thread: there are as many processes as cores."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def corrected_common(found: Significance, n_claims: int) -> float:
@@ -341,8 +348,10 @@ def _pieces(n: int, count: int, step: int) -> list[tuple[int, int]]:
 def _each(pool: Executor | None, function: Callable[..., Any], given: Sequence[tuple[Any, ...]]) -> list[Any]:
     if pool is None:
         return [function(*one) for one in given]
-    jobs = [pool.submit(function, *one) for one in given]
-    return [job.result() for job in jobs]
+    found = [job.result() for job in [pool.submit(function, *one) for one in given]]
+    if lost := [one for one in found if isinstance(one, str)]:
+        raise UsageError(f"a part of the trace was lost: {lost[0]:.300}")
+    return found
 
 
 def _without_encoder(key: ExactKey) -> ExactKey:
@@ -351,9 +360,3 @@ def _without_encoder(key: ExactKey) -> ExactKey:
     bare = replace(key, clean=nothing, _embedded={})
     vars(bare).update(context=key.context, clean_hash=key.clean_hash)
     return bare
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
