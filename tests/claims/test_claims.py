@@ -116,7 +116,7 @@ class TestExact:
         assert found.verdict.significance.statistic == pytest.approx(verdict.significance.statistic, rel=1e-9)
         assert {c.name for c in found.of("passed")} == {
             *("signature", "commitment", "date", "clean encoder", "derivation"),
-            *("queries", "answers", "statistic", "verdict"),
+            *("queries", "answers", "clean embeddings", "statistic", "verdict"),
         }
         assert not found.of("failed", "against", "not checkable")
 
@@ -327,7 +327,7 @@ class TestBundle:
             bed.commit().claim(marked.encoder)
         finally:
             os.umask(before)
-        names = {"claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors", "answers.npy"}
+        names = {"claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors", "answers.npy", "clean.npy"}
         assert {f.name for f in bed.bundle.iterdir()} == names
         assert stat.S_IMODE(bed.bundle.stat().st_mode) == 0o700
         assert {stat.S_IMODE(f.stat().st_mode) for f in bed.bundle.iterdir()} == {0o600}
@@ -342,18 +342,26 @@ class TestBundle:
         opened = read_bundle(bed.bundle).opened
         assert not any(name.startswith("clean.") for name in opened.tensors)
 
-    @pytest.mark.parametrize("name", ["claim.json", "commitment.json.tsr", "key.safetensors", "answers.npy"])
+    @pytest.mark.parametrize(
+        "name", ["claim.json", "commitment.json.tsr", "key.safetensors", "answers.npy", "clean.npy"]
+    )
     def test_leads_nowhere_else(self, bed, marked, name):
         """A link in a bundle is not followed, even to the very file that belongs there."""
         bed.commit().claim(marked.encoder)
         path, outside = bed.bundle / name, bed.folder / "outside"
         path.rename(outside)
         path.symlink_to(outside)
-        if name == "answers.npy":
+        if name.endswith(".npy"):
             assert bed.audit().exit_code == 3
         else:
             with pytest.raises(ClaimError, match="plain file"):
                 bed.audit()
+
+    def test_what_F_gives_is_left_out_where_it_is_large(self, bed, marked, monkeypatch):
+        monkeypatch.setattr("sslguard.claims.claim.MAX_CLEAN", 4 * 200 * (64 + 356))  # less than that and a header
+        bed.commit().claim(marked.encoder)
+        assert not (bed.bundle / "clean.npy").exists()
+        assert bed.audit().decision == "derived"
 
     def test_another_key_or_owner_cannot_claim(self, bed, marked, tiny, images):
         bed.commit()

@@ -19,7 +19,7 @@ from scipy import stats
 
 from helpers.claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, words
 from helpers.timestamp_authority import Authority
-from sslguard.claims.bundle import ANSWERS, CLAIM, COMMITMENT, TIMESTAMP, npy, read_bundle
+from sslguard.claims.bundle import ANSWERS, CLAIM, CLEAN, COMMITMENT, TIMESTAMP, npy, read_bundle
 from sslguard.claims.commitment import publish, timestamp_file
 from sslguard.claims.documents import sign_document
 from sslguard.claims.queries import ExaminerData
@@ -286,6 +286,42 @@ class TestAnswers:
         found = bed.audit()
         assert "the claimant says 40.0000" in words(found, "failed")
         assert found.verdict.decision == "not shown"
+
+
+class TestCleanEmbeddings:
+    """What a bundle says that F gives, for programs that cannot run F: an audit lets nothing else stand."""
+
+    @pytest.mark.parametrize("share", [0.99, 1e36])
+    @pytest.mark.parametrize("columns", [slice(0, 64), slice(64, None)], ids=["embeddings", "statistics"])
+    def test_made_up_by_the_claimant(self, bed, innocent, share, columns):
+        import hashlib
+
+        bed.commit().claim(innocent)
+        rows = np.load(bed.bundle / CLEAN)
+        rows[3, columns] = rows[4, columns] * share
+        (bed.bundle / CLEAN).write_bytes(npy(rows))
+        assert "file was changed" in words(bed.audit(), "failed")
+        resigned(bed, lambda signed: signed.update(clean=hashlib.sha256(npy(rows)).hexdigest()))
+        found = bed.audit()
+        assert (found.decision, "not those of F" in words(found, "failed")) == ("forged", True)
+
+    def test_too_many_rows_or_columns(self, bed, innocent):
+        import hashlib
+
+        bed.commit().claim(innocent)
+        for rows in (np.load(bed.bundle / CLEAN)[:-1], np.load(bed.bundle / CLEAN)[:, :-1]):
+            (bed.bundle / CLEAN).write_bytes(npy(rows))
+            resigned(bed, lambda signed, rows=rows: signed.update(clean=hashlib.sha256(npy(rows)).hexdigest()))
+            assert bed.audit().decision == "forged"
+
+    def test_left_out(self, bed, marked):
+        """No verdict stands on it."""
+        bed.commit().claim(marked.encoder)
+        (bed.bundle / CLEAN).unlink()
+        with pytest.raises(ClaimError, match="must hold clean"):
+            bed.audit()
+        resigned(bed, lambda signed: signed.pop("clean"))
+        assert bed.audit().decision == "derived"
 
 
 def put_answers_raw(bed: Bed, answers: np.ndarray) -> None:

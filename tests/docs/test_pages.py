@@ -29,6 +29,7 @@ ELSEWHERE = {
     "tutorial/first-watermark.md": "test_first_watermark.py",
     "how-to/verifying-an-api.md": "test_verifying_an_api.py",
     "how-to/comparing-weights.md": "test_comparing_weights.py",
+    "how-to/checking-a-claim.md": "test_checking_a_claim.py",
 }
 """Pages whose commands a test of their own runs."""
 

@@ -249,7 +249,7 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
     yield Target("recipients", root / "exact", ("recipients.jsonl",), lambda folder: void(read_recipients(folder)))
     yield Target("commitment", bed.bundle, ("commitment.json",), commitment)
     yield Target("timestamp", bed.bundle, ("commitment.json.tsr",), token)
-    files = ("claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors", "answers.npy")
+    files = ("claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors", "answers.npy", "clean.npy")
     yield Target("bundle", bed.bundle, files, bundle)
     yield Target("claim that is signed again", root / "cheat", ("said.json",), cheat)
 

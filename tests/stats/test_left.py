@@ -104,6 +104,16 @@ def test_no_argument_exists_through_which_a_secret_could_come_in() -> None:
     assert list(inspect.signature(module._shrunk).parameters) == ["coefficients", "columns"]
 
 
+def test_too_few_queries_for_the_columns_give_no_witness() -> None:
+    """Some mixtures of answers and functions are then equal, whoever answers: rounding would choose the witness."""
+    few = bed(2, n=150)
+    for width, leads in ((150 - B - 1, True), (150 - B, False), (200, False)):
+        found = witnesses_of(few, gaussian(150, width))
+        assert {one.name: found[one.name].any() for one in left_family(width)} == {
+            one.name: leads or one.leading is not None for one in left_family(width)
+        }, width
+
+
 @pytest.mark.parametrize("suspect", MADE)
 @pytest.mark.parametrize("innocent", [False, True], ids=["marked", "innocent"])
 def test_every_witness_agrees_with_the_oracle(suspect: str, innocent: bool, plain: Bed) -> None:

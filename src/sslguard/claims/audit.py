@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslguard.claims.bundle import Bundle, check_answers, read_bundle
+from sslguard.claims.bundle import Bundle, check_answers, read_bundle, read_clean
 from sslguard.claims.claim import Recorded, versions
 from sslguard.claims.derivation import undue_freedom
 from sslguard.claims.log import Log, tries
@@ -26,6 +26,7 @@ from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import weights_hash
 from sslguard.errors import ClaimError, EncoderError, KeyFileError, RefusedError, SuspectError, UsageError
 from sslguard.schemes.base import Key
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.stats.direction import SECRET_BITS
 from sslguard.suspects.logged import LoggedAnswers
 from sslguard.verification.scores import control_scores
@@ -203,6 +204,7 @@ class _Log(Log):
                 innocents = control_scores(key, terms.controls, chosen, progress=progress)
                 scores.update(innocents.values)
                 kinds.update(innocents.kinds)
+            self.clean(key, chosen)
             found = decided(LoggedAnswers(self.bundle.answers, name="the answers in the bundle"))
             self._compare(found)
         except RefusedError as error:
@@ -221,6 +223,24 @@ class _Log(Log):
                 return None
         self.conclude(found, n_tries)
         return found
+
+    def clean(self, key: Key, chosen: ExaminerData) -> None:
+        """Compare what the bundle says that the test took of F with F's own, which the verdict stands on."""
+        if self.bundle.clean is None or not isinstance(key, ExactKey):
+            return
+        try:
+            then = read_clean(self.bundle, key.asks(len(chosen)))
+        except ClaimError as error:
+            self.add("clean embeddings", "failed", f"{str(error)[:1].upper()}{str(error)[1:]}.")
+            return
+        now, d = key.recorded(chosen), key.clean.dim
+        parts = ((now[:, :d], then[:, :d]), (now[:, d:], then[:, d:])) if now.shape == then.shape else ()
+        if not parts or any(_differing(*pair) for pair in parts):
+            words = "The clean embeddings or the input statistics in the bundle are not those of F and these queries."
+            self.add("clean embeddings", "failed", words)
+        else:
+            words = "The clean embeddings and input statistics in the bundle are those of F and these queries."
+            self.add("clean embeddings", "passed", words)
 
     def _compare(self, found: Verdict) -> None:
         """Compare the claimant's statistic with ours. It decides nothing, but one that differs was made up."""
@@ -299,5 +319,9 @@ def facts(bundle: Bundle, data: str) -> dict[str, Any]:
 
 def _differing(one: NDArray[np.floating], other: NDArray[np.floating]) -> int:
     """Return how many rows differ by more than rounding."""
+    # Rows of one size, so that no square overflows.
+    largest = np.maximum(np.abs(one).max(axis=1), np.abs(other).max(axis=1)).astype(np.float64)
+    sizes = np.where(largest > 0, largest, 1.0)[:, None]
+    one, other = one / sizes, other / sizes
     lengths = np.maximum(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
     return int((np.linalg.norm(one - other, axis=1) > _TOLERANCE * lengths).sum())

@@ -5,9 +5,11 @@
 `commitment.json`      the commitment, and `commitment.json.tsr`, its timestamp if it has one
 `key.safetensors`      the tensors of the opened key, except those of F
 `answers.npy`          the suspect's answers, (n, m); row i answers query i; a missing answer is zero
+`clean.npy`            what the exact test takes of F: its embeddings of the queries, and statistics of these inputs
 =====================  ==================================================================================
 
-A claim by weights has no answers: its field `weights` is the hash of the suspect's.
+A claim by weights has no answers: its field `weights` is the hash of the suspect's. Only claims under an exact key have
+`clean.npy`, up to 256 MiB of it: from there programs that cannot run F take it, and an audit compares it with F's own.
 
 docs/reference/key-format.md lists the fields. The opened key is not encrypted: anybody who has the bundle has the key.
 
@@ -40,9 +42,10 @@ from sslguard.suspects.base import MAX_WIDTH
 
 FORMAT, VERSION = "sslguard-claim", 1
 CLAIM, COMMITMENT, TENSORS, ANSWERS = "claim.json", "commitment.json", "key.safetensors", "answers.npy"
+CLEAN = "clean.npy"
 TIMESTAMP = timestamp_file(Path(COMMITMENT)).name
-FILES = frozenset({CLAIM, COMMITMENT, TIMESTAMP, TENSORS, ANSWERS})
-MAX_ANSWERS = 1 << 33  # bytes
+FILES = frozenset({CLAIM, COMMITMENT, TIMESTAMP, TENSORS, ANSWERS, CLEAN})
+MAX_ANSWERS, MAX_CLEAN = 1 << 33, 1 << 28  # bytes
 _ROWS = 256  # of answers that are read together: the file may be larger than the memory
 _FIELDS: dict[str, type] = {
     "answers": dict,
@@ -55,7 +58,7 @@ _FIELDS: dict[str, type] = {
     "suspect": str,
     "versions": dict,
 }
-_OPTIONAL: dict[str, type] = {"opened": str, "weights": str}
+_OPTIONAL: dict[str, type] = {"clean": str, "opened": str, "weights": str}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,6 +92,11 @@ class Bundle:
         return self.folder / ANSWERS
 
     @property
+    def clean(self) -> str | None:
+        """SHA-256, hex, of what the test took of F; None where the bundle does not show it."""
+        return self.claim.signed.get("clean")
+
+    @property
     def weights(self) -> str | None:
         """Hash of the suspect's weights, of a claim by weights; None where answers are claimed."""
         return self.claim.signed.get("weights")
@@ -106,6 +114,7 @@ def fill_bundle(
     token: bytes | None,
     opened: OpenedKey,
     answers: NDArray[np.floating] | None,
+    clean: NDArray[np.float32] | None,
 ) -> None:
     """Write the files of a bundle into an empty folder, readable by their owner alone.
 
@@ -116,12 +125,14 @@ def fill_bundle(
         token: Content of the timestamp's file; None writes no timestamp.
         opened: The opened key.
         answers: The suspect's answers, float (n, m); None of a claim by weights.
+        clean: What the exact test takes of F, float32 (n, d + p); None where it is not shown.
     """
     content = {
         COMMITMENT: commitment,
         **({} if token is None else {TIMESTAMP: token}),
         TENSORS: serialise_tensors(opened.tensors),
         **({} if answers is None else {ANSWERS: npy(answers)}),
+        **({} if clean is None else {CLEAN: npy(clean)}),
         CLAIM: claim.content,
     }
     folder.chmod(0o700)
@@ -157,6 +168,8 @@ def read_bundle(folder: Path) -> Bundle:
         raise ClaimError(
             f"{folder!s:.200} must hold answers, or the hash of weights where its key is compared with these"
         )
+    if (CLEAN in names) != ("clean" in claim.signed):
+        raise ClaimError(f"{folder!s:.200} must hold {CLEAN} if its claim names it, and only then")
     return Bundle(folder, claim, commitment, token, opened, salt)
 
 
@@ -170,16 +183,10 @@ def check_answers(bundle: Bundle, n: int) -> int:
     Raises:
         ClaimError: The file is not the one that was signed, or does not hold `n` rows of finite numbers.
     """
-    path = bundle.answers
     wanted = hex_bytes(bundle["answers"].get("sha256"), 32, "the hash of the answers").hex()
-    if _file_hash(path) != wanted:
-        raise ClaimError("the answers are not those that were signed: the file was changed")
-    try:
-        rows = np.lib.format.open_memmap(path, mode="r")
-    except Exception:  # a hostile header may fail in any step of numpy's parser
-        raise ClaimError("the answers are not a valid .npy array") from None
-    if rows.dtype not in (np.float32, np.float64) or rows.ndim != 2 or not 1 <= rows.shape[1] <= MAX_WIDTH:
-        raise ClaimError(f"the answers must be floats (n, m), not {rows.dtype} of shape {rows.shape}")
+    rows = _signed_rows(bundle.answers, wanted, "the answers", MAX_ANSWERS)
+    if not 1 <= rows.shape[1] <= MAX_WIDTH:
+        raise ClaimError(f"the answers must have 1 to {MAX_WIDTH} numbers each, not {rows.shape[1]}")
     if len(rows) != n:
         raise ClaimError(
             f"{n} queries were to be asked, and the bundle has {len(rows)} answers: some were dropped or added"
@@ -193,6 +200,35 @@ def check_answers(bundle: Bundle, n: int) -> int:
         with np.errstate(over="ignore", under="ignore"):
             n_zero += int((~part.astype(np.float32).any(axis=1)).sum())
     return n_zero
+
+
+def read_clean(bundle: Bundle, n: int) -> NDArray[np.floating]:
+    """Return what the bundle says that the test took of F, float (n, d + p).
+
+    Args:
+        bundle: Bundle that shows it.
+        n: Number of queries.
+
+    Raises:
+        ClaimError: The file is not the one that was signed, or does not hold `n` rows of finite numbers.
+    """
+    rows = _signed_rows(bundle.folder / CLEAN, bundle.clean or "", "the clean embeddings", MAX_CLEAN)
+    if len(rows) != n or not np.isfinite(rows).all():
+        raise ClaimError(f"the clean embeddings must be {n} rows of finite numbers")
+    return rows
+
+
+def _signed_rows(path: Path, wanted: str, what: str, most: int) -> NDArray[np.floating]:
+    """Return the floats (n, m) of a file of this SHA-256, hex. Raise ClaimError for anything else."""
+    if _file_hash(path, most) != wanted:
+        raise ClaimError(f"{what} are not those that were signed: the file was changed")
+    try:
+        rows = np.lib.format.open_memmap(path, mode="r")
+    except Exception:  # a hostile header may fail in any step of numpy's parser
+        raise ClaimError(f"{what} are not a valid .npy array") from None
+    if rows.dtype not in (np.float32, np.float64) or rows.ndim != 2:
+        raise ClaimError(f"{what} must be floats (n, m), not {rows.dtype} of shape {rows.shape}")
+    return rows
 
 
 def _opened(folder: Path, found: Mapping[str, Any]) -> tuple[OpenedKey, bytes]:
@@ -220,8 +256,9 @@ def _check_fields(claim: Document) -> None:
         if name in signed and not isinstance(signed[name], kind):
             raise ClaimError(f"the claim's {name} must be of type {kind.__name__}")
     hex_bytes(signed["commitment"], 32, "the claim's commitment")
-    if "weights" in signed:
-        hex_bytes(signed["weights"], 32, "the claim's weights")
+    for name in ("clean", "weights"):
+        if name in signed:
+            hex_bytes(signed[name], 32, f"the claim's {name}")
     if "opened" in signed:
         moment(signed["opened"], "the claim's opened")
 
@@ -239,11 +276,11 @@ def _names(folder: Path) -> set[str]:
     return set(names)
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(path: Path, most: int) -> str:
     """Return SHA-256, hex, of a plain file of bounded size. Raise ClaimError for anything else."""
     try:
-        if path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_ANSWERS:
-            raise ClaimError(f"{path!s:.200} is missing, no plain file, or larger than {MAX_ANSWERS} bytes")
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > most:
+            raise ClaimError(f"{path!s:.200} is missing, no plain file, or larger than {most} bytes")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:

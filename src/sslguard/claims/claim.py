@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sslguard.claims.bundle import FORMAT, VERSION, fill_bundle, npy, text
+from sslguard.claims.bundle import FORMAT, MAX_CLEAN, VERSION, fill_bundle, npy, text
 from sslguard.claims.commitment import OpenedKey, key_salt, parse_commitment, timestamp_file
 from sslguard.claims.documents import MAX_DOCUMENT, read_file, sign_document
 from sslguard.claims.openings import check_recordable, opened_at, record_opening
@@ -27,6 +27,8 @@ from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import as_suspect
 from sslguard.errors import ClaimError
 from sslguard.files import atomic_folder
+from sslguard.schemes.base import Key
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import StoredKey, serialise_tensors
 from sslguard.verification.nulls import null_of
 from sslguard.verification.scores import ControlScores, control_scores
@@ -113,6 +115,7 @@ def claim(
         if key.needs_controls:
             innocents = control_scores(key, controls, chosen, progress=progress)
         scores = innocents.values
+        clean = _of_clean(key, chosen)
         recorded, begun = Recorded(suspect), _now()
         known = innocents.kinds
         verdict = verify(
@@ -125,7 +128,7 @@ def claim(
             "controls": [text(name) for name in scores],
             **_found(verdict, answers, begun),
         }
-        found.fill(partial, said, answers)
+        found.fill(partial, said, answers, clean)
     return verdict
 
 
@@ -161,18 +164,27 @@ class Opening:
         self.before = opened_at(self.stored.folder, self.stored.number)
         check_recordable(self.stored)
 
-    def fill(self, folder: Path, said: dict[str, Any], answers: NDArray[np.floating] | None) -> None:
+    def fill(
+        self,
+        folder: Path,
+        said: dict[str, Any],
+        answers: NDArray[np.floating] | None,
+        clean: NDArray[np.float32] | None = None,
+    ) -> None:
         """Write the bundle into an empty folder, and record the opening.
 
         Args:
             folder: The folder.
             said: What the claim says.
             answers: The suspect's answers, (n, m); None of a claim by weights.
+            clean: What the test takes of F, (n, d + p); None where the bundle does not show it.
         """
         document = self.committed.document
         fields = {**said, "commitment": document.digest, "key": _opening(self.opened, self.salt)}
         if self.before is not None:
             fields["opened"] = self.before.isoformat()
+        if clean is not None:
+            fields["clean"] = hashlib.sha256(npy(clean)).hexdigest()
         signed = {"format": FORMAT, "version": VERSION, "versions": versions(), **fields}
         fill_bundle(
             folder,
@@ -181,10 +193,21 @@ class Opening:
             token=self.token,
             opened=self.opened,
             answers=answers,
+            clean=clean,
         )
         # Recorded before anybody can read the bundle. If the program is killed here, an unopened key counts as opened,
         # but never the reverse.
         record_opening(self.stored)
+
+
+def _of_clean(key: Key, chosen: Data) -> NDArray[np.float32] | None:
+    """Return what the test takes of F, for programs that cannot run F; None of another scheme, or where it is large."""
+    if not isinstance(key, ExactKey):
+        return None
+    numbers = key.asks(len(chosen)) * (key.clean.dim + len(key.bank.centre))
+    if 4 * numbers > MAX_CLEAN - (1 << 10):  # of a header
+        return None
+    return key.recorded(chosen)
 
 
 def _now() -> str:

@@ -65,7 +65,8 @@ def left_family(width: int) -> tuple[Member, ...]:
 def left_witnesses(spectra: Spectra) -> dict[str, Array]:
     """Return S (B, k), orthonormal columns, of every member of the suspect's family, by name.
 
-    S is 0 where the answers carry nothing of ψ̃ beyond rounding.
+    S is 0 where the answers carry nothing of ψ̃ beyond rounding, and where there are no more queries than columns of ψ̃
+    and of the answers together: some mixtures of both are equal then, whoever answers, and rounding would choose one.
 
     Args:
         spectra: Of the moments of h, ψ (as "phi") and the suspect's answers g, any m.
@@ -112,7 +113,7 @@ def _whitened(spectra: Spectra, leading: int | None) -> tuple[Array, Array]:
     keep = values > max(RANK**2 * values[-1], 0.0)
     keep[: max(0, len(values) - (leading or len(values)))] = False
     covariance, m = spectra.beyond_linear(block), max(1, int(keep.sum()))
-    if not covariance.any() or not keep.any():
+    if not covariance.any() or not keep.any() or m + len(covariance) >= spectra.moments.n:
         return np.zeros((len(covariance), m)), np.ones(m)
     white = axes[:, keep] / np.sqrt(values[keep])
     clean = spectra.whitener("h", RANK)

@@ -336,10 +336,21 @@ class ExactKey(Key):
             },
         )
 
-    def _clean_answers(self, data: Data, n: int) -> tuple[Array, Array]:
+    def recorded(self, data: Data) -> NDArray[np.float32]:
+        """Return F's embeddings of all queries, and beside them the statistics of these inputs: (n, d + p).
+
+        They are public, and all that the test takes of F. What the next suspect of the same data needs of them is kept.
+        """
+        rows: list[NDArray[np.float32]] = []
+        self._embedded.clear()
+        self._clean_answers(data, self.asks(len(data)), rows)
+        return np.concatenate(rows)
+
+    def _clean_answers(self, data: Data, n: int, rows: list[NDArray[np.float32]] | None = None) -> tuple[Array, Array]:
         """Return h along the principal axes and ψ of the first n queries.
 
-        They are kept for the next stage and the next suspect if they are few enough.
+        They are kept for the next stage and the next suspect if they are few enough. What they come from is added to
+        `rows`, if there are any.
         """
         kept = self._embedded.get((data.spec, len(data)))
         if kept is not None and len(kept[0]) >= n:
@@ -347,9 +358,12 @@ class ExactKey(Key):
         parts: list[tuple[Array, Array]] = [] if kept is None else [kept]
         there = sum(len(h) for h, _ in parts)
         for batch in self._queries(data, there, n):
-            h = unit_rows(self.clean.embed(batch).astype(np.float64))
+            embeddings, statistics = self.clean.embed(batch), input_statistics(self.clean, batch)
+            if rows is not None:
+                rows.append(np.hstack((embeddings, statistics), dtype=np.float32))
+            h = unit_rows(embeddings.astype(np.float64))
             with np.errstate(over="ignore", invalid="ignore"):
-                functions = self.bank.functions(h, input_statistics(self.clean, batch))
+                functions = self.bank.functions(h, statistics)
             if not np.isfinite(functions).all():
                 raise KeyFileError("the key's functions of these items are not finite: the key is damaged")
             parts.append((self.bank.placed(h), functions))
