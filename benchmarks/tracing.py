@@ -145,10 +145,10 @@ class Bed:
         self.statistics = kept("statistics", lambda: all_statistics(self.key.clean, self.asked))
         self.functions = self.key.bank.functions(self.h, self.statistics)
 
-    def spectra(self, answers: np.ndarray) -> Any:
+    def spectra(self, answers: np.ndarray, known: np.ndarray | None = None) -> Any:
         """Return the spectra of answers to all items, whose order is that of the file: no secret has a part in it."""
         given = answers[:QUERIES].astype(np.float64)
-        return self.key.spectra_of(given, self.key.bank.placed(self.h), self.functions)
+        return self.key.spectra_of(given, self.key.bank.placed(self.h), self.functions, known)
 
     def accuracy(self, answers: np.ndarray) -> float:
         """Return the accuracy of a linear probe on half of the items, trained on the other half, in [0, 1]."""
@@ -184,7 +184,7 @@ def rotated(answers: np.ndarray) -> np.ndarray:
 
 def traced(bed: Bed, answers: np.ndarray, members: int) -> dict[str, Any]:
     """Return who is named, and what the common mark shows."""
-    spectra, kind = bed.spectra(answers)
+    spectra, _ = bed.spectra(answers, bed.key.mixtures())
     found = trace_spectra(bed.key, spectra, recipients(MANY if members == 1 else SOME), alpha=ALPHA)
     coalition = {name_of(i) for i in range(members)}
     named = [one.name for one in found if one.named]
@@ -192,7 +192,7 @@ def traced(bed: Bed, answers: np.ndarray, members: int) -> dict[str, Any]:
     for name in sorted(coalition):
         sides = bed.key.recipient(name).sides(spectra)
         own[name] = {"left": -sides.left, "right": -sides.right, "both": -sides.both}
-    common = bed.key.test(spectra, kind)
+    common = bed.key.test(*bed.spectra(answers))
     return {
         "bits": {one.name: -one.log2_pvalue for one in found if one.named or one is found[0]},
         "named": len(named),

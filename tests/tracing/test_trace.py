@@ -22,6 +22,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import save_encoder
 from sslguard.errors import RefusedError, UsageError
 from sslguard.schemes.base import Watermarked
+from sslguard.schemes.exact.answers import beyond, without
 from sslguard.schemes.exact.bank import LEFT, recipient_stream
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.marking import headed
@@ -169,8 +170,9 @@ class TestTrace:
         assert found.derived
         assert found.exit_code == 0
         assert (found.n_compared, found.n_recipients) == (12, 12)
-        first = found.compared[0]
-        expected = max(key.recipient("customer 11").sides(spectra_of(key, handed, asked)).both, -256)
+        first, answers = found.compared[0], [handed.embed(batch) for batch in key.queries(asked)]
+        freed, _ = key.spectra(iter(answers), asked, known=key.mixtures())
+        expected = max(key.recipient("customer 11").sides(freed).both, -256)
         assert first.log2_pvalue == pytest.approx(expected + math.log2(2 * 12))
         assert -found.common_log2_pvalue > 60
 
@@ -240,6 +242,18 @@ class TestTrace:
         assert set(found.named) <= {"customer 3", "customer 4"}
         assert found.named
         assert found.derived
+
+    def test_what_the_common_mark_adds_is_taken_off_first(self, key: ExactKey, handed: Encoder, asked: Data) -> None:
+        answers = [handed.embed(batch) for batch in key.queries(asked)]
+        freed, _ = key.spectra(iter(answers), asked, known=key.mixtures())
+        assert key.sides(freed).left > -15
+        assert key.recipient("customer 11").sides(freed).both < -60
+        silent = np.concatenate(answers).astype(np.float64)
+        silent[::3] = 0
+        h, functions = key._clean_answers(asked, len(silent))
+        left = without(silent, beyond(functions @ key.mixtures(), h))
+        assert not left[::3].any()
+        assert left[1::3].any(axis=1).all()
 
     def test_nobody_is_asked_where_no_level_can_be_reached(self, key: ExactKey, asked: Data) -> None:
         def never(batch: Any) -> Any:

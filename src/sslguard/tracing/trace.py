@@ -196,9 +196,11 @@ def trace_suspect(
         raise UsageError("this key has no recipients: `sslguard recipients add KEY NAME` adds one; `verify` needs none")
     null_of(key, 0).check(alpha, 2 * n * n_claims)
     asked = as_suspect(suspect)
-    spectra, kind = key.spectra(ask(key, asked, data), data)
+    answers = list(ask(key, asked, data))
     asked.finish()
-    common = key.test(spectra, kind)
+    common = key.test(*key.spectra(iter(answers), data))
+    # What the common mark adds would cover small shares of a coalition's members.
+    spectra, _ = key.spectra(iter(answers), data, known=key.mixtures())
     compared = trace_spectra(
         *(key, spectra, recipients),
         alpha=alpha,
@@ -235,7 +237,7 @@ def trace_spectra(
 
     Args:
         key: The owner's key.
-        spectra: Of the suspect's answers to the key's queries.
+        spectra: Of the suspect's answers to the key's queries, less the common mark's functions.
         recipients: Who was given the encoder.
         alpha: Level, half of which is for recipients.
         n_claims: Number of claims that share it.

@@ -147,3 +147,16 @@ def _folds(width: int) -> tuple[Array, NDArray[np.int64]]:
     stream = Secret.from_seed(0).stream(f"columns of {width}")
     signs = np.where(stream.uniform((width,)) < 0.5, -1.0, 1.0)
     return signs, (stream.uniform((width,)) * FOLDED).astype(np.int64)
+
+
+def beyond(known: Array, h: Array) -> Array:
+    """Return what of known functions of the input (n, K) is not linear in (1, h), with h (n, q)."""
+    linear = np.linalg.qr(h - h.mean(0))[0]
+    free = known - known.mean(0)
+    return np.asarray(free - linear @ (linear.T @ free))
+
+
+def without(answers: Array, free: Array) -> Array:
+    """Return answers (n, m) less their regression on what `beyond` gives of known functions; missing ones stay 0."""
+    there = answers.any(axis=1, keepdims=True)
+    return np.asarray((answers - free @ np.linalg.lstsq(free, answers - answers.mean(0), rcond=None)[0]) * there)

@@ -20,7 +20,7 @@ from sslguard.encoders.folder import weights_hash
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import KeyFileError, UsageError
 from sslguard.schemes.base import Key, Score
-from sslguard.schemes.exact.answers import FOLDED_FROM, KINDS, Kind, folded, kind_of, reduced, scores
+from sslguard.schemes.exact.answers import FOLDED_FROM, KINDS, Kind, beyond, folded, kind_of, reduced, scores, without
 from sslguard.schemes.exact.bank import (
     Array,
     Bank,
@@ -246,16 +246,21 @@ class ExactKey(Key):
         )
 
     def spectra(
-        self, answers: Iterable[NDArray[np.floating]], data: Data, n: int | None = None
+        self,
+        answers: Iterable[NDArray[np.floating]],
+        data: Data,
+        n: int | None = None,
+        known: Array | None = None,
     ) -> tuple[Spectra, Kind]:
         """Return all that the witnesses need of a suspect's answers, and what the answers are.
 
-        No secret has a part in it.
+        No secret has a part in it, but those that `known` holds.
 
         Args:
             answers: To the first n queries.
             data: What the queries were drawn from.
             n: One of `stages`; by default the last.
+            known: Mixtures of ψ, (B, K), that are taken off the answers: of marks other than the one that is tested.
 
         Raises:
             SuspectError: The answers are not finite, of changing width, or not as many as the queries.
@@ -263,18 +268,21 @@ class ExactKey(Key):
         """
         folding = (folded(part) if _wide(part, self.clean.dim) else part for part in answers)
         given = gathered(folding, n or self.asks(len(data)))
-        return self.spectra_of(given, *self._clean_answers(data, len(given)))
+        return self.spectra_of(given, *self._clean_answers(data, len(given)), known)
 
-    def spectra_of(self, given: Array, h: Array, functions: Array) -> tuple[Spectra, Kind]:
+    def spectra_of(self, given: Array, h: Array, functions: Array, known: Array | None = None) -> tuple[Spectra, Kind]:
         """Return what `spectra` does of answers (n, m), of h along the principal axes (n, q) and of ψ (n, B)."""
         kind = kind_of(given) if self.answers == "auto" else self.answers
         same = kind == "embeddings" and given.shape[1] == self.clean.dim
-        tested = reduced(scores(kind, given, h))
+        tested, unit = scores(kind, given, h), self.bank.placed(unit_rows(given)) if same else None
+        if known is not None:
+            free = beyond(functions @ known, h)
+            tested, unit = without(tested, free), None if unit is None else without(unit, free)
+        tested = reduced(tested)
         moments = Moments(h.shape[1], self.bank.size, tested.shape[1], same=same)
         for start in range(0, len(h), _ROWS):
             rows = slice(start, start + _ROWS)
-            unit = self.bank.placed(unit_rows(given[rows])) if same else None
-            moments.update(h[rows], functions[rows], tested[rows], unit)
+            moments.update(h[rows], functions[rows], tested[rows], None if unit is None else unit[rows])
         return Spectra(moments), kind
 
     def left_witnesses(self, spectra: Spectra) -> dict[str, Array]:
