@@ -7,14 +7,20 @@ than a head's whole. The head is timed at a batch of 256, EfficientNet-Lite0 at
 its native 224 pixels; verification is the time of moments, witnesses and test over that of embedding the queries,
 10,000 of shipped encoders and 2,000 of the others.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/exact_cost.py [--rounds 9] [--encoders SPEC ...]
+With --recipients, beside the head with one mark, what `serve --recipient-header` adds where each item of a batch of 64
+(the largest of a server by default) is another recipient's: the shares by themselves, and a first drawing of secrets.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/exact_cost.py [--rounds 9] [--recipients] [--encoders SPEC ...]
 """
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from common import items, options, prepare, save
@@ -30,12 +36,16 @@ from sslguard.schemes.base import Watermarked
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
+from sslguard.schemes.keyfile import open_key, save_key
+from sslguard.serve.recipients import Mark, Recipients
+from sslguard.tracing.recipients import add
 
 ENCODERS = (
     *("shipped:simclr", "shipped:moco", "shipped:byol", "package:efficientnet-lite0@224"),
     "package:all-minilm-l6-v2",
 )
 BATCH, QUERIES, ITEMS = 256, 2000, 2600
+SERVED = 64  # items of a server's batch, each of another recipient
 ASKED = "cluttered-fashion-mnist:train[0:10000]"  # of shipped encoders, as many as the results page asks
 SMALL_ROUNDS = 8  # times as many for shipped encoders, whose embeddings are fast
 
@@ -88,6 +98,41 @@ def head_cost(spec: str, rounds: int) -> tuple[dict[str, float], Watermarked]:
     return {"embedding": plain / BATCH, **found}, made
 
 
+def recipients_cost(spec: str, rounds: int) -> dict[str, float]:
+    """Seconds of an embedding and of a first drawing, and what share a head adds: of one mark, and of 64 recipients."""
+    clean, batch = load_encoder(spec), items(spec, "verify").take(range(SERVED))
+    made = Exact(Protocol(n_queries=QUERIES), mode="head").watermark(
+        clean, items(spec, "mark").slice(0, ITEMS), secret=Secret.from_seed(1)
+    )
+    with TemporaryDirectory() as folder:
+        save_key(made.key, folder)
+        add(Path(folder), [str(i) for i in range(SERVED)])
+        recipients = Recipients(clean, open_key(folder), "X-Customer")
+
+    async def drawn() -> list[Mark]:
+        return [await recipients.mark(str(i), 0) for i in range(SERVED)]
+
+    begun = time.process_time()
+    marks = asyncio.run(drawn())
+    drawing = (time.process_time() - begun) / SERVED
+    found = {"drawing": drawing}
+    for name, encoder in (("head", made.encoder), ("recipients", recipients.encoder)):
+        assert isinstance(encoder.module, Headed)
+        spent, marking = Spent((encoder.module.statistics, encoder.module.head)), 0.0
+        for number in range(rounds + 1):
+            if number == 1:  # the first one is of warming up
+                spent.seconds, begun = 0.0, time.process_time()
+            answers = encoder.embed(batch)
+            at = time.process_time()
+            if name == "recipients":
+                recipients.marked(answers, marks)
+            marking = (marking if number > 1 else 0.0) + time.process_time() - at
+        total = time.process_time() - begun
+        added = spent.seconds + marking
+        found |= {name: added / (total - added), f"{name}_embedding": (total - added) / rounds / SERVED}
+    return found
+
+
 def test_cost(spec: str, made: Watermarked) -> dict[str, float]:
     """Seconds to embed the queries, and the share of them that moments, witnesses and test take."""
     key = made.key
@@ -103,9 +148,26 @@ def test_cost(spec: str, made: Watermarked) -> dict[str, float]:
 
 
 def main() -> None:
-    given = options(__doc__, rounds=9, encoders=ENCODERS)
+    given = options(__doc__, rounds=9, recipients=False, encoders=ENCODERS)
     prepare()
     found = {}
+    if given.recipients:
+        for spec in given.encoders:
+            found[spec] = recipients_cost(spec, given.rounds)
+        rows = [
+            [
+                spec,
+                *(1000 * c[f"{name}_embedding"] for name in ("head", "recipients")),
+                f"{c['head']:+.2%}",
+                f"{c['recipients']:+.2%}",
+                1000 * c["drawing"],
+            ]
+            for spec, c in found.items()
+        ]
+        header = ["encoder", "ms an embedding", "again", "head", "head for 64 recipients", "ms a first drawing"]
+        print(table(header, rows))
+        save("recipients_cost", {"rounds": given.rounds, "encoders": found})
+        return
     for spec in given.encoders:
         head, made = head_cost(spec, given.rounds * (SMALL_ROUNDS if spec.startswith("shipped:") else 1))
         found[spec] = {**head, **test_cost(spec, made)}

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.in_process import InProcess, answered
 from helpers.texts import described, tokenizer_json
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.load import load_encoder, new_text_encoder
@@ -40,33 +41,6 @@ from sslguard.serve.batching import Batcher, Limits, OverloadedError
 
 TEXTS = [f"some text number {i}" for i in range(9)]
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 1, 16, 16), dtype=np.uint8))
-
-
-class InProcess(httpx2.AsyncBaseTransport):
-    """An application without a socket, started with the first request and stopped when it is closed."""
-
-    def __init__(self, app: Any) -> None:
-        self.app, self.inner, self.stack = app, httpx2.ASGITransport(app), AsyncExitStack()
-        self.started = False
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        if not self.started:
-            self.started = True
-            await self.stack.enter_async_context(self.app.router.lifespan_context(self.app))
-        return await self.inner.handle_async_request(request)
-
-    async def aclose(self) -> None:
-        await self.stack.aclose()
-
-
-def answered(app: Any, *requests: dict[str, Any]) -> list[httpx2.Response]:
-    """Responses to requests that are sent one after the other; each is a path, and what httpx2 takes."""
-
-    async def ask() -> list[httpx2.Response]:
-        async with httpx2.AsyncClient(transport=InProcess(app), base_url="http://test") as client:
-            return [await client.request(r.pop("method", "POST"), r.pop("path"), **r) for r in map(dict, requests)]
-
-    return asyncio.run(ask())
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from sslguard.cli.checks import check
 from sslguard.cli.options import EMBEDDING, PRINTED, Count, NotNegative, Output, Running, Seed
 from sslguard.cli.output import Result, say
 from sslguard.errors import MissingExtraError, UsageError
+from sslguard.serve.headers import checked_header
 
 LIMITS = Group("Limits", sort_key=1)
 _MIB = 1 << 20
@@ -24,6 +25,7 @@ def serve(
     /,
     *,
     head: Path | None = None,
+    recipient_header: str | None = None,
     name: str = "encoder",
     host: str = "127.0.0.1",
     port: Seed = 8000,
@@ -45,6 +47,10 @@ def serve(
         encoder: The encoder.
         head: Folder of a key of the scheme exact: its mark is put on the answers of its clean encoder, which ENCODER
             must be.
+        recipient_header: Header that names the recipient who asks, as X-Customer: his answers also hold his own mark.
+            Nobody but recipients of the key is answered: status 400 no name, 403 unknown or revoked. The server
+            believes the header. What stands in front must authenticate callers, remove the header from what they send,
+            and set it.
         name: Of the model, in addresses and answers.
         host: Address of this machine to listen on; 0.0.0.0 for all.
         port: Port; 0 for any that is free.
@@ -62,12 +68,17 @@ def serve(
     token = None if auth_env is None else os.environ.get(auth_env, "").strip()
     if token == "":
         raise UsageError(f"the environment variable {auth_env!r:.80} holds no token: set it")
+    if recipient_header is not None:
+        checked_header(recipient_header)
+        if head is None:
+            raise UsageError("--recipient-header needs --head KEY, whose recipients it names")
 
     from sslguard.encoders.load import load_encoder
-    from sslguard.schemes.keyfile import load_key
+    from sslguard.schemes.keyfile import open_key
     from sslguard.serve import open_server
     from sslguard.serve.app import Settings
     from sslguard.serve.heads import with_head
+    from sslguard.serve.recipients import Recipients
 
     running.start()
     settings = Settings(
@@ -78,13 +89,27 @@ def serve(
         max_bytes=max_megabytes * _MIB,
         token=token,
     )
-    served = load_encoder(encoder)
-    if head is not None:
-        served = with_head(served, load_key(head))
-    server = open_server(served, settings, host=host, port=port)
-    say_address = (lambda: None) if output.quiet else (lambda: say(f"serving {encoder} at {server.address}"))
-    server.run(started=say_address)
+    served, recipients = load_encoder(encoder), None
+    if head is not None and recipient_header is not None:
+        recipients = Recipients(served, open_key(head), recipient_header)
+    elif head is not None:
+        served = with_head(served, open_key(head).key)
+    server = open_server(served, settings, host=host, port=port, recipients=recipients)
+
+    def started() -> None:
+        if output.quiet:
+            return
+        say(f"serving {encoder} at {server.address}")
+        if recipients is not None:
+            say(
+                f"{recipients.n_served:,} recipients are served, each as the header {recipients.header} names him. "
+                "Whoever can send that header is served as anybody: let only what authenticates callers reach this port"
+            )
+
+    server.run(started=started)
     fields = {"encoder": encoder, "head": None if head is None else str(head), "name": name, "address": server.address}
+    if recipients is not None:
+        fields["recipient_header"] = recipients.header
     return Result(fields, [("served", encoder), ("address", server.address)])
 
 

@@ -9,13 +9,19 @@ from sslguard.errors import required_by
 if TYPE_CHECKING:
     from sslguard.encoders.base import Encoder
     from sslguard.serve.app import Settings
+    from sslguard.serve.recipients import Recipients
     from sslguard.serve.server import Server
 
 __all__ = ["open_server"]
 
 
 def open_server(
-    encoder: Encoder, settings: Settings | None = None, *, host: str = "127.0.0.1", port: int = 8000
+    encoder: Encoder,
+    settings: Settings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    recipients: Recipients | None = None,
 ) -> Server:
     """Return a server of `encoder` that has taken its address. Its `run` answers requests.
 
@@ -24,6 +30,7 @@ def open_server(
         settings: Settings of the server; None takes the defaults.
         host: Address to listen on.
         port: Port to listen on; 0 takes any free one.
+        recipients: Those whose answers are marked, each by his own mark; nobody else is answered. None marks nothing.
 
     Raises:
         UsageError: The address cannot be taken.
@@ -32,4 +39,4 @@ def open_server(
     with required_by("serving an encoder", "serve"):
         from sslguard.serve.app import create_app
         from sslguard.serve.server import Server
-    return Server(create_app(encoder, settings), host=host, port=port)
+    return Server(create_app(encoder, settings, recipients), host=host, port=port)

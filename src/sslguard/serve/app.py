@@ -35,11 +35,14 @@ from sslguard.errors import DataError, SslguardError, UsageError
 from sslguard.serve import wire
 from sslguard.serve.batching import Answers, Limits
 from sslguard.serve.budget import HELD, RETRY_AFTER, Budget, Holding, OverloadedError
+from sslguard.serve.recipients import NotServedError, Recipients
 from sslguard.serve.work import Work
 from sslguard.settings import Count, Positive
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+ASKED_BY = "sslguard.asked_by"
+"""Key of a request's scope: the recipient who sends it, and the number of his secret."""
 _NUMBER_BYTES = 24  # of a number in an answer: as JSON, and as what it is made of
 _PIECE = 1 << 16  # bytes of an answer that are handed to the connection at a time
 
@@ -83,8 +86,8 @@ class _RefusedError(Exception):
 class _Service:
     """What the routes share: the encoder behind its queue, the settings, and what requests may hold."""
 
-    def __init__(self, encoder: Encoder, settings: Settings) -> None:
-        self.encoder, self.settings = encoder, settings
+    def __init__(self, encoder: Encoder, settings: Settings, recipients: Recipients | None) -> None:
+        self.encoder, self.settings, self.recipients = encoder, settings, recipients
         self.takes_images = isinstance(encoder.preprocess, ImagePreprocess)
         self.item_size = 0
         if isinstance(encoder.preprocess, ImagePreprocess):
@@ -94,7 +97,7 @@ class _Service:
 
     @asynccontextmanager
     async def running(self, _: FastAPI) -> AsyncIterator[None]:
-        self.work = Work(self.encoder, self.settings, Budget(self.settings.max_pixels, "pixels"))
+        self.work = Work(self.encoder, self.settings, Budget(self.settings.max_pixels, "pixels"), self.recipients)
         self.work.batcher.start()
         try:
             yield
@@ -129,9 +132,12 @@ class _Service:
 
         Raises:
             _RefusedError: The caller did not send the token, or the body is too large or too slow.
+            NotServedError: No recipient asks who is served.
             OverloadedError: Other requests hold too much.
         """
         self.admit(request)
+        if self.recipients is not None:
+            request.scope[ASKED_BY] = await self.recipients.asked_by(request.headers.raw)
         most, held = self.settings.max_bytes, request.scope[HELD]
         too_large = _RefusedError(413, f"a request may have at most {most:,} bytes", {"Connection": "close"})
         promised = request.headers.get("content-length", "0")
@@ -186,7 +192,8 @@ class _Service:
             items: Any = ask.items
             if isinstance(items[0], list):
                 items = await work.run(0, self.texts, items)
-            answers = await work.embedded(items)
+            mark = None if self.recipients is None else await self.recipients.mark(*request.scope[ASKED_BY])
+            answers = await work.embedded(items, mark)
         except (DataError, wire.BadRequestError) as error:
             raise _RefusedError(400, str(error)) from error
         except OverloadedError:
@@ -196,6 +203,9 @@ class _Service:
             raise _RefusedError(500, "the encoder failed on this request") from error
         content = await work.run(answers.size * _NUMBER_BYTES, write, answers)
         headers = {**content.headers, "Content-Length": str(len(content.body))}
+        if self.recipients is not None:
+            # One recipient's answers must not be another's from a cache on the way.
+            headers |= {"Cache-Control": "no-store", "Vary": self.recipients.header}
         return StreamingResponse(_pieces(content.body), headers=headers)
 
 
@@ -205,19 +215,21 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + _PIECE]
 
 
-def create_app(encoder: Encoder, settings: Settings | None = None) -> FastAPI:
+def create_app(encoder: Encoder, settings: Settings | None = None, recipients: Recipients | None = None) -> FastAPI:
     """Return the server as an ASGI application.
 
     Args:
         encoder: Encoder to serve.
         settings: Settings of the server; None takes the defaults.
+        recipients: Those whose answers are marked, each by his own mark; nobody else is answered. None marks nothing.
     """
-    service = _Service(encoder, settings or Settings())
+    service = _Service(encoder, settings or Settings(), recipients)
     app = FastAPI(
         title="sslguard", version=__version__, lifespan=service.running, docs_url=None, redoc_url=None, openapi_url=None
     )
     app.state.service = service
     app.add_exception_handler(_RefusedError, _refused)
+    app.add_exception_handler(NotServedError, _refused)
     app.add_exception_handler(wire.BadRequestError, _refused)
     app.add_exception_handler(OverloadedError, _refused)
     app.add_middleware(Holding, budget=service.memory)
@@ -231,6 +243,8 @@ async def _refused(request: Request, error: Exception) -> Response:
     status, headers = 400, None
     if isinstance(error, OverloadedError):
         status, headers = 503, {"Retry-After": RETRY_AFTER}
+    elif isinstance(error, NotServedError):
+        status = error.status
     elif isinstance(error, _RefusedError):
         status, headers = error.status, error.headers
     # OpenAI's clients expect an object under "error", those of OIP and TEI a text.

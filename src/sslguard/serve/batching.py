@@ -17,6 +17,7 @@ from torch import Tensor
 from sslguard.data.base import as_batch
 from sslguard.encoders.base import Embedder
 from sslguard.serve.budget import OverloadedError
+from sslguard.serve.recipients import Mark, Recipients
 from sslguard.settings import Checked, Count, Range
 
 Items = Sequence[Tensor] | Sequence[str]
@@ -30,6 +31,7 @@ _FIRST_PART = 8  # items, before it is known how long they take
 class _Waiting:
     items: Items
     answers: asyncio.Future[Answers]
+    mark: Mark | None = None
     since: float = field(default_factory=time.monotonic)
 
 
@@ -54,12 +56,13 @@ class Batcher:
     Attributes:
         encoder: Encoder that answers.
         limits: How many items go through it together, and wait.
+        recipients: Those whose answers are marked, by whoever asks; None marks nothing here.
         n_batches: Batches run so far.
         n_items: Items run so far.
     """
 
-    def __init__(self, encoder: Embedder, limits: Limits) -> None:
-        self.encoder, self.limits = encoder, limits
+    def __init__(self, encoder: Embedder, limits: Limits, recipients: Recipients | None = None) -> None:
+        self.encoder, self.limits, self.recipients = encoder, limits, recipients
         self.n_batches = self.n_items = 0
         self._part = _FIRST_PART
         self._queue: deque[_Waiting] = deque()
@@ -73,8 +76,12 @@ class Batcher:
         """Start to work, in the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._work())
 
-    async def embed(self, items: Items) -> Answers:
+    async def embed(self, items: Items, mark: Mark | None = None) -> Answers:
         """Return the answers (n, m) to the items of one request, in their order.
+
+        Args:
+            items: The items.
+            mark: What the answers are marked by: of whoever asks, where there are recipients.
 
         Raises:
             OverloadedError: Too many items are waiting, or the server is stopping.
@@ -84,7 +91,7 @@ class Batcher:
             raise OverloadedError("this server is stopping")
         if self._queued + len(items) > self.limits.max_queued and self._queued:
             raise OverloadedError(f"{self._queued} items are waiting: try again later")
-        waiting = _Waiting(items, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(items, asyncio.get_running_loop().create_future(), mark)
         self._queue.append(waiting)
         self._queued += len(items)
         self._came.set()
@@ -158,15 +165,18 @@ class Batcher:
     def _embedded(self, items: list[Tensor | str], requests: list[_Waiting]) -> Answers:
         parts = []
         start = 0
+        marks = [waiting.mark for waiting in requests if waiting.mark is not None for _ in waiting.items]
         while start < len(items):
             if all(waiting.answers.done() for waiting in requests):
                 raise OverloadedError("nobody waits for this batch")
             part = items[start : start + min(self._part, self.limits.max_batch)]
+            whose = marks[start : start + len(part)]
             start += len(part)
             self.n_batches += 1
             self.n_items += len(part)
             begun = time.monotonic()
-            parts.append(self.encoder.embed(as_batch(part)))
+            found = self.encoder.embed(as_batch(part))
+            parts.append(found if self.recipients is None else self.recipients.marked(found, whose))
             seconds = max(time.monotonic() - begun, 1e-6) / len(part)
             self._part = max(1, min(int(PART_SECONDS / seconds), self.limits.max_batch))
         return np.concatenate(parts)

@@ -23,6 +23,16 @@ def with_head(encoder: Encoder, key: Key) -> Encoder:
     Raises:
         UsageError: The key is of another scheme, or was made for another clean encoder.
     """
+    exact = check_head(encoder, key)
+    return headed(encoder, exact.bank, exact.mixtures(), exact.rows())
+
+
+def check_head(encoder: Encoder, key: Key) -> ExactKey:
+    """Return a key whose mark can be put on the answers of `encoder`.
+
+    Raises:
+        UsageError: The key is of another scheme, or was made for another clean encoder.
+    """
     if not isinstance(key, ExactKey):
         raise UsageError(f"a head is made by a key of the scheme exact, not {key.scheme}")
     if stream_context(encoder, key.protocol) != key.context:
@@ -30,4 +40,4 @@ def with_head(encoder: Encoder, key: Key) -> Encoder:
             f"{encoder.source:.200} is not the clean encoder of this key, which is {key.clean.source:.200}: its "
             "weights or its preprocessing differ, and the mark would not be the key's"
         )
-    return headed(encoder, key.bank, key.mixtures(), key.rows())
+    return key

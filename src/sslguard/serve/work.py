@@ -21,6 +21,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.serve.batching import Answers, Batcher, Limits
 from sslguard.serve.budget import Budget
+from sslguard.serve.recipients import Mark, Recipients
 from sslguard.serve.wire import Picture
 
 T = TypeVar("T")
@@ -49,12 +50,13 @@ class Work:
         pixels: Pixels that all requests may have in work.
     """
 
-    def __init__(self, encoder: Encoder, limits: Limits, pixels: Budget) -> None:
+    def __init__(self, encoder: Encoder, limits: Limits, pixels: Budget, recipients: Recipients | None = None) -> None:
+        encoder = encoder if recipients is None else recipients.encoder
         self._preprocess = encoder.preprocess
         self._limits, self.pixels = limits, pixels
         if isinstance(self._preprocess, ImagePreprocess):
             encoder = replace(encoder, preprocess=_Prepared(**vars(self._preprocess)))
-        self.batcher = Batcher(encoder, limits)
+        self.batcher = Batcher(encoder, limits, recipients)
         self._small, self._large = (ThreadPoolExecutor(1, f"sslguard-{name}") for name in ("small", "large"))
 
     async def run(self, n_bytes: int, function: Callable[..., T], *arguments: object) -> T:
@@ -62,8 +64,10 @@ class Work:
         pool = self._large if n_bytes > LARGE_BYTES else self._small
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
-    async def embedded(self, items: Sequence[Picture] | Sequence[Tensor] | Sequence[str]) -> Answers:
-        """Return the answers (n, m) to the items of one request.
+    async def embedded(
+        self, items: Sequence[Picture] | Sequence[Tensor] | Sequence[str], mark: Mark | None = None
+    ) -> Answers:
+        """Return the answers (n, m) to the items of one request, by the mark of whoever asks.
 
         Raises:
             OverloadedError: Too much is in work.
@@ -71,7 +75,7 @@ class Work:
             SslguardError: The encoder refuses the items.
         """
         if isinstance(items[0], str):
-            return await self.batcher.embed(cast("Sequence[str]", items))
+            return await self.batcher.embed(cast("Sequence[str]", items), mark)
         pictures: Sequence[Picture | Tensor] = [one for one in items if not isinstance(one, str)]
         pixels = sum(map(_pixels, pictures))
         self.pixels.take(pixels)
@@ -80,7 +84,7 @@ class Work:
             for part in _parts(pictures, self._limits.max_batch):
                 pool = self._large if max(map(_pixels, part)) > LARGE_PIXELS else self._small
                 prepared = await asyncio.get_running_loop().run_in_executor(pool, self._prepared, part)
-                found.append(await self.batcher.embed(prepared))
+                found.append(await self.batcher.embed(prepared, mark))
             return np.concatenate(found)
         finally:
             self.pixels.give(pixels)

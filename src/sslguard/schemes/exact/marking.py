@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from sslguard.data.base import Data
 from sslguard.encoders.base import Encoder
 from sslguard.encoders.folder import weights_hash
-from sslguard.encoders.heads import Headed, StatisticsHead
+from sslguard.encoders.heads import FunctionsBeside, Headed, StatisticsHead
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.errors import UsageError
 from sslguard.schemes.exact.bank import Array, Bank
@@ -33,11 +34,7 @@ def headed(clean: Encoder, bank: Bank, mixtures: Array, rows: Array) -> Encoder:
     Raises:
         UsageError: F has a head already.
     """
-    if "head" in clean.architecture:
-        raise UsageError("this encoder carries a head already: mark the one below it, or distil the mark")
     sizes = {"statistics": len(bank.centre), "functions": mixtures.shape[1]}
-    architecture = {**clean.architecture, "head": sizes}
-    module = Headed(clean.clone().module, StatisticsHead(clean.dim, **sizes).to(clean.device))
     values = {
         "mean": bank.mean,
         "centre": bank.centre,
@@ -45,8 +42,32 @@ def headed(clean: Encoder, bank: Bank, mixtures: Array, rows: Array) -> Encoder:
         "linear": bank.axes.T @ (bank.linear @ mixtures),
         "rows": rows,
     }
-    module.head.load_state_dict({name: torch.from_numpy(values[name]).float() for name in StatisticsHead.TENSORS})
-    return replace(clean, module=module.eval().requires_grad_(True), architecture=architecture)
+    module = _behind(clean, StatisticsHead(clean.dim, **sizes), values)
+    return replace(clean, module=module.requires_grad_(True), architecture={**clean.architecture, "head": sizes})
+
+
+def with_functions(clean: Encoder, bank: Bank) -> Encoder:
+    """Return F whose answers hold |F|·ψ behind each embedding, (n, d + B): any mark can be put on them afterwards.
+
+    It has no name that it can be saved by.
+
+    Args:
+        clean: F.
+        bank: Of the functions ψ.
+
+    Raises:
+        UsageError: F has a head already.
+    """
+    values = {"mean": bank.mean, "centre": bank.centre, "axes": bank.mixing, "linear": bank.axes.T @ bank.linear}
+    module = _behind(clean, FunctionsBeside(clean.dim, len(bank.centre), bank.size), values)
+    return replace(clean, module=module, dim=clean.dim + bank.size)
+
+
+def _behind(clean: Encoder, head: FunctionsBeside, values: Mapping[str, Array]) -> Headed:
+    if "head" in clean.architecture:
+        raise UsageError("this encoder carries a head already: mark the one below it, or distil the mark")
+    head.load_state_dict({name: torch.from_numpy(values[name]).float() for name in head.TENSORS})
+    return Headed(clean.clone().module, head.to(clean.device)).eval()
 
 
 @dataclass(eq=False)
