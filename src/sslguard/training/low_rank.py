@@ -35,7 +35,7 @@ class LowRank(nn.Module):
 
 
 def add_updates(module: nn.Module, rank: int) -> int:
-    """Give each convolution and linear layer an update, in place; nothing else of the network is trained from then on.
+    """Add an update to each convolution and linear layer, in place; nothing else is trained from then on.
 
     The randomness is torch's own.
 
