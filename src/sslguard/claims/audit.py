@@ -21,6 +21,7 @@ from sslguard.claims.log import Log, tries
 from sslguard.claims.outcome import Audit, Terms
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.data.base import Data
+from sslguard.data.kept import Kept
 from sslguard.data.pool import pool_of
 from sslguard.encoders.base import Embedder, Encoder
 from sslguard.encoders.folder import weights_hash
@@ -62,6 +63,7 @@ def audit(
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     if bundle.weights is not None:
         raise UsageError("this claim is by weights, and asks nothing: leave the data out")
+    data = Kept(data)  # taken for the pool's root, for what was asked, and by F
     log = _Log(bundle, terms)
     log.identity()
     dated = log.date()

@@ -22,6 +22,7 @@ from sslguard.claims.queries import ExaminerData, items_hash, n_items
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.controls.members import count_controls
 from sslguard.data.base import Batch, Data
+from sslguard.data.kept import Kept
 from sslguard.data.watched import Watched
 from sslguard.encoders.base import Embedder
 from sslguard.encoders.wrapped import as_suspect
@@ -106,7 +107,7 @@ def claim(
     n_claims *= found.committed.n_tests
     null_of(key, count_controls(controls)).check(alpha, n_claims)
     found.check()
-    fair = Watched(data, stored.marked, allowed=False)
+    fair = Watched(Kept(data), stored.marked, allowed=False)
     chosen = ExaminerData(fair, n_items(key, fair), seed=seed, commitment=found.committed.document.digest)
     asked = items_hash(chosen)
     # The output folder is reserved before anybody is asked.
