@@ -12,6 +12,7 @@ length 1; psi functions of the input (n, B), phi their mixtures by A (n, r). Sec
 """
 
 import argparse
+import base64
 import hashlib
 import hmac
 import json
@@ -236,7 +237,8 @@ def fisher(logs):
 
 def read(folder, seed, commitment):
     """Return claim, commitment, bank, answers, and what F gave, after a check of every hash."""
-    claim, committed = (json.loads((folder / f"{one}.json").read_bytes())["signed"] for one in ("claim", "commitment"))
+    envelopes = (json.loads((folder / f"{one}.json").read_bytes()) for one in ("claim", "commitment"))
+    claim, committed = (json.loads(base64.b64decode(one["payload"]))["predicate"] for one in envelopes)
     key, published = claim["key"], (commitment or folder / "commitment.json").read_bytes()
     need(key["scheme"] == "exact" and "clean" in claim, "it is no claim under an exact key with a file clean.npy", 3)
     wanted = {"answers.npy": claim["answers"]["sha256"], "clean.npy": claim["clean"], "key.safetensors": key["tensors"]}
@@ -278,9 +280,7 @@ def main():
         right = {f"right, {name}": min(0.0, right_bits(*pair, secret)) for name, pair in right}
         sides = [min(0.0, min(side.values()) + math.log2(len(side))) for side in (left, right)]  # Bonferroni
         pairs = [(name, log, said[f"log2 p of {name}"]) for name, log in (left | right).items()]
-        pairs += [
-            (f"{side} side", log, -said[f"{side}_bits"]) for side, log in zip(("left", "right"), sides, strict=True)
-        ]
+        pairs += [(f"{s} side", log, -said[f"{s}_bits"]) for s, log in zip(("left", "right"), sides, strict=True)]
         pairs += [("both sides", both := fisher(sides), said["log2_pvalue_uncapped"])]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         need(False, f"{type(error).__name__}: {error!s:.200}", 3 if isinstance(error, LinAlgError) else 1)

@@ -1016,6 +1016,8 @@ def audit(
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
     report: str | Path | None = None,
+    statement: str | Path | None = None,
+    signing_key: str | Path | None = None,
     factory: Factory | None = None,
     progress: bool = False,
 ) -> Audit:
@@ -1040,6 +1042,8 @@ def audit(
         alpha: Level of the test, in (0, 1).
         n_claims: Number of claims that share the level.
         report: File of a report in plain words, HTML.
+        statement: File of the outcome, signed by `signing_key`: see `claims.statement`.
+        signing_key: File of the examiner's Ed25519 private key, PEM.
         factory: Your own function that makes the key's network, or its name: see `load_encoder`.
         progress: Whether to show bars on standard error.
     """
@@ -1050,6 +1054,7 @@ def audit(
     from sslguard.claims.lineage import audit_weights
     from sslguard.claims.outcome import Terms
     from sslguard.claims.page import check_page, write_page
+    from sslguard.claims.statement import Examiner
     from sslguard.claims.timestamps import read_roots
     from sslguard.lineage.weights import open_weights
 
@@ -1069,6 +1074,9 @@ def audit(
         roots=() if authority_roots is None else tuple(read_roots(Path(authority_roots))),
         controls=tuple(controls),
     )
+    if (statement is None) != (signing_key is None):
+        raise UsageError("a signed outcome needs both its file and the key that signs it (statement and signing_key)")
+    examiner = None if statement is None or signing_key is None else Examiner(Path(signing_key), Path(statement))
     if report is not None:
         check_page(Path(report))
     read = read_bundle(Path(bundle))
@@ -1091,6 +1099,8 @@ def audit(
             )
     if report is not None:
         write_page(found, Path(report))
+    if examiner is not None:
+        examiner.sign(found)
     return found
 
 

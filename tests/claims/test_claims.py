@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 
 from helpers.claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, words
 from helpers.command_line import done, sslguard
+from helpers.envelopes import disclosed
 from sslguard import api
 from sslguard.claims.audit import audit
 from sslguard.claims.bundle import ANSWERS, read_bundle
@@ -334,7 +335,7 @@ class TestBundle:
 
     def test_opens_the_key_and_not_the_owner_or_F(self, bed, marked):
         bed.commit().claim(marked.encoder)
-        content = b"".join(f.read_bytes() for f in bed.bundle.iterdir())
+        content = disclosed(*(f.read_bytes() for f in bed.bundle.iterdir()))
         assert bed.key.secret.reveal().hex().encode() in content
         for secret in (bed.owner.salt, bed.owner.signing_key):
             assert secret not in content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import socketserver
@@ -18,8 +19,18 @@ import pytest
 import torch
 
 from helpers.command_line import done, sslguard
+from helpers.envelopes import disclosed, enveloped, forged, predicate_of, statement_of
 from helpers.timestamp_authority import Authority, asked, refusal, serving
-from sslguard.claims.commitment import OpenedKey, commit, key_salt, parse_commitment, publish, timestamp_file
+from sslguard.claims.bundle import OF_CLAIMS
+from sslguard.claims.commitment import (
+    OF_COMMITMENTS,
+    OpenedKey,
+    commit,
+    key_salt,
+    parse_commitment,
+    publish,
+    timestamp_file,
+)
 from sslguard.claims.documents import MAX_DOCUMENT, sign_document
 from sslguard.claims.timestamps import MAX_TOKEN, claimed_time, read_roots, request_token, verified_time
 from sslguard.crypto.secrets import Secret
@@ -116,7 +127,7 @@ class TestCommitment:
         assert found == commit(stored)
         assert found.document.owner == OWNER.public
         for secret in (stored.key.secret.reveal(), OWNER.salt, OWNER.signing_key, key_salt(OWNER)):
-            assert secret.hex().encode() not in content
+            assert secret.hex().encode() not in disclosed(content)
         assert commit(StoredKey(key_of(secret=2), OWNER, False)).keys != found.keys
         assert commit(StoredKey(key_of(), Owner(b"t" * 32, b"k" * 32), False)).keys != found.keys
 
@@ -128,7 +139,7 @@ class TestCommitment:
             (lambda c: c[:-1], "canonical"),
             (lambda c: c + b"\n", "canonical"),
             (lambda c: c.replace(b",", b", ", 1), "canonical"),
-            (lambda c: b'{"signature":"","signature":' + c[len(b'{"signature":') :], "canonical"),
+            (lambda c: b'{"payload":"","payload":' + c[len(b'{"payload":') :], "canonical"),
             (lambda c: b"[" * 200_000, "not JSON"),
             (lambda c: b"NaN\n", "not in canonical"),
             (lambda c: b"[]\n", "canonical"),
@@ -137,12 +148,47 @@ class TestCommitment:
             (lambda c: changed(c, keys=["ab" * 32]), "signature"),
             (lambda c: changed(c, owner="ab" * 32), "signature"),
             (lambda c: changed(c, owner="AB" * 32), "hexadecimal"),
-            (lambda c: changed(c, version=True), "version 1"),
-            (lambda c: changed(c, format="sslguard-claim"), "no sslguard-commitment"),
+            (lambda c: changed(c, owner=None), "hexadecimal"),
+            (lambda c: changed(c, owner="\ud800"), "hexadecimal"),
+            (
+                lambda c: forged(c, lambda s: s.update(_type="https://in-toto.io/Statement/v0.1")),
+                "no in-toto statement",
+            ),
+            (lambda c: forged(c, lambda s: s.update(predicate=[])), "no in-toto statement"),
+            (lambda c: forged(c, lambda s: s.update(predicateType=OF_CLAIMS.type)), "no commitment of sslguard"),
+            (lambda c: forged(c, lambda s: s.update(predicateType=3)), "no commitment of sslguard"),
+            (lambda c: forged(c, lambda s: s.update(more=1)), "subject"),
+            (lambda c: forged(c, lambda s: s.pop("subject")), "subject"),
+            (lambda c: forged(c, lambda s: s["subject"].pop()), "subject"),
+            (lambda c: forged(c, lambda s: s["subject"][0]["digest"].update(sha256="cd" * 32)), "subject"),
+            (lambda c: forged(c, lambda s: s["subject"][0]["digest"].update(sha1="cd" * 20)), "subject"),
+            (lambda c: sealed(c, b"not JSON"), "payload of it is damaged"),
+            (lambda c: sealed(c, b'{"_type": 1}'), "payload of it is not in canonical JSON"),
+            (lambda c: sealed(c, b"[" * 200_000), "payload of it is damaged"),
+            (lambda c: wrapped(c, payload=3), "DSSE envelope with one"),
+            (lambda c: wrapped(c, payload="%%%"), "DSSE envelope with one"),
+            (lambda c: wrapped(c, payload="\ud800"), "DSSE envelope with one"),
+            (lambda c: wrapped(c, payload="eyJ9-_"), "DSSE envelope"),
+            (lambda c: wrapped(c, payloadType="text/plain"), "DSSE envelope of application"),
+            (lambda c: wrapped(c, payloadType=["application/vnd.in-toto+json"]), "DSSE envelope of application"),
+            (lambda c: wrapped(c, more=1), "DSSE envelope of application"),
+            (lambda c: wrapped(c, signatures=[]), "with one signature"),
+            (lambda c: wrapped(c, signatures={}), "with one signature"),
+            (lambda c: wrapped(c, signatures=[3]), "with one signature"),
+            (lambda c: wrapped(c, signatures=[{"sig": ""}]), "with one signature"),
+            (lambda c: wrapped(c, signatures=[{"keyid": [], "sig": ""}]), "with one signature"),
+            (lambda c: wrapped(c, signatures=[{"keyid": "", "sig": ""}]), "signature"),
+            (lambda c: wrapped(c, signatures=2 * json.loads(c)["signatures"]), "with one signature"),
+            (lambda c: other_signature(c, keyid="0" * 64), "signature"),
+            (lambda c: other_signature(c, sig="AAAA"), "signature"),
+            (lambda c: other_signature(c, cert="x"), "without more fields"),
+            (lambda c: wrapped(c, signatures=[*json.loads(c)["signatures"], {"keyid": "x", "sig": "AA=="}]), "one sig"),
+            (lambda c: enveloped(statement_of(c), other_kind()), "signature"),
             (lambda c: signed(keys=[]), "1 to 64 keys"),
             (lambda c: signed(keys=["ab" * 32] * 2), "each once"),
             (lambda c: signed(keys=["ab" * 31]), "hexadecimal"),
             (lambda c: signed(keys={"a": 1}), "is not a commitment"),
+            (lambda c: signed(keys=list(range(70_000))), "larger than|1 to 64 keys"),
             (lambda c: signed(keys=[["ab" * 32]]), "hexadecimal"),
             (lambda c: signed(keys=["ab" * 32], more=1), "is not a commitment"),
         ],
@@ -154,21 +200,40 @@ class TestCommitment:
 
     def test_another_owners_signature(self, stored):
         """Whoever copies a commitment cannot sign it as its owner, only as somebody else."""
-        mallory = sign_document(Owner(b"s" * 32, b"m" * 32), dict(commit(stored).document.signed))
-        forged = json.loads(mallory.content)
-        forged["signed"]["owner"] = OWNER.public
+        said = dict(commit(stored).document.predicate)
+        mallory = sign_document(Owner(b"s" * 32, b"m" * 32), OF_COMMITMENTS, said).content
+        assert parse_commitment(mallory, "it").document.owner != OWNER.public
         with pytest.raises(ClaimError, match="signature"):
-            parse_commitment(canonical_json(forged) + b"\n", "it")
+            parse_commitment(changed(mallory, owner=OWNER.public), "it")
 
 
 def changed(content, **fields):
-    found = json.loads(content)
-    found["signed"].update(fields)
-    return canonical_json(found) + b"\n"
+    """A commitment that says something else, its subject to match, under the old signature."""
+    return enveloped(OF_COMMITMENTS.statement({**predicate_of(content), **fields}), content)
+
+
+def wrapped(content, **fields):
+    """An envelope with other fields."""
+    return canonical_json({**json.loads(content), **fields}) + b"\n"
+
+
+def other_signature(content, **fields):
+    (signature,) = json.loads(content)["signatures"]
+    return wrapped(content, signatures=[{**signature, **fields}])
+
+
+def sealed(content, payload):
+    """An envelope of any bytes."""
+    return wrapped(content, payload=base64.b64encode(payload).decode())
+
+
+def other_kind():
+    """A claim, which the same owner signed."""
+    return sign_document(OWNER, OF_CLAIMS, {}).content
 
 
 def signed(**fields):
-    return sign_document(OWNER, {"format": "sslguard-commitment", "version": 1, **fields}).content
+    return sign_document(OWNER, OF_COMMITMENTS, fields).content
 
 
 class TestTimestamps:

@@ -5,7 +5,6 @@ Every test is one row of the table in docs/explanation/security.md.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -18,9 +17,10 @@ import torch.nn.functional as nnf
 from scipy import stats
 
 from helpers.claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, words
+from helpers.envelopes import enveloped, predicate_of
 from helpers.timestamp_authority import Authority
-from sslguard.claims.bundle import ANSWERS, CLAIM, CLEAN, COMMITMENT, TIMESTAMP, npy, read_bundle
-from sslguard.claims.commitment import publish, timestamp_file
+from sslguard.claims.bundle import ANSWERS, CLAIM, CLEAN, COMMITMENT, OF_CLAIMS, TIMESTAMP, npy, read_bundle
+from sslguard.claims.commitment import OF_COMMITMENTS, publish, timestamp_file
 from sslguard.claims.documents import sign_document
 from sslguard.claims.queries import ExaminerData
 from sslguard.claims.refitting import refitted_controls
@@ -30,7 +30,6 @@ from sslguard.data.pool import pool_of
 from sslguard.encoders.base import Encoder, embed_all
 from sslguard.encoders.folder import save_encoder, weights_hash
 from sslguard.errors import ClaimError
-from sslguard.files import canonical_json
 from sslguard.schemes.base import Watermarked
 from sslguard.schemes.exact.key import ExactKey, input_statistics
 from sslguard.schemes.exact.marking import headed
@@ -100,9 +99,9 @@ def own_space(key: ExactKey, suspect: Any, data: Data) -> float:
 def resigned(bed: Bed, change: Callable[[dict[str, Any]], None], owner: Owner | None = None) -> None:
     """Let the claimant, who has the signing key, say something else in the bundle."""
     path = bed.bundle / CLAIM
-    signed = json.loads(path.read_bytes())["signed"]
+    signed = predicate_of(path.read_bytes())
     change(signed)
-    path.write_bytes(sign_document(owner or bed.owner, signed).content)
+    path.write_bytes(sign_document(owner or bed.owner, OF_CLAIMS, signed).content)
 
 
 def put_answers(bed: Bed, answers: np.ndarray) -> None:
@@ -176,9 +175,9 @@ class Picked(Slice):
 class TestForgedCommitments:
     def test_one_that_was_changed(self, bed, marked):
         bed.commit().claim(marked.encoder)
-        content = json.loads((bed.bundle / COMMITMENT).read_bytes())
-        content["signed"]["keys"] = ["ab" * 32]
-        (bed.bundle / COMMITMENT).write_bytes(canonical_json(content) + b"\n")
+        content = (bed.bundle / COMMITMENT).read_bytes()
+        said = {**predicate_of(content), "keys": ["ab" * 32]}
+        (bed.bundle / COMMITMENT).write_bytes(enveloped(OF_COMMITMENTS.statement(said), content))
         with pytest.raises(ClaimError, match="signature"):
             bed.audit()
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 
 import pytest
 
 import sslguard
 from helpers.command_line import sslguard as run
+from helpers.envelopes import disclosed
 from helpers.timestamp_authority import Authority
-from sslguard.claims.commitment import commit, parse_commitment
+from sslguard.claims.commitment import OF_COMMITMENTS, commit, parse_commitment
 from sslguard.claims.documents import sign_document
 from sslguard.errors import ClaimError, UsageError
 from sslguard.schemes.keyfile import open_key, save_key
@@ -76,15 +76,13 @@ def test_a_marked_key_commits_to_its_order_beside_its_mark(bed, key_of, tmp_path
     assert len(found.keys) == 1  # the mark is charged for no second key
     assert commit(open_key(tmp_path / "without")).order is None
     assert parse_commitment(found.document.content, "c").order == found.order
-    assert order.secret.reveal().hex() not in found.document.content.decode()
+    assert order.secret.reveal().hex().encode() not in disclosed(found.document.content)
 
 
 def test_a_damaged_order_in_a_commitment_is_refused(bed) -> None:
     stored = open_key(bed / "r" / "key")
-    signed = json.loads(commit(stored).document.content)["signed"]
     for order in (3, "zz", ""):
-        fields = {name: signed[name] for name in ("format", "version", "keys")}
-        document = sign_document(stored.owner, {**fields, "order": order})
+        document = sign_document(stored.owner, OF_COMMITMENTS, {"keys": list(commit(stored).keys), "order": order})
         with pytest.raises(ClaimError, match="the order in c"):
             parse_commitment(document.content, "c")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,8 +13,9 @@ import torch
 import sslguard
 from helpers.claim_bed import words
 from helpers.command_line import sslguard as run
+from helpers.envelopes import disclosed, predicate_of
 from helpers.timestamp_authority import Authority
-from sslguard.claims.bundle import CLAIM, read_bundle
+from sslguard.claims.bundle import CLAIM, OF_CLAIMS, read_bundle
 from sslguard.claims.claim import Opening
 from sslguard.claims.commitment import commit, parse_commitment, publish, timestamp_file
 from sslguard.claims.documents import sign_document
@@ -155,10 +155,10 @@ def copied(bed, folder):
 def changed(bed, folder, owner: Owner, **order):
     """Audit the bundle with its order changed and signed by this owner."""
     copied(bed, folder)
-    signed = dict(read_bundle(bed / "bundle").claim.signed)
+    signed = dict(read_bundle(bed / "bundle").claim.predicate)
     signed["key"]["fields"]["order"] |= order
     signed.pop("owner")
-    (folder / "bundle" / CLAIM).write_bytes(sign_document(owner, signed).content)
+    (folder / "bundle" / CLAIM).write_bytes(sign_document(owner, OF_CLAIMS, signed).content)
     return audited(bed, bundle=folder / "bundle")
 
 
@@ -254,7 +254,7 @@ class TestBesideAMark:
         made = sslguard.claim(place / "key", suspect, commitment=place / "c.json", out=tmp_path / "b", lineage=True)
         assert (made.decision, made.n_claims) == ("derived", 2)  # mark and order share the level
         secret = open_key(place / "key").key.secret.reveal().hex()
-        assert secret not in (tmp_path / "b" / CLAIM).read_text()
+        assert secret.encode() not in disclosed((tmp_path / "b" / CLAIM).read_bytes())
         assert read_openings(place / "key").keys() == {ORDER}
         assert opened_at(place / "key", 0) is not None  # whoever has a part of it knows the order
         assert opened_at(place / "key", 1) is None
@@ -294,12 +294,12 @@ def test_bundles_of_mixed_kinds_are_not_read(bed, tmp_path) -> None:
     with pytest.raises(ClaimError, match="hash of weights"):
         read_bundle(tmp_path / "bundle")
     (tmp_path / "bundle" / "answers.npy").unlink()
-    signed = dict(read_bundle(tmp_path / "bundle").claim.signed)
+    signed = dict(read_bundle(tmp_path / "bundle").claim.predicate)
     owner = open_key(bed / "r" / "key").owner
     for weights in ("zz", 3, None):
         fields = {name: value for name, value in signed.items() if name not in ("owner", "weights")}
         fields |= {} if weights is None else {"weights": weights}
-        (tmp_path / "bundle" / CLAIM).write_bytes(sign_document(owner, fields).content)
+        (tmp_path / "bundle" / CLAIM).write_bytes(sign_document(owner, OF_CLAIMS, fields).content)
         with pytest.raises(ClaimError):
             read_bundle(tmp_path / "bundle")
 
@@ -319,5 +319,5 @@ def test_on_the_command_line(bed, tmp_path) -> None:
     assert run("audit", bundle, *terms, "--quiet").code == 4  # without the release
     assert run("audit", bundle, *terms, "--data", "mnist:test", "--seed", "x").code == 2
     assert run("claim", key, encoder, "--commitment", bed / "c.json", "--out", tmp_path / "c", "--seed", "x").code == 2
-    assert json.loads((bundle / CLAIM).read_text())["signed"]["claimed"]["lineage"] is None
+    assert predicate_of((bundle / CLAIM).read_bytes())["claimed"]["lineage"] is None
     assert commit(open_key(key)).n_tests == 1

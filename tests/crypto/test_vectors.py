@@ -32,6 +32,18 @@ def test_the_package_agrees_with_its_vectors(name: str) -> None:
     compare(VECTORS[name](), json.loads((FOLDER / f"{name}.json").read_text()), name)
 
 
+def test_the_published_envelope_is_signed_by_the_published_key() -> None:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    found = json.loads((FOLDER / "envelope.json").read_text())
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(found["public_key"]))
+    signature, signed = bytes.fromhex(found["signature"]), bytes.fromhex(found["signed"])
+    key.verify(signature, signed)
+    with pytest.raises(InvalidSignature):
+        key.verify(signature, signed.replace(b"sub-key 1", b"sub-key 9"))
+
+
 def test_every_file_of_vectors_is_checked() -> None:
     assert {path.name for path in FOLDER.iterdir()} == {f"{name}.json" for name in VECTORS}
 

@@ -30,6 +30,7 @@ ELSEWHERE = {
     "how-to/verifying-an-api.md": "test_verifying_an_api.py",
     "how-to/comparing-weights.md": "test_comparing_weights.py",
     "how-to/checking-a-claim.md": "test_checking_a_claim.py",
+    "how-to/signed-documents.md": "test_signed_documents.py",
 }
 """Pages whose commands a test of their own runs."""
 

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 
 from helpers.claim_bed import SEED, Answers, Bed
+from helpers.envelopes import forged, predicate_of
 from sslguard.claims.bundle import npy
 from sslguard.claims.commitment import OpenedKey
 from sslguard.crypto.secrets import Secret
-from sslguard.files import canonical_json
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
 
@@ -110,14 +110,13 @@ def bundle(claimed, tmp_path: Path) -> Path:
 
 
 def said(bundle: Path) -> dict[str, Any]:
-    return json.loads((bundle / "claim.json").read_bytes())["signed"]
+    return predicate_of((bundle / "claim.json").read_bytes())
 
 
 def say(bundle: Path, change: Callable[[dict[str, Any]], None], name: str = "claim.json") -> None:
     """Change what a document says; this program does not look at signatures."""
-    document = json.loads((bundle / name).read_bytes())
-    change(document["signed"])
-    (bundle / name).write_bytes(canonical_json(document) + b"\n")
+    content = (bundle / name).read_bytes()
+    (bundle / name).write_bytes(forged(content, lambda statement: change(statement["predicate"])))
 
 
 def digest(content: bytes) -> str:

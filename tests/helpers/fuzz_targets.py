@@ -27,10 +27,11 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.claim_bed import AUTHORITY, COMMITTED, SEED, TERMS, Bed
+from helpers.envelopes import predicate_of
 from helpers.images import random_images
 from helpers.texts import tokenizer_json
 from sslguard.claims.audit import audit
-from sslguard.claims.bundle import read_bundle
+from sslguard.claims.bundle import OF_CLAIMS, read_bundle
 from sslguard.claims.commitment import parse_commitment
 from sslguard.claims.documents import sign_document
 from sslguard.claims.openings import read_openings, record_opening
@@ -201,13 +202,13 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
     bed.commit().claim(marked.encoder, alpha=0.01)
     found = bed.audit()
     assert found.decision == "derived", found.checks
-    signed = json.loads((bed.bundle / "claim.json").read_bytes())["signed"]
+    signed = predicate_of((bed.bundle / "claim.json").read_bytes())
 
     def audited(folder: Path) -> Any:
         return audit(folder, bed.data, bed.terms, clean=clean)
 
     def bundle(folder: Path) -> None:
-        if audited(folder).decision == "derived" and read_bundle(folder).claim.signed != signed:
+        if audited(folder).decision == "derived" and read_bundle(folder).claim.predicate != signed:
             raise AcceptedForgeryError("a damaged bundle was taken for a claim")
 
     def token(folder: Path) -> None:
@@ -225,7 +226,7 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
         """Sign whatever `said.json` holds, as a claimant may: no fault, and nothing that decides may differ."""
         try:
             said = json.loads((folder / "said.json").read_bytes())
-            document = sign_document(bed.owner, said)
+            document = sign_document(bed.owner, OF_CLAIMS, said)
         except (ValueError, TypeError, RecursionError):
             return
         place = folder / "bundle" / "claim.json"

@@ -8,6 +8,7 @@ so two runs differ in nothing but the last digits of figures that a linear algeb
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sslguard.claims.commitment import OF_COMMITMENTS
+from sslguard.claims.documents import sign_document
 from sslguard.crypto.secrets import Secret
 from sslguard.data.pool import pool_of
 from sslguard.data.texts import TextFile
@@ -28,6 +31,7 @@ from sslguard.encoders.base import Encoder
 from sslguard.encoders.words import HashedWords
 from sslguard.schemes.exact.bank import Bank, draw_left, draw_right, on_sphere, stream_context, sub_secrets
 from sslguard.schemes.exact.protocol import Protocol
+from sslguard.schemes.keyfile import Owner
 from sslguard.stats.corrections import bonferroni, fisher
 from sslguard.stats.direction import direction_test
 from sslguard.stats.left import left_test, left_witnesses
@@ -234,6 +238,27 @@ def _sides(
     }
 
 
+def envelope() -> dict[str, Any]:
+    """Return a commitment under a public test key, and what is signed of it."""
+    owner = Owner(salt=bytes(range(32)), signing_key=bytes(range(32, 64)))
+    said = {"keys": [hashlib.sha256(bytes([i])).hexdigest() for i in range(3)], "owner": owner.public}
+    document = sign_document(owner, OF_COMMITMENTS, said)
+    found = json.loads(document.content)
+    payload = base64.b64decode(found["payload"])
+    kind = found["payloadType"].encode()
+    (signature,) = found["signatures"]
+    return {
+        "private_key": owner.signing_key.hex(),
+        "public_key": owner.public,
+        "statement": payload.decode(),
+        "signed": (b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)).hex(),
+        "signature": base64.b64decode(signature["sig"]).hex(),
+        "keyid": signature["keyid"],
+        "document": document.content.decode(),
+        "sha256": document.digest,
+    }
+
+
 VECTORS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "streams": streams,
     "secrets": secrets,
@@ -241,6 +266,7 @@ VECTORS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "right": right_tests,
     "verdicts": verdicts,
     "pools": pools,
+    "envelope": envelope,
 }
 
 

@@ -1,7 +1,7 @@
 """Evidence bundles: a folder with all that an examiner needs to decide again, except F.
 
 =====================  ==================================================================================
-`claim.json`           a document of format "sslguard-claim": the claim, with hashes of all the rest
+`claim.json`           a signed document: the claim, with hashes of all the rest
 `commitment.json`      the commitment, and `commitment.json.tsr`, its timestamp if it has one
 `key.safetensors`      the tensors of the opened key, except those of F
 `answers.npy`          the suspect's answers, (n, m); row i answers query i; a missing answer is zero
@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslguard.claims.commitment import Commitment, OpenedKey, parse_commitment, timestamp_file
-from sslguard.claims.documents import MAX_DOCUMENT, Document, hex_bytes, moment, parse_document, read_file
+from sslguard.claims.documents import MAX_DOCUMENT, Document, Kind, hex_bytes, moment, parse_document, read_file
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.errors import ClaimError, KeyFileError
 from sslguard.files import write_atomic
@@ -40,7 +40,6 @@ from sslguard.schemes.keyfile import MAX_TENSOR_BYTES, kind_of, parse_tensors, s
 from sslguard.schemes.order import WeightsKey
 from sslguard.suspects.base import MAX_WIDTH
 
-FORMAT, VERSION = "sslguard-claim", 1
 CLAIM, COMMITMENT, TENSORS, ANSWERS = "claim.json", "commitment.json", "key.safetensors", "answers.npy"
 CLEAN = "clean.npy"
 TIMESTAMP = timestamp_file(Path(COMMITMENT)).name
@@ -59,6 +58,22 @@ _FIELDS: dict[str, type] = {
     "versions": dict,
 }
 _OPTIONAL: dict[str, type] = {"clean": str, "opened": str, "weights": str}
+
+
+def _hashes(predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hashes in a claim by the names of the bundle's files, and that of a suspect's weights."""
+    answers, key = (each if isinstance(each := predicate.get(name), dict) else {} for name in ("answers", "key"))
+    found = {
+        ANSWERS: answers.get("sha256"),
+        COMMITMENT: predicate.get("commitment"),
+        TENSORS: key.get("tensors"),
+        CLEAN: predicate.get("clean"),
+        "the suspect's weights": predicate.get("weights"),
+    }
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+OF_CLAIMS = Kind("claim", _hashes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,7 +99,7 @@ class Bundle:
     @property
     def opened_before(self) -> datetime | None:
         """When the claimant says that an earlier claim opened this key; None if it does not say so."""
-        return moment(self["opened"], "the claim's opened") if "opened" in self.claim.signed else None
+        return moment(self["opened"], "the claim's opened") if "opened" in self.claim.predicate else None
 
     @property
     def answers(self) -> Path:
@@ -94,16 +109,16 @@ class Bundle:
     @property
     def clean(self) -> str | None:
         """SHA-256, hex, of what the test took of F; None where the bundle does not show it."""
-        return self.claim.signed.get("clean")
+        return self.claim.predicate.get("clean")
 
     @property
     def weights(self) -> str | None:
         """Hash of the suspect's weights, of a claim by weights; None where answers are claimed."""
-        return self.claim.signed.get("weights")
+        return self.claim.predicate.get("weights")
 
     def __getitem__(self, name: str) -> Any:
         """Return a field of the claim."""
-        return self.claim.signed[name]
+        return self.claim.predicate[name]
 
 
 def fill_bundle(
@@ -156,19 +171,17 @@ def read_bundle(folder: Path) -> Bundle:
     names = _names(folder)
     if strange := sorted(names - FILES):
         raise ClaimError(f"{folder!s:.200} holds {strange[0]!r:.80}, which is no part of a bundle")
-    claim = parse_document(
-        read_file(folder / CLAIM, MAX_DOCUMENT), f"{folder!s:.200}/{CLAIM}", format_=FORMAT, version=VERSION
-    )
+    claim = parse_document(read_file(folder / CLAIM, MAX_DOCUMENT), f"{folder!s:.200}/{CLAIM}", OF_CLAIMS)
     _check_fields(claim)
     commitment = parse_commitment(read_file(folder / COMMITMENT, MAX_DOCUMENT), f"{folder!s:.200}/{COMMITMENT}")
     token = read_file(folder / TIMESTAMP, MAX_TOKEN) if TIMESTAMP in names else None
-    opened, salt = _opened(folder, claim.signed["key"])
+    opened, salt = _opened(folder, claim.predicate["key"])
     by_weights = issubclass(opened.kind, WeightsKey)
-    if by_weights != ("weights" in claim.signed) or (by_weights and ANSWERS in names):
+    if by_weights != ("weights" in claim.predicate) or (by_weights and ANSWERS in names):
         raise ClaimError(
             f"{folder!s:.200} must hold answers, or the hash of weights where its key is compared with these"
         )
-    if (CLEAN in names) != ("clean" in claim.signed):
+    if (CLEAN in names) != ("clean" in claim.predicate):
         raise ClaimError(f"{folder!s:.200} must hold {CLEAN} if its claim names it, and only then")
     return Bundle(folder, claim, commitment, token, opened, salt)
 
@@ -249,18 +262,18 @@ def _opened(folder: Path, found: Mapping[str, Any]) -> tuple[OpenedKey, bytes]:
 
 
 def _check_fields(claim: Document) -> None:
-    signed = claim.signed
-    if signed.keys() - _OPTIONAL.keys() != {"format", "version", "owner", *_FIELDS}:
+    said = claim.predicate
+    if said.keys() - _OPTIONAL.keys() != {"owner", *_FIELDS}:
         raise ClaimError("the claim must have exactly the fields of a claim: some are missing or unknown")
     for name, kind in (_FIELDS | _OPTIONAL).items():
-        if name in signed and not isinstance(signed[name], kind):
+        if name in said and not isinstance(said[name], kind):
             raise ClaimError(f"the claim's {name} must be of type {kind.__name__}")
-    hex_bytes(signed["commitment"], 32, "the claim's commitment")
+    hex_bytes(said["commitment"], 32, "the claim's commitment")
     for name in ("clean", "weights"):
-        if name in signed:
-            hex_bytes(signed[name], 32, f"the claim's {name}")
-    if "opened" in signed:
-        moment(signed["opened"], "the claim's opened")
+        if name in said:
+            hex_bytes(said[name], 32, f"the claim's {name}")
+    if "opened" in said:
+        moment(said["opened"], "the claim's opened")
 
 
 def _names(folder: Path) -> set[str]:

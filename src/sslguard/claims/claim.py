@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sslguard.claims.bundle import FORMAT, MAX_CLEAN, VERSION, fill_bundle, npy, text
+from sslguard.claims.bundle import MAX_CLEAN, OF_CLAIMS, fill_bundle, npy, text
 from sslguard.claims.commitment import OpenedKey, key_salt, parse_commitment, timestamp_file
 from sslguard.claims.documents import MAX_DOCUMENT, read_file, sign_document
 from sslguard.claims.openings import check_recordable, opened_at, record_opening
@@ -186,10 +186,9 @@ class Opening:
             fields["opened"] = self.before.isoformat()
         if clean is not None:
             fields["clean"] = hashlib.sha256(npy(clean)).hexdigest()
-        signed = {"format": FORMAT, "version": VERSION, "versions": versions(), **fields}
         fill_bundle(
             folder,
-            claim=sign_document(self.stored.owner, signed),
+            claim=sign_document(self.stored.owner, OF_CLAIMS, {"versions": versions(), **fields}),
             commitment=document.content,
             token=self.token,
             opened=self.opened,

@@ -1,12 +1,10 @@
 """Commitments: what an owner publishes before a suspect is found, and opens to an examiner afterwards.
 
-A commitment is a signed document (see `documents`) with the owner's public key and::
+A commitment is a signed document (see `documents`). Its predicate has the owner's public key and::
 
-    format   "sslguard-commitment"
     keys     for the key and each of its sub-keys: SHA-256(salt ‖ canonical JSON of its description), hex; each has its
              own salt of 32 bytes
     order    the same for the secret order of the encoder's units, if it has one, as a key of the scheme "order"
-    version  1
 
 The description of a key is all of it except the weights of F, which are represented by their hash::
 
@@ -35,6 +33,7 @@ from torch import Tensor
 from sslguard.claims.documents import (
     MAX_DOCUMENT,
     Document,
+    Kind,
     hex_bytes,
     parse_document,
     read_file,
@@ -52,12 +51,20 @@ from sslguard.schemes.order import OrderKey
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-FORMAT = "sslguard-commitment"
-VERSION = 1
 MAX_KEYS = 64
 # Prefixes of the tensors in an exact key that belong to F. The examiner gets them with F.
 _OF_CLEAN = ("clean.", "file.")
 _CLEAN_FIELDS = ("architecture", "preprocess", "dim")
+
+
+def _hashes(predicate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the digests in a commitment by the names of what they commit to."""
+    keys = predicate.get("keys")
+    named = {f"sub-key {i}" if i else "key": digest for i, digest in enumerate(keys if isinstance(keys, list) else [])}
+    return {**named, **({"order": predicate["order"]} if "order" in predicate else {})}
+
+
+OF_COMMITMENTS = Kind("commitment", _hashes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,8 +172,8 @@ def commit(stored: StoredKey) -> Commitment:
     keys = [key, *(key.split() if isinstance(key, ExactKey) else [])]
     digests = [OpenedKey.of(one).digest(key_salt(owner, number)) for number, one in enumerate(keys)]
     order = order_digest(stored)
-    content = {"format": FORMAT, "version": VERSION, "keys": digests, **({} if order is None else {"order": order})}
-    return Commitment(sign_document(owner, content), tuple(digests), order)
+    content = {"keys": digests, **({} if order is None else {"order": order})}
+    return Commitment(sign_document(owner, OF_COMMITMENTS, content), tuple(digests), order)
 
 
 def order_digest(stored: StoredKey) -> str | None:
@@ -261,15 +268,15 @@ def parse_commitment(content: bytes, what: str) -> Commitment:
     Raises:
         ClaimError: The content is not a commitment, or its signature is not valid.
     """
-    document = parse_document(content, what, format_=FORMAT, version=VERSION)
-    keys = document.signed.get("keys")
-    order = document.signed.get("order")
-    if document.signed.keys() - {"order"} != {"format", "version", "keys", "owner"} or not isinstance(keys, list):
-        raise ClaimError(f"{what} is not a commitment: its fields must be format, version, keys and owner")
+    document = parse_document(content, what, OF_COMMITMENTS)
+    said = document.predicate
+    keys, order = said.get("keys"), said.get("order")
+    if said.keys() - {"order"} != {"keys", "owner"} or not isinstance(keys, list):
+        raise ClaimError(f"{what} is not a commitment: its predicate must have the fields keys and owner")
     if not 1 <= len(keys) <= MAX_KEYS or len(set(map(str, keys))) != len(keys):
         raise ClaimError(f"{what} must commit to 1 to {MAX_KEYS} keys, each once")
     for digest in keys:
         hex_bytes(digest, 32, f"a key in {what}")
-    if "order" in document.signed:
+    if "order" in said:
         hex_bytes(order, 32, f"the order in {what}")
     return Commitment(document, tuple(keys), order)

@@ -236,6 +236,8 @@ def audit(
     alpha: Positive = 0.01,
     claims: Count = 1,
     report: Path | None = None,
+    statement: Path | None = None,
+    signing_key: Path | None = None,
     remote: RemoteOptions = DEFAULT_REMOTE,
     running: Running = EMBEDDING,
     output: Output = PRINTED,
@@ -266,6 +268,8 @@ def audit(
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level.
         report: File of a report in plain words, HTML.
+        statement: File of the outcome, signed by --signing-key: an in-toto statement in a DSSE envelope.
+        signing_key: Your Ed25519 private key, PEM without a password, as openssl genpkey -algorithm ed25519 writes it.
         running: What encoders run on.
         remote: Access to encoders behind addresses.
         output: How results are printed.
@@ -296,6 +300,8 @@ def audit(
             alpha=alpha,
             n_claims=claims,
             report=report,
+            statement=statement,
+            signing_key=signing_key,
             progress=output.progress,
         )
     support = [] if found.strength is None else [("support", str(found.strength))]

@@ -79,13 +79,10 @@ class Owner:
     @property
     def public(self) -> str:
         """The Ed25519 public key, hex: the owner's name to others."""
-        return self._private().public_key().public_bytes_raw().hex()
+        return self.private_key().public_key().public_bytes_raw().hex()
 
-    def sign(self, message: bytes) -> bytes:
-        """Return the Ed25519 signature, 64 bytes."""
-        return self._private().sign(message)
-
-    def _private(self) -> Ed25519PrivateKey:
+    def private_key(self) -> Ed25519PrivateKey:
+        """Return the key that signs documents."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         return Ed25519PrivateKey.from_private_bytes(self.signing_key)

@@ -12,6 +12,7 @@ from scipy import stats
 
 from helpers.claim_bed import SEED, SEEN, Bed, words
 from helpers.command_line import done, sslguard
+from helpers.envelopes import disclosed
 from sslguard.claims.commitment import commit
 from sslguard.claims.derivation import undue_freedom
 from sslguard.claims.openings import opened_at, read_openings, record_opening
@@ -181,7 +182,8 @@ class TestClaims:
         one = replace(bed, sub_key=number)
         claimed = one.claim(marked.encoder)
         assert (claimed.decision, claimed.n_claims) == ("derived", 1 + S)
-        content = b"".join(file.read_bytes() for file in bed.bundle.iterdir())
+        content = disclosed(*(file.read_bytes() for file in bed.bundle.iterdir()))
+        assert marked.key.opened(number).secret.reveal().hex().encode() in content
         for other in (marked.key, *(k for i, k in enumerate(marked.key.split(), 1) if i != number)):
             assert other.secret.reveal().hex().encode() not in content
         found = bed.audit()
