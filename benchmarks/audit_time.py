@@ -3,6 +3,7 @@
 The owner marks an encoder by a head, its key bound to a pool of 10,000 images or 5,554 texts, and claims what answers
 with that head. The examiner reads the pool, runs the clean encoder on 10,000 or 5,000 queries, and decides again.
 Seconds on the clock and CPU seconds, medians of the rounds, beside the load of the machine when each encoder begins.
+The verifier runs on one thread: where others keep the cores busy, further threads of BLAS wait for them and spin.
 
 Run: python benchmarks/audit_time.py [--rounds 3] [--encoders SPEC ...]   (some minutes)
 """
@@ -40,12 +41,12 @@ def claimed(encoder: str, folder: Path) -> None:
     api.claim(folder / "marked" / "key", marked.encoder, pool, seed=SEED, commitment=commitment, out=out)
 
 
-def timed(command: Sequence[str], rounds: int) -> tuple[float, float]:
+def timed(command: Sequence[str], rounds: int, **environment: str) -> tuple[float, float]:
     """Return seconds on the clock and CPU seconds of a command that must end with 0, medians of the rounds."""
     found = []
     for _ in range(rounds):
         before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **environment})
         clock, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
         found.append((clock, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
     clocks, seconds = zip(*found, strict=True)
@@ -66,7 +67,7 @@ def main() -> None:
             asked = ["--data", POOLS[encoder], "--seed", SEED, "--commitment", str(folder / "commitment.json")]
             audit = [sys.executable, "-m", "sslguard.cli", "audit", str(folder / "bundle"), "--clean", encoder, *asked]
             verifier = [sys.executable, str(VERIFIER), str(folder / "bundle"), "--seed", SEED]
-            figures = [*timed(audit, chosen.rounds), *timed(verifier, chosen.rounds)]
+            figures = [*timed(audit, chosen.rounds), *timed(verifier, chosen.rounds, OMP_NUM_THREADS="1")]
         rows.append([encoder, load, size, *figures])
     head = ["encoder", "load", "bundle, MB", "audit, s", "CPU s", "verifier, s", "CPU s of it"]
     shown = [[row[0], *(f"{figure:.1f}" for figure in row[1:])] for row in rows]

@@ -244,8 +244,8 @@ def read(folder, seed, commitment):
     wanted = {"answers.npy": claim["answers"]["sha256"], "clean.npy": claim["clean"], "key.safetensors": key["tensors"]}
     for name, digest in {**wanted, "commitment.json": sha(published).hex()}.items():
         need(sha((folder / name).read_bytes()).hex() == digest, f"{name} is not the file that was signed, or published")
-    made_for = claim["commitment"], claim["owner"]
-    need(made_for == (sha(published).hex(), committed["owner"]), "the claim was made for another commitment or owner")
+    made_for = sha(published).hex(), committed["owner"]
+    need((claim["commitment"], claim["owner"]) == made_for, "the claim was made for another commitment or owner")
     need(seed in (None, claim["seed"]), "the queries were drawn by another seed")
     content, bank, hashes = (folder / "key.safetensors").read_bytes(), {}, {}
     start = 8 + int.from_bytes(content[:8], "little")
@@ -258,8 +258,7 @@ def read(folder, seed, commitment):
     need(digest in committed["keys"], "the opened key is not what the commitment commits to")
     answers, clean = (np.load(folder / name, allow_pickle=False).astype(float) for name in ("answers.npy", "clean.npy"))
     least, items = key["fields"]["protocol"]["n_queries"], claim["data"]["items"]
-    steps = (int(step * 10**k) for k in range(9) for step in (1, 1.5, 2, 3, 5, 7.5))
-    n = max(least, *(n for n in steps if n <= items))
+    n = max(least, *(m for k in range(9) for step in (1, 1.5, 2, 3, 5, 7.5) if (m := int(step * 10**k)) <= items))
     need(n == len(answers) == len(clean) <= items, f"{n} queries were to be asked: answers were dropped or added")
     return claim, committed, bank, answers, clean
 

@@ -193,6 +193,13 @@ class TestGood:
             left = -audited.verdict.significance.log2_pvalue - math.log2(audited.n_tries)
             assert bits == pytest.approx(max(0, left), abs=0.051)
 
+    def test_the_golden_bundle(self, run):
+        golden = SCRIPT.parents[1] / "tests" / "golden"
+        code, out = run(golden / "bundle", "--seed", SEED)
+        (bits,) = re.findall(r"^both sides: (\S+) bits", out, re.MULTILINE)
+        expected = json.loads((golden / "expected.json").read_text())["bundle"]["statistic"]
+        assert (code, float(bits)) == (0, pytest.approx(expected, rel=1e-6))
+
     def test_the_audit_vouches_for_what_F_gives(self, claimed):
         assert any(check.name == "clean embeddings" for check in claimed("as it is").audit().of("passed"))
 
