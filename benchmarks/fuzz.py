@@ -7,9 +7,10 @@ A fault (anything but an `SslguardError`), an accepted forgery, or a file that a
 that did it is left beside the result. Inputs follow from --seed and their number alone. The result is written anew
 every 20,000 inputs, so a run that is stopped says how far it came.
 
---only names one target, or several with commas between them. --guided damages more than the good files: an input that
-reaches a line of Python that none before it reached is kept, and damaged on. Lines count in this program's readers and
-those in numpy, torch and zipfile below them, all in Python; what safetensors and age do in compiled code is not seen.
+--only names one target, or several with semicolons between them; --record names the result. --guided damages more than
+the good files: an input that reaches a line of Python that none before it reached is kept, and damaged on. Lines count
+in this program's readers and those in numpy, torch and zipfile below them, all in Python; what safetensors and age do
+in compiled code is not seen.
 """
 
 from __future__ import annotations
@@ -160,14 +161,14 @@ def report(fuzzer: Fuzzer, inputs: int, at_first: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    given = options(__doc__, inputs=1_000_000, seed=0, only="", guided=False)
-    name = "fuzz_guided" if given.guided else "fuzz"
+    given = options(__doc__, inputs=1_000_000, seed=0, only="", record="fuzz", guided=False)
+    name = "fuzz_guided" if given.guided else given.record
     with tempfile.TemporaryDirectory() as folder:
         good, work = Path(folder) / "good", Path(folder) / "work"
         good.mkdir()
         work.mkdir()
         os.environ["SSLGUARD_CACHE"] = str(Path(folder) / "cache")
-        targets = [t for t in make_targets(good) if not given.only or t.name in given.only.split(",")]
+        targets = [t for t in make_targets(good) if not given.only or t.name in given.only.split(";")]
         fuzzer = Fuzzer(targets, given.seed, Lines() if given.guided else None)
         fuzzer.reach_what_good_files_reach(work)
         at_first = fuzzer.lines.reached if fuzzer.lines else 0

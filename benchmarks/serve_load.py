@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import multiprocessing
 import signal
 import socket
 import subprocess
@@ -50,11 +51,11 @@ def honest(address: str, seconds: float, statuses: Counter[int]) -> list[float]:
     return found
 
 
-def hold(address: str, n: int, stop: threading.Event) -> None:
-    """Keep `n` connections open that never end their headers."""
+def hold(address: str, n: int) -> None:
+    """Keep `n` connections open that never end their headers, for ever. Runs in a process of its own."""
     host, port = address.removeprefix("http://").split(":")
     held: list[socket.socket] = []
-    while not stop.is_set():
+    while True:
         try:
             held.append(socket.create_connection((host, int(port)), timeout=2))
             held[-1].send(b"POST /v1/embed HTTP/1.1\r\nHost: x\r\nX-a: ")
@@ -98,11 +99,13 @@ def main() -> int:
     idle = honest(address, IDLE_SECONDS, Counter())
     found["memory_idle_mib"] = peak(process.pid)
     stop, answered, refused = threading.Event(), Counter[int](), Counter[int]()
-    threading.Thread(target=hold, args=(address, given.slow, stop), daemon=True).start()
+    holding = multiprocessing.get_context("spawn").Process(target=hold, args=(address, given.slow), daemon=True)
+    holding.start()
     pace = (given.seconds - 10) / given.large
     threading.Thread(target=oversized, args=(address, given.large, pace, refused, stop), daemon=True).start()
     loaded = honest(address, given.seconds, answered)
     stop.set()
+    holding.kill()
     for name, times in (("idle", idle), ("loaded", loaded)):
         quantiles = zip(("p50", "p99", "max"), np.quantile(times, (0.5, 0.99, 1)), strict=True)
         found[name] = {"n": len(times), **{label: round(1000 * value, 1) for label, value in quantiles}}

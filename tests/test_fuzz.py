@@ -18,6 +18,10 @@ NAMES = (
     *("key with sub-keys", "openings", "recipients", "commitment", "timestamp", "bundle", "claim that is signed again"),
     *("encoder", "encoder of texts", "population", "logged answers", "pictures", "checkpoint", "texts"),
     *("shards of texts", "shards of pictures", "packed texts", "Parquet", "transformer", "tokenizer", "ONNX"),
+    *("claim by weights", "key with a secret order", "key of a pool", "options in a file", "benchmark"),
+    *("stored answers", "folder of pictures"),
+    *(f"request, {name}" for name in ("openai.json", "tei.json", "either.json", "oip.json", "oip.bin")),
+    *(f"reply, {name}" for name in ("openai", "tei", "oip", "json", "oip, bytes")),
 )
 SHORT = settings(
     max_examples=40,

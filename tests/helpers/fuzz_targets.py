@@ -88,7 +88,7 @@ class Target:
             shutil.copytree(self.folder, place)
         path = place / file
         path.write_bytes(content)
-        before = _names(work)
+        before = _names(place)
         try:
             self.read(place)
         except SslguardError as error:
@@ -97,7 +97,7 @@ class Target:
             assert len(said) < 4000, f"an error of {len(said)} characters"
             return "refused"
         finally:
-            assert _names(work) == before, "a reader wrote something"
+            assert _names(place) == before, "a reader wrote something"
             shutil.copyfile(self.folder / file, path)
         return "read"
 
@@ -149,13 +149,15 @@ WORDS = (
 
 def make_targets(root: Path) -> list[Target]:
     """Return every target, its good files below `root`. Sets the environment variable that opens the sealed key."""
+    from helpers.fuzz_added import added_targets
+
     identity = pyrage.x25519.Identity.generate()
     (root / "identity").write_text(str(identity))
     os.environ[IDENTITY] = str(root / "identity")
     encoder = new_encoder("resnet-narrow", random_images(1), seed=7)
     encoder.module.eval()
     targets = [*_keys(root, identity), *_claims(root, encoder), *_encoders(root, encoder), *_others(root)]
-    targets += [*_packed(root), *_of_libraries(root)]
+    targets += [*_packed(root), *_of_libraries(root), *added_targets(root)]
     for target in targets:  # each reads its good files
         with _copied(target.folder) as place:
             target.read(place)

@@ -686,6 +686,18 @@ def test_picture_modes() -> None:
         assert (found.pixels, found.decoded().shape) == (30, (channels, 5, 6))
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("strip", [1, 100, 130, 1 << 17])
+def test_pictures_are_copied_in_strips(mode: str, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "STRIP_PIXELS", strip)
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 40, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(content, "PNG")
+    found = wire.picture(base64.b64encode(content.getvalue()).decode()).decoded().numpy()
+    expected = np.asarray(Image.open(io.BytesIO(content.getvalue())))
+    np.testing.assert_array_equal(found, expected[None] if mode == "L" else expected.transpose(2, 0, 1))
+
+
 @pytest.fixture(scope="module")
 def bert() -> Encoder:
     pytest.importorskip("transformers")

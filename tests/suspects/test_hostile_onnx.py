@@ -97,6 +97,9 @@ FILES: dict[str, Callable[[], bytes]] = {
         [node("PyOp", ["x"], ["y"], domain="com.microsoft")], domains=("", "com.microsoft")
     ),
     "an operator that does not exist": lambda: model([node("NoSuch", ["x"], ["y"])]),
+    "a name that is no text": lambda: model([node("NoSuch", ["x"], ["y"])]).replace(b"NoSuch", b"NoSu\xd7\xff"),
+    "a side that is no text": lambda: model(FLAT, shape=["nobody", 3, 8, 8]).replace(b"nobody", b"nob\xffdy"),
+    "an output that is no text": lambda: model(FLAT).replace(b"y", b"\xff"),
     "an input that nobody makes": lambda: model([node("Add", ["x", "nowhere"], ["y"])]),
     "a circle": lambda: model(
         [node("Add", ["x", "b"], ["a"]), node("Add", ["a", "x"], ["b"]), node("Flatten", ["b"], ["y"])]
@@ -115,7 +118,12 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("made", FILES.values(), ids=FILES.keys())
-def test_files(made: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files(
+    made: Callable[[], bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(suspects, "RUN_SECONDS", 1.0)
     monkeypatch.setattr(suspects, "RUN_MEMORY", 1 << 29)
     (tmp_path / "x.onnx").write_bytes(made())
@@ -124,6 +132,7 @@ def test_files(made: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises((SuspectError, UsageError)) as caught:
         checked(open_suspect(f"onnx:{tmp_path}/x.onnx").embed(IMAGES), len(IMAGES))
     assert 0 < len(str(caught.value)) < 700
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("location", ["", "/etc/passwd", "../x", "a/../../x", "a\\..\\x", "x\0y", "no-such-file", "."])

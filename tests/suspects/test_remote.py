@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import kstest, spearmanr
+from scipy.stats import spearmanr
 
 from helpers.remote_servers import ADDRESS, Server, openai_reply, rows_of, some_texts, tei_reply, vector
 from sslguard.data.watched import digest
@@ -26,6 +26,7 @@ from sslguard.suspects.base import Counted, UnansweredError
 from sslguard.suspects.cached import AnswerStore, Cached
 from sslguard.suspects.clock import Clock
 from sslguard.suspects.http import Credential
+from sslguard.suspects.manner import Manner
 from sslguard.suspects.opening import open_suspect
 from sslguard.suspects.pixels import ImageInput
 from sslguard.suspects.protocols import MalformedReplyError, Template
@@ -632,18 +633,35 @@ class TestRateLimited:
 
 
 class TestPaced:
-    def test_gaps_are_exponential(self) -> None:
-        time = Time()
-        paced = Paced(Formula(), 20.0, time.clock, Random(1))
-        for _ in range(400):
+    """Clients that a verification with --pace asks like."""
+
+    @pytest.mark.parametrize("pace", [0.2, 5.0, 60.0])
+    @pytest.mark.parametrize("most", [1, 3, 16])
+    def test_every_manner_keeps_to_the_pace(self, pace: float, most: int) -> None:
+        names = set()
+        for seed in range(20):
+            manner = Manner.drawn(Random(seed), pace, most)
+            names.add(manner.name)
+            gaps, sizes = ([draw() for _ in range(4000)] for draw in (manner.gap, manner.size))
+            assert min(gaps) >= 0
+            assert np.mean(gaps) == pytest.approx(pace, rel=0.5)
+            assert 1 <= min(sizes) <= max(sizes) <= most
+        assert names == {
+            *(["job"] if pace < 10 else []),
+            *(["worker" if most > 5 else "application"] if pace >= 1 else []),
+            *(["import"] if pace >= 8 else []),
+        }
+
+    def test_gaps_are_kept(self) -> None:
+        time, gaps = Time(), iter(range(1, 11))
+        paced = Paced(Formula(), lambda: float(next(gaps)), time.clock)
+        for _ in range(10):
             paced.embed(["a"])
-        gaps = np.array(time.sleeps[1:])
-        assert time.sleeps[0] == 0
-        assert kstest(gaps, "expon", args=(0, 20.0)).pvalue > 0.01
+        assert time.sleeps == [0, *range(1, 10)]
 
     def test_order_and_sizes_are_random_and_answers_come_back_in_order(self) -> None:
-        inner, queries = Formula(), some_texts(500)
-        concurrent = Concurrent(inner, size=16, workers=1, random=Random(1))
+        inner, queries, random = Formula(), some_texts(500), Random(1)
+        concurrent = Concurrent(inner, size=16, workers=1, random=random, sizes=lambda: random.randint(1, 20))
         np.testing.assert_array_equal(concurrent.embed(queries), rows_of(queries))
         concurrent.close()
         asked = [text for part in inner.asked for text in part]
@@ -661,7 +679,21 @@ class TestPaced:
             suspect.finish()
         assert sorted(server.asked[:60]) == sorted(texts)  # nothing twice before the last new one
         assert server.asked[:60] != texts
-        assert {len(json.loads(request.content)["inputs"]) for request in server.requests} == {1, 2, 3, 4}
+        assert max(len(json.loads(request.content)["inputs"]) for request in server.requests) <= 4
+
+    def test_nothing_says_who_asks(self) -> None:
+        for given, sent in ((None, f"python-httpx2/{httpx2.__version__}"), ("curl/8.14.1", "curl/8.14.1")):
+            server = Server()
+            with server.suspect(user_agent=given) as suspect:
+                suspect.embed(["a"])
+            (request,) = server.requests
+            assert request.headers["user-agent"] == sent
+            assert "sslguard" not in str(request.headers.raw) + request.content.decode()
+
+    @pytest.mark.parametrize("agent", ["", "a\r\nb: c", "é", "a" * 201])
+    def test_of_a_user_agent_that_no_header_holds(self, agent: str) -> None:
+        with pytest.raises(UsageError, match="--user-agent takes"):
+            Remote(user_agent=agent)
 
     def test_with_a_rate(self) -> None:
         with pytest.raises(UsageError, match="give one of them"):
@@ -806,6 +838,10 @@ class TestCached:
         crafted = AnswerStore(tmp_path, "x")
         assert (crafted.width, crafted.get(b"1")) == (None, None)
         crafted.close()
+        whole = AnswerStore(tmp_path, "y").path.read_bytes()
+        store.path.write_bytes(whole.replace(b"NOT NULL", b"NOT NU\x9dL"))
+        with pytest.raises(OutputError, match=r"can't decode byte 0x9d.*delete it and ask again"):
+            AnswerStore(tmp_path, "x")
         store.path.write_bytes(b"this is no database" * 100)
         with pytest.raises(OutputError, match="delete it and ask again"):
             AnswerStore(tmp_path, "x")

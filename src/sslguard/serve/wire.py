@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Answers = NDArray[np.floating]
 MAX_SIDE = 4096  # pixels
 MAX_PIXELS = 1 << 26  # of all images of a request
+STRIP_PIXELS = 1 << 17  # copied at a time
 MAX_ASPECT = 8  # longer side to shorter; scaling a small shorter side up would make the longer one huge
 MAX_SCANS = 100  # of a progressive JPEG; each takes the time of a whole picture
 MAX_TEXT = 1 << 17  # characters
@@ -59,9 +60,13 @@ class Picture:
         """
         with _opened(self.content) as image:
             shown = image if image.mode in ("L", "RGB") else image.convert("RGB")
-            found = np.empty((len(shown.getbands()), shown.height, shown.width), np.uint8)
-            for channel in range(len(found)):  # one by one, in little memory
-                found[channel] = np.asarray(shown.getchannel(channel))
+            bands = len(shown.getbands())
+            found = np.empty((bands, shown.height, shown.width), np.uint8)
+            rows = max(1, STRIP_PIXELS // shown.width)
+            for top in range(0, shown.height, rows):  # Pillow keeps all other threads waiting while it copies
+                bottom = min(top + rows, shown.height)
+                strip = np.asarray(shown.crop((0, top, shown.width, bottom))).reshape(bottom - top, shown.width, bands)
+                found[:, top:bottom] = strip.transpose(2, 0, 1)
         return torch.from_numpy(found)
 
 

@@ -112,7 +112,7 @@ class AnswerStore:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # sqlite quotes names that are no text
             raise OutputError(
                 f"the cache {self.path} cannot be used ({error!s:.200}): free disk space, or delete it and ask again"
             ) from error

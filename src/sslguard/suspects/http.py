@@ -34,6 +34,7 @@ _SILENT = frozenset({401, 403, 407})
 """Statuses whose body is not shown, because it may repeat the credential, whole or in part."""
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _EXCERPT = 200  # characters
+_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
 _HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -121,6 +122,7 @@ class Exchange:
         seconds: float = 60.0,
         answer_bytes: int = 1 << 25,
         connections: int = 16,
+        agent: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """Check the address and prepare the connection. Nothing is sent yet.
@@ -131,6 +133,7 @@ class Exchange:
             seconds: Time from the start of a request to the last byte of the answer.
             answer_bytes: Size of an answer's body, decompressed.
             connections: Connections open at the same time.
+            agent: Header User-Agent; None sends that of the HTTP library.
             transport: Replacement for the network, for tests.
 
         Raises:
@@ -148,7 +151,9 @@ class Exchange:
         self.full_address = str(self._url)
         self._credential, self._seconds, self._answer_bytes = credential, seconds, answer_bytes
         self._loop = _Loop()
-        headers = {"Accept-Encoding": "gzip", "User-Agent": "sslguard"}
+        headers = {"Accept-Encoding": "gzip, deflate"}
+        if agent is not None:
+            headers["User-Agent"] = agent
         if credential is not None:
             headers[credential.header] = credential.value
         self._client = httpx2.AsyncClient(
@@ -219,7 +224,7 @@ class Exchange:
         promised = response.headers.get("content-length", "")
         if promised.isascii() and promised.isdigit() and len(promised) < 19 and int(promised) > most:
             raise self._too_large()
-        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity", "gzip"):
+        if response.headers.get("content-encoding", "identity").strip().lower() not in _ENCODINGS:
             # Nested encodings can make a short body expensive to decode.
             raise UnansweredError(f"{self.address} answered in an encoding that was not asked for", again=False)
         parts, size = [], 0

@@ -106,12 +106,21 @@ class OnnxSuspect:
         try:
             with limited_memory(self._memory):  # constants are computed here
                 self._session = runtime.InferenceSession(
-                    str(path) if external else content, settings, providers=["CPUExecutionProvider"]
+                    str(path) if external else content,
+                    settings,
+                    providers=["CPUExecutionProvider"],
+                    enable_fallback=0,  # it would print to standard output, and try the same again
                 )
         except Exception as error:  # the only common class of onnxruntime's errors
             raise SuspectError(f"onnxruntime cannot run {path}: {first_line(error)}") from error
         self._runtime = runtime
-        self._feed, self._most = _feeding(self._session, path, options)
+        try:
+            self._outputs = [output.name for output in self._session.get_outputs()]
+            self._feed, self._most = _feeding(self._session, path, options)
+        except UnicodeDecodeError as error:
+            raise SuspectError(
+                f"{path} names an input, an output or a side in bytes that are no text: export the model again"
+            ) from error
         self._pooling = options.pooling
 
     def embed(self, batch: Batch, /) -> NDArray[Any]:
@@ -146,7 +155,7 @@ class OnnxSuspect:
     def _answers(self, batch: Batch) -> NDArray[Any]:
         feeds = self._feed(batch)
         of_texts = isinstance(batch[0], str)
-        names = [output.name for output in self._session.get_outputs()]
+        names = self._outputs
         other = "image" if of_texts else "text"
         # A CLIP model also returns its logits and the vectors of the other tower, which are not read.
         whole = [name for name in _WHOLE if name in names and not name.startswith(other)]

@@ -19,6 +19,7 @@ from sslguard.suspects.base import Counted, UnansweredError, checked
 from sslguard.suspects.cached import AnswerStore, Cached
 from sslguard.suspects.clock import Clock
 from sslguard.suspects.http import Credential, Exchange, checked_address
+from sslguard.suspects.manner import Manner
 from sslguard.suspects.protocols import OIP, TEI, IncompleteReplyError, MalformedReplyError, OpenAI, Protocol, Template
 from sslguard.suspects.settings import Remote
 from sslguard.suspects.steadiness import Steadiness
@@ -125,16 +126,19 @@ class RemoteSuspect:
         limited: Embedder = self._counted
         if options.rate is not None:
             limited = RateLimited(limited, options.rate, clock)
-        random = None if options.pace is None else SystemRandom()
-        if options.pace is not None and random is not None:
-            limited = Paced(limited, options.pace, clock, random)
+        size = min(options.request_size, source.protocol.largest or options.request_size)
+        random, sizes = None, None
+        if options.pace is not None:
+            random = SystemRandom()
+            manner = Manner.drawn(random, options.pace, size)
+            sizes, limited = manner.size, Paced(limited, manner.gap, clock)
         self._retrying = Retrying(limited, clock, attempts=options.attempts)
         splitting = Splitting(self._retrying)
         tolerant = Tolerant(splitting, width=source.width, patience=options.patience)
         self._cached = None if store is None else Cached(tolerant, store)
-        size = min(options.request_size, source.protocol.largest or options.request_size)
-        self._concurrent = Concurrent(self._cached or tolerant, size=size, workers=options.workers, random=random)
-        again = Concurrent(self._retrying, size=size, workers=1, random=random)
+        asked = self._cached or tolerant
+        self._concurrent = Concurrent(asked, size=size, workers=options.workers, random=random, sizes=sizes)
+        again = Concurrent(self._retrying, size=size, workers=1, random=random, sizes=sizes)
         self._closing: tuple[Callable[[], None], ...] = (again.close, self._concurrent.close)
         self.steadiness = Steadiness(again, options.reask)
 
@@ -212,6 +216,7 @@ def open_remote(
         credential=credential,
         seconds=options.request_limit,
         connections=options.workers,
+        agent=options.user_agent,
         transport=transport,
     )
     try:

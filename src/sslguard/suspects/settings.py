@@ -34,8 +34,10 @@ class Remote(Checked):
         budget: Queries that may be asked, asking again included; the run ends before it would ask more.
         price: Of one query, for the cost in the result.
         rate: Queries a second at most.
-        pace: Mean seconds between two requests, which then come at random times, in random sizes up to --request-size,
-            and in random order, so that neither times nor sizes nor order tell a verification from other traffic.
+        pace: Mean seconds between two requests, which then come at random times, in sizes up to --request-size, and in
+            random order, as those of a client that the program draws: a job, a worker, an application or an import.
+            Name the pace and the largest request of the suspect's usual clients.
+        user_agent: Header User-Agent, by which a suspect may tell clients apart; by default that of the HTTP library.
         request_size: Queries of a request.
         workers: Requests at a time.
         attempts: How often a request is sent at most.
@@ -59,6 +61,7 @@ class Remote(Checked):
     price: NotNegative = 0.0
     rate: Positive | None = None
     pace: Positive | None = None
+    user_agent: str | None = None
     request_size: Count = 16
     workers: Count = 4
     attempts: Count = 5
@@ -68,7 +71,10 @@ class Remote(Checked):
     reask: Annotated[int, Range(least=0)] = 4
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that one pace was given at most."""
+        """Check the ranges, the user agent, and that one pace was given at most."""
         super().__post_init__()
         if self.rate is not None and self.pace is not None:
             raise UsageError("--rate sends requests evenly and --pace at random times: give one of them")
+        agent = self.user_agent
+        if agent is not None and not (0 < len(agent) <= 200 and agent.isascii() and agent.isprintable()):
+            raise UsageError("--user-agent takes 1 to 200 printable ASCII characters")

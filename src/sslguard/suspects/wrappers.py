@@ -9,7 +9,7 @@ keeps to the budget. Several threads may use each of them at the same time.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from random import Random
 
@@ -51,17 +51,16 @@ class RateLimited:
 
 
 class Paced:
-    """Embedder that asks at random times: gaps between requests are exponential, as those of unconnected callers are.
+    """Embedder that asks at random times, whether or not the answer to the last request has come.
 
     Attributes:
         embedder: Embedder to ask.
-        seconds: Mean time between two requests.
+        gap: Draws the seconds between two requests.
         clock: Time limit of the suspect.
     """
 
-    def __init__(self, embedder: Embedder, seconds: float, clock: Clock, random: Random) -> None:
-        self.embedder, self.seconds, self.clock = embedder, seconds, clock
-        self._random = random
+    def __init__(self, embedder: Embedder, gap: Callable[[], float], clock: Clock) -> None:
+        self.embedder, self.gap, self.clock = embedder, gap, clock
         self._free = clock.now()
         self._lock = threading.Lock()
 
@@ -69,7 +68,7 @@ class Paced:
         """Wait until it is this request's turn, and return the answers (n, m)."""
         with self._lock:
             turn = max(self._free, self.clock.now())
-            self._free = turn + self._random.expovariate(1 / self.seconds)
+            self._free = turn + self.gap()
         self.clock.sleep(turn - self.clock.now())
         return self.embedder.embed(batch)
 
@@ -235,17 +234,27 @@ class Concurrent:
         workers: Requests at the same time.
     """
 
-    def __init__(self, embedder: Embedder, *, size: int = 16, workers: int = 4, random: Random | None = None) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        size: int = 16,
+        workers: int = 4,
+        random: Random | None = None,
+        sizes: Callable[[], int] | None = None,
+    ) -> None:
         """Ask nothing yet.
 
         Args:
             embedder: Embedder to ask.
             size: Queries in one request.
             workers: Requests at the same time.
-            random: Source of the order of queries and of the sizes of requests, from 1 to `size`; None keeps the order,
-                and fills every request.
+            random: Source of the order of queries; None keeps it.
+            sizes: Draws the number of queries of each request, at least 1, of which `size` are sent at most; None fills
+                every request.
         """
         self.embedder, self.size, self.workers = embedder, size, workers
+        self._sizes = sizes or (lambda: size)
         self._random = random
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sslguard-suspect")
         self._begun = False
@@ -267,7 +276,7 @@ class Concurrent:
         """Yield the places in the batch of each request's queries."""
         start = 0
         while start < len(order):
-            size = self.size if self._random is None else self._random.randint(1, self.size)
+            size = min(self._sizes(), self.size)
             yield order[start : start + size]
             start += size
 
