@@ -305,12 +305,14 @@ def watermark(
         folder = None if work is None or work.result is None else work.result
         if folder is not None:
             from sslguard.encoders.formats import write_usual
+            from sslguard.encoders.model_card import write_card
 
             save_encoder(marked.encoder, folder / "encoder")
             try:
                 formats = write_usual(marked.encoder, folder / "encoder")
             except (EncoderError, UsageError) as error:
                 reason = str(error)
+            write_card(marked.encoder, folder / "encoder", formats[0] if formats else None)
             if partly:
                 watched.take_all()
             save_key(marked.key, folder / "key", seal=seal, marked=watched.fingerprints, order=order)
@@ -908,6 +910,7 @@ def commit(
     authority: str | None = None,
     token: str | Path | None = None,
     authority_roots: str | Path | None = None,
+    card: str | Path | None = None,
 ) -> tuple[Commitment, datetime | None]:
     """Write a commitment that hides a key and binds its owner: see `claims.commitment.publish`.
 
@@ -918,16 +921,24 @@ def commit(
         token: File of a timestamp that was got otherwise.
         authority_roots: File of the certificates, PEM, that must vouch for the authority; without them its signature
             is not checked.
+        card: Model card, or the folder that it lies in, that then says that the encoder is watermarked, and names the
+            commitment by its SHA-256. Only `card` tells others of the mark.
 
     Returns:
         The commitment, and the time that its timestamp says, if it has one.
     """
     from sslguard.claims.commitment import publish
     from sslguard.claims.timestamps import read_roots
+    from sslguard.encoders.model_card import check_card, name_commitment
 
     roots = () if authority_roots is None else read_roots(Path(authority_roots))
     found = None if token is None else Path(token)
-    return publish(_stored(key), Path(out), authority=authority, token=found, roots=roots)
+    if card is not None:
+        check_card(Path(card))
+    made, when = publish(_stored(key), Path(out), authority=authority, token=found, roots=roots)
+    if card is not None:
+        name_commitment(Path(card), made.document.digest)
+    return made, when
 
 
 def claim(

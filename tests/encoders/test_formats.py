@@ -24,8 +24,9 @@ from helpers.texts import described, tokenizer_json
 from sslguard.crypto.secrets import Secret
 from sslguard.data.own import own_data
 from sslguard.encoders.base import Encoder
-from sslguard.encoders.formats import base_name, export, usual_formats, write_usual
+from sslguard.encoders.formats import export, usual_formats, write_usual
 from sslguard.encoders.load import load_encoder
+from sslguard.encoders.model_card import base_name
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.rebuild import build
 from sslguard.encoders.text import TextPreprocess

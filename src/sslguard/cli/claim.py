@@ -67,6 +67,7 @@ def commit(
     authority: str | None = None,
     token: Path | None = None,
     authority_roots: Path | None = None,
+    card: Path | None = None,
     output: Output = PRINTED,
 ) -> Result:
     """Commit to a key in public, before any suspect is seen: a file that hides the key and binds its owner.
@@ -81,6 +82,8 @@ def commit(
         token: File of a timestamp that was got otherwise, as by openssl ts and curl.
         authority_roots: Certificates, PEM, that must vouch for the authority; without them its signature is not
             checked here.
+        card: Model card, or the folder with it, as OUT/encoder of watermark. It then tells its readers that the encoder
+            is watermarked, and names the commitment by its SHA-256. By default no card says anything of a mark.
         output: How results are printed.
     """
     check(key=key)
@@ -88,7 +91,7 @@ def commit(
     from sslguard import api
     from sslguard.claims.commitment import timestamp_file
 
-    made, when = api.commit(key, out, authority=authority, token=token, authority_roots=authority_roots)
+    made, when = api.commit(key, out, authority=authority, token=token, authority_roots=authority_roots, card=card)
     if when is None and not output.quiet:
         say("the commitment has no timestamp: without one it proves no date. See --authority and --token")
     stamped = None if when is None else when.isoformat()

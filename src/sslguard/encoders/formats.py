@@ -18,7 +18,6 @@ in a folder of sentence-transformers a module, head.py, calls it.
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,8 +34,9 @@ from sslguard.encoders.checkpoint import checkpoint_heads, checkpoint_names
 from sslguard.encoders.export import TOLERANCE, check_free, example_inputs, export_onnx, traceable, whole_network
 from sslguard.encoders.heads import Headed
 from sslguard.encoders.huggingface import save_model, write_sentences, write_transformer
+from sslguard.encoders.model_card import parts, write_card
 from sslguard.encoders.names import HEAD
-from sslguard.encoders.own import Items, OwnFunction, OwnModule
+from sslguard.encoders.own import OwnFunction, OwnModule
 from sslguard.encoders.preprocess import ImagePreprocess
 from sslguard.encoders.processors import described
 from sslguard.encoders.program import Program
@@ -57,12 +57,11 @@ FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Formats that are files → how their names may end."""
 FORMATS = (*FOLDERS, *FILES)
-CARD = "README.md"
 
 
 def usual_formats(encoder: Encoder) -> tuple[str, ...]:
     """Return the formats of the library that an encoder came from; none for networks of this package's own."""
-    base, _ = _parts(encoder)
+    base, _ = parts(encoder)
     if "linear" in encoder.architecture:
         return ()
     if isinstance(base, TextModule | StaticModule):
@@ -77,7 +76,7 @@ def usual_formats(encoder: Encoder) -> tuple[str, ...]:
 
 
 def write_usual(encoder: Encoder, folder: Path) -> tuple[str, ...]:
-    """Write an encoder into a folder that is there, in its `usual_formats`, with a model card; return these formats.
+    """Write an encoder into a folder that is there, in its `usual_formats`, and return these.
 
     Raises:
         EncoderError, UsageError: A format cannot hold it.
@@ -85,11 +84,9 @@ def write_usual(encoder: Encoder, folder: Path) -> tuple[str, ...]:
     formats = usual_formats(encoder)
     for name in formats:
         _WRITERS[name](encoder, folder / _file_name(encoder) if name in FILES else folder)
-    if formats:
-        # A module of sentence-transformers holds its head. Without a format there are no weights to put one behind.
-        if _parts(encoder)[1] is not None and formats != ("sentence-transformers",):
-            _write_head(encoder, folder)
-        (folder / CARD).write_text(card(encoder, formats[0]), "utf-8")
+    # A module of sentence-transformers holds its head. Without a format there are no weights to put one behind.
+    if formats and parts(encoder)[1] is not None and formats != ("sentence-transformers",):
+        _write_head(encoder, folder)
     return formats
 
 
@@ -128,24 +125,17 @@ def export(
     if form in FILES:
         if out.suffix not in FILES[form]:
             raise UsageError(f"a file of {form} ends in {' or '.join(FILES[form])}: {out} does not")
-        if form == "state-dict" and _parts(encoder)[1] is not None:
+        if form == "state-dict" and parts(encoder)[1] is not None:
             check_free(out.parent / HEAD, b"")
             _write_head(encoder, out.parent)
         _WRITERS[form](encoder, out)
         return form
     with atomic_folder(out) as partial:
         _WRITERS[form](encoder, partial)
-        if form != "sentence-transformers" and _parts(encoder)[1] is not None:
+        if form != "sentence-transformers" and parts(encoder)[1] is not None:
             _write_head(encoder, partial)
-        (partial / CARD).write_text(card(encoder, form, base_model, tell=tell), "utf-8")
+        write_card(encoder, partial, form, base_model, tell=tell)
     return form
-
-
-def _parts(encoder: Encoder) -> tuple[nn.Module, Headed | None]:
-    """Return an encoder's network, and the network with its head where it has one."""
-    headed = encoder.module if isinstance(encoder.module, Headed) else None
-    base = encoder.module if headed is None else headed.encoder
-    return base.eval(), headed
 
 
 def _pools(module: TextModule) -> bool:
@@ -153,7 +143,7 @@ def _pools(module: TextModule) -> bool:
 
 
 def _write_hf(encoder: Encoder, folder: Path) -> None:
-    base, _ = _parts(encoder)
+    base, _ = parts(encoder)
     if isinstance(base, TextModule):
         if encoder.architecture.keys() & {"layers", "truncate"}:
             raise _other(encoder, "hf", "transformers alone, and here layers or a cut come behind the pooling")
@@ -167,7 +157,7 @@ def _write_hf(encoder: Encoder, folder: Path) -> None:
 
 
 def _write_sentences(encoder: Encoder, folder: Path) -> None:
-    base, headed = _parts(encoder)
+    base, headed = parts(encoder)
     if not isinstance(base, TextModule | StaticModule):
         raise _other(encoder, "sentence-transformers", "encoders of texts of transformers and sentence-transformers")
     listed = write_sentences(encoder, base, folder)
@@ -196,7 +186,7 @@ def _write_sentences(encoder: Encoder, folder: Path) -> None:
 
 
 def _write_state(encoder: Encoder, file: Path) -> None:
-    base, _ = _parts(encoder)
+    base, _ = parts(encoder)
     came = encoder.record.get("checkpoint") or {}
     if isinstance(base, OwnFunction):
         raise _other(encoder, "state-dict", "networks, and this is a function")
@@ -283,7 +273,7 @@ class _HeadAlone(nn.Module):
 def _write_timm(encoder: Encoder, folder: Path) -> None:
     if not str(encoder.architecture.get("backbone")).startswith("timm:") or "linear" in encoder.architecture:
         raise _other(encoder, "timm", "networks of timm")
-    write_timm(encoder, _parts(encoder)[0], folder)
+    write_timm(encoder, parts(encoder)[0], folder)
 
 
 def _file_name(encoder: Encoder) -> str:
@@ -316,95 +306,6 @@ _WRITERS: Mapping[str, Callable[[Encoder, Path], None]] = MappingProxyType(
         "torch-export": _write_program,
     }
 )
-
-
-def base_name(source: str) -> str:
-    """Return what a model card calls the encoder that a source names: without a path, an option or what was done to it.
-
-    A model in the cache of the Hugging Face hub has the name that it has there.
-    """
-    named = source.rpartition(" ")[2].partition("@")[0]
-    if (cached := re.search(r"models--([\w.-]+?)--([\w.-]+)", named)) is not None:
-        return f"{cached[1]}/{cached[2]}"
-    kind, _, rest = named.partition(":")
-    if kind in ("timm", "torchvision") and rest:
-        model, _, file = rest.partition(":")
-        return Path(file).name if file not in ("", "random") else f"{kind}/{model}"
-    return Path(rest or kind).name
-
-
-def card(encoder: Encoder, form: str, base_model: str | None = None, *, tell: bool = False) -> str:
-    """Return a model card, Markdown with the fields of the Hugging Face hub.
-
-    It says nothing of a key, and of a mark only where `tell` asks for it. The licence is the owner's to add.
-    """
-    base, headed = _parts(encoder)
-    texts = not isinstance(encoder.preprocess, ImagePreprocess)
-    name = base_model or base_name(str(encoder.record.get("base", encoder.source)))
-    library = {"hf": "transformers", "sentence-transformers": form, "timm": form}.get(form, "pytorch")
-    task = (
-        ("sentence-similarity" if library == "sentence-transformers" else "feature-extraction")
-        if texts
-        else ("image-feature-extraction")
-    )
-    lines = ["---", f"base_model: {name}", f"library_name: {library}", f"pipeline_tag: {task}", "---", ""]
-    lines += [f"# {name.rpartition('/')[2]}", ""]
-    what = "" if isinstance(encoder.preprocess, Items) else " of texts" if texts else " of images"
-    lines += [f"An encoder{what}: embeddings of {encoder.dim} numbers.", ""]
-    lines += ["```python", *_usage(base, form, headed is not None), "```", ""]
-    if tell:
-        lines += [
-            "This encoder is watermarked: a copy of it, or a model that was trained on its answers, can be told.",
-            "",
-        ]
-    return "\n".join(lines)
-
-
-def _usage(base: nn.Module, form: str, headed: bool) -> list[str]:
-    """Return the lines of Python that load what was written, and embed."""
-    if form == "sentence-transformers":
-        trusted = ", trust_remote_code=True" if headed else ""  # for head.py
-        return [
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            f'embeddings = SentenceTransformer("FOLDER"{trusted}).encode(texts)',
-        ]
-    if form == "hf":
-        assert isinstance(base, TextModule | VisionModule)
-        made = {"projection": "image_embeds" if isinstance(base, VisionModule) else "text_embeds"}
-        made |= {"pooler": "pooler_output.flatten(1)", "cls": "last_hidden_state[:, 0]"}
-        pooled = made.get(base.pooling, f"last_hidden_state  # then pooled: {base.pooling}")
-        loader = type(base.model).__name__
-        before = "AutoImageProcessor" if isinstance(base, VisionModule) else "AutoTokenizer"
-        filled = "" if isinstance(base, VisionModule) else "padding=True, truncation=True, "
-        lines = [
-            f"from transformers import {before}, {loader}",
-            "",
-            f'inputs = {before}.from_pretrained("FOLDER")(items, {filled}return_tensors="pt")',
-            f'embeddings = {loader}.from_pretrained("FOLDER")(**inputs).{pooled}',
-        ]
-        if base.pooling == "mean" and isinstance(base, TextModule):
-            lines[-1] = lines[-1].partition("  #")[0]
-            lines.append('mask = inputs["attention_mask"][:, :, None]')
-            lines.append("embeddings = (embeddings * mask).sum(1) / mask.sum(1)")
-        behind = base.behind if isinstance(base, TextModule) else base
-        if getattr(behind, "unit", False):
-            lines.append("embeddings = torch.nn.functional.normalize(embeddings)")
-        given = "*inputs.values()" if isinstance(base, VisionModule) else "inputs.input_ids, inputs.attention_mask"
-    elif form == "timm":
-        lines = ["import timm", "", 'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()']
-        lines += ["embeddings = model(images)"]
-        given = "images"
-    elif form == "state-dict":
-        lines = ['network.load_state_dict(torch.load("FILE"), strict=False)  # your own network', ""]
-        lines += ["embeddings = network(images)"]
-        given = "images"
-    else:
-        return ['embeddings = torch.export.load("FILE.pt2").module()(images)']
-    if headed:
-        lines = ["import torch", *lines]
-        lines += [f'embeddings = torch.export.load("{HEAD}").module()(embeddings, {given})']
-    return lines
 
 
 _HEAD_MODULE = '''"""The last step of an encoder of texts: a program of torch.export, of embeddings and tokens."""
