@@ -27,13 +27,13 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.claim_bed import AUTHORITY, COMMITTED, SEED, TERMS, Bed
-from helpers.envelopes import predicate_of
+from helpers.envelopes import predicate_of, statement_of
 from helpers.images import random_images
 from helpers.texts import tokenizer_json
 from sslguard.claims.audit import audit
 from sslguard.claims.bundle import OF_CLAIMS, read_bundle
 from sslguard.claims.commitment import parse_commitment
-from sslguard.claims.documents import sign_document
+from sslguard.claims.documents import PAYLOAD_TYPE, sign_document
 from sslguard.claims.openings import read_openings, record_opening
 from sslguard.claims.timestamps import verified_time
 from sslguard.controls.members import read_population
@@ -45,6 +45,7 @@ from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.encoders.text import TextPreprocess
 from sslguard.errors import SslguardError
+from sslguard.files import canonical_json
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.protocol import Protocol
 from sslguard.schemes.exact.scheme import Exact
@@ -224,6 +225,16 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
         if parse_commitment((folder / "commitment.json").read_bytes(), "it").document.content != good:
             raise AcceptedForgeryError("a commitment was changed and believed")
 
+    def payload(folder: Path) -> None:
+        """Sign whatever bytes there are as a commitment: only its owner's can be read."""
+        from securesystemslib.dsse import Envelope
+        from securesystemslib.signer import CryptoSigner
+
+        envelope = Envelope((folder / "payload.json").read_bytes(), PAYLOAD_TYPE, {})
+        envelope.sign(CryptoSigner(bed.owner.private_key()))
+        if parse_commitment(canonical_json(envelope.to_dict()) + b"\n", "it").document.owner != bed.owner.public:
+            raise AcceptedForgeryError("a signature was taken for another owner's")
+
     def cheat(folder: Path) -> None:
         """Sign whatever `said.json` holds, as a claimant may: no fault, and nothing that decides may differ."""
         try:
@@ -242,6 +253,9 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
         finally:
             place.write_bytes(good)
 
+    (root / "payload").mkdir()
+    statement = statement_of((bed.bundle / "commitment.json").read_bytes())
+    (root / "payload" / "payload.json").write_bytes(canonical_json(statement))
     (root / "cheat").mkdir()
     shutil.copytree(bed.bundle, root / "cheat" / "bundle")
     (root / "cheat" / "said.json").write_text(json.dumps(signed, indent=0))
@@ -251,6 +265,7 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
     add(root / "exact", ["acme", "Zo\u00eb AG"])
     yield Target("recipients", root / "exact", ("recipients.jsonl",), lambda folder: void(read_recipients(folder)))
     yield Target("commitment", bed.bundle, ("commitment.json",), commitment)
+    yield Target("statement that is signed again", root / "payload", ("payload.json",), payload)
     yield Target("timestamp", bed.bundle, ("commitment.json.tsr",), token)
     files = ("claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors", "answers.npy", "clean.npy")
     yield Target("bundle", bed.bundle, files, bundle)
