@@ -72,13 +72,13 @@ def _of_weights(root: Path) -> Iterator[Target]:
     timestamp_file(place / "c.json").write_bytes(AUTHORITY.token(made.document.content, COMMITTED))
     sslguard.claim(key, suspect, commitment=place / "c.json", out=place / "bundle")
     (place / "roots.pem").write_bytes(AUTHORITY.roots())
-    said = read_bundle(place / "bundle").claim.signed
+    said = read_bundle(place / "bundle").claim.predicate
 
     def audited(folder: Path) -> None:
         found = sslguard.audit(
             folder, suspect=suspect, released=released, not_after=SEEN, authority_roots=place / "roots.pem"
         )
-        if found.decision == "derived" and read_bundle(folder).claim.signed != said:
+        if found.decision == "derived" and read_bundle(folder).claim.predicate != said:
             raise AcceptedForgeryError("a damaged bundle was taken for a claim by weights")
 
     files = ("claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors")
