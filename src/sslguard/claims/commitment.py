@@ -6,6 +6,11 @@ A commitment is a signed document (see `documents`). Its predicate has the owner
              own salt of 32 bytes
     order    the same for the secret order of the encoder's units, if it has one, as a key of the scheme "order"
 
+A commitment to a recipient's key alone is his receipt (see `receipts`). Its `keys` hold that key, and it has a further
+field::
+
+    recipient  an object: `name`, `rotation` (how many secrets he had before), and `given`, the time of this one
+
 The description of a key is all of it except the weights of F, which are represented by their hash::
 
     fields   of the key, including the secret, protocol or settings, and the hashes of F and F*
@@ -35,6 +40,7 @@ from sslguard.claims.documents import (
     Document,
     Kind,
     hex_bytes,
+    moment,
     parse_document,
     read_file,
     sign_document,
@@ -45,13 +51,15 @@ from sslguard.errors import ClaimError, OutputError, UsageError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.schemes.base import Key
 from sslguard.schemes.exact.key import ExactKey
-from sslguard.schemes.keyfile import Owner, StoredKey, kind_of, tensor_bytes
+from sslguard.schemes.keyfile import Handed, Owner, StoredKey, kind_of, tensor_bytes
 from sslguard.schemes.order import OrderKey
+from sslguard.tracing.recipients import checked_name
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
 MAX_KEYS = 64
+MOST_ROTATIONS = 1 << 20
 # Prefixes of the tensors in an exact key that belong to F. The examiner gets them with F.
 _OF_CLEAN = ("clean.", "file.")
 _CLEAN_FIELDS = ("architecture", "preprocess", "dim")
@@ -150,11 +158,13 @@ class Commitment:
         document: The signed document.
         keys: Digests of the keys in it, hex.
         order: Digest of the secret order of the encoder's units, hex; None where it has none.
+        recipient: Whose secret the one key in it is; None unless it is a receipt.
     """
 
     document: Document
     keys: tuple[str, ...]
     order: str | None = None
+    recipient: Handed | None = None
 
     @property
     def n_tests(self) -> int:
@@ -167,8 +177,15 @@ class Commitment:
 
 
 def commit(stored: StoredKey) -> Commitment:
-    """Return the commitment of an owner to a key, its sub-keys, and the secret order of its encoder."""
+    """Return the commitment of an owner to a key, its sub-keys, and the secret order of its encoder.
+
+    Of a recipient's key it is the receipt that he signs.
+    """
     owner, key = stored.owner, stored.key
+    if stored.handed is not None:
+        digest = OpenedKey.of(key).digest(key_salt(owner, stored.number))
+        said = {"keys": [digest], "recipient": stored.handed._asdict()}
+        return Commitment(sign_document(owner, OF_COMMITMENTS, said), (digest,), recipient=stored.handed)
     keys = [key, *(key.split() if isinstance(key, ExactKey) else [])]
     digests = [OpenedKey.of(one).digest(key_salt(owner, number)) for number, one in enumerate(keys)]
     order = order_digest(stored)
@@ -245,12 +262,13 @@ def timestamp_file(commitment: Path) -> Path:
     return commitment.with_name(f"{commitment.name}.tsr")
 
 
-def key_salt(owner: Owner, number: int = 0) -> bytes:
+def key_salt(owner: Owner, number: int | str = 0) -> bytes:
     """Derive the salt of a key from its owner's salt. One salt reveals nothing about the others.
 
     Args:
         owner: Owner of the key.
-        number: Number of the sub-key; 0 for the whole key, `ORDER` for the secret order.
+        number: Number of the sub-key; 0 for the whole key, `ORDER` for the secret order, the name of a recipient's
+            secret for his key.
 
     Returns:
         32 bytes.
@@ -271,7 +289,7 @@ def parse_commitment(content: bytes, what: str) -> Commitment:
     document = parse_document(content, what, OF_COMMITMENTS)
     said = document.predicate
     keys, order = said.get("keys"), said.get("order")
-    if said.keys() - {"order"} != {"keys", "owner"} or not isinstance(keys, list):
+    if said.keys() - {"order", "recipient"} != {"keys", "owner"} or not isinstance(keys, list):
         raise ClaimError(f"{what} is not a commitment: its predicate must have the fields keys and owner")
     if not 1 <= len(keys) <= MAX_KEYS or len(set(map(str, keys))) != len(keys):
         raise ClaimError(f"{what} must commit to 1 to {MAX_KEYS} keys, each once")
@@ -279,4 +297,21 @@ def parse_commitment(content: bytes, what: str) -> Commitment:
         hex_bytes(digest, 32, f"a key in {what}")
     if "order" in said:
         hex_bytes(order, 32, f"the order in {what}")
-    return Commitment(document, tuple(keys), order)
+    recipient = _handed(said["recipient"], what) if "recipient" in said else None
+    if recipient is not None and (len(keys) > 1 or order is not None):
+        raise ClaimError(f"{what} must commit to one key, since it is a recipient's receipt")
+    return Commitment(document, tuple(keys), order, recipient)
+
+
+def _handed(found: Any, what: str) -> Handed:
+    if not isinstance(found, dict) or found.keys() != set(Handed._fields):
+        raise ClaimError(f"the recipient in {what} must have the fields {', '.join(Handed._fields)}")
+    name, rotation, given = (found[field] for field in Handed._fields)
+    try:
+        named = isinstance(name, str) and checked_name(name) == name
+    except UsageError:
+        named = False
+    if not named or type(rotation) is not int or not 0 <= rotation < MOST_ROTATIONS:
+        raise ClaimError(f"the recipient in {what} must have a name in its normal form, and a number of his secret")
+    moment(given, f"the time at which {what} was given")
+    return Handed(name, rotation, given)

@@ -29,7 +29,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslguard.errors import ClaimError
+from sslguard.errors import ClaimError, UsageError
 from sslguard.files import canonical_json, read_plain
 from sslguard.schemes.keyfile import Owner
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from securesystemslib.dsse import Envelope
 
-MAX_DOCUMENT = 1 << 20  # bytes
+MAX_DOCUMENT, MAX_KEY = 1 << 20, 1 << 14  # bytes
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT = "https://in-toto.io/Statement/v1"
 TYPES = "urn:uuid:a502cd2c-e4ef-4c7a-8336-c1c841cb5b13"
@@ -49,7 +49,7 @@ class Kind:
     """A kind of documents.
 
     Attributes:
-        name: "commitment", "claim" or "verdict".
+        name: "commitment", "receipt", "claim" or "verdict".
         hashes: Names and SHA-256, hex, of what a predicate of this kind is about. It must take any JSON object.
     """
 
@@ -217,3 +217,25 @@ def moment(value: Any, what: str) -> datetime:
 def read_file(path: Path, most: int) -> bytes:
     """Read a plain file of at most `most` bytes, which is no link. Raise ClaimError for anything else."""
     return read_plain(path, most, ClaimError, links=False)
+
+
+def read_signing_key(path: Path) -> Ed25519PrivateKey:
+    """Read an Ed25519 private key, PEM without a password, as `openssl genpkey -algorithm ed25519` writes it.
+
+    Raises:
+        UsageError: The file cannot be read, or holds none of this kind.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(read_plain(path, MAX_KEY, UsageError), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise UsageError(
+            f"{path} must hold an Ed25519 private key, PEM without a password: "
+            "openssl genpkey -algorithm ed25519 makes one"
+        )
+    return key

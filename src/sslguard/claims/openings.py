@@ -1,8 +1,8 @@
 """The record of which parts of a key were opened to an examiner, and when: `openings.json` in the key's folder.
 
 The file is a line of canonical JSON, an object of `format`, `version` and `opened`. `opened` maps a number to a time in
-ISO 8601 with its zone; 0 is the whole key, i is sub-key i, 17 the secret order. An opened key shows nothing about
-younger suspects, because anybody who saw it could have marked them.
+ISO 8601 with its zone; 0 is the whole key, i is sub-key i, 17 the secret order, "recipient 0 NAME" the first secret of
+a recipient. An opened key shows nothing about younger suspects, because anybody who saw it could have marked them.
 
 What it does not protect against: anybody who may write to the folder may write anything there. The record reminds the
 owner; an examiner relies on what was published.
@@ -11,6 +11,7 @@ owner; an examiner relies on what was published.
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from sslguard.schemes.exact.settings import MAX_SUB_KEYS
 from sslguard.schemes.keyfile import OPENINGS, ORDER, StoredKey
 
 FORMAT, VERSION = "sslguard-openings", 1
-_NUMBERS = {str(number): number for number in (*range(MAX_SUB_KEYS + 1), ORDER)}
+_RECIPIENT = re.compile(r"recipient [0-9]{1,7} .{1,128}")
+_NUMBERS: dict[str, int | str] = {str(number): number for number in (*range(MAX_SUB_KEYS + 1), ORDER)}
 
 
-def read_openings(folder: Path) -> dict[int, datetime]:
+def read_openings(folder: Path) -> dict[int | str, datetime]:
     """Read when each part of a key was opened first.
 
     Args:
@@ -43,17 +45,20 @@ def read_openings(folder: Path) -> dict[int, datetime]:
     opened = found.get("opened")
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION) or not isinstance(opened, dict):
         raise ClaimError(f"{path} is no record of openings of version {VERSION}")
-    if not opened.keys() <= _NUMBERS.keys():
-        raise ClaimError(f"{path} must name the whole key, 0, or sub-keys up to {MAX_SUB_KEYS}, or the order, {ORDER}")
-    return {_NUMBERS[number]: moment(when, f"each opening in {path}") for number, when in opened.items()}
+    if not all(number in _NUMBERS or _RECIPIENT.fullmatch(number) for number in opened):
+        raise ClaimError(
+            f"{path} must name the whole key, 0, or sub-keys up to {MAX_SUB_KEYS}, or the order, {ORDER}, or recipients"
+        )
+    return {_NUMBERS.get(number, number): moment(when, f"each opening in {path}") for number, when in opened.items()}
 
 
-def opened_at(folder: Path | None, number: int) -> datetime | None:
-    """Return since when somebody else may know a sub-key, or any part of the whole key.
+def opened_at(folder: Path | None, number: int | str) -> datetime | None:
+    """Return since when somebody else may know a sub-key, or any part of the whole key. Recipients' keys are no parts.
 
     Args:
         folder: Folder of the key; None if it has none.
-        number: Number of the sub-key; 0 for the whole key, `keyfile.ORDER` for the secret order.
+        number: Number of the sub-key; 0 for the whole key, `keyfile.ORDER` for the secret order, the name of a
+            recipient's secret for his key.
 
     Returns:
         The time, or None if nobody else knows it.
@@ -62,7 +67,8 @@ def opened_at(folder: Path | None, number: int) -> datetime | None:
         ClaimError: The record is damaged.
     """
     found = {} if folder is None else read_openings(folder)
-    return min((when for each, when in found.items() if number == 0 or each in (0, number)), default=None)
+    parts = [each for each in found if each in (0, number) or (number == 0 and isinstance(each, int))]
+    return min((found[each] for each in parts), default=None)
 
 
 def check_recordable(stored: StoredKey) -> None:

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslguard.claims.bundle import ANSWERS, CLAIM, COMMITMENT
-from sslguard.claims.documents import Kind, sign_statement
+from sslguard.claims.documents import Kind, read_signing_key, sign_statement
 from sslguard.claims.outcome import Audit
-from sslguard.errors import OutputError, UsageError
-from sslguard.files import read_plain, write_atomic
+from sslguard.errors import OutputError
+from sslguard.files import write_atomic
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-_MAX_KEY = 1 << 14  # bytes
+    pass
 
 
 def _hashes(predicate: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +49,7 @@ class Examiner:
         """
         if os.path.lexists(out):
             raise OutputError(f"{out} is there already: name a new file for the signed outcome")
-        self._key, self._out = _read_key(key), out
+        self._key, self._out = read_signing_key(key), out
 
     def sign(self, found: Audit) -> None:
         """Write the signed outcome of an audit.
@@ -63,20 +61,3 @@ class Examiner:
         now = datetime.now(UTC).replace(microsecond=0).isoformat()
         predicate = {"examiner": public, "time": now, "audit": found.to_json()}
         write_atomic(self._out, sign_statement(self._key, OF_VERDICTS, predicate))
-
-
-def _read_key(path: Path) -> Ed25519PrivateKey:
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    try:
-        key = load_pem_private_key(read_plain(path, _MAX_KEY, UsageError), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise UsageError(
-            f"{path} must hold an Ed25519 private key, PEM without a password: "
-            "openssl genpkey -algorithm ed25519 makes one"
-        )
-    return key

@@ -99,6 +99,88 @@ def rotate(key: Path, name: str, /, *, output: Output = PRINTED) -> Result:  # n
     return _one(key, recipients.rotate(key, name))
 
 
+def receipt(
+    key: Path,
+    name: str,
+    /,
+    *,
+    out: Path,
+    authority: str | None = None,
+    token: Path | None = None,
+    authority_roots: Path | None = None,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Write a receipt for a recipient to sign: a hash of his secret with his name and the date. It opens nothing.
+
+    Signed, it shows which secret went to whom and when. It does not show that the owner, who holds all secrets, did not
+    put the mark into a model himself. It is also the commitment that a claim on this recipient needs.
+
+    Args:
+        key: Folder of the key.
+        name: Name of the recipient. The receipt is of the secret that he has now.
+        out: File of the receipt; its timestamp stands beside it as OUT.tsr.
+        authority: As in commit: address of a timestamp authority (RFC 3161).
+        token: As in commit: file of a timestamp that was got otherwise.
+        authority_roots: As in commit: certificates, PEM, that must vouch for the authority.
+        output: How results are printed.
+    """
+    check(key=key)
+    _check_exact(key)
+    from sslguard.claims.receipts import write_receipt
+    from sslguard.claims.timestamps import read_roots
+    from sslguard.schemes.keyfile import open_key
+
+    roots = () if authority_roots is None else read_roots(authority_roots)
+    made, when = write_receipt(open_key(key), name, out, authority=authority, token=token, roots=roots)
+    one = made.recipient
+    assert one is not None
+    stamped = None if when is None else when.isoformat()
+    fields = {"receipt": str(out), **one._asdict(), "sha256": made.document.digest, "timestamp": stamped}
+    rows = [
+        ("receipt", str(out)),
+        ("recipient", f"{one.name}, secret {one.rotation + 1}, given {one.given}"),
+        ("SHA-256", made.document.digest),
+        ("owner", made.document.owner),
+        ("timestamp", stamped or "none"),
+    ]
+    signing = command("recipients", "sign", out, "--signing-key", "PRIVATE.pem", "--out", "SIGNED")
+    return Result({**fields, "owner": made.document.owner}, rows, next=f"let the recipient run: {signing}")
+
+
+def sign(
+    receipt: Path,
+    /,
+    *,
+    signing_key: Path,
+    out: Path,
+    output: Output = PRINTED,  # noqa: ARG001 - `main` reads it
+) -> Result:
+    """Sign a receipt as its recipient: you say that the owner gave you this secret, whose hash the receipt holds.
+
+    Keep a copy. Later the owner cannot say that you were given another secret.
+
+    Args:
+        receipt: File of the receipt.
+        signing_key: Your Ed25519 private key, PEM without a password, as openssl genpkey -algorithm ed25519 writes it.
+            Let the owner know its public key, which is printed, in a way that others can check.
+        out: File of the signed receipt, for the owner.
+        output: How results are printed.
+    """
+    from sslguard.claims.receipts import sign_receipt
+
+    found = sign_receipt(receipt, signing_key, out)
+    one, when = found.recipient, found.time.isoformat()
+    fields = {"signed": str(out), **one._asdict(), "owner": found.receipt.document.owner, "signer": found.signer}
+    rows = [
+        ("signed", str(out)),
+        ("recipient", f"{one.name}, secret {one.rotation + 1}, given {one.given}"),
+        ("owner", found.receipt.document.owner),
+        ("your public key", found.signer),
+        ("time", when),
+    ]
+    return Result({**fields, "time": when}, rows)
+
+
 def trace(
     key: Path,
     suspect: str,
@@ -161,7 +243,7 @@ def trace(
     return Result(fields, rows, found.exit_code)
 
 
-COMMANDS = (add, list_, revoke, rotate)
+COMMANDS = (add, list_, revoke, rotate, receipt, sign)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from sslguard.errors import KeyFileError, OutputError, UsageError
 from sslguard.files import atomic_folder, canonical_json, read_plain, write_atomic
 from sslguard.lineage.order import Order
 from sslguard.schemes.base import Key
+from sslguard.schemes.exact.bank import recipient_stream
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfolder import HEADER, check_key
 from sslguard.schemes.order import OrderKey, WeightsKey
@@ -100,13 +101,29 @@ class Owner:
             raise KeyFileError("the key's owner is damaged: it lacks a salt or a signing key") from None
 
 
+class Handed(NamedTuple):
+    """A secret that a recipient was given.
+
+    Attributes:
+        name: The recipient.
+        rotation: How many secrets he had before this one.
+        given: When it was given out, ISO 8601 with its zone, by the owner's list.
+    """
+
+    name: str
+    rotation: int
+    given: str
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class StoredKey:
     """What a key's folder holds.
 
     Attributes:
         sealed: Whether the folder is encrypted.
-        number: Of the sub-key that `key` is, from 1; 0 for the whole key, `ORDER` for the secret order.
+        number: Of the sub-key that `key` is, from 1; 0 for the whole key, `ORDER` for the secret order. Of a
+            recipient's key, the name of his secret.
+        handed: The recipient's secret that `key` is of; None of any other key.
         folder: Where it lies; None for what was never there.
         marked: Fingerprints of the items that took part in marking, int64 (m,); see `data.watched`.
         order: Secret order of the hidden units of the encoder that was released; None where it has none.
@@ -115,10 +132,11 @@ class StoredKey:
     key: Key
     owner: Owner
     sealed: bool
-    number: int = 0
+    number: int | str = 0
     folder: Path | None = None
     marked: Fingerprints = field(default_factory=lambda: NOTHING)
     order: Order | None = None
+    handed: Handed | None = None
 
     @property
     def sub_keys(self) -> int:
@@ -134,6 +152,17 @@ class StoredKey:
         if not isinstance(self.key, ExactKey):
             raise UsageError(f"keys of the scheme {self.key.scheme} have no sub-keys, only those of exact")
         return replace(self, key=self.key.opened(number), number=number)
+
+    def of_recipient(self, handed: Handed) -> StoredKey:
+        """Return the key of a recipient's own mark, for a receipt or a claim that opens no other.
+
+        Raises:
+            UsageError: Keys of this scheme, or parts of a key, have no recipients.
+        """
+        if not isinstance(self.key, ExactKey) or self.number != 0:
+            raise UsageError("only a whole key of the scheme exact has recipients")
+        number = recipient_stream(handed.name, handed.rotation)
+        return replace(self, key=self.key.recipient(handed.name, handed.rotation), number=number, handed=handed)
 
     def of_weights(self) -> StoredKey:
         """Return what of this key is compared with weights: the key itself, or the secret order that it holds.
