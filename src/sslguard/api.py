@@ -967,7 +967,7 @@ def claim(
         suspect: Suspect, as in `verify`; of a claim by weights, as in `compare_weights`.
         data: What the examiner agreed to draw from. None of a claim by weights, as `seed`, `sub_key` and `controls`.
         seed: Seed of the examiner, given after the commitment was seen.
-        commitment: File that `commit` wrote.
+        commitment: File that `commit` wrote, or a recipient's receipt, whose key alone is opened then.
         out: Folder of the bundle.
         lineage: Whether to claim by the secret order of the hidden units, which the bundle opens then, and no mark.
         released: The encoder that was released, for a secret order; the one beside the key's folder unless given.
@@ -1023,6 +1023,8 @@ def audit(
     not_after: datetime | None = None,
     opened: datetime | None = None,
     authority_roots: str | Path | None = None,
+    receipt: str | Path | None = None,
+    recipient_key: str | None = None,
     controls: Sequence[str] = (),
     alpha: float = DEFAULT_ALPHA,
     n_claims: int = 1,
@@ -1049,6 +1051,8 @@ def audit(
             tried, and subtracts 64 bits.
         opened: When this key was opened in another claim, or lost.
         authority_roots: File of the certificates, PEM, that the examiner trusts to vouch for a timestamp.
+        receipt: File of the receipt that the recipient signed, for a claim on one recipient.
+        recipient_key: The Ed25519 public key, hex, that the examiner knows as the recipient's.
         controls: Known innocents, as in `verify`. They are scored anew.
         alpha: Level of the test, in (0, 1).
         n_claims: Number of claims that share the level.
@@ -1065,6 +1069,7 @@ def audit(
     from sslguard.claims.lineage import audit_weights
     from sslguard.claims.outcome import Terms
     from sslguard.claims.page import check_page, write_page
+    from sslguard.claims.receipts import parse_signed
     from sslguard.claims.statement import Examiner
     from sslguard.claims.timestamps import read_roots
     from sslguard.lineage.weights import open_weights
@@ -1084,6 +1089,8 @@ def audit(
         commitment=seen,
         roots=() if authority_roots is None else tuple(read_roots(Path(authority_roots))),
         controls=tuple(controls),
+        receipt=None if receipt is None else parse_signed(read_file(Path(receipt), MAX_DOCUMENT), str(receipt)),
+        recipient_key=recipient_key,
     )
     if (statement is None) != (signing_key is None):
         raise UsageError("a signed outcome needs both its file and the key that signs it (statement and signing_key)")
@@ -1094,6 +1101,8 @@ def audit(
     if read.weights is not None:
         if data is not None or seed is not None or clean is not None or controls:
             raise UsageError("this claim is by weights, and asks nothing: leave data, seed, clean and controls out")
+        if receipt is not None or recipient_key is not None:
+            raise UsageError("this claim is by weights, and on no recipient: leave the receipt and his key out")
         theirs: Any = suspect
         opened_weights = (None if one is None else open_weights(one) for one in (theirs, released))
         found = audit_weights(read, terms, **dict(zip(("suspect", "released"), opened_weights, strict=True)))

@@ -58,18 +58,21 @@ def audit(
 
     Raises:
         ClaimError: The bundle cannot be read, or a signature in it is not valid.
-        UsageError: `data` holds items that the key cannot ask about.
+        UsageError: `data` holds items that the key cannot ask about, or a receipt came with a claim on no recipient.
     """
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     if bundle.weights is not None:
         raise UsageError("this claim is by weights, and asks nothing: leave the data out")
+    if bundle.commitment.recipient is None and (terms.receipt is not None or terms.recipient_key is not None):
+        raise UsageError("this claim is on no recipient: leave the receipt and the recipient's key out")
     data = Kept(data)  # taken for the pool's root, for what was asked, and by F
     log = _Log(bundle, terms)
     log.identity()
     dated = log.date()
     log.openings()
+    log.recipient()
     key = log.key(clean)
-    shared = terms.n_claims * bundle.commitment.n_tests
+    shared = terms.n_claims * bundle.n_tests
     verdict, n_tries = None, shared * log.null.charge(dated=dated)
     if key is not None:
         log.data(key, data)
@@ -306,6 +309,7 @@ def facts(bundle: Bundle, data: str) -> dict[str, Any]:
         "owner": bundle.claim.owner,
         "suspect": bundle["suspect"][:200],
         "scheme": bundle.opened.scheme,
+        "recipient": None if bundle.commitment.recipient is None else bundle.commitment.recipient._asdict(),
         "seed": bundle["seed"][:256],
         "data": data,
         "commitment_sha256": bundle.commitment.document.digest,

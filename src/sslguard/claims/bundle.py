@@ -36,6 +36,7 @@ from sslguard.claims.documents import MAX_DOCUMENT, Document, Kind, hex_bytes, m
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.errors import ClaimError, KeyFileError
 from sslguard.files import write_atomic
+from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.keyfile import MAX_TENSOR_BYTES, kind_of, parse_tensors, serialise_tensors
 from sslguard.schemes.order import WeightsKey
 from sslguard.suspects.base import MAX_WIDTH
@@ -57,7 +58,8 @@ _FIELDS: dict[str, type] = {
     "suspect": str,
     "versions": dict,
 }
-_OPTIONAL: dict[str, type] = {"clean": str, "opened": str, "weights": str}
+_OPTIONAL: dict[str, type] = {"clean": str, "compared": int, "opened": str, "weights": str}
+MOST_COMPARED = 1 << 40
 
 
 def _hashes(predicate: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,6 +112,16 @@ class Bundle:
     def clean(self) -> str | None:
         """SHA-256, hex, of what the test took of F; None where the bundle does not show it."""
         return self.claim.predicate.get("clean")
+
+    @property
+    def compared(self) -> int | None:
+        """Number of recipients' secrets that were compared, as the claimant says; None of a claim on no recipient."""
+        return self.claim.predicate.get("compared")
+
+    @property
+    def n_tests(self) -> int:
+        """Number of tests that share the level: see `n_tests`."""
+        return n_tests(self.commitment, self.compared)
 
     @property
     def weights(self) -> str | None:
@@ -181,9 +193,20 @@ def read_bundle(folder: Path) -> Bundle:
         raise ClaimError(
             f"{folder!s:.200} must hold answers, or the hash of weights where its key is compared with these"
         )
+    if (commitment.recipient is not None) != ("compared" in claim.predicate):
+        raise ClaimError(
+            f"{folder!s:.200} must say how many secrets were compared where it opens a recipient's, and only then"
+        )
+    if commitment.recipient is not None and opened.scheme != ExactKey.scheme:
+        raise ClaimError(f"{folder!s:.200} must open a key of the scheme exact, as recipients' keys are")
     if (CLEAN in names) != ("clean" in claim.predicate):
         raise ClaimError(f"{folder!s:.200} must hold {CLEAN} if its claim names it, and only then")
     return Bundle(folder, claim, commitment, token, opened, salt)
+
+
+def n_tests(commitment: Commitment, compared: int | None) -> int:
+    """Return the number of tests that share the level: of committed keys, or of recipients and the common mark."""
+    return commitment.n_tests if compared is None else compared + 1
 
 
 def check_answers(bundle: Bundle, n: int) -> int:
@@ -272,6 +295,8 @@ def _check_fields(claim: Document) -> None:
     for name in ("clean", "weights"):
         if name in said:
             hex_bytes(said[name], 32, f"the claim's {name}")
+    if "compared" in said and not (type(said["compared"]) is int and 1 <= said["compared"] <= MOST_COMPARED):
+        raise ClaimError(f"the claim's compared must be a whole number from 1 to {MOST_COMPARED:,}")
     if "opened" in said:
         moment(said["opened"], "the claim's opened")
 

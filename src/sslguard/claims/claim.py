@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sslguard.claims.bundle import MAX_CLEAN, OF_CLAIMS, fill_bundle, npy, text
+from sslguard.claims.bundle import MAX_CLEAN, OF_CLAIMS, fill_bundle, n_tests, npy, text
 from sslguard.claims.commitment import OpenedKey, key_salt, parse_commitment, timestamp_file
 from sslguard.claims.documents import MAX_DOCUMENT, read_file, sign_document
 from sslguard.claims.openings import check_recordable, opened_at, record_opening
 from sslguard.claims.queries import ExaminerData, items_hash, n_items
+from sslguard.claims.receipts import handed
 from sslguard.claims.timestamps import MAX_TOKEN
 from sslguard.controls.members import count_controls
 from sslguard.data.base import Batch, Data
@@ -81,7 +82,8 @@ def claim(
 ) -> Verdict:
     """Ask a suspect, decide, and write a bundle from which somebody else can decide again.
 
-    The bundle opens the key, or the sub-key that `stored` is (`StoredKey.opened`). The key's folder records that.
+    The bundle opens the key, or the sub-key that `stored` is (`StoredKey.opened`). Where the commitment is a receipt,
+    it opens that recipient's key and no other. The key's folder records that.
 
     Args:
         stored: The key, with its owner and folder.
@@ -92,19 +94,21 @@ def claim(
         out: Folder of the bundle.
         controls: Specifications of known innocents, for a key that needs controls.
         alpha: Level of the test, in (0, 1).
-        n_claims: How many claims share the level. It is multiplied by the number of keys in the commitment.
+        n_claims: How many claims share the level. It is multiplied by the number of keys in the commitment; of a
+            recipient's key by the number of all recipients' secrets, and one for the common mark.
         progress: Show a progress bar on standard error.
 
     Raises:
         ClaimError: The commitment is not to this key, or it or the record of openings is damaged. The suspect was not
             asked then.
         RefusedError: The null cannot support `alpha`. The suspect was not asked then.
-        UsageError: An item took part in marking, as far as the key's folder knows. The suspect was not asked then.
+        UsageError: An item took part in marking, as far as the key's folder knows; or the commitment is a receipt, and
+            `stored` is not the whole key of its recipient. The suspect was not asked then.
         OutputError: The bundle cannot be written.
     """
-    key = stored.key
     found = Opening(stored, commitment)
-    n_claims *= found.committed.n_tests
+    stored, key = found.stored, found.stored.key
+    n_claims *= found.n_tests
     null_of(key, count_controls(controls)).check(alpha, n_claims)
     found.check()
     fair = Watched(Kept(data), stored.marked, allowed=False)
@@ -141,12 +145,22 @@ class Opening:
 
         Raises:
             ClaimError: It is damaged.
+            UsageError: It is a receipt, and this is not the whole key of its recipient.
         """
-        self.stored, self.path = stored, commitment
         self.committed = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment))
+        recipient = self.committed.recipient
+        self.compared: int | None = None
+        if recipient is not None:
+            stored, self.compared = handed(stored, recipient.name, recipient.rotation)
+        self.stored, self.path = stored, commitment
         self.opened, self.salt = OpenedKey.of(stored.key), key_salt(stored.owner, stored.number)
         self.token: bytes | None = None
         self.before: datetime | None = None
+
+    @property
+    def n_tests(self) -> int:
+        """Number of tests that share the level: see `bundle.n_tests`."""
+        return n_tests(self.committed, self.compared)
 
     def check(self) -> None:
         """Check that the commitment is to this key, and that the opening can be recorded. Read the timestamp.
@@ -182,6 +196,8 @@ class Opening:
         """
         document = self.committed.document
         fields = {**said, "commitment": document.digest, "key": _opening(self.opened, self.salt)}
+        if self.compared is not None:
+            fields["compared"] = self.compared
         if self.before is not None:
             fields["opened"] = self.before.isoformat()
         if clean is not None:

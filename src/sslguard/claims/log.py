@@ -10,6 +10,7 @@ from sslguard.claims.outcome import Check, Status, Terms
 from sslguard.claims.timestamps import claimed_time, verified_time
 from sslguard.controls.members import count_controls
 from sslguard.errors import ClaimError
+from sslguard.schemes.keyfile import Handed
 from sslguard.verification.nulls import DATED_TRIES, UNDATED_TRIES, null_of
 from sslguard.verification.verdict import Verdict
 
@@ -105,6 +106,37 @@ class Log:
         else:
             words = f"The suspect could be asked on {day(dated)}, before the key was opened or lost on {day(opened)}."
             self.add(name, "passed", words)
+
+    def recipient(self) -> None:
+        """Check whether the recipient whose secret was opened signed for it. The evidence stands without that."""
+        named = self.bundle.commitment.recipient
+        if named is None:
+            return
+        words = f"The claimant says that {self.bundle.compared:,} secrets of recipients were compared. "
+        words += "They share the level with the common mark. Each one more would be another try."
+        self.add("secrets compared", "assumed", words)
+        words = "The owner did not put this mark into the suspect himself, and gave the secret to nobody else. "
+        words += "He holds all secrets; a receipt shows only which one went to whom, and when."
+        self.add("owner", "assumed", words)
+        self.add("recipient", *self._signed_for(named))
+
+    def _signed_for(self, named: Handed) -> tuple[Status, str]:
+        signed, wanted, latest = self.terms.receipt, self.terms.recipient_key, self.terms.not_after
+        said = f"the owner says that this secret was given to {named.name!r} on {named.given[:40]}"
+        if signed is None:
+            return "assumed", f"To whom is not checkable: {said}, and no receipt came that he signed."
+        if signed.receipt.document.digest != self.bundle.commitment.document.digest:
+            other = signed.recipient.name
+            return "failed", f"The signed receipt is of another secret than the one that was opened, for {other!r}."
+        if wanted not in (None, signed.signer):
+            return "failed", f"The receipt is signed by the key {signed.signer}, which is not the recipient's."
+        when = f"{named.name!r} signed for this secret on {day(signed.time)}, by his own clock"
+        if latest is not None and signed.time > latest:
+            late = f"after the suspect could be asked on {day(latest)}: who had the secret before is not shown."
+            return "assumed", f"{when}, {late}"
+        if wanted is None:
+            return "assumed", f"{when}, if {signed.signer} is his public key, which the examiner did not give."
+        return "passed", f"{when}, with his key."
 
     def conclude(self, found: Verdict, n_tries: int) -> None:
         """Say what a verdict on `n_tries` claims comes to."""

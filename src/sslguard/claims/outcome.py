@@ -15,6 +15,7 @@ Otherwise any check against the claim makes it "not shown". Otherwise it is "der
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +31,8 @@ from sslguard.verification.verdict import DEFAULT_ALPHA, Verdict
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
+
+    from sslguard.claims.receipts import SignedReceipt
 
 Status = Literal["passed", "against", "not checkable", "failed", "assumed"]
 Decision = Literal["derived", "not shown", "forged", "not checkable"]
@@ -51,6 +54,15 @@ OF_WEIGHTS = {
     "independently made network would not.",
 }
 """The same of a claim by weights."""
+OF_RECIPIENT = {
+    "claim": "The suspect's answers depend on the secret that the owner names as one recipient's: the suspect is a "
+    "copy that holds this secret's mark, or was made from one or from its answers.",
+    "alternative": "The suspect's answers do not depend on that secret: the suspect was made without any copy or "
+    "answers that hold its mark.",
+    "derived": "The suspect's answers depend on this secret in a way that those of other encoders, and of what other "
+    "recipients were given, would not. It does not say who leaked, nor that the owner did not do it himself.",
+}
+"""The same of a claim on one recipient's secret."""
 _EXIT = {"derived": 0, "not shown": 1, "forged": 3, "not checkable": 4}
 
 
@@ -99,6 +111,8 @@ class Terms:
         roots: Certificates that must vouch for the authority of the timestamp.
         controls: Specifications of known innocents, for a key that needs controls.
         own_data: Whether the examiner chose the data, and the claimant could not influence the choice.
+        receipt: The receipt that the recipient signed, of a claim on one recipient; None without one.
+        recipient_key: The recipient's public key, hex, as the examiner knows it; None if he does not.
     """
 
     seed: str
@@ -110,6 +124,8 @@ class Terms:
     roots: Sequence[Certificate] = ()
     controls: Sequence[str] = ()
     own_data: bool = False
+    receipt: SignedReceipt | None = None
+    recipient_key: str | None = None
 
     def __post_init__(self) -> None:
         """Check time zones, level and number of claims."""
@@ -117,6 +133,8 @@ class Terms:
             value = getattr(self, name)
             if value is not None and value.tzinfo is None:
                 raise UsageError(f"{name} must say its time zone")
+        if self.recipient_key is not None and not re.fullmatch("[0-9a-f]{64}", self.recipient_key):
+            raise UsageError(f"recipient_key must have 64 hexadecimal digits, unlike {self.recipient_key!r:.70}")
         Range(least=1).check(self.n_claims, "n_claims")
         Range(above=0, below=1).check(self.alpha, "alpha")
 
@@ -159,6 +177,8 @@ class Audit:
     @property
     def propositions(self) -> dict[str, str]:
         """What is weighed against each other, and what "derived" says."""
+        if self.facts.get("recipient") is not None:
+            return OF_RECIPIENT
         return OF_WEIGHTS if self.by_weights else PROPOSITIONS
 
     @property

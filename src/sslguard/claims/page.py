@@ -32,6 +32,7 @@ _FACTS = {
     "suspect": ("suspect, as the claimant calls it", False),
     "owner": ("claimant’s public key", True),
     "scheme": ("scheme of the key", False),
+    "recipient": ("recipient, as the owner calls him", False),
     "commitment_sha256": ("SHA-256 of the commitment", True),
     "committed": ("time of the commitment", False),
     "claim_sha256": ("SHA-256 of the claim", True),

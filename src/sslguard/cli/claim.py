@@ -132,7 +132,9 @@ def claim(
     """Ask a suspect what an examiner's seed draws, and write the evidence as a bundle that decides again elsewhere.
 
     The bundle opens the key: it shows the secret, and must go to nobody but the examiner. The key's folder keeps when
-    it was opened. Exit code as of verify; an audit decides more strictly, and the last line foretells what.
+    it was opened. Where the commitment is a recipient's receipt, only his secret is opened and tested, and the level is
+    shared among all secrets of all recipients.
+    Exit code as of verify; an audit decides more strictly, and the last line foretells what.
     With --lineage, or by the key of release or the secret seed of pretrain, the suspect's weights are compared and
     nothing is asked.
 
@@ -141,7 +143,7 @@ def claim(
         suspect: An encoder, answers:FILE.npy, or an address with --protocol: as verify's. Its weights with --lineage.
         data: What the examiner agreed to draw from, none of which took part in marking.
         seed: What the examiner gave you after seeing the commitment.
-        commitment: File of the commitment; its timestamp is taken from FILE.tsr.
+        commitment: File of the commitment, or of a receipt; its timestamp is taken from FILE.tsr.
         out: Folder of the bundle.
         lineage: Claim by the secret order of the hidden units. The bundle opens this order and no mark.
         released: The released encoder, if it does not lie beside the key as watermark and release wrote it.
@@ -157,13 +159,19 @@ def claim(
     remote.check(suspect)
 
     from sslguard import api
+    from sslguard.claims.commitment import parse_commitment
+    from sslguard.claims.documents import MAX_DOCUMENT, read_file
     from sslguard.claims.outcome import foretold
     from sslguard.schemes.keyfile import open_key
 
     running.start()
     stored = open_key(key)
-    say_opened(key, sub_key)
-    if sub_key is None and stored.sub_keys > 1:
+    recipient = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment)).recipient
+    if recipient is not None:
+        say(f"this opens the secret {recipient.rotation + 1} of the recipient {recipient.name!r}, and no other")
+    else:
+        say_opened(key, sub_key)
+    if recipient is None and sub_key is None and stored.sub_keys > 1:
         say(f"this opens the whole key, all of its {stored.sub_keys} sub-keys: --sub-key 1 opens the first alone")
     with asking(suspect, remote) as target:
         verdict = api.claim(
@@ -194,6 +202,9 @@ def claim(
     else:
         whose = () if stored.key.pool else ("--own-data",)
         given = ("--clean", _clean_of(stored.key), "--data", data, *whose, "--seed", seed)
+    if recipient is not None:
+        rows.insert(2, ("recipient", f"{recipient.name}, secret {recipient.rotation + 1}, given {recipient.given}"))
+        given = (*given, "--receipt", "SIGNED_RECEIPT", "--recipient-key", "HIS_PUBLIC_KEY")
     audit_it = command("audit", out, *given, "--commitment", commitment, "--report", "audit.html")
     return Result(fields, rows, verdict.exit_code, next=audit_it)
 
@@ -235,6 +246,8 @@ def audit(
     not_after: str | None = None,
     opened: str | None = None,
     authority_roots: Path | None = None,
+    receipt: Path | None = None,
+    recipient_key: str | None = None,
     control: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     alpha: Positive = 0.01,
     claims: Count = 1,
@@ -267,6 +280,9 @@ def audit(
             subtracts 64 bits.
         opened: When this key was opened in another claim, or lost: it does not count against suspects dated later.
         authority_roots: Certificates, PEM, that you trust to vouch for the timestamp's authority.
+        receipt: The receipt that the recipient signed, for a claim on one recipient. It shows which secret went to whom
+            and when, not that the owner, who holds all secrets, did not use it himself. Without it that is assumed.
+        recipient_key: The recipient's Ed25519 public key, hex, which you know to be his.
         control: Known innocents, for a key of the scheme sslguard. They are scored anew.
         alpha: Level of the test.
         claims: How many claims (suspects, keys, looks) share that level.
@@ -299,6 +315,8 @@ def audit(
             not_after=first_asked,
             opened=first_opened,
             authority_roots=authority_roots,
+            receipt=receipt,
+            recipient_key=recipient_key,
             controls=control or (),
             alpha=alpha,
             n_claims=claims,
