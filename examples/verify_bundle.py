@@ -287,7 +287,7 @@ def main():
         print(f"{name}: {abs(ours):.6f} bits; the claim says {abs(theirs):.6f}")
         need(abs(ours - theirs) <= TOLERANCE * max(1, abs(ours)), "the arithmetic gives another figure")
     n, silent = len(answers), int((~answers.astype(np.float32).any(1)).sum())
-    tests = len(committed["keys"]) + ("order" in committed)
+    tests = claim["compared"] + 1 if "compared" in claim else len(committed["keys"]) + ("order" in committed)
     choices = (gammaln(n + 1) - gammaln(silent + 1) - gammaln(n - silent + 1)) / math.log(2)  # of what to leave out
     left = min(256, -both) - math.log2(1 + fields["redraw"]) - math.log2(tests) - choices - 6  # 64 ways of reading
     older, other = (max(0, left - tries) for tries in (20, 64))

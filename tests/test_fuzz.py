@@ -16,7 +16,7 @@ pytestmark = pytest.mark.fuzz
 NAMES = (
     *("golden key", "cured key", "key in the clear", "sealed key", "stored scores"),
     *("key with sub-keys", "openings", "recipients", "commitment", "statement that is signed again"),
-    *("timestamp", "bundle", "claim that is signed again"),
+    *("signed receipt", "timestamp", "bundle", "claim that is signed again"),
     *("encoder", "encoder of texts", "population", "logged answers", "pictures", "checkpoint", "texts"),
     *("shards of texts", "shards of pictures", "packed texts", "Parquet", "transformer", "tokenizer", "ONNX"),
     *("claim by weights", "key with a secret order", "key of a pool", "options in a file", "benchmark"),

@@ -33,8 +33,9 @@ from helpers.texts import tokenizer_json
 from sslguard.claims.audit import audit
 from sslguard.claims.bundle import OF_CLAIMS, read_bundle
 from sslguard.claims.commitment import parse_commitment
-from sslguard.claims.documents import PAYLOAD_TYPE, sign_document
+from sslguard.claims.documents import MAX_DOCUMENT, PAYLOAD_TYPE, read_file, sign_document
 from sslguard.claims.openings import read_openings, record_opening
+from sslguard.claims.receipts import OF_RECEIPTS, parse_signed, write_receipt
 from sslguard.claims.timestamps import verified_time
 from sslguard.controls.members import read_population
 from sslguard.crypto.sealing import IDENTITY, Seal
@@ -266,6 +267,18 @@ def _claims(root: Path, clean: Any) -> Iterator[Target]:
     yield Target("recipients", root / "exact", ("recipients.jsonl",), lambda folder: void(read_recipients(folder)))
     yield Target("commitment", bed.bundle, ("commitment.json",), commitment)
     yield Target("statement that is signed again", root / "payload", ("payload.json",), payload)
+    (root / "receipt").mkdir()
+    write_receipt(bed.stored, "acme", root / "receipt" / "receipt.json")
+    told = {"receipt": (root / "receipt" / "receipt.json").read_text(), "time": "2025-03-01T00:00:00+00:00"}
+    intact = sign_document(bed.owner, OF_RECEIPTS, told)
+    (root / "receipt" / "signed.json").write_bytes(intact.content)
+
+    def receipt(folder: Path) -> None:
+        found = parse_signed(read_file(folder / "signed.json", MAX_DOCUMENT), "the receipt")
+        if found.document.predicate != intact.predicate:
+            raise AcceptedForgeryError("a signed receipt was changed and believed")
+
+    yield Target("signed receipt", root / "receipt", ("signed.json",), receipt)
     yield Target("timestamp", bed.bundle, ("commitment.json.tsr",), token)
     files = ("claim.json", "commitment.json", "commitment.json.tsr", "key.safetensors", "answers.npy", "clean.npy")
     yield Target("bundle", bed.bundle, files, bundle)
