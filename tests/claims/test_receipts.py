@@ -201,6 +201,8 @@ class TestCommands:
         given = ("--signing-key", pem(tmp_path / "me.pem"), "--out", tmp_path / "signed.json")
         signed = done("recipients", "sign", tmp_path / "receipt.json", *given)
         assert signed["owner"] == wrote["owner"] == stored.owner.public
+        first = done("recipients", "receipt", stored.folder, "acme", "--secret", 1, "--out", tmp_path / "first.json")
+        assert first["rotation"] == 0
         assert signed["signer"] == parse_signed((tmp_path / "signed.json").read_bytes(), "it").signer
 
     def test_codes(self, stored: StoredKey, key_of: Callable[..., Key], tmp_path: Path) -> None:

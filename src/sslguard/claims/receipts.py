@@ -102,12 +102,13 @@ def write_receipt(
     name: str,
     out: Path,
     *,
+    rotation: int | None = None,
     authority: str | None = None,
     token: Path | None = None,
     roots: Sequence[Certificate] = (),
 ) -> tuple[Commitment, datetime | None]:
-    """Write the receipt of the secret that a recipient has now, and its timestamp: see `commitment.publish`."""
-    return publish(handed(stored, name)[0], out, authority=authority, token=token, roots=roots)
+    """Write the receipt of a recipient's secret, as `handed` takes it, and its timestamp: see `commitment.publish`."""
+    return publish(handed(stored, name, rotation)[0], out, authority=authority, token=token, roots=roots)
 
 
 def sign_receipt(receipt: Path, signing_key: Path, out: Path) -> SignedReceipt:

@@ -105,6 +105,7 @@ def receipt(
     /,
     *,
     out: Path,
+    secret: Count | None = None,
     authority: str | None = None,
     token: Path | None = None,
     authority_roots: Path | None = None,
@@ -117,7 +118,8 @@ def receipt(
 
     Args:
         key: Folder of the key.
-        name: Name of the recipient. The receipt is of the secret that he has now.
+        name: Name of the recipient.
+        secret: Number of his secret, 1 for the first; by default the one that he has now.
         out: File of the receipt; its timestamp stands beside it as OUT.tsr.
         authority: As in commit: address of a timestamp authority (RFC 3161).
         token: As in commit: file of a timestamp that was got otherwise.
@@ -131,7 +133,9 @@ def receipt(
     from sslguard.schemes.keyfile import open_key
 
     roots = () if authority_roots is None else read_roots(authority_roots)
-    made, when = write_receipt(open_key(key), name, out, authority=authority, token=token, roots=roots)
+    rotation = None if secret is None else secret - 1
+    dated = {"authority": authority, "token": token, "roots": roots}
+    made, when = write_receipt(open_key(key), name, out, rotation=rotation, **dated)
     one = made.recipient
     assert one is not None
     stamped = None if when is None else when.isoformat()
