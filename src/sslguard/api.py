@@ -391,7 +391,10 @@ def watermark_for(
             ordered = released(marked.encoder, secret, items.take(range(min(2, len(items)))))
             marked = replace(marked, embedder=ordered.encoder)
         if work is not None and work.result is not None:
+            from sslguard.encoders.model_card import write_card
+
             save_encoder(marked.encoder, work.result / "encoder")
+            write_card(marked.encoder, work.result / "encoder", None)
     parts = {field.name: getattr(marked, field.name) for field in fields(marked)}
     return Marked(**parts, folder=None if out is None else Path(out))
 

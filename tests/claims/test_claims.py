@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from helpers.claim_bed import AUTHORITY, COMMITTED, SEED, SEEN, TERMS, Answers, Bed, words
 from helpers.command_line import done, sslguard
-from helpers.envelopes import disclosed
+from helpers.envelopes import disclosed, predicate_of
 from sslguard import api
 from sslguard.claims.audit import audit
 from sslguard.claims.bundle import ANSWERS, read_bundle
@@ -508,21 +510,18 @@ class TestCommandLine:
         assert (said["decision"], said["audit"]) == ("derived", {"dated": "derived", "undated": "derived"})
         shutil.rmtree(tmp_path / "key")
         (tmp_path / "c.json").unlink()
+        key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (tmp_path / "examiner.pem").write_bytes(key)
         command = [
-            "audit",
-            tmp_path / "b",
-            *data,
-            "--own-data",
-            "--clean",
-            tmp_path / "clean",
-            "--report",
-            tmp_path / "r.html",
-            "--json",
+            *("audit", tmp_path / "b", *data, "--own-data", "--clean", tmp_path / "clean"),
+            *("--report", tmp_path / "r.html", "--json"),
+            *("--statement", tmp_path / "v.json", "--signing-key", tmp_path / "examiner.pem"),
         ]
         ran = subprocess.run([sys.executable, "-m", "sslguard.cli", *map(str, command)], capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         assert json.loads(ran.stdout)["verdict"]["statistic"] == pytest.approx(said["statistic"], abs=1e-6)
         assert "Is " in (tmp_path / "r.html").read_text()
+        assert predicate_of((tmp_path / "v.json").read_bytes())["audit"] == json.loads(ran.stdout)
         again = sslguard(
             *("audit", tmp_path / "b", *data, "--own-data"),
             *("--clean", tmp_path / "clean", "--suspect", tmp_path / "suspect"),
