@@ -3,15 +3,18 @@
 The SimCLR encoder is marked by a head. Each recipient's answers hold the common mark and his own. Thieves steal one
 recipient's answers, or those of a coalition, with 12,000 queries, as `benchmarks/exact_power.py` does; the bench's
 precision halves the time. Copies then answer 10,000 items that nobody trained on, as they are or rotated. A trace
-compares 10^6 recipients with a single leak, and 10^4 with a coalition. Copies and answers are kept in a folder.
+compares 10^6 recipients with a single leak, and 10^4 with a coalition. The right test takes the 1,000 best by left; of
+rotated answers, and of what coalitions answer themselves, the 100 best, which can only hide a name. Copies and answers
+are kept in a folder.
 
 A coalition answers a query with the average of its members' answers (average), that of a random member (random), the
 average without the directions in which its members' answers differ (projected), without the functions of the input by
 which they differ (regressed), or with the middle value of each coordinate (median).
 
 Innocents: their answers stay, and the owner's secret is drawn anew for every trace, from which 1,000 recipients'
-secrets follow. The spectra of one innocent's answers are shared by all of its traces, and 4 recipients of a trace, not
-1,000, take the right test, by the quick witnesses: whoever is left out cannot be named.
+secrets follow. The common mark, which these answers do not hold, is not taken off. The spectra of one innocent's
+answers are shared by all of its traces, and 2 recipients of a trace, not 1,000, take the right test, by the quick
+witnesses: whoever is left out cannot be named.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/tracing.py [--parts single coalitions innocents cost use] [--copies NAME ...]
 """
@@ -21,7 +24,7 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,20 +40,22 @@ from sslguard.encoders.base import embed_all
 from sslguard.encoders.folder import load_folder, save_encoder
 from sslguard.encoders.load import load_encoder
 from sslguard.probes.linear import linear_classifier
+from sslguard.schemes.exact.bank import recipient_stream
 from sslguard.schemes.exact.features import all_statistics, input_statistics
 from sslguard.schemes.exact.key import ExactKey
 from sslguard.schemes.exact.scheme import Exact
 from sslguard.schemes.exact.taking import neighbours_kept
-from sslguard.schemes.keyfile import load_key, save_key
+from sslguard.schemes.keyfile import RECIPIENTS, load_key, save_key
 from sslguard.stats.moments import unit_rows
 from sslguard.tracing import trace as tracing
-from sslguard.tracing.recipients import Recipient
-from sslguard.tracing.trace import corrected_common, processes, shortlist, trace_spectra
+from sslguard.tracing.recipients import Recipient, add, read_recipients
+from sslguard.tracing.trace import corrected_common, shortlist, trace_spectra
 from sslguard.training.distillation import distil
 from sslguard.training.recipes import Distillation
 
 ENCODER, SEED, QUERIES, ALPHA = "shipped:simclr", 1, 10_000, 0.01
 ASKED = "cluttered-fashion-mnist:train[50000:60000]"
+RIGHT_TESTS = 2
 SCHEME = Exact(mode="head")
 MANY, SOME, TIME = 1_000_000, 10_000, "2026-12-01T00:00:00+00:00"
 WORK = cache_dir() / "benchmarks" / "tracing"
@@ -64,6 +69,15 @@ COALITIONS = {
     "centred, random of 5": ("centred", "random", 5),
     "mse, average of 2": ("mse", "average", 2),
 }
+DIRECT = (
+    "projected of 2",
+    "average of 2",
+    "average of 5",
+    "average of 10",
+    "random of 2",
+    "regressed of 2",
+    "median of 3",
+)
 RULES = ("average", "random", "projected", "regressed", "median")
 
 
@@ -182,10 +196,13 @@ def rotated(answers: np.ndarray) -> np.ndarray:
     return answers @ np.linalg.qr(np.random.default_rng(SEED).standard_normal((d, d)))[0]
 
 
-def traced(bed: Bed, answers: np.ndarray, members: int) -> dict[str, Any]:
+def traced(bed: Bed, answers: np.ndarray, members: int, shortlisted: int = 100) -> dict[str, Any]:
     """Return who is named, and what the common mark shows."""
+    tracing.SHORTLIST = shortlisted
+    spent = Spent()
     spectra, _ = bed.spectra(answers, bed.key.mixtures())
     found = trace_spectra(bed.key, spectra, recipients(MANY if members == 1 else SOME), alpha=ALPHA)
+    used = spent.json()
     coalition = {name_of(i) for i in range(members)}
     named = [one.name for one in found if one.named]
     own = {}
@@ -199,6 +216,7 @@ def traced(bed: Bed, answers: np.ndarray, members: int) -> dict[str, Any]:
         "framed": sorted(set(named) - coalition),
         "members_uncorrected": own,
         "common": -corrected_common(common, 1),
+        "spent": used,
         "common_sides": {side: common.details[f"{side}_bits"] for side in ("left", "right")},
     }
 
@@ -215,105 +233,107 @@ def leaks(bed: Bed, chosen: dict[str, tuple[str, str, int]], found: dict[str, An
         if name in found:
             continue
         answers = copied(bed, name, loss, rule, members)
-        started = time.perf_counter()
         found[name] = {
             "members": members,
             "kept": bed.accuracy(answers) / clean,
-            "as it answers": traced(bed, answers, members),
+            "as it answers": traced(bed, answers, members, 1000),
             "rotated": traced(bed, rotated(answers), members),
-            "seconds": time.perf_counter() - started,
         }
-        shown = {
-            k: v if k in ("kept", "members") else (v["bits"], v["framed"], v["common"])
-            for k, v in found[name].items()
-            if k != "seconds"
-        }
-        print(name, json.dumps(shown), flush=True)
+        print(name, json.dumps(found[name]), flush=True)
 
 
-def direct(bed: Bed, found: dict[str, Any]) -> None:
+def direct(bed: Bed, found: dict[str, Any], names: Sequence[str] = DIRECT) -> None:
     """Measure what coalitions answer themselves, without a copy."""
-    for rule in RULES:
-        for members in (2, 3, 5, 10):
-            name = f"{rule} of {members}"
-            if (
-                name in found
-                or (rule in ("projected", "regressed") and members != 2)
-                or (rule, members) == ("median", 2)
-            ):
-                continue
-            coalition = Coalition(bed.key, members, rule)
-            answers = kept(f"direct {name}", lambda one=coalition: embed_all(one, bed.asked))  # type: ignore[misc]
-            found[name] = {**traced(bed, answers, members), "kept": bed.accuracy(answers) / bed.accuracy(bed.raw)}
-            print("direct", name, found[name]["named"], found[name]["framed"], found[name]["common"], flush=True)
+    for name in names:
+        if name in found:
+            continue
+        rule, _, members = name.split()
+        coalition = Coalition(bed.key, int(members), rule)
+        answers = kept(f"direct {name}", lambda one=coalition: embed_all(one, bed.asked))  # type: ignore[misc]
+        found[name] = {**traced(bed, answers, int(members)), "kept": bed.accuracy(answers) / bed.accuracy(bed.raw)}
+        print("direct", name, json.dumps(found[name]), flush=True)
 
 
-def innocents(bed: Bed, traces: int = 10_000, of: int = 1000) -> dict[str, Any]:
-    """Count traces of innocents that name anybody, at several levels."""
+def innocents(bed: Bed, traces: int, of: int = 1000) -> dict[str, Any]:
+    """Count traces of innocents that name anybody, at several levels. What is done is kept, and the rest goes on."""
+    n, path = 3000, WORK / "innocents.npy"
     members = [one for one in read_population(shipped_population()) if one.kind == "independent"][:6]
-    suspects = {one.name: embed_all(one.load(), bed.asked.slice(0, 3000)).astype(np.float64) for one in members}
-    suspects["clean"] = bed.raw[:3000]
-    labels = np.asarray(bed.asked.labels)[:3000]
+    asked, labels = bed.asked.slice(0, n), np.asarray(bed.asked.labels)[:n]
+    suspects = {
+        one.name: kept(f"innocent {one.name}", lambda one=one: embed_all(one.load(), asked)).astype(np.float64)  # type: ignore[misc]
+        for one in members
+    }
+    suspects["clean"] = bed.raw[:n]
     for name in list(suspects)[:4]:
-        weights, intercepts = linear_classifier(suspects[name][:1500], labels[:1500])
+        weights, intercepts = linear_classifier(suspects[name][: n // 2], labels[: n // 2])
         suspects[f"logits of {name}"] = suspects[name] @ weights + intercepts
-    placed, functions = bed.key.bank.placed(bed.h[:3000]), bed.key.bank.functions(bed.h[:3000], bed.statistics[:3000])
-    spectra = {name: bed.key.spectra_of(given, placed, functions)[0] for name, given in suspects.items()}
-    few = dict(zip(("SHORTLIST", "FINALISTS", "MOST_FINALISTS"), (4, 4, 4), strict=True))
-    for name, value in few.items():
-        setattr(tracing, name, value)
-    names, smallest = list(spectra), np.ones(traces)
-    streams = recipients(of)
-    for i in range(traces):
+    placed, functions = bed.key.bank.placed(bed.h[:n]), bed.key.bank.functions(bed.h[:n], bed.statistics[:n])
+    names = list(suspects)
+    spectra = [bed.key.spectra_of(given, placed, functions)[0] for given in suspects.values()]
+    tracing.SHORTLIST = RIGHT_TESTS
+    streams = [recipient_stream(one.name, 0) for one in recipients(of)]
+    smallest = list(np.load(path)) if path.exists() else []
+    for i in range(len(smallest), traces):
         key = replace(bed.key, secret=Secret.from_seed(1000 + i), _embedded={})
         vars(key).update(context=bed.key.context, clean_hash=bed.key.clean_hash)
-        one = spectra[names[i % len(names)]]
-        listed = shortlist(key, one, [f"recipient 0 {person.name}" for person in streams])
+        one = spectra[i % len(names)]
+        listed = shortlist(key, one, streams)
         best = min(key.recipient(name_of(int(p))).sides(one, tracing.QUICK).both for p in listed.places)
-        smallest[i] = min(0.0, best + np.log2(2 * of))
-    levels = {level: int((smallest <= np.log2(level)).sum()) for level in (1.0, 0.5, 0.1, 0.05, 0.01)}
+        smallest.append(best + np.log2(2 * of))
+    np.save(path, smallest)
+    found = np.array(smallest)
+    levels = (1.0, 0.5, 0.1, 0.05, 0.01)
     return {
-        "traces": traces,
+        "traces": len(found),
         "recipients": of,
         "suspects": names,
-        "named_at": {str(k): v for k, v in levels.items()},
-        "expected_at_most": {str(k): k / 2 * traces for k in levels},
-        "right_tests": 4,
+        "named_at": {str(level): int((found <= np.log2(level)).sum()) for level in levels},
+        "expected_at_most": {str(level): level / 2 * len(found) for level in levels},
+        "right_tests": RIGHT_TESTS,
     }
 
 
 def costs(bed: Bed) -> list[dict[str, float]]:
-    """Return seconds and memory of traces over 10^3 to 10^6 recipients, by one process and by two."""
-    spectra, _ = bed.spectra(copied(bed, "centred, one", *SINGLE["centred, one"]))
-    found = []
-    for n in (1000, 10_000, 100_000, 1_000_000):
+    """Return seconds and memory of traces over 10^3 to 10^5 recipients, and of reading a list of 10^6 names.
+
+    What 10^6 take stands with the copies of single leaks.
+    """
+    spectra, _ = bed.spectra(copied(bed, "centred, one", *SINGLE["centred, one"]), bed.key.mixtures())
+    found: list[dict[str, float]] = []
+    for n in (1000, 10_000, 100_000):
         some = recipients(n)
-        for workers in (1, 2):
-            with processes(workers) as pool:
-                started, cpu = time.perf_counter(), _cpu()
-                trace_spectra(bed.key, spectra, some, alpha=ALPHA, pool=pool, workers=workers)
-                wall = time.perf_counter() - started
-            found.append(
-                {
-                    "recipients": n,
-                    "workers": workers,
-                    "seconds": wall,
-                    "cpu_seconds": _cpu() - cpu,
-                    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                    "peak_mb_of_a_worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
-                }
-            )
-            print(found[-1], flush=True)
+        spent = Spent()
+        trace_spectra(bed.key, spectra, some, alpha=ALPHA)
+        found.append({"recipients": n, **spent.json()})
+        print(found[-1], flush=True)
+    add(WORK / "key", ["first"])
+    header = (WORK / "key" / RECIPIENTS).read_bytes()
+    lines = b"".join(b'["customer %d",["2026-12-01T00:00:00+00:00"],null]\n' % i for i in range(MANY - 1))
+    (WORK / "key" / RECIPIENTS).write_bytes(header + lines)
+    spent = Spent()
+    assert len(read_recipients(WORK / "key")) == MANY
+    found.append({"names_read": MANY, **spent.json()})
+    (WORK / "key" / RECIPIENTS).unlink()
     return found
 
 
-def _cpu() -> float:
-    return sum(
-        one.ru_utime + one.ru_stime for one in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+class Spent:
+    """Time since it was made, by the clock and of this process, and the most memory that it held."""
+
+    def __init__(self) -> None:
+        self.clock, self.cpu = time.perf_counter(), time.process_time()
+
+    def json(self) -> dict[str, float]:
+        """Return seconds and megabytes."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {
+            "seconds": time.perf_counter() - self.clock,
+            "cpu_seconds": time.process_time() - self.cpu,
+            "peak_mb": peak,
+        }
 
 
-def use(bed: Bed, keys: int = 6) -> dict[str, Any]:
+def use(bed: Bed, keys: int = 2) -> dict[str, Any]:
     """Return what the marks cost: accuracy in points, neighbours that stay, by the common mark alone and by both."""
     clean, rows = bed.accuracy(bed.h), []
     sought, among = np.arange(500), slice(0, 2000)
@@ -343,7 +363,9 @@ def use(bed: Bed, keys: int = 6) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = options(__doc__ or "", parts=("single", "coalitions", "direct", "innocents", "cost", "use"), copies=())
+    given = options(
+        __doc__ or "", parts=("single", "coalitions", "direct", "innocents", "cost", "use"), copies=(), traces=10_000
+    )
     prepare()
     path = RESULTS / "tracing.json"
     figures: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
@@ -358,9 +380,10 @@ def main() -> None:
             )
             leaks(bed, wanted, figures.setdefault("copies", {}))
         elif part == "direct":
-            direct(bed, figures.setdefault("direct", {}))
+            direct(bed, figures.setdefault("direct", {}), given.copies or DIRECT)
         else:
-            figures[part] = {"innocents": innocents, "cost": costs, "use": use}[part](bed)
+            measure = {"innocents": lambda bed: innocents(bed, given.traces), "cost": costs, "use": use}[part]
+            figures[part] = measure(bed)
             print(json.dumps(figures[part]), flush=True)
         save("tracing", figures)
 

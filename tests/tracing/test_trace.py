@@ -243,6 +243,17 @@ class TestTrace:
         assert found.named
         assert found.derived
 
+    def test_pvalues_of_those_outside_a_coalition_are_never_below_uniform(self, key: ExactKey, asked: Data) -> None:
+        """Also where the suspect holds the common mark and others' whole, and the common one was taken off."""
+        copies = [headed(key.clean, key.bank, *key.handed_to(key.recipient(f"customer {i}"))) for i in (3, 4)]
+        answers = [sum(one.embed(batch) for one in copies) / 2 for batch in key.queries(asked)]
+        spectra, _ = key.spectra(iter(answers), asked, known=key.mixtures())
+        sides = [key.recipient(f"outsider {i}").sides(spectra, ("own_space", "difference")) for i in range(200)]
+        for side in ("left", "right", "both"):
+            pvalues = [2.0 ** getattr(one, side) for one in sides]
+            assert stats.kstest(pvalues, "uniform", alternative="greater").pvalue > 1e-3
+        assert abs(stats.spearmanr([one.left for one in sides], [one.right for one in sides])[0]) < 0.25
+
     def test_what_the_common_mark_adds_is_taken_off_first(self, key: ExactKey, handed: Encoder, asked: Data) -> None:
         answers = [handed.embed(batch) for batch in key.queries(asked)]
         freed, _ = key.spectra(iter(answers), asked, known=key.mixtures())
