@@ -348,11 +348,12 @@ class TestClaims:
         save_encoder(bed.clean, tmp_path / "clean")
         (tmp_path / "signed.json").write_bytes(self.signed(bed).document.content)
         data = ("--data", tmp_path / "items.npy", "--seed", SEED)
-        claimed = sslguard(
-            "claim", bed.key_folder, tmp_path / "copy", *data, "--commitment", bed.commitment, "--out", bed.bundle
-        )
+        line = ("claim", bed.key_folder, tmp_path / "copy", *data, "--commitment", bed.commitment, "--out")
+        claimed = sslguard(*line, bed.bundle)
         assert claimed.code == 0, claimed.err
         assert "opens the secret 2 of the recipient 'acme', and no other" in claimed.err
+        again = sslguard(*line, tmp_path / "again")
+        assert "the secret called 'recipient 1 acme' was opened on" in again.err
         audit = ("audit", bed.bundle, *data, "--own-data", "--clean", tmp_path / "clean")
         signed = ("--receipt", tmp_path / "signed.json", "--recipient-key", PUBLIC)
         found = done(*audit, *signed)

@@ -162,6 +162,7 @@ def claim(
     from sslguard.claims.commitment import parse_commitment
     from sslguard.claims.documents import MAX_DOCUMENT, read_file
     from sslguard.claims.outcome import foretold
+    from sslguard.schemes.exact.bank import recipient_stream
     from sslguard.schemes.keyfile import open_key
 
     running.start()
@@ -169,6 +170,7 @@ def claim(
     recipient = parse_commitment(read_file(commitment, MAX_DOCUMENT), str(commitment)).recipient
     if recipient is not None:
         say(f"this opens the secret {recipient.rotation + 1} of the recipient {recipient.name!r}, and no other")
+        say_opened(key, recipient_stream(recipient.name, recipient.rotation))
     else:
         say_opened(key, sub_key)
     if recipient is None and sub_key is None and stored.sub_keys > 1:
@@ -341,13 +343,14 @@ def moment(option: str, text: str | None) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def say_opened(folder: Path, sub_key: int | None) -> None:
-    """Say so where the key in a folder, or that sub-key of it, was opened in an earlier claim."""
+def say_opened(folder: Path, part: int | str | None) -> None:
+    """Say so where the key in a folder, or that sub-key or recipient's secret, was opened in an earlier claim."""
     from sslguard.claims.openings import opened_at
 
-    when = opened_at(folder, sub_key or 0)
+    when = opened_at(folder, part or 0)
     if when is not None:
-        which = "this key, or a part of it," if sub_key is None else f"sub-key {sub_key}"
+        which = "this key, or a part of it," if part is None else f"sub-key {part}"
+        which = f"the secret called {part!r}" if isinstance(part, str) else which
         say(f"{which} was opened on {when:%Y-%m-%d %H:%M %Z}: it says nothing of suspects that are younger")
 
 
