@@ -176,8 +176,8 @@ class TestWhoAsks:
         ("headers", "status", "said"),
         [
             ([], 400, "is missing"),
-            ([(HEADER, "acme"), (HEADER, "acme")], 400, "is twice"),
-            ([(HEADER, "acme"), (HEADER.lower(), "bob")], 400, "is twice"),
+            ([(HEADER, "acme"), (HEADER, "acme")], 400, "more than once"),
+            ([(HEADER, "acme"), (HEADER.lower(), "bob")], 400, "more than once"),
             ([(HEADER, "")], 400, "printable"),
             ([(HEADER, "x" * 129)], 400, "printable"),
             ([(b"X-Customer", b"\xff")], 400, "printable"),

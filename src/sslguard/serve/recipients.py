@@ -160,8 +160,8 @@ class Recipients:
 
     def _name(self, given: list[bytes]) -> str:
         if len(given) != 1:
-            many = "twice" if given else "missing"
-            raise NotServedError(400, f"the header {self.header} is {many}: it must name one recipient")
+            many = "came more than once" if given else "is missing"
+            raise NotServedError(400, f"the header {self.header} {many}: it must name one recipient")
         try:
             return checked_name(given[0].decode())
         except (UnicodeDecodeError, UsageError):
