@@ -205,6 +205,7 @@ class TestDistilled:
         assert moved(x.to(torch.float32)).dtype == x.dtype
 
 
+@pytest.mark.trains
 def test_command_says_what_did_not_take_and_exits_with_1(clean, tmp_path: Path):
     save_encoder(clean, tmp_path / "clean")
     np.save(tmp_path / "pictures.npy", np.random.default_rng(0).integers(0, 256, (1000, 16, 16), dtype=np.uint8))
