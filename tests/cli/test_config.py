@@ -99,8 +99,8 @@ def test_a_mistake_in_the_file_is_one_sentence(place: Path, text: str | None, me
 
 
 def test_every_command_takes_a_file_and_can_be_quiet() -> None:
-    for name in (*sorted(app.resolved_commands()), "attack prune", "bench run"):
-        if not name.startswith("-") and name not in ("attack", "bench"):
+    for name in (*sorted(app.resolved_commands()), "attack prune", "bench run", "recipients list"):
+        if not name.startswith("-") and name not in ("attack", "bench", "recipients"):
             page = sslguard(*name.split(), "--help").out
             assert all(option in page for option in ("--config", "--quiet", "--json")), name
 

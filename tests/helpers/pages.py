@@ -76,7 +76,12 @@ def audit() -> Audit:
         **dict.fromkeys(("owner", "commitment_sha256", "claim_sha256", "clean_hash", "watermarked_hash"), "ab" * 32),
         **dict.fromkeys(("asked_sha256", "answers_sha256", "asked_at"), "cd" * 32),
         **{"suspect": f"https://example.org/{LONG}", "scheme": "exact", "seed": "5eed" * 16, "data": "a-folder"},
-        **{"committed": "2025-01-01T00:00:00+00:00", "claimed_by": {"sslguard": "0"}, "audited_by": {"sslguard": "0"}},
+        **{
+            "recipient": None,
+            "committed": "2025-01-01T00:00:00+00:00",
+            "claimed_by": {"sslguard": "0"},
+            "audited_by": {"sslguard": "0"},
+        },
     }
     significance = SimpleNamespace(log2_pvalue=-143.2, pvalue=2**-143.2, floor=2**-256.0, n_controls=0)
     verdict: Any = SimpleNamespace(significance=significance)

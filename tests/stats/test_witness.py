@@ -108,7 +108,7 @@ def test_examples_of_the_docstrings_hold() -> None:
 
 def test_no_argument_exists_through_which_directions_could_come_in() -> None:
     assert list(inspect.signature(module.witness).parameters) == ["name", "spectra", "spread"]
-    assert list(inspect.signature(module.witnesses).parameters) == ["spectra", "spread"]
+    assert list(inspect.signature(module.witnesses).parameters) == ["spectra", "spread", "chosen"]
     assert list(inspect.signature(Spectra).parameters) == ["moments"]
     assert list(inspect.signature(Moments.update).parameters) == ["self", "h", "phi", "g", "unit"]
     assert "direction" not in "".join(vars(module)).lower()
