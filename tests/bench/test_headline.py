@@ -69,7 +69,7 @@ def test_the_sentences_count_what_keeps_its_accuracy(config: Config) -> None:
     assert "half of them show 52 bits or more" in found
     assert "“tuned” on one, leaves 3.0 bits (3.0 to 5.0 over 2 seeds), at the price of 20 CPU s, 1,000 queries" in worst
     assert "Of 2 innocents under mark" in innocents
-    assert "1 are called derived" in innocents
+    assert "1 is called derived" in innocents
     assert "7.0 bits" in innocents
     table = kinds_table(config, rows)
     assert table.rows == (("mark", "3, 4 (2)", "–", "100, 200 (2)", "–", "–", "–"),)

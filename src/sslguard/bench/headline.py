@@ -83,8 +83,8 @@ def _of_innocents(rows: Sequence[Row], scheme: str, rate: float) -> str:
     claimed = sum(bool(row.detected(rate)) for row in exact)
     largest = max(row.uncapped_bits or 0.0 for row in exact)
     return (
-        f"Of {len(exact):,} innocents under {scheme}, each with a secret of its own, {claimed or 'none'} are called "
-        f"derived at that rate; the largest evidence against one is {largest:.1f} bits."
+        f"Of {len(exact):,} innocents under {scheme}, each with a secret of its own, {claimed or 'none'} "
+        f"{'is' if claimed == 1 else 'are'} called derived at that rate; the largest evidence against one is {largest:.1f} bits."
     )
 
 
