@@ -82,9 +82,10 @@ def _of_innocents(rows: Sequence[Row], scheme: str, rate: float) -> str:
         return f"Its p-values are ranks among {len(innocents):,} innocents, which claim no more than the rate."
     claimed = sum(bool(row.detected(rate)) for row in exact)
     largest = max(row.uncapped_bits or 0.0 for row in exact)
+    said = f"{claimed or 'none'} {'is' if claimed == 1 else 'are'}"
     return (
-        f"Of {len(exact):,} innocents under {scheme}, each with a secret of its own, {claimed or 'none'} "
-        f"{'is' if claimed == 1 else 'are'} called derived at that rate; the largest evidence against one is {largest:.1f} bits."
+        f"Of {len(exact):,} innocents under {scheme}, each with a secret of its own, {said} called derived at that "
+        f"rate, and the largest evidence is {largest:.1f} bits."
     )
 
 
