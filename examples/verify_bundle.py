@@ -4,9 +4,7 @@ It shares no code with sslguard. After docs/reference/key-format.md and docs/exp
 secrets, all witnesses, both p-values, and the bits that are left after all charges. Exit code 0: that is what the claim
 says; 1: it is not, so that the bundle was changed or forged; 3: this program cannot tell, as of labels.
 
-It cannot run the clean encoder F: it takes F's embeddings and the inputs' statistics from clean.npy, and trusts that
-`sslguard audit` compared these with F's own. Signatures and timestamps are left to the standard tools.
-
+F's embeddings and statistics of inputs come from clean.npy: the audit compares them with F. Signatures are not checked.
 Names: h clean embeddings along the bank's axes (n, q); g answers (n, m), t with columns of deviation 1, u with rows of
 length 1; psi functions of the input (n, B), phi their mixtures by A (n, r). Secrets A (B, r), G (r, q). Rows: centred.
 """
@@ -282,18 +280,20 @@ def main():
         pairs += [(f"{s} side", log, -said[f"{s}_bits"]) for s, log in zip(("left", "right"), sides, strict=True)]
         pairs += [("both sides", both := fisher(sides), said["log2_pvalue_uncapped"])]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        need(False, f"{type(error).__name__}: {error!s:.200}", 3 if isinstance(error, LinAlgError) else 1)
+        need(False, f"unreadable: {error!s:.200}", 3 if isinstance(error, LinAlgError | FileNotFoundError) else 1)
     for name, ours, theirs in pairs:
         same = abs(ours - theirs) <= TOLERANCE * max(1, abs(ours))
         print(f"{name}: {abs(ours):.6f} bits; the claim says {abs(theirs):.6f}{'' if same else ', another figure'}")
     need(same, "the arithmetic gives another figure of both sides")
-    n, silent = len(answers), int((~answers.astype(np.float32).any(1)).sum())
-    tests = claim["compared"] + 1 if "compared" in claim else len(committed["keys"]) + ("order" in committed)
+    n, silent, compared = len(answers), int((~answers.astype(np.float32).any(1)).sum()), claim.get("compared", 0)
+    fits = type(compared) is int and 0 <= compared <= 2**40 and (compared > 0) == ("recipient" in committed)
+    need(fits, "the number of recipients' secrets that were compared is missing, or none that can be")
+    tests = compared + 1 if compared else len(committed["keys"]) + ("order" in committed)
     choices = (gammaln(n + 1) - gammaln(silent + 1) - gammaln(n - silent + 1)) / math.log(2)  # of what to leave out
     left = min(256, -both) - math.log2(1 + fields["redraw"]) - math.log2(tests) - choices - 6  # 64 ways of reading
     older, other = (max(0, left - tries) for tries in (20, 64))
     print(f"after charges: {older:.1f} bits if the commitment is shown to be older than the suspect, else {other:.1f}")
-    print("agrees: hashes, secrets, witnesses and p-values are the claim's; that clean.npy is F's, the audit checks")
+    print("agrees: hashes, secrets, witnesses, p-values. Not checked here: signatures, and that clean.npy is F's")
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ class TestChanged:
         else:
             (bundle / name).unlink()
         whole = kept == 1 and name.endswith(".json")  # without the newline at the end
-        assert run(bundle)[0] == (0 if whole and name == "claim.json" else 1)
+        assert run(bundle)[0] == (3 if kept == 0 else 0 if whole and name == "claim.json" else 1)
 
     @pytest.mark.parametrize("name", ["answers.npy", "clean.npy"])
     @pytest.mark.parametrize("fitting", [False, True], ids=["as signed", "hash made to fit"])
@@ -279,6 +279,11 @@ class TestChanged:
         assert run(bundle, "--commitment", str(other))[0] == 1
         shutil.copy(other, bundle / "commitment.json")
         assert run(bundle)[0] == 1
+
+    def test_compared_secrets_of_a_claim_on_no_recipient(self, run, bundle):
+        say(bundle, lambda claim: claim.update(compared=3))
+        code, out = run(bundle)
+        assert (code, "secrets that were compared" in out) == (1, True)
 
     @pytest.mark.parametrize("name", ["left_bits", "log2_pvalue_uncapped", "log2 p of right, leading"])
     def test_made_up_figures(self, run, bundle, name):

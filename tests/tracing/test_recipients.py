@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sslguard.claims.openings import check_not_opened
 from sslguard.crypto.sealing import Seal, new_identity
 from sslguard.errors import KeyFileError, OutputError, UsageError
+from sslguard.files import canonical_json
 from sslguard.schemes.base import Key
 from sslguard.schemes.keyfile import RECIPIENTS, load_key, reseal_key, save_key
 from sslguard.tracing import recipients
@@ -138,11 +140,41 @@ def test_a_pipe_in_its_place_does_not_block(folder: Path) -> None:
         read_recipients(folder)
 
 
+def test_a_name_whose_secret_was_opened_is_not_added_again(folder: Path) -> None:
+    said = {"format": "sslguard-openings", "version": 1, "opened": {"recipient 0 Zoë AG": "2026-12-01T00:00:00+00:00"}}
+    (folder / "openings.json").write_bytes(canonical_json(said) + b"\n")
+    check_not_opened(folder, ["acme", "AG"])
+    with pytest.raises(UsageError, match="a claim opened a secret"):
+        check_not_opened(folder, ["acme", "Zoë AG"])
+
+
+def test_a_list_that_was_cut_at_a_line_is_refused(folder: Path) -> None:
+    add(folder, ["a", "b", "c"])
+    path = folder / RECIPIENTS
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(KeyFileError, match="it holds 2 recipients, and says 3"):
+        read_recipients(folder)
+
+
+@pytest.mark.parametrize("when", ["2026-12-01", "2026-12-01T00:00:00", "yesterday"])
+def test_a_time_without_its_zone_is_refused(folder: Path, when: str) -> None:
+    add(folder, ["a"])
+    path = folder / RECIPIENTS
+    header, line = path.read_bytes().splitlines()
+    name, (_, *_), revoked = json.loads(line)
+    path.write_bytes(header + b"\n" + json.dumps([name, [when], revoked]).encode() + b"\n")
+    with pytest.raises(KeyFileError, match="after line 1"):
+        read_recipients(folder)
+
+
 def test_many_names_are_read_in_little_time(folder: Path) -> None:
     """A list of 10^6 is read in seconds; here a fiftieth of it, whose lines are as the program writes them."""
     add(folder, ["first"])
-    with (folder / RECIPIENTS).open("ab") as file:
-        file.writelines(b'["customer %d",["2026-12-01T00:00:00+00:00"],null]\n' % i for i in range(20_000))
+    path, lines = (
+        folder / RECIPIENTS,
+        [b'["customer %d",["2026-12-01T00:00:00+00:00"],null]\n' % i for i in range(20_000)],
+    )
+    path.write_bytes(path.read_bytes().replace(b'"count":1,', b'"count":20001,') + b"".join(lines))
     assert len(read_recipients(folder)) == 20_001
     assert json.loads((folder / RECIPIENTS).read_bytes().splitlines()[0])["format"] == recipients.FORMAT
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sslguard.claims.documents import MAX_DOCUMENT, moment, parse_line, read_file
-from sslguard.errors import ClaimError, OutputError
+from sslguard.errors import ClaimError, OutputError, UsageError
 from sslguard.files import canonical_json, write_atomic
 from sslguard.schemes.exact.settings import MAX_SUB_KEYS
 from sslguard.schemes.keyfile import OPENINGS, ORDER, StoredKey
@@ -69,6 +70,22 @@ def opened_at(folder: Path | None, number: int | str) -> datetime | None:
     found = {} if folder is None else read_openings(folder)
     parts = [each for each in found if each in (0, number) or (number == 0 and isinstance(each, int))]
     return min((found[each] for each in parts), default=None)
+
+
+def check_not_opened(folder: Path, names: Iterable[str]) -> None:
+    """Check that new recipients have had no secret that a claim opened, as where their list was lost.
+
+    Raises:
+        UsageError: A name's secret is known to others.
+        ClaimError: The record is damaged.
+    """
+    known = {number.split(" ", 2)[2] for number in read_openings(folder) if isinstance(number, str) and " " in number}
+    for name in names:
+        if name in known:
+            raise UsageError(
+                f"a claim opened a secret of the recipient {name!r}, whom the list does not hold: bring the list back "
+                "from a copy, or choose another name"
+            )
 
 
 def check_recordable(stored: StoredKey) -> None:

@@ -134,7 +134,9 @@ class Terms:
             if value is not None and value.tzinfo is None:
                 raise UsageError(f"{name} must say its time zone")
         if self.recipient_key is not None and not re.fullmatch("[0-9a-f]{64}", self.recipient_key):
-            raise UsageError(f"recipient_key must have 64 hexadecimal digits, unlike {self.recipient_key!r:.70}")
+            raise UsageError(f"a recipient's key must have 64 hexadecimal digits, unlike {self.recipient_key!r:.70}")
+        if self.recipient_key is not None and self.receipt is None:
+            raise UsageError("a recipient's key checks the receipt that he signed: give that receipt too (--receipt)")
         Range(least=1).check(self.n_claims, "n_claims")
         Range(above=0, below=1).check(self.alpha, "alpha")
 

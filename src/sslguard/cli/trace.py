@@ -37,6 +37,7 @@ def add(key: Path, /, *name: str, names: Path | None = None, output: Output = PR
         output: How results are printed.
     """
     check(key=key)
+    from sslguard.claims.openings import check_not_opened
     from sslguard.files import read_plain
     from sslguard.tracing import recipients
 
@@ -49,9 +50,14 @@ def add(key: Path, /, *name: str, names: Path | None = None, output: Output = PR
     if not given:
         raise UsageError("name at least one recipient, or a file of names with --names")
     _check_exact(key)
+    check_not_opened(key, given)
     added = recipients.add(key, given)
     words = command("watermark", "ENCODER", "--data", "DATA", "--key", key, "--recipient-mark", added[0].name)
-    rows = [("key", str(key)), ("added", ", ".join(one.name for one in added[:10])), ("recipients", f"{len(added):,}")]
+    rows = [
+        ("key", str(key)),
+        ("added", ", ".join(one.name for one in added[:10])),
+        ("number", f"{len(added):,}"),
+    ]
     return Result({"key": str(key), "added": len(added)}, rows, next=f"{words} --out OUT")
 
 

@@ -2,7 +2,8 @@
 
 A recipient's secrets are derived from the key's secret and from his name, so a name is all that is kept. The file is
 not encrypted, even where the key is: use numbers for names that nobody may read. It is UTF-8, mode 0600. Its first line
-is a JSON object of `format` and `key`, the key's public id. Each other line is one recipient, a JSON array:
+is a JSON object of `format`, `key`, the key's public id, and `count`, the number of recipients, so that a list that was
+cut is told. Each other line is one recipient, a JSON array:
 
     [name, [time of the first secret, of the second ...], time of the revocation or null]
 
@@ -77,13 +78,19 @@ def read_recipients(folder: Path) -> list[Recipient]:
     lines = read_plain(path, MOST_BYTES, KeyFileError).split(b"\n")
     if len(lines) < 2 or lines.pop() != b"" or len(lines) - 1 > MOST_RECIPIENTS:
         raise KeyFileError(f"{path} is damaged: it does not end with a line, or holds too many names")
+    found = list[Recipient]()
     try:
         header = json.loads(lines[0])
-        if header != {"format": FORMAT, "key": read_header(folder)["id"]}:
-            raise KeyFileError(f"{path} is no list of recipients of this key")
-        found = [_recipient(json.loads(line)) for line in lines[1:]]
-    except (ValueError, RecursionError) as error:
-        raise KeyFileError(f"{path} is damaged: {error!s:.200}") from None
+        for line in lines[1:]:
+            found.append(_recipient(json.loads(line)))
+    except RecursionError:
+        raise KeyFileError(f"{path} is damaged after line {len(found) + 1}: it is nested too deeply") from None
+    except ValueError as error:
+        raise KeyFileError(f"{path} is damaged after line {len(found) + 1}: {error!s:.200}") from None
+    if not isinstance(header, dict) or header != {**_header(folder), "count": header.get("count")}:
+        raise KeyFileError(f"{path} is no list of recipients of this key")
+    if header["count"] != len(found):
+        raise KeyFileError(f"{path} is damaged: it holds {len(found):,} recipients, and says {header['count']!s:.20}")
     if len({one.name for one in found}) != len(found):
         raise KeyFileError(f"{path} is damaged: a name comes twice")
     return found
@@ -156,9 +163,13 @@ def _changed(folder: Path) -> Iterator[list[Recipient]]:
     with _alone(folder):
         found = read_recipients(folder)
         yield found
-        lines = [canonical_json({"format": FORMAT, "key": read_header(folder)["id"]})]
+        lines = [canonical_json({**_header(folder), "count": len(found)})]
         lines += [canonical_json(list(one)) for one in found]
         write_atomic(folder / RECIPIENTS, b"\n".join(lines) + b"\n", private=True)
+
+
+def _header(folder: Path) -> dict[str, str]:
+    return {"format": FORMAT, "key": read_header(folder)["id"]}
 
 
 @contextmanager
@@ -186,11 +197,18 @@ def _recipient(found: object) -> Recipient:
     name, secrets, revoked = found
     if not isinstance(name, str) or checked_name(name) != name:
         raise ValueError("a name is not in its normal form")
-    if not isinstance(secrets, list) or not secrets or not all(isinstance(when, str) for when in secrets):
-        raise ValueError(f"{name!r} has no secrets")
-    if revoked is not None and not isinstance(revoked, str):
-        raise ValueError(f"{name!r} has no time of revocation")
+    if not isinstance(secrets, list) or not secrets or not all(map(_is_time, secrets)):
+        raise ValueError(f"{name!r} has no secrets, or times without a zone")
+    if revoked is not None and not _is_time(revoked):
+        raise ValueError(f"{name!r} has no time of revocation with its zone")
     return Recipient(name, tuple(secrets), revoked)
+
+
+def _is_time(when: object) -> bool:
+    try:
+        return isinstance(when, str) and datetime.fromisoformat(when).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _now() -> str:
